@@ -1,0 +1,66 @@
+"""dynchoice: dynamic discrete choice models of membership.
+
+Public names load on first use (PEP 562), so that ``import dynchoice`` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "StateSpace": "panel.states",
+    "Panel": "panel.panel",
+    "Counts": "panel.counts",
+    "Utility": "model.utility",
+    "Transitions": "model.transitions",
+    "Fixed": "model.laws",
+    "Deterministic": "model.laws",
+    "Markov": "model.laws",
+    "Cycle": "model.laws",
+    "Increment": "model.laws",
+    "DDC": "model.ddc",
+    "solve": "solve.solution",
+    "Solution": "solve.solution",
+    "NFXP": "estimate.nfxp",
+    "CCP": "estimate.ccp",
+    "Results": "inference.results",
+    "load": "inference.results",
+    "compare": "inference.summary",
+    "Scenario": "counterfactual.scenario",
+    "counterfactual": "counterfactual.scenario",
+    "forecast": "counterfactual.forecast",
+    "Forecast": "counterfactual.forecast",
+    "simulate": "counterfactual.simulate",
+    "DynChoiceError": "errors",
+    "SpecificationError": "errors",
+    "ConfigError": "errors",
+    "ConvergenceError": "errors",
+    "IdentificationError": "errors",
+    "CheckError": "errors",
+    "DataError": "errors",
+    "ColumnError": "errors",
+    "StorageError": "errors",
+    "LockError": "errors",
+    "MissingExtraError": "errors",
+    "DynChoiceWarning": "errors",
+    "ConvergenceWarning": "errors",
+    "IdentificationWarning": "errors",
+    "DataWarning": "errors",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dynchoice' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"dynchoice.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

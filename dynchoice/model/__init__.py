@@ -1,0 +1,1 @@
+"""Economic primitives; nothing here is estimated."""

@@ -1,0 +1,321 @@
+"""Counts: all that the likelihood needs of a panel, at the cost of its cells.
+
+``n[s, j]`` and ``n[s, j, s']`` by segment and member bucket, plus the same choices by period
+(for finite horizons and for the distribution that a forecast starts from), plus, for panels
+small enough, each member's own cells (for standard errors clustered by member).
+Counts add: parts of a panel split by member sum to the whole, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.panel.states import StateSpace
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+NO_NEXT = -1
+"""Next-state code of a row without an observed next month: it informs choices only."""
+
+
+def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Return the distinct rows of ``keys`` (rows, columns) in order and the sum of ``n`` of each.
+
+    Sums run in sorted order of the rows and of ``n``, so the result does not depend on the
+    order in which rows arrive.
+    """
+    if len(keys) == 0:
+        return keys, n
+    order = np.lexsort((n, *keys.T[::-1]))
+    sorted_keys, sorted_n = keys[order], n[order]
+    new = np.r_[True, (sorted_keys[1:] != sorted_keys[:-1]).any(axis=1)]
+    return sorted_keys[new], np.add.reduceat(sorted_n, np.flatnonzero(new))
+
+
+@dataclass(frozen=True)
+class MemberCells:
+    """The cells of each member, flat: member ``i`` has entries ``indptr[i]:indptr[i+1]``.
+
+    ``cells`` (C, 5) holds the distinct (segment, state, choice, next state, decides);
+    ``index`` points into it, ``n`` (entries,) counts months of one copy of the member and
+    ``weights`` (N,) says how many members each history stands for.
+    """
+
+    indptr: IntArray
+    index: IntArray
+    n: FloatArray
+    cells: IntArray
+    weights: FloatArray
+
+    @property
+    def size(self) -> int:
+        """Number of members ``N`` (histories, not weighted)."""
+        return len(self.indptr) - 1
+
+    def matrix(self) -> csr_array:
+        """Return the members x cells matrix of counts."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.n, self.index, self.indptr), shape=(self.size, len(self.cells)))
+
+    @classmethod
+    def from_rows(
+        cls, member: IntArray, cells: IntArray, n: FloatArray, weights: FloatArray
+    ) -> MemberCells:
+        """Build from one row per (member code, cell), member codes 0 .. N-1."""
+        unique, index = np.unique(cells, axis=0, return_inverse=True)
+        order = np.lexsort((index, member))
+        indptr = np.searchsorted(member[order], np.arange(len(weights) + 1))
+        return cls(
+            indptr.astype(np.int64),
+            index.reshape(-1)[order].astype(np.int64),
+            n[order],
+            unique,
+            weights,
+        )
+
+    def select(self, segment: int) -> MemberCells:
+        """Return the members of one segment, relabelled as segment 0."""
+        keep = self.cells[self.index, 0] == segment
+        member = np.repeat(np.arange(self.size), np.diff(self.indptr))[keep]
+        kept, codes = np.unique(member, return_inverse=True)
+        cells = self.cells[self.index[keep]].copy()
+        cells[:, 0] = 0
+        return MemberCells.from_rows(codes, cells, self.n[keep], self.weights[kept])
+
+    def __add__(self, other: MemberCells) -> MemberCells:
+        member = [np.repeat(np.arange(m.size), np.diff(m.indptr)) for m in (self, other)]
+        return MemberCells.from_rows(
+            np.r_[member[0], member[1] + self.size],
+            np.concatenate([m.cells[m.index] for m in (self, other)]),
+            np.r_[self.n, other.n],
+            np.r_[self.weights, other.weights],
+        )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sufficient statistics of a panel.
+
+    Parameters
+    ----------
+    states : StateSpace
+    choices : tuple of labels
+    segments : tuple of labels
+        ``M`` of them; one segment named ``"all"`` when the panel names none.
+    buckets : int
+        ``B``, the number of member buckets.
+    cells : IntArray, shape (C, 6)
+        Distinct (segment, bucket, state, choice, next state or -1, decides).
+    n : FloatArray, shape (C,)
+        Member-months in each cell (sum of weights).
+    period_cells : IntArray, shape (P, 5)
+        Distinct (segment, period, state, choice, decides).
+    period_n : FloatArray, shape (P,)
+    segment_members : IntArray, shape (M,)
+        Members seen in each segment.
+    members : MemberCells or None
+        ``None`` above the panel's ``member_limit``: then clusters are the buckets.
+    period_kind : {"integer", "month", "quarter", "year"}
+        How a period number reads.
+    """
+
+    states: StateSpace
+    choices: tuple[Level, ...]
+    segments: tuple[Level, ...]
+    buckets: int
+    cells: IntArray
+    n: FloatArray
+    period_cells: IntArray
+    period_n: FloatArray
+    segment_members: IntArray
+    members: MemberCells | None = None
+    period_kind: str = "integer"
+    _cache: dict[str, AnyArray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(S, J)``."""
+        return self.states.size, len(self.choices)
+
+    def n_sj(self) -> FloatArray:
+        """Return the choices that enter the likelihood, (S, J), over all segments."""
+        if "n_sj" not in self._cache:
+            S, J = self.shape
+            own = self.cells[:, 5] == 1
+            code = self.cells[own, 2] * J + self.cells[own, 3]
+            out = np.bincount(code, weights=self.n[own], minlength=S * J).reshape(S, J)
+            out.setflags(write=False)
+            self._cache["n_sj"] = out
+        return self._cache["n_sj"]
+
+    def n_tsj(self, periods: int) -> FloatArray:
+        """Return the choices by period since the first, (T, S, J), for a finite horizon.
+
+        Raises
+        ------
+        DataError
+            The panel spans more periods than the horizon.
+        """
+        S, J = self.shape
+        first, last = self.first_period, self.last_period
+        if last - first + 1 > periods:
+            raise DataError(
+                f"the panel spans {last - first + 1} periods ({self.period_label(first)} to"
+                f" {self.period_label(last)}), the model's horizon is {periods}"
+            )
+        own = self.period_cells[:, 4] == 1
+        _, t, s, j, _ = self.period_cells[own].T
+        code = ((t - first) * S + s) * J + j
+        return np.bincount(code, weights=self.period_n[own], minlength=periods * S * J).reshape(
+            periods, S, J
+        )
+
+    def moves(self) -> tuple[IntArray, FloatArray]:
+        """Return observed transitions: (state, choice, next state) rows (C, 3) and counts (C,)."""
+        has_next = self.cells[:, 4] != NO_NEXT
+        return group_sum(np.ascontiguousarray(self.cells[has_next][:, 2:5]), self.n[has_next])
+
+    def at_period(self, period: int | None = None) -> FloatArray:
+        """Return choices made in one period (default the last), (M, S, J)."""
+        S, J = self.shape
+        at = self.period_cells[:, 1] == (self.last_period if period is None else period)
+        m, _, s, j, _ = self.period_cells[at].T
+        M = len(self.segments)
+        code = (m * S + s) * J + j
+        return np.bincount(code, weights=self.period_n[at], minlength=M * S * J).reshape(M, S, J)
+
+    @property
+    def first_period(self) -> int:
+        """Number of the first period observed."""
+        return int(self.period_cells[:, 1].min())
+
+    @property
+    def last_period(self) -> int:
+        """Number of the last period observed."""
+        return int(self.period_cells[:, 1].max())
+
+    def period_label(self, period: int) -> str:
+        """Return a period number as it reads in the data."""
+        return period_label(period, self.period_kind)
+
+    @property
+    def nmembers(self) -> int:
+        """Members ``N``; one who changes segment is counted in each."""
+        return int(self.segment_members.sum())
+
+    @cached_property
+    def nobs(self) -> float:
+        """Member-months whose choice enters the likelihood (sum of weights)."""
+        return float(self.n[self.cells[:, 5] == 1].sum())
+
+    def segment(self, label: Level) -> Counts:
+        """Return the counts of one segment.
+
+        Raises
+        ------
+        SpecificationError
+            No such segment.
+        """
+        if label not in self.segments:
+            raise SpecificationError(
+                f"no segment {label!r}.{suggest(label, self.segments)}"
+                f" Segments: {', '.join(map(str, self.segments))}"
+            )
+        code = self.segments.index(label)
+        own, own_period = self.cells[:, 0] == code, self.period_cells[:, 0] == code
+        cells, period_cells = self.cells[own].copy(), self.period_cells[own_period].copy()
+        cells[:, 0] = 0
+        period_cells[:, 0] = 0
+        members = self.members.select(code) if self.members is not None else None
+        return replace(
+            self,
+            segments=(label,),
+            cells=cells,
+            n=self.n[own],
+            period_cells=period_cells,
+            period_n=self.period_n[own_period],
+            members=members,
+            segment_members=self.segment_members[[code]],
+            _cache={},
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        """Add the counts of other members (parts of one panel, split by member)."""
+        same = (
+            self.states == other.states
+            and self.choices == other.choices
+            and self.buckets == other.buckets
+            and self.period_kind == other.period_kind
+        )
+        if not same:
+            raise SpecificationError(
+                "counts add only over the same states, choices, buckets and kind of period"
+            )
+        segments = self.segments + tuple(s for s in other.segments if s not in self.segments)
+        segments = tuple(sorted(segments, key=str))
+        a, b = self._relabelled(segments), other._relabelled(segments)
+        cells, n = group_sum(np.concatenate([a.cells, b.cells]), np.r_[a.n, b.n])
+        period_cells, period_n = group_sum(
+            np.concatenate([a.period_cells, b.period_cells]), np.r_[a.period_n, b.period_n]
+        )
+        members = None
+        if a.members is not None and b.members is not None:
+            members = a.members + b.members
+        return replace(
+            a,
+            cells=cells,
+            n=n,
+            period_cells=period_cells,
+            period_n=period_n,
+            segment_members=a.segment_members + b.segment_members,
+            members=members,
+            _cache={},
+        )
+
+    def _relabelled(self, segments: tuple[Level, ...]) -> Counts:
+        new = np.array([segments.index(s) for s in self.segments], dtype=np.int64)
+        cells, period_cells = self.cells.copy(), self.period_cells.copy()
+        cells[:, 0] = new[cells[:, 0]]
+        period_cells[:, 0] = new[period_cells[:, 0]]
+        members = self.members
+        if members is not None:
+            own = members.cells.copy()
+            own[:, 0] = new[own[:, 0]]
+            members = replace(members, cells=own)
+        seen = np.zeros(len(segments), dtype=np.int64)
+        seen[new] = self.segment_members
+        return replace(
+            self,
+            segments=segments,
+            cells=cells,
+            period_cells=period_cells,
+            members=members,
+            segment_members=seen,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what the counts say: levels, cells and numbers."""
+        h = hashlib.sha256()
+        h.update(repr((list(self.states.axes.items()), self.choices, self.segments)).encode())
+        for a in (self.cells, self.n, self.period_cells, self.period_n):
+            h.update(np.ascontiguousarray(a).tobytes())
+        return h.hexdigest()
+
+
+def period_label(period: int, kind: str) -> str:
+    """Return a period number in words: ``'2017-04'``, ``'2017-Q2'`` or the number itself."""
+    if kind == "month":
+        return f"{period // 12:04d}-{period % 12 + 1:02d}"
+    if kind == "quarter":
+        return f"{period // 4:04d}-Q{period % 4 + 1}"
+    return str(period)

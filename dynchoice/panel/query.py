@@ -1,0 +1,198 @@
+"""The one ibis expression that turns rows of people into coded rows.
+
+Everything here builds lazy expressions from the common subset of SQL (CASE, arithmetic, LEAD,
+GROUP BY, COUNT), so that the same expression compiles for DuckDB, Spark and the warehouses.
+Nothing is executed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dynchoice.errors import ColumnError, SpecificationError, suggest
+from dynchoice.typing import Level
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+HASH_WEIGHTS = (1, 31, 961, 29791)
+"""Multipliers of the last four characters of a text id: a portable spread over buckets."""
+
+
+def column(table: ir.Table, name: str, role: str) -> ir.Column:
+    """Return a column, or say which role lacks it and which name is near."""
+    if name not in table.columns:
+        raise ColumnError(
+            f"the table has no column {name!r} ({role}).{suggest(name, table.columns)}"
+            f" Columns: {', '.join(table.columns[:20])}"
+        )
+    return table[name]
+
+
+def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
+    """Return the code of a column's value among the levels; null where it is none of them."""
+    import ibis
+
+    null = ibis.null("int64")
+    if col.type().is_boolean():
+        col = col.cast("int64")
+        levels = [int(x) if isinstance(x, bool) else x for x in levels]
+    numeric = col.type().is_numeric()
+    if all(isinstance(x, str) for x in levels):
+        text = col if col.type().is_string() else col.cast("string")
+        return text.cases(*[(x, i) for i, x in enumerate(levels)], else_=null).cast("int64")
+    if not numeric:
+        raise SpecificationError(
+            f"column {col.get_name()!r} holds {col.type()}, its levels are numbers"
+            f" ({levels[0]!r} ...): make both text or both numbers"
+        )
+    values = [float(x) for x in levels]  # type: ignore[arg-type]
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    whole = all(v == int(v) for v in values)
+    if whole and step > 0 and all(v == values[0] + i * step for i, v in enumerate(values)):
+        first, width, n = int(values[0]), int(step), len(values)
+        inside = (col >= first) & (col <= first + width * (n - 1))
+        safe = ibis.ifelse(inside, col, ibis.literal(first))
+        whole_part = safe.cast("int64")
+        fits = inside & (whole_part == safe) & ((whole_part - first) % width == 0)
+        code = ((whole_part - first) / width).cast("int64") if width > 1 else whole_part - first
+        return ibis.ifelse(fits, code, null)
+    return col.cases(*[(x, i) for i, x in enumerate(levels)], else_=null).cast("int64")
+
+
+def period_number(col: ir.Column, freq: str | None) -> tuple[ir.IntegerColumn, str]:
+    """Return the time column as a running integer (null where it cannot be read) and its kind.
+
+    Integers count periods one by one; dates and texts ``YYYY-MM[-DD]`` count months (or quarters
+    or years, by ``freq``); integers with ``freq="month"`` read as ``YYYYMM``.
+    """
+    import ibis
+
+    kinds = (None, "integer", "month", "quarter", "year")
+    if freq not in kinds:
+        raise SpecificationError(
+            f"freq={freq!r} is not known.{suggest(freq, [k for k in kinds if k])}"
+            " Use 'integer', 'month', 'quarter' or 'year'"
+        )
+    dtype = col.type()
+    if dtype.is_integer() or dtype.is_floating():
+        number = col.try_cast("int64") if dtype.is_floating() else col.cast("int64")
+        if dtype.is_floating():
+            number = ibis.ifelse(number.cast("float64") == col, number, ibis.null("int64"))
+        if freq == "month":
+            month = number % 100
+            good = (month >= 1) & (month <= 12)
+            months = ((number - month) / 100).cast("int64") * 12 + month - 1
+            return ibis.ifelse(good, months, ibis.null("int64")), "month"
+        if freq not in (None, "integer"):
+            raise SpecificationError(
+                f"freq={freq!r} needs dates or texts; column {col.get_name()!r} holds integers"
+            )
+        return number, "integer"
+    if dtype.is_string():
+        good = col.re_search(r"^\d{4}-(0[1-9]|1[0-2])")
+        year = ibis.ifelse(good, col.substr(0, 4), ibis.null("string")).cast("int64")
+        month = ibis.ifelse(good, col.substr(5, 2), ibis.null("string")).cast("int64")
+    elif dtype.is_date() or dtype.is_timestamp():
+        year, month = col.year().cast("int64"), col.month().cast("int64")
+    else:
+        raise SpecificationError(
+            f"time column {col.get_name()!r} holds {dtype}; use integers, dates or 'YYYY-MM'"
+        )
+    kind = freq or "month"
+    if kind == "integer":
+        raise SpecificationError(f"freq='integer' needs integers, {col.get_name()!r} is {dtype}")
+    if kind == "month":
+        return year * 12 + month - 1, kind
+    if kind == "quarter":
+        return year * 4 + ((month - 1) / 3).floor().cast("int64"), kind
+    return year, kind
+
+
+def bucket_of(member: ir.Column, buckets: int) -> ir.IntegerColumn:
+    """Return the member's bucket, the same on every engine (no engine hash function).
+
+    Integers: the remainder. Texts: a weighted sum of the last four characters' codes.
+    """
+    if member.type().is_integer():
+        return ((member % buckets + buckets) % buckets).cast("int64")
+    text = member.cast("string")
+    total: Any = 0
+    for k, weight in enumerate(HASH_WEIGHTS):
+        char = text.right(k + 1).substr(0, 1)
+        total = total + char.ascii_str().fill_null(0).cast("int64") * weight
+    return (total % buckets).cast("int64")
+
+
+def coded_rows(
+    table: ir.Table,
+    *,
+    member: str,
+    time: str,
+    choice: str,
+    axes: dict[str, tuple[str, tuple[Level, ...]]],
+    choices: tuple[Level, ...],
+    segment: str | None,
+    weights: str | None,
+    decision: str | None,
+    freq: str | None,
+    buckets: int,
+) -> tuple[ir.Table, str]:
+    """Return coded rows and the kind of period.
+
+    Columns: ``member``, ``bucket``, ``period``, ``choice`` and ``axis_0`` ... (codes, null where
+    unknown), ``state``, ``segment`` (text), ``weight``, ``decides`` (0 or 1), and ``raw_...``
+    texts of what could not be coded.
+    """
+    import ibis
+
+    who = column(table, member, "member")
+    when, kind = period_number(column(table, time, "time"), freq)
+    raw_choice = column(table, choice, "choice")
+    fields: dict[str, Any] = {
+        "member": who,
+        "bucket": bucket_of(who, buckets),
+        "period": when,
+        "choice": level_code(raw_choice, choices),
+        "raw_time": table[time].cast("string"),
+        "raw_choice": raw_choice.cast("string"),
+    }
+    state: Any = 0
+    for k, (name, (source, levels)) in enumerate(axes.items()):
+        col = column(table, source, f"state axis {name!r}")
+        code = level_code(col, levels)
+        fields[f"axis_{k}"] = code
+        fields[f"raw_axis_{k}"] = col.cast("string")
+        state = state * len(levels) + code
+    fields["state"] = state.cast("int64")
+    fields["segment"] = (
+        column(table, segment, "segment").cast("string") if segment else ibis.literal("all")
+    )
+    fields["weight"] = (
+        column(table, weights, "weights").cast("float64") if weights else ibis.literal(1.0)
+    )
+    if decision:
+        fields["decides"] = level_code(column(table, decision, "decision"), (0, 1))
+    else:
+        fields["decides"] = ibis.literal(1, "int64")
+    return table.select(**fields), kind
+
+
+def with_next(rows: ir.Table) -> ir.Table:
+    """Add ``next_period`` and ``next_state`` (-1 where the next month is not observed)."""
+    import ibis
+
+    window = ibis.window(group_by=[rows.member], order_by=[rows.period])
+    ahead = rows.mutate(
+        next_period=rows.period.lead().over(window), state_ahead=rows.state.lead().over(window)
+    )
+    follows = ahead.next_period == ahead.period + 1
+    return ahead.mutate(
+        next_state=ibis.ifelse(follows.fill_null(False), ahead.state_ahead, -1).cast("int64")
+    ).drop("state_ahead")
+
+
+def cell_counts(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """Count coded rows by keys and weight: the expression behind every count."""
+    return rows.group_by([*keys, "weight"]).agg(rows=lambda t: t.count())

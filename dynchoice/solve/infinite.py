@@ -1,0 +1,102 @@
+"""Infinite horizon: contraction steps, then Newton-Kantorovich on relative values.
+
+The polyalgorithm of Iskhakov, Lee, Rust, Schjerning and Seo (2016, Econometrica 84): contraction
+steps while they still shrink the residual fast, then ``V <- V + (I - beta P)^{-1} (T(V) - V)``.
+The operator is convex and monotone, so Newton's iterates are policy iterations: they converge
+from any start, quadratically, in a number of steps that does not depend on beta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.linear import PolicySystem
+from dynchoice.typing import FloatArray
+
+CONTRACTIONS = 20
+FAST = 0.5
+"""Contraction goes on while it at least halves the residual."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Where the iteration stopped: relative value ``h``, level ``gain / (1 - beta)``, status."""
+
+    h: FloatArray
+    gain: FloatArray
+    residual: float
+    converged: bool
+    message: str
+    contractions: int
+    newton: int
+
+
+def fixed_point(
+    bellman: Bellman,
+    system: PolicySystem,
+    u: FloatArray,
+    start: FloatArray | None = None,
+    tol: float = 1e-12,
+    maxiter: int = 50,
+) -> FixedPoint:
+    """Find the relative value ``h`` with ``T(h) - h`` constant within each block.
+
+    Parameters
+    ----------
+    u : FloatArray, shape (S, J)
+        Flow utility in utils, minus infinity where not offered.
+    start : FloatArray, shape (S,), optional
+        First guess of ``V`` or ``h``; skips the contraction phase.
+    tol : float
+        Bound on the residual divided by ``1 + max|h|``.
+    maxiter : int
+        Newton steps at most.
+
+    Returns
+    -------
+    FixedPoint
+        Not converged is a status, never an exception. ``bellman``'s arrays hold the operator at
+        the returned ``h``.
+    """
+    S = u.shape[0]
+    h = np.zeros(S) if start is None else bellman.relative(start)
+    residual = bellman.apply(u, h)
+    contractions, newton = 0, 0
+    if start is None and bellman.beta > 0:
+        while contractions < CONTRACTIONS and residual > tol * (1 + np.abs(h).max()):
+            h = bellman.relative(bellman.T)
+            before, residual = residual, bellman.apply(u, h)
+            contractions += 1
+            if not residual <= FAST * before:
+                break
+    best = np.inf
+    stalled = 0
+    while residual > tol * (1 + np.abs(h).max()) and newton < maxiter and stalled < 2:
+        if not np.isfinite(residual):
+            break
+        system.factor(bellman.P)
+        step = system.solve(bellman.r)
+        h = bellman.relative(h + step)
+        residual = bellman.apply(u, h)
+        newton += 1
+        # the residual may rise before quadratic convergence sets in, but not for long
+        stalled = 0 if residual < best or newton < 8 else stalled + 1
+        best = min(best, residual)
+    bound = tol * (1 + np.abs(h).max())
+    converged = bool(residual <= bound)
+    if not converged and np.isfinite(residual):
+        # rounding of T(h) - h itself: a residual at that floor is all float64 can give
+        floor = 64 * np.finfo(float).eps * (1 + np.abs(h).max() + np.abs(bellman.gain).max())
+        converged = bool(residual <= max(floor, bound))
+    message = (
+        f"converged: {contractions} contraction and {newton} Newton steps, residual {residual:.1e}"
+        if converged
+        else f"not converged: residual {residual:.1e} after {contractions} contraction and"
+        f" {newton} Newton steps (bound {bound:.1e})"
+    )
+    if system.failures:
+        message += "; " + system.failures[-1]
+    return FixedPoint(h, bellman.gain.copy(), residual, converged, message, contractions, newton)

@@ -1,0 +1,143 @@
+"""``solve``: the values and choice probabilities of a model at given parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import ConvergenceError, SpecificationError
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.finite import backward_induction
+from dynchoice.solve.infinite import fixed_point
+from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Values and probabilities with an honest status.
+
+    Attributes
+    ----------
+    V : FloatArray, shape (S,) or (T, S)
+        Ex-ante value in utils (mean-zero shocks).
+    v : FloatArray, shape (S, J) or (T, S, J)
+        Choice-specific value in utils, minus infinity where a choice is not offered.
+    ccp : FloatArray, shape (S, J) or (T, S, J)
+        Observed conditional choice probabilities (inattention mixed in).
+    converged : bool
+    residual : float
+        ``max|T(V) - V| / (1 + max|V|)``.
+    message : str
+    stats : dict
+        Steps taken, the linear solver and why it was chosen.
+    """
+
+    V: FloatArray
+    v: FloatArray
+    ccp: FloatArray
+    converged: bool
+    residual: float
+    message: str
+    stats: dict[str, Any] = field(default_factory=dict)
+    model: DDC | None = field(default=None, repr=False)
+
+    def frame(self) -> pd.DataFrame:
+        """Return a table of states with V and one probability column a choice."""
+        if self.model is None or self.V.ndim == 2:
+            raise SpecificationError("frame() is for infinite-horizon solutions with a model")
+        table = self.model.states.frame()
+        table["V"] = self.V
+        for j, label in enumerate(self.model.choices):
+            table[f"P({label})"] = self.ccp[:, j]
+        return table
+
+
+def solve(
+    model: DDC,
+    params: Any,
+    *,
+    start: FloatArray | None = None,
+    tol: float = 1e-12,
+    maxiter: int = 50,
+    strict: bool = False,
+) -> Solution:
+    """Solve a dynamic choice model at given parameters.
+
+    Infinite horizon: ``V(s) = log sum_j exp v(s, j)``, ``v(s, j) = u(s, j) + beta E[V(s')|s, j]``
+    by contraction and Newton-Kantorovich steps (Rust 1987; Iskhakov et al. 2016). With a
+    ``horizon``: backward induction, arrays with a leading period axis.
+
+    Parameters
+    ----------
+    model : DDC
+    params : array (K,), mapping or Series
+        Utility parameters, in utils per unit of each feature.
+    start : FloatArray, shape (S,), optional
+        First guess of ``V``.
+    tol : float
+        Bound on the residual relative to ``1 + max|V - V(root)|``.
+    maxiter : int
+        Newton steps at most.
+    strict : bool
+        Raise instead of returning a solution that did not converge.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ConvergenceError
+        Only with ``strict=True``.
+    SpecificationError
+        Parameters of the wrong number; laws without probabilities.
+
+    Examples
+    --------
+    >>> import dynchoice as dc
+    >>> states = dc.StateSpace(on=range(1))
+    >>> model = dc.DDC(states=states, choices=["a", "b"], beta=0.5,
+    ...                utility=dc.Utility.from_array(np.zeros((1, 2, 1)), ["k"]),
+    ...                transitions=dc.Transitions.dense(np.ones((1, 2, 1))))
+    >>> float(dc.solve(model, [0.0]).V[0]) == 2 * np.log(2)
+    True
+    """
+    u = model.flow_utility(params)
+    if model.horizon is not None:
+        V, v, _, P = backward_induction(model, u)
+        message = f"backward induction over {model.horizon} periods"
+        return Solution(V, v, P, True, 0.0, message, {"method": "backward"}, model)
+    if start is not None:
+        start = np.ascontiguousarray(start, dtype=np.float64)
+        if start.shape != (model.states.size,):
+            raise SpecificationError(
+                f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"
+            )
+    with one_blas_thread():
+        bellman = Bellman(model)
+        system = PolicySystem(model.transitions, model.beta)
+        point = fixed_point(bellman, system, u, start, tol, maxiter)
+    level = point.gain / (1 - model.beta)
+    V = point.h + level
+    v = bellman.v + model.beta * level[:, None]
+    stats = {
+        "contractions": point.contractions,
+        "newton": point.newton,
+        "method": system.method,
+        "reason": system.reason,
+        "products": system.products,
+    }
+    residual = point.residual / (1 + float(np.abs(V).max()))
+    solution = Solution(
+        V, v, bellman.P.copy(), point.converged, residual, point.message, stats, model
+    )
+    if strict and not solution.converged:
+        raise ConvergenceError(solution.message)
+    return solution

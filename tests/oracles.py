@@ -1,0 +1,561 @@
+"""Slow, plain numpy oracles for dynamic discrete choice (DDC) models.
+
+Second implementation used only for testing.  Everything is dense, float64, and
+written for obviousness rather than speed.
+
+A model is a dict with
+    x          (S, J, K)  features
+    offset     (S, J)     known utility
+    F          (S, J, S)  transition probabilities F[s, j, t] = Pr(t | s, j)
+    beta       float      discount factor in [0, 1)
+    available  (S, J)     bool
+    attention  (S,)       a(s) in (0, 1]
+    default    (S,)       int code of the default choice
+    params     (K,)       the parameters used by random_model (the 'truth')
+
+u(s,j) = offset + x @ params, -inf where unavailable
+v(s,j) = u(s,j) + beta * sum_t F[s,j,t] V(t)
+pi     = softmax_j v over available choices
+V(s)   = a(s) logsumexp_j v(s,j) + (1 - a(s)) v(s, default(s))
+P(j|s) = a(s) pi(j|s) + (1 - a(s)) 1{j = default(s)}
+
+Shocks are type-1 extreme value, scale 1, shifted to mean zero, so no Euler
+constant appears anywhere.
+
+Derivatives: two separate routes are used on purpose.
+  (a) 'fd': five-point central differences of log P, each point re-solved.
+  (b) 'cs': complex step, Im f(params + i h e_k) / h, h = 1e-20, exact to rounding.
+"""
+import itertools
+
+import numpy as np
+import scipy.optimize
+
+CS = 1e-20                 # complex step
+EULER = 0.57721566490153286
+
+
+# ---------------------------------------------------------------- models
+
+def random_distribution(rng, S, sparse, s):
+    """(S,) random probabilities; sparse keeps <= 4 targets, always incl. s+1 mod S."""
+    p = rng.gamma(1.0, size=S) + 1e-3
+    if sparse:
+        keep = np.zeros(S, dtype=bool)
+        keep[rng.choice(S, size=min(3, S), replace=False)] = True
+        keep[(s + 1) % S] = True
+        p = np.where(keep, p, 0.0)
+    return p / p.sum()
+
+
+def random_model(seed, S, J, K, beta, masks=True, attention=True, sparse=False):
+    """Random model dict.  >= 2 available choices per state, default available,
+    every row of F (also of unavailable choices) a distribution; attention=False -> a = 1."""
+    if J < 2:
+        raise ValueError("J must be at least 2")
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(S, J, K))
+    offset = 0.5 * rng.normal(size=(S, J))
+    params = 0.7 * rng.normal(size=K)
+    F = np.empty((S, J, S))
+    available = np.ones((S, J), dtype=bool)
+    default = np.empty(S, dtype=np.int64)
+    for s in range(S):
+        for j in range(J):
+            F[s, j] = random_distribution(rng, S, sparse, s)
+        if masks:
+            keep = rng.choice(J, size=rng.integers(2, J + 1), replace=False)
+            available[s] = False
+            available[s, keep] = True
+        default[s] = rng.choice(np.flatnonzero(available[s]))
+    a = np.ones(S)
+    if attention:
+        a = rng.uniform(0.3, 1.0, size=S)
+        a[rng.integers(S)] = 1.0
+    return dict(x=x, offset=offset, F=F, beta=float(beta), available=available,
+                attention=a, default=default, params=params)
+
+
+# ---------------------------------------------------------------- operator
+
+def flow_utility(model, params):
+    """u (S,J) = offset + x @ params, -inf where unavailable.  params may be complex."""
+    u = model["offset"] + model["x"] @ np.asarray(params)
+    return np.where(model["available"], u, -np.inf)
+
+
+def softmax_lse(v, available):
+    """v (S,J) -> (pi (S,J), lse (S,)) over available choices only."""
+    top = np.max(np.where(available, v.real, -np.inf), axis=1)
+    e = np.where(available, np.exp(np.where(available, v - top[:, None], 0.0)), 0.0)
+    total = e.sum(axis=1)
+    return e / total[:, None], top + np.log(total)
+
+
+def mix(model, v):
+    """v (S,J) -> (TV (S,), pi (S,J), P (S,J)): V = a lse + (1-a) v_default,
+    P = a pi + (1-a) 1{j = default}."""
+    a, d = model["attention"], model["default"]
+    rows = np.arange(len(a))
+    pi, lse = softmax_lse(v, model["available"])
+    P = a[:, None] * pi
+    P[rows, d] += 1.0 - a
+    return a * lse + (1.0 - a) * v[rows, d], pi, P
+
+
+def bellman(model, params, V):
+    """One application of the operator: V (S,) -> (TV (S,), v (S,J), pi (S,J), P (S,J))."""
+    v = flow_utility(model, params) + model["beta"] * (model["F"] @ V)
+    v = np.where(model["available"], v, -np.inf)
+    TV, pi, P = mix(model, v)
+    return TV, v, pi, P
+
+
+def residual(model, params, V):
+    """max_s |TV - V|."""
+    return float(np.max(np.abs(bellman(model, params, V)[0] - V)))
+
+
+# ---------------------------------------------------------------- solvers
+
+def solve_contraction(model, params, steps=50_000, tol=0.0, V0=None):
+    """Repeat V <- TV from V0 (zero) until max|TV - V| <= tol or `steps` is reached.
+
+    Returns (V, v, pi, P).  The level error left is about beta**steps times the
+    starting error: at beta = .9999, 50_000 steps leave a factor e^-5 on the level
+    of V (differences of V, v and P are long converged); use 400_000 for the level.
+    """
+    V = np.zeros(len(model["attention"])) if V0 is None else np.array(V0, dtype=float)
+    for _ in range(steps):
+        TV = bellman(model, params, V)[0]
+        change = np.max(np.abs(TV - V))
+        V = TV
+        if change <= tol:
+            break
+    _, v, pi, P = bellman(model, params, V)
+    return V, v, pi, P
+
+
+def markov(P, F):
+    """(S,S) chain under P: M[s,t] = sum_j P[s,j] F[s,j,t].  Also dT/dV = beta M."""
+    return np.einsum("sj,sjt->st", P, F)
+
+
+def newton_step_level(model, params, V):
+    """V - (I - beta M)^-1 (V - TV)."""
+    TV, _, _, P = bellman(model, params, V)
+    A = np.eye(len(V)) - model["beta"] * markov(P, model["F"])
+    return V + np.linalg.solve(A, TV - V)
+
+
+def newton_step_relative(model, params, w, g):
+    """Newton for w + g 1 = T(w) with w[0] = 0; the same steps as on V = w + g/(1-beta),
+    since T(w + k 1) = T(w) + beta k when rows of F sum to one.  Bordered system
+        [I - beta M   1] [dw]   [T(w) - w - g]
+        [e_0'         0] [dg] = [0           ]
+    Returns (w, g, size of the right-hand side)."""
+    S = len(w)
+    Tw, _, _, P = bellman(model, params, w)
+    A = np.zeros((S + 1, S + 1), dtype=np.result_type(P))
+    A[:S, :S] = np.eye(S) - model["beta"] * markov(P, model["F"])
+    A[:S, S] = 1.0
+    A[S, 0] = 1.0
+    rhs = np.append(Tw - w - g, 0.0)
+    step = np.linalg.solve(A, rhs)
+    w = w + step[:S]
+    w[0] = 0.0
+    return w, g + step[S], float(np.max(np.abs(rhs)))
+
+
+def rows_sum_to_one(model):
+    """True when every available row of F sums to one (to 1e-12)."""
+    gap = np.abs(model["F"].sum(axis=2) - 1.0)
+    return bool(np.all(gap[model["available"]] <= 1e-12))
+
+
+def newton_relative(model, params, max_steps=60):
+    """(w (S,), g): V = w + g/(1-beta).  Newton until the residual stops falling.
+    With complex params: solve at the real part, then three complex Newton steps."""
+    params = np.asarray(params)
+    S = len(model["attention"])
+    if np.iscomplexobj(params):
+        w, g = newton_relative(model, params.real)
+        for _ in range(3):
+            w, g, _ = newton_step_relative(model, params, w, g)
+        return w, g
+    w, g, small = np.zeros(S), 0.0, 0
+    for _ in range(max_steps):
+        w, g, size = newton_step_relative(model, params, w, g)
+        small = small + 1 if size <= 1e-12 * (1.0 + np.max(np.abs(w)) + abs(g)) else 0
+        if small == 2:
+            return w, g
+    raise RuntimeError("newton did not converge, residual %g" % size)
+
+
+def newton_level(model, params, max_steps=60):
+    """V (S,) by plain Newton on V; used only when rows of F do not sum to one."""
+    params = np.asarray(params)
+    V = np.zeros(len(model["attention"]))
+    if np.iscomplexobj(params):
+        V, max_steps = newton_level(model, params.real), 3
+    for _ in range(max_steps):
+        new = newton_step_level(model, params, V)
+        if not np.iscomplexobj(params) and np.max(np.abs(new - V)) <= 1e-12 * (1 + np.max(np.abs(V))):
+            return newton_step_level(model, params, new)
+        V = new
+    if np.iscomplexobj(params):
+        return V
+    raise RuntimeError("newton did not converge")
+
+
+def solve_newton(model, params):
+    """Dense policy iteration / Newton.  Returns (V, v, pi, P).
+
+    v, pi, P come from the relative values w = V - V[0], so that P keeps full
+    precision when beta is near 1 and the level of V is large."""
+    if not rows_sum_to_one(model):
+        V = newton_level(model, params)
+        _, v, pi, P = bellman(model, params, V)
+        return V, v, pi, P
+    w, g = newton_relative(model, params)
+    level = g / (1.0 - model["beta"])
+    _, v, pi, P = bellman(model, params, w)
+    v = np.where(model["available"], v + model["beta"] * level, -np.inf)
+    return w + level, v, pi, P
+
+
+def solve_finite(model, params, T):
+    """Backward induction, V_T = 0.  Returns (V (T+1,S), v (T,S,J), P (T,S,J))."""
+    S, J = model["offset"].shape
+    dtype = np.result_type(np.asarray(params), float)
+    V = np.zeros((T + 1, S), dtype=dtype)
+    v = np.zeros((T, S, J), dtype=dtype)
+    P = np.zeros((T, S, J), dtype=dtype)
+    for t in range(T - 1, -1, -1):
+        V[t], v[t], _, P[t] = bellman(model, params, V[t + 1])
+    return V, v, P
+
+
+# ---------------------------------------------------------------- likelihood
+
+def weighted_log(n, P):
+    """sum over cells with n != 0 of n log P (any matching shapes)."""
+    n = np.asarray(n, dtype=float)
+    use = n != 0
+    with np.errstate(divide="ignore"):
+        return np.sum(n[use] * np.log(P[use]))
+
+
+def loglik(model, params, n_sj):
+    """sum_sj n log P(j|s), infinite horizon."""
+    return weighted_log(n_sj, solve_newton(model, params)[3])
+
+
+def loglik_finite(model, params, n_tsj):
+    """sum_tsj n log P_t(j|s), horizon T = n_tsj.shape[0]."""
+    n_tsj = np.asarray(n_tsj)
+    return weighted_log(n_tsj, solve_finite(model, params, n_tsj.shape[0])[2])
+
+
+# ---------------------------------------------------------------- derivatives
+
+def steps_for(model, step):
+    """(K,) step sizes: step / max(1, max |x_k|)."""
+    return step / np.maximum(1.0, np.max(np.abs(model["x"]), axis=(0, 1)))
+
+
+def central5(f, params, k, h):
+    """Five-point central difference of f in parameter k:
+    (8 (f(+h) - f(-h)) - (f(+2h) - f(-2h))) / (12 h)."""
+    def at(m):
+        p = np.array(params, dtype=float)
+        p[k] += m * h
+        return f(p)
+    return (8.0 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12.0 * h)
+
+
+def log_P(model, params):
+    """(S,J) log P(j|s); 0 at unavailable cells (where P = 0) so they never matter."""
+    P = solve_newton(model, params)[3]
+    return np.log(np.where(model["available"], P, 1.0))
+
+
+def scores_fd(model, params, cells=None, step=2e-3):
+    """(S,J,K) d log P(j|s) / d params_k by five-point central differences.
+
+    cells: None (all available cells) or an (S,J) mask or count array; zero outside
+    the cells and at unavailable choices."""
+    use = model["available"] if cells is None else (np.asarray(cells) != 0) & model["available"]
+    h = steps_for(model, step)
+    out = np.zeros(model["x"].shape)
+    for k in range(out.shape[2]):
+        d = central5(lambda p: log_P(model, p), params, k, h[k])
+        out[:, :, k] = np.where(use, d, 0.0)
+    return out
+
+
+def scores_cs(model, params):
+    """(S,J,K) d log P / d params by complex step; zero at unavailable cells."""
+    out = np.zeros(model["x"].shape)
+    for k in range(out.shape[2]):
+        p = np.array(params, dtype=complex)
+        p[k] += 1j * CS
+        out[:, :, k] = log_P(model, p).imag / CS
+    return out
+
+
+def gradient(model, params, n_sj):
+    """(K,) gradient of loglik: sum_sj n * score (complex-step scores)."""
+    return np.einsum("sj,sjk->k", np.asarray(n_sj, dtype=float), scores_cs(model, params))
+
+
+def cell_hessians(model, params, step=2e-3):
+    """(S,J,K,K) second derivatives of log P(j|s): central differences of the
+    complex-step scores, symmetrised."""
+    K = model["x"].shape[2]
+    h = steps_for(model, step)
+    out = np.zeros(model["x"].shape + (K,))
+    for k in range(K):
+        out[..., k] = central5(lambda p: scores_cs(model, p), params, k, h[k])
+    return 0.5 * (out + np.swapaxes(out, 2, 3))
+
+
+def hessian_fd(model, params, n_sj, step=2e-3):
+    """(K,K) second derivatives of loglik = sum_sj n * cell_hessians (negative definite at the mle)."""
+    return np.einsum("sj,sjkl->kl", np.asarray(n_sj, dtype=float), cell_hessians(model, params, step))
+
+
+def mle(model, n_sj, start, tol=1e-10):
+    """Maximise loglik.  BFGS with the complex-step gradient, then Newton polishing
+    until max |gradient of the mean log-likelihood| < tol.
+    Returns (params, loglik, hessian): hessian (K,K) of the SUM log-likelihood, not negated."""
+    n = np.asarray(n_sj, dtype=float)
+    total = n.sum()
+    fit = scipy.optimize.minimize(lambda p: -loglik(model, p, n) / total, np.array(start, dtype=float),
+                                  jac=lambda p: -gradient(model, p, n) / total,
+                                  method="BFGS", options=dict(gtol=1e-6, maxiter=500))
+    p = fit.x
+    for _ in range(20):
+        g = gradient(model, p, n)
+        H = hessian_fd(model, p, n)
+        if np.max(np.abs(g)) / total < tol:
+            if np.max(np.linalg.eigvalsh(H)) >= 0:
+                raise RuntimeError("stationary point is not a strict maximum")
+            return p, float(loglik(model, p, n)), H
+        p = p - np.linalg.solve(H, g)
+    raise RuntimeError("mle did not reach the gradient tolerance: %g" % (np.max(np.abs(g)) / total))
+
+
+# ---------------------------------------------------------------- data
+
+def draw_rows(rng, probs):
+    """One index per row from probs (N,S), by inverse cdf."""
+    u = rng.random(len(probs))
+    return np.minimum((u[:, None] >= np.cumsum(probs, axis=1)).sum(axis=1), probs.shape[1] - 1)
+
+
+def start_states(rng, start, members, S):
+    """(members,) states: start None = uniform, float (S,) = distribution, int (members,) = given."""
+    if start is None:
+        return rng.integers(S, size=members)
+    start = np.asarray(start)
+    if np.issubdtype(start.dtype, np.integer):
+        return start.copy()
+    return rng.choice(S, size=members, p=start)
+
+
+def simulate(model, params, members, periods, seed, start=None):
+    """Simulate the infinite-horizon policy from its shocks (not from P): attentive with
+    probability a(s) -> argmax_j v + Gumbel; otherwise the default.
+
+    start: None uniform; float (S,) distribution; int (members,) states.
+    Returns flat arrays (member, period, state, choice, next_state), each
+    (members*periods,), sorted by member then period."""
+    rng = np.random.default_rng(seed)
+    S, J = model["offset"].shape
+    v = solve_newton(model, params)[1]
+    s = start_states(rng, start, members, S)
+    state, choice, nxt = (np.empty((periods, members), dtype=np.int64) for _ in range(3))
+    for t in range(periods):
+        best = np.argmax(v[s] + rng.gumbel(size=(members, J)), axis=1)
+        attentive = rng.random(members) < model["attention"][s]
+        c = np.where(attentive, best, model["default"][s])
+        state[t], choice[t] = s, c
+        s = draw_rows(rng, model["F"][s, c])
+        nxt[t] = s
+    member = np.repeat(np.arange(members), periods)
+    period = np.tile(np.arange(periods), members)
+    return member, period, state.T.ravel(), choice.T.ravel(), nxt.T.ravel()
+
+
+def counts(states, choices, S, J):
+    """(S,J) int counts of (state, choice) rows, one row at a time."""
+    n = np.zeros((S, J), dtype=np.int64)
+    for s, j in zip(states, choices):
+        n[s, j] += 1
+    return n
+
+
+def stationary(F, P):
+    """mu (S,): mu = mu M, sum mu = 1, M = sum_j P_j F_j (one recurrent class assumed)."""
+    M = markov(P, F)
+    S = len(M)
+    A = np.vstack([(np.eye(S) - M).T, np.ones((1, S))])
+    b = np.append(np.zeros(S), 1.0)
+    return np.linalg.lstsq(A, b, rcond=None)[0]
+
+
+def push_forward(model, P, F, mu, periods):
+    """mu_{t+1}(s') = sum_sj mu_t(s) P(j|s) F[s,j,s'];  share_t(j) = sum_s mu_t(s) P(j|s).
+
+    P (S,J) or (periods,S,J); F None -> model['F'].
+    Returns (mu (periods+1,S), shares (periods,J))."""
+    F = model["F"] if F is None else F
+    S, J = model["offset"].shape
+    path, shares = np.zeros((periods + 1, S)), np.zeros((periods, J))
+    path[0] = mu
+    for t in range(periods):
+        Pt = P if np.ndim(P) == 2 else P[t]
+        joint = path[t][:, None] * Pt
+        shares[t] = joint.sum(axis=0)
+        path[t + 1] = np.einsum("sj,sjt->t", joint, F)
+    return path, shares
+
+
+# ---------------------------------------------------------------- covariances, row by row
+
+def expand(n_sj):
+    """Integer counts (S,J) -> row arrays (state, choice)."""
+    n = np.asarray(n_sj)
+    if not np.all(n == np.round(n)) or np.any(n < 0):
+        raise ValueError("row-level loops need non-negative integer counts")
+    s, j = np.nonzero(n)
+    rep = n[s, j].astype(np.int64)
+    return np.repeat(s, rep), np.repeat(j, rep)
+
+
+def information(model, params, state, choice):
+    """H (K,K) = -sum over rows of the second derivatives of log P."""
+    second = cell_hessians(model, params)
+    H = np.zeros(second.shape[2:])
+    for s, j in zip(state, choice):
+        H -= second[s, j]
+    return H
+
+
+def outer_products(model, params, state, choice):
+    """B (K,K) = sum over rows of score score'."""
+    score = scores_cs(model, params)
+    B = np.zeros((score.shape[2],) * 2)
+    for s, j in zip(state, choice):
+        B += np.outer(score[s, j], score[s, j])
+    return B
+
+
+def member_scores(model, params, member, state, choice, N):
+    """g (N,K): row scores summed within member; member codes 0..N-1."""
+    score = scores_cs(model, params)
+    g = np.zeros((N, score.shape[2]))
+    for i, s, j in zip(member, state, choice):
+        g[i] += score[s, j]
+    return g
+
+
+def cov_hessian(model, params, n_sj):
+    """H^-1."""
+    return np.linalg.inv(information(model, params, *expand(n_sj)))
+
+
+def cov_opg(model, params, n_sj):
+    """B^-1."""
+    return np.linalg.inv(outer_products(model, params, *expand(n_sj)))
+
+
+def cov_robust(model, params, n_sj):
+    """H^-1 B H^-1."""
+    Hi = cov_hessian(model, params, n_sj)
+    return Hi @ outer_products(model, params, *expand(n_sj)) @ Hi
+
+
+def cov_clustered(model, params, member, state, choice):
+    """H^-1 (sum_i g_i g_i') H^-1; no small-sample factor.  member: any labels."""
+    labels, code = np.unique(member, return_inverse=True)
+    g = member_scores(model, params, code, state, choice, len(labels))
+    meat = np.zeros((g.shape[1],) * 2)
+    for row in g:
+        meat += np.outer(row, row)
+    Hi = np.linalg.inv(information(model, params, state, choice))
+    return Hi @ meat @ Hi
+
+
+def score_gamma_jacobian(build, gamma, params, n_sj, step=1e-4):
+    """C (K,G) = d(sum score)/d gamma: five-point differences of the MEAN score
+    (each point rebuilds and re-solves the model), times the number of rows."""
+    gamma = np.array(gamma, dtype=float)
+    total = float(np.sum(n_sj))
+    C = np.zeros((len(params), len(gamma)))
+    for m in range(len(gamma)):
+        C[:, m] = total * central5(lambda q: gradient(build(q), params, n_sj) / total, gamma, m, step)
+    return C
+
+
+def twostep_influence(build, gamma, params, member, state, choice, influence, step=1e-4):
+    """IF (N,K): IF_i = H^-1 (g_i + C IF_gamma_i), theta_hat - theta ~ sum_i IF_i.
+
+    member: codes 0..N-1 (a member may have no rows); influence (N,G) in the same
+    SUM convention, gamma_hat - gamma ~ sum_i influence_i (not the mean)."""
+    influence = np.asarray(influence, dtype=float)
+    model = build(np.array(gamma, dtype=float))
+    n = counts(state, choice, *model["offset"].shape)
+    H = information(model, params, state, choice)
+    g = member_scores(model, params, member, state, choice, len(influence))
+    C = score_gamma_jacobian(build, gamma, params, n, step)
+    out = np.zeros_like(g)
+    for i in range(len(g)):
+        out[i] = np.linalg.solve(H, g[i] + C @ influence[i])
+    return out
+
+
+def twostep_cov(build, gamma, params, member, state, choice, influence, step=1e-4):
+    """(K,K) sum_i IF_i IF_i' with IF from twostep_influence (clustered two-step covariance)."""
+    IF = twostep_influence(build, gamma, params, member, state, choice, influence, step)
+    cov = np.zeros((IF.shape[1],) * 2)
+    for row in IF:
+        cov += np.outer(row, row)
+    return cov
+
+
+# ---------------------------------------------------------------- CCP valuation
+
+def hotz_miller(model, ccp):
+    """ccp (S,J) -> (Wz (S,K), We (S,)), V = Wz @ params + We, full attention only:
+    V = (I - beta M)^-1 sum_j P_j (x_j params + offset_j - log P_j), 0 log 0 = 0."""
+    if not np.all(model["attention"] == 1.0):
+        raise ValueError("hotz_miller needs attention = 1")
+    P = np.asarray(ccp, dtype=float)
+    A = np.eye(len(P)) - model["beta"] * markov(P, model["F"])
+    z = np.einsum("sj,sjk->sk", P, model["x"])
+    e = np.zeros(len(P))
+    for s in range(P.shape[0]):
+        for j in range(P.shape[1]):
+            if P[s, j] > 0:
+                e[s] += P[s, j] * (model["offset"][s, j] - np.log(P[s, j]))
+    return np.linalg.solve(A, z), np.linalg.solve(A, e)
+
+
+# ---------------------------------------------------------------- factored states
+
+def factored_dense(shape, laws, J):
+    """F (S,J,S), S = prod(shape), last axis fastest, by enumeration:
+    F[s,j,t] = prod_axis laws[axis](axis, next_level, own_level, levels_tuple, j),
+    levels_tuple = all current levels of s."""
+    cells = list(itertools.product(*[range(m) for m in shape]))
+    F = np.zeros((len(cells), J, len(cells)))
+    for s, now in enumerate(cells):
+        for j in range(J):
+            for t, nxt in enumerate(cells):
+                p = 1.0
+                for axis in range(len(shape)):
+                    p *= laws[axis](axis, nxt[axis], now[axis], now, j)
+                F[s, j, t] = p
+    return F

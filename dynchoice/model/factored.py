@@ -225,6 +225,16 @@ class Factored(Transitions):
                 out[law.name] = law.pull(grads[law.name])
         return out
 
+    def expect_change(self, name: str, change: FloatArray, V: FloatArray) -> FloatArray:
+        """Return ``dE[V(s')|s, j]`` (S, J) when one law's rows (R, m) change by ``change``."""
+        bound = tuple(
+            replace(law, table=law.fill(change)) if law.name == name else law
+            for law in self.bound
+        )
+        varied = self.with_bound(bound)
+        V = np.ascontiguousarray(V, dtype=np.float64)
+        return np.stack([varied._chain(V, j)[-1] for j in range(self.J)], axis=1)
+
     # expansion --------------------------------------------------------------------------------
 
     def _row_entries(self, law: BoundLaw) -> IntArray:

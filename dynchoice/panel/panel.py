@@ -399,18 +399,29 @@ class Panel:
     def _fetch(self, keys: list[str]) -> pd.DataFrame:
         return query.cell_counts(self.rows, keys).execute()
 
+    def _keyed(self, df: pd.DataFrame, keys: list[str]) -> IntArray:
+        """Return columns as one integer array (rows, keys), segments by their code."""
+        code = {s: i for i, s in enumerate(self.segments)}
+        parts = [df[k].map(code).to_numpy() if k == "segment" else df[k].to_numpy() for k in keys]
+        return np.ascontiguousarray(np.stack(parts, axis=1).astype(np.int64))
+
+    def member_cells(self, by_period: bool = False) -> MemberCells:
+        """Return each member's own cells, with the period since the first one on request."""
+        keys = ["segment", "state", "choice", "next_state", "decides"]
+        keys += ["period"] if by_period else []
+        own = self._fetch(["member", *keys])
+        who, codes = np.unique(own["member"].to_numpy(), return_inverse=True)
+        weights = np.ones(len(who))
+        weights[codes] = own["weight"].to_numpy(dtype=np.float64)
+        cells = self._keyed(own, keys)
+        if by_period:
+            cells[:, -1] -= self._span[0]
+        n = own["rows"].to_numpy(dtype=np.float64)
+        return MemberCells.from_rows(codes.reshape(-1).astype(np.int64), cells, n, weights)
+
     @cached_property
     def counts(self) -> Counts:
         """The panel as :class:`Counts`, computed once."""
-        segments = self.segments
-
-        def keyed(df: pd.DataFrame, keys: list[str]) -> IntArray:
-            code = {s: i for i, s in enumerate(segments)}
-            parts = [
-                df[k].map(code).to_numpy() if k == "segment" else df[k].to_numpy() for k in keys
-            ]
-            return np.ascontiguousarray(np.stack(parts, axis=1).astype(np.int64))
-
         keys = ["segment", "bucket", "state", "choice", "next_state", "decides"]
         period_keys = ["segment", "period", "state", "choice", "decides"]
         cells, by_period = self._fetch(keys), self._fetch(period_keys)
@@ -418,31 +429,23 @@ class Panel:
         period_n = (by_period["rows"] * by_period["weight"]).to_numpy(dtype=np.float64)
         members = None
         if self.report["rows"] <= self._member_limit:
-            own = self._fetch(["member", "segment", "state", "choice", "next_state", "decides"])
-            who, codes = np.unique(own["member"].to_numpy(), return_inverse=True)
-            weights = np.ones(len(who))
-            weights[codes] = own["weight"].to_numpy(dtype=np.float64)
-            cell_keys = ["segment", "state", "choice", "next_state", "decides"]
-            members = MemberCells.from_rows(
-                codes.reshape(-1).astype(np.int64),
-                keyed(own, cell_keys),
-                own["rows"].to_numpy(dtype=np.float64),
-                weights,
-            )
+            members = self.member_cells()
         seen = self.rows.group_by("segment").agg(n=self.rows.member.nunique()).execute()
         by_segment = dict(zip(seen["segment"].astype(str), seen["n"], strict=True))
-        sorted_cells, sorted_n = group_sum(keyed(cells, keys), n)
-        sorted_periods, sorted_period_n = group_sum(keyed(by_period, period_keys), period_n)
+        sorted_cells, sorted_n = group_sum(self._keyed(cells, keys), n)
+        sorted_periods, sorted_period_n = group_sum(
+            self._keyed(by_period, period_keys), period_n
+        )
         return Counts(
             states=self.states,
             choices=self.choices,
-            segments=segments,
+            segments=self.segments,
             buckets=self.buckets,
             cells=sorted_cells,
             n=sorted_n,
             period_cells=sorted_periods,
             period_n=sorted_period_n,
-            segment_members=np.array([by_segment[str(s)] for s in segments], dtype=np.int64),
+            segment_members=np.array([by_segment[str(s)] for s in self.segments], dtype=np.int64),
             members=members,
             period_kind=self._kind,
         )

@@ -1,0 +1,311 @@
+"""Log-likelihood, score, outer product and Hessian of choices, from counts.
+
+The data enter as ``n[s, j]`` only, so the cost does not grow with the number of members.
+Derivatives use the implicit function theorem (Rust 1988; Iskhakov et al. 2016): with
+``A = I - beta sum_j diag(P_j) F_j``,
+
+    dV/dtheta_k = A^{-1} sum_j P_j x_jk,        dv_j = x_j + beta F_j dV,
+    d log P(j|s) = omega_j (dv_j - sum_i pi_i dv_i),
+
+``omega = 1`` but for the default of an inattentive state. The exact Hessian needs one more
+(transposed) solve, whatever K: second derivatives of V enter only through
+``lambda = A^{-T} beta F' (dl/dv)``, because ``A d2V_kl = a Cov_pi(dv_k, dv_l)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dynchoice import kernels
+from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.infinite import FixedPoint, fixed_point
+from dynchoice.solve.linear import PolicySystem
+from dynchoice.typing import FloatArray
+
+
+@dataclass
+class Evaluation:
+    """The likelihood and what it was made of at one parameter vector.
+
+    ``score`` (K,) and ``outer`` (K, K) are sums over member-months of d log P and its outer
+    product; ``dlogp`` and ``dv`` are (S, J, K), with a leading period axis at a finite horizon.
+    """
+
+    params: FloatArray
+    loglik: float
+    score: FloatArray
+    outer: FloatArray
+    point: FixedPoint | None
+    v: FloatArray
+    pi: FloatArray
+    P: FloatArray
+    dV: FloatArray
+    dv: FloatArray
+    dlogp: FloatArray
+    V: FloatArray | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the inner fixed point converged."""
+        return self.point is None or self.point.converged
+
+    @property
+    def message(self) -> str:
+        """Status of the inner fixed point."""
+        return "backward induction" if self.point is None else self.point.message
+
+
+def log_where_seen(n: FloatArray, P: FloatArray) -> float:
+    """Return ``sum n log P`` over cells with counts."""
+    seen = n > 0
+    with np.errstate(divide="ignore"):
+        return float((n[seen] * np.log(P[seen])).sum())
+
+
+class Likelihood:
+    """Likelihood of choice counts under a model with known transitions, infinite horizon.
+
+    Parameters
+    ----------
+    model : DDC
+    n : FloatArray, shape (S, J)
+        Choices that enter the likelihood; none where a choice is not offered.
+    """
+
+    def __init__(self, model: DDC, n: FloatArray) -> None:
+        self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
+        self.total = float(self.n.sum())
+        self.bellman = Bellman(model)
+        self.system = PolicySystem(model.transitions, model.beta)
+        self.solves = 0
+        self._x = np.ascontiguousarray(model.utility.x)
+        self._offset = np.where(model.available, model.utility.offset, -np.inf)
+        self._last: Evaluation | None = None
+        self._at_last = False
+
+    def warm(self, evaluation: Evaluation | None) -> None:
+        """Let the next solution start from another likelihood's, at nearby primitives."""
+        if evaluation is not None and evaluation.converged:
+            self._last = replace(evaluation, params=evaluation.params + np.nan)
+
+    def flow(self, params: FloatArray) -> FloatArray:
+        """Return flow utility (S, J), minus infinity where a choice is not offered."""
+        return self._offset + self._x @ params
+
+    def evaluate(self, params: FloatArray) -> Evaluation:
+        """Solve the model and differentiate it; starts from where the last solution points."""
+        last = self._last
+        if last is not None and np.array_equal(last.params, params):
+            return last
+        start = None
+        if last is not None and last.converged and last.point is not None:
+            shift = params - last.params
+            start = last.point.h + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
+        b = self.bellman
+        point = fixed_point(b, self.system, self.flow(params), start)
+        if start is not None and not point.converged:
+            point = fixed_point(b, self.system, self.flow(params))
+        self.solves += 1
+        self._factor(b.P)
+        dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
+        dv = self._x if self.model.beta == 0 else self._x + self.model.beta * self._expect(dV)
+        dlogp = np.empty_like(dv)
+        kernels.log_ccp_derivative(
+            b.pi, b.P, self.model.attention, self.model.default, dv, dlogp
+        )
+        K = len(params)
+        score, outer = np.zeros(K), np.zeros((K, K))
+        kernels.score_and_outer(self.n, dlogp, score, outer)
+        self._last = Evaluation(
+            params.copy(),
+            log_where_seen(self.n, b.P),
+            score,
+            outer,
+            point,
+            b.v.copy(),
+            b.pi.copy(),
+            b.P.copy(),
+            dV,
+            dv,
+            dlogp,
+        )
+        return self._last
+
+    def _factor(self, P: FloatArray) -> None:
+        if self.model.beta > 0:
+            self.system.factor(P)
+
+    def _expect(self, dV: FloatArray) -> FloatArray:
+        return self.model.transitions.expect(dV)
+
+    def _adjoint(self, m: FloatArray) -> FloatArray:
+        """Return ``A^{-T} beta F' m`` (S,) for ``m`` (S, J)."""
+        if self.model.beta == 0:
+            return np.zeros(m.shape[0])
+        pushed = self.model.beta * self.model.transitions.push(m)
+        return self.system.solve(pushed, transposed=True)
+
+    def hessian(self, at: Evaluation) -> FloatArray:
+        """Return the exact second derivative (K, K) of the log-likelihood."""
+        g, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P)
+        lam = self._adjoint(g) * self.model.attention
+        return second_order(self.model, lam - seen, extra, at.pi, at.dv)
+
+    def transition_score(self, at: Evaluation) -> dict[str, FloatArray]:
+        """Return the derivative of the log-likelihood by each estimated law's rows (R, m)."""
+        transitions = self.model.transitions
+        assert isinstance(transitions, Factored) and at.point is not None
+        g, _, _ = choice_gradient(self.model, self.n, at.pi, at.P)
+        q = self.model.beta * (g + self._adjoint(g)[:, None] * at.P)
+        return transitions.law_gradient(q, at.point.h)
+
+    def cross_derivative(self, at: Evaluation) -> dict[str, FloatArray]:
+        """Return ``d score_k / d p`` for each estimated law, (K, R, m).
+
+        Exact, by adjoints: K transposed solves whatever the number of probabilities. Each
+        (R, m) row is defined up to a constant, which probabilities that sum to one cannot feel.
+        """
+        model = self.model
+        transitions = model.transitions
+        assert isinstance(transitions, Factored) and at.point is not None
+        g, seen, extra = choice_gradient(model, self.n, at.pi, at.P)
+        lam = self._adjoint(g)
+        first = model.beta * (g + lam[:, None] * at.P)
+        out: dict[str, list[FloatArray]] = {}
+        for k in range(at.dv.shape[2]):
+            weight = lam * model.attention - seen
+            y = through_values(model, weight, extra, at.pi, at.dv[:, :, k])
+            second = model.beta * (y + self._adjoint(y)[:, None] * at.P)
+            direct = transitions.law_gradient(first, np.ascontiguousarray(at.dV[:, k]))
+            through = transitions.law_gradient(second, at.point.h)
+            for name in direct:
+                out.setdefault(name, []).append(direct[name] + through[name])
+        return {name: np.stack(parts) for name, parts in out.items()}
+
+
+class FiniteLikelihood(Likelihood):
+    """The same over a finite horizon: each period has its own probabilities and counts.
+
+    ``n`` is (T, S, J). ``dV_t = sum_j P_tj (x_j + beta F_j dV_{t+1})``, backwards.
+    """
+
+    def __init__(self, model: DDC, n: FloatArray) -> None:
+        super().__init__(model.with_parts(horizon=None, beta=0.0), n.sum(axis=0))
+        self.model, self.n_t = model, np.ascontiguousarray(n)
+
+    def evaluate(self, params: FloatArray) -> Evaluation:
+        from dynchoice.solve.finite import backward_induction
+
+        if self._last is not None and np.array_equal(self._last.params, params):
+            return self._last
+        V, v, pi, P = backward_induction(self.model, self.flow(params))
+        T, S, J = P.shape
+        K = len(params)
+        dv, dlogp, dV = np.empty((T, S, J, K)), np.empty((T, S, J, K)), np.empty((T, S, K))
+        score, outer = np.zeros(K), np.zeros((K, K))
+        ahead = np.zeros((S, K))
+        for t in range(T - 1, -1, -1):
+            dv[t] = self._x + self.model.beta * self._expect(ahead)
+            dV[t] = ahead = np.einsum("sj,sjk->sk", P[t], dv[t])
+            kernels.log_ccp_derivative(
+                pi[t], P[t], self.model.attention, self.model.default, dv[t], dlogp[t]
+            )
+            kernels.score_and_outer(self.n_t[t], dlogp[t], score, outer)
+        self.solves += 1
+        loglik = log_where_seen(self.n_t, P)
+        self._last = Evaluation(
+            params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, V
+        )
+        return self._last
+
+    def cross_derivative(self, at: Evaluation) -> dict[str, FloatArray]:
+        model, F = self.model, self.model.transitions
+        assert isinstance(F, Factored) and at.V is not None
+        T, S = at.V.shape
+        K = at.dv.shape[3]
+        out: dict[str, FloatArray] = {}
+        lam, mu = np.zeros(S), np.zeros((K, S))
+        for t in range(T - 1):
+            g, seen, extra = choice_gradient(model, self.n_t[t], at.pi[t], at.P[t])
+            m = model.beta * (g + lam[:, None] * at.P[t])
+            weight = lam * model.attention - seen
+            for k in range(K):
+                y = through_values(model, weight, extra, at.pi[t], at.dv[t, :, :, k])
+                w = model.beta * (y + mu[k][:, None] * at.P[t])
+                direct = F.law_gradient(m, np.ascontiguousarray(at.dV[t + 1, :, k]))
+                through = F.law_gradient(w, at.V[t + 1])
+                mu[k] = F.push(w)
+                for name in direct:
+                    total = out.setdefault(name, np.zeros((K, *direct[name].shape)))
+                    total[k] += direct[name] + through[name]
+            lam = F.push(m)
+        return out
+
+    def hessian(self, at: Evaluation) -> FloatArray:
+        total = np.zeros((len(at.params),) * 2)
+        lam = np.zeros(at.P.shape[1])
+        for t in range(at.P.shape[0]):
+            g, seen, extra = choice_gradient(self.model, self.n_t[t], at.pi[t], at.P[t])
+            weight = lam * self.model.attention - seen
+            total += second_order(self.model, weight, extra, at.pi[t], at.dv[t])
+            lam = self.model.beta * self.model.transitions.push(g + lam[:, None] * at.P[t])
+        return total
+
+
+def choice_gradient(
+    model: DDC, n: FloatArray, pi: FloatArray, P: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    """Return ``dl/dv`` (S, J), the effective counts (S,) and the default's curvature (S,) or None.
+
+    ``l(v) = sum_j n_j log P_j``; with ``w_j = n_j omega_j``: ``dl/dv_j = w_j - pi_j sum_i w_i``,
+    ``d2l = -(sum w) Cov_pi + n_d omega_d (1 - omega_d) (e_d - pi)(e_d - pi)'``.
+    """
+    if (model.attention == 1).all():
+        seen = n.sum(axis=1)
+        return n - seen[:, None] * pi, seen, None
+    rows = np.arange(n.shape[0])
+    d = model.default
+    omega = np.ones_like(n)
+    omega[rows, d] = model.attention * pi[rows, d] / P[rows, d]
+    w = n * omega
+    seen = w.sum(axis=1)
+    curvature = w[rows, d] * (1 - omega[rows, d])
+    return w - seen[:, None] * pi, seen, curvature
+
+
+def second_order(
+    model: DDC, weight: FloatArray, extra: Any, pi: FloatArray, dv: FloatArray
+) -> FloatArray:
+    """Return ``sum_s weight Cov_pi[dv]`` plus the curvature of the default's mixture (K, K)."""
+    K = dv.shape[2]
+    out = np.zeros((K, K))
+    kernels.weighted_choice_covariance(np.ascontiguousarray(weight), pi, dv, out)
+    if extra is not None:
+        rows = np.arange(len(weight))
+        mean = np.einsum("sj,sjk->sk", pi, dv)
+        d = dv[rows, model.default] - mean
+        out += np.einsum("s,sk,sl->kl", extra, d, d)
+    return (out + out.T) / 2
+
+
+def through_values(
+    model: DDC, weight: FloatArray, extra: Any, pi: FloatArray, dv: FloatArray
+) -> FloatArray:
+    """Return what a change of ``v`` (S, J) does to one score through its curvature.
+
+    ``sum_s weight pi_j (dv_j - mean)`` with the default's curvature added; ``dv`` is the
+    derivative of ``v`` by the score's own parameter.
+    """
+    centred = np.where(pi > 0, dv - (pi * dv).sum(axis=1, keepdims=True), 0.0)
+    y = weight[:, None] * pi * centred
+    if extra is not None:
+        rows = np.arange(len(weight))
+        d = centred[rows, model.default] * extra
+        y -= pi * d[:, None]
+        y[rows, model.default] += d
+    return np.asarray(y)

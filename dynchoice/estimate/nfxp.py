@@ -1,0 +1,260 @@
+"""NFXP: the nested fixed point maximum likelihood estimator of Rust (1987)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.estimate.ccp import hotz_miller, smoothed_frequencies
+from dynchoice.estimate.first_stage import counts_of, first_stage
+from dynchoice.estimate.joint import fit_joint
+from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
+from dynchoice.estimate.optimise import Optimization, maximise
+from dynchoice.estimate.report import as_results, score_parts
+from dynchoice.inference.covariance import check_cov_type
+from dynchoice.inference.diagnostics import Identification
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.linear import one_blas_thread
+from dynchoice.typing import FloatArray, Progress
+
+START_STEPS = 2
+"""Pseudo-likelihood stages of the default starting point."""
+TREATMENTS = ("two-step", "joint")
+
+
+class NFXP:
+    """Nested fixed point: at every trial of the parameters the model is solved to tolerance.
+
+    Parameters
+    ----------
+    model : DDC
+        Laws without probabilities are estimated from the panel.
+    data : Panel or Counts
+        All segments are pooled; use ``panel.counts.segment(label)`` for one of them.
+    transitions : {"two-step", "joint"}
+        How estimated laws are treated: by frequencies first, with their sampling error carried
+        into the standard errors; or jointly with the utility parameters, by full maximum
+        likelihood.
+
+    Raises
+    ------
+    DataError
+        Choices that the state does not offer, or moves that no law allows.
+    SpecificationError
+        Model and panel do not fit each other.
+
+    Notes
+    -----
+    The inner loop is contraction then Newton-Kantorovich; the score comes from the implicit
+    function theorem; the outer loop is a trust region with the exact Hessian (the outer product
+    of scores, BHHH, where that is not negative definite). The data enter as counts.
+
+    References
+    ----------
+    Rust (1987), Econometrica 55. Iskhakov, Lee, Rust, Schjerning and Seo (2016), Econometrica 84.
+
+    Examples
+    --------
+    >>> import pandas as pd, dynchoice as dc
+    >>> states = dc.StateSpace(on=range(1))
+    >>> x = np.array([[[0.0], [1.0]]])
+    >>> model = dc.DDC(states=states, choices=["out", "in"], beta=0.9,
+    ...                utility=dc.Utility.from_array(x, ["taste"]),
+    ...                transitions=dc.Transitions.dense(np.ones((1, 2, 1))))
+    >>> df = pd.DataFrame({"id": range(4), "t": 0, "on": 0, "c": ["in", "in", "in", "out"]})
+    >>> panel = dc.Panel(df, member="id", time="t", choice="c", states=states,
+    ...                  choices=["out", "in"])
+    >>> float(NFXP(model, panel).fit().params["taste"].round(6)) == float(np.log(3).round(6))
+    True
+    """
+
+    name = "NFXP"
+
+    def __init__(self, model: DDC, data: Any, *, transitions: str = "two-step") -> None:
+        if transitions not in TREATMENTS:
+            raise SpecificationError(
+                f"transitions={transitions!r}: use {' or '.join(map(repr, TREATMENTS))}"
+            )
+        self.model = model
+        self.counts, self._panel = counts_of(data)
+        self._first = first_stage(model, self.counts, self._panel)
+        self.joint = transitions == "joint"
+        if self.joint and not self._first.estimates:
+            raise SpecificationError("joint estimation: every transition law is given already")
+        if self.joint and model.horizon is not None:
+            raise SpecificationError("joint estimation is for infinite horizons")
+
+    def likelihood(self) -> Likelihood:
+        """Return the likelihood of the choices given the first stage's transitions."""
+        model = self._first.model
+        if model.horizon is not None:
+            return FiniteLikelihood(model, self.counts.n_tsj(model.horizon))
+        return Likelihood(model, self.counts.n_sj())
+
+    def fit(
+        self,
+        *,
+        start: Any = None,
+        cov_type: str = "clustered",
+        tol: float = 1e-8,
+        maxiter: int = 100,
+        starts: int = 1,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        strict: bool = False,
+    ) -> Results:
+        """Estimate by maximum likelihood.
+
+        Parameters
+        ----------
+        start : array (K,), mapping or Series, optional
+            Default: the CCP estimate (two pseudo-likelihood stages).
+        cov_type : {"clustered", "robust", "opg", "unadjusted"}
+            Default by member. Rust (1987) printed ``"opg"``.
+        tol : float
+            Bound on the gradient of the mean log-likelihood in scaled parameters.
+        maxiter : int
+            Iterations of the optimiser at most.
+        starts : int
+            Starting points in all; the further ones are drawn around the first with ``seed``.
+        seed : int, optional
+            Of the further starting points.
+        progress : callable, optional
+            ``progress(done, total, message)`` after each iteration.
+        strict : bool
+            Raise if the estimate did not converge, instead of saying so in the results.
+
+        Returns
+        -------
+        Results
+
+        Raises
+        ------
+        IdentificationError
+            Parameters that nothing identifies, by name.
+        ConvergenceError
+            Only with ``strict=True``.
+        """
+        check_cov_type(cov_type)
+        if starts < 1:
+            raise SpecificationError(f"starts={starts}: at least one is needed")
+        model = self._first.model
+        with one_blas_thread():
+            likelihood = self.likelihood()
+            theta = self._start(likelihood) if start is None else model.vector(start)
+            refuse_unidentified(model, likelihood, likelihood.evaluate(theta))
+            best, optimization = self._maximise(
+                likelihood, theta, tol, maxiter, starts, seed, progress
+            )
+            if self.joint:
+                return fit_joint(
+                    self._first, self.counts, best.params, cov_type,
+                    tol=tol, maxiter=maxiter, seed=seed, progress=progress, strict=strict,
+                )
+            parts = score_parts(likelihood, best, self._first)
+        counts = self.counts
+        if model.horizon is not None and check_cov_type(cov_type) in ("robust", "clustered"):
+            # scores differ by period there, so each member's cells must carry it
+            if self._panel is None:
+                raise SpecificationError(
+                    f"cov_type={cov_type!r} at a finite horizon needs the Panel, not its Counts;"
+                    " or use 'opg' or 'unadjusted'"
+                )
+            counts = replace(counts, members=self._panel.member_cells(by_period=True), _cache={})
+        return as_results(
+            self.name,
+            self._first,
+            counts,
+            best,
+            parts,
+            optimization,
+            cov_type,
+            seed=seed,
+            strict=strict,
+        )
+
+    def _start(self, likelihood: Likelihood) -> FloatArray:
+        model, n = self._first.model, self.counts.n_sj()
+        if model.horizon is not None:
+            return smoothed_frequencies(model.with_parts(horizon=None, beta=0.0), n)[1]
+        return np.asarray(hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)[0].params)
+
+    def _maximise(
+        self,
+        likelihood: Likelihood,
+        theta: FloatArray,
+        tol: float,
+        maxiter: int,
+        starts: int,
+        seed: int | None,
+        progress: Progress | None,
+    ) -> tuple[Evaluation, Optimization]:
+        points = [theta]
+        if starts > 1:
+            # spread by what one observation in a thousand could tell, and by the size of theta
+            at = likelihood.evaluate(theta)
+            spread = np.sqrt(1000 / np.maximum(np.diag(at.outer), 1e-12))
+            spread = np.minimum(spread, 0.5 * np.abs(theta) + 0.5)
+            noise = np.random.default_rng(seed).standard_normal((starts - 1, len(theta)))
+            points += list(theta + noise * spread)
+        runs = [
+            maximise(
+                likelihood.evaluate,
+                likelihood.hessian,
+                point,
+                likelihood.total,
+                tol=tol,
+                maxiter=maxiter,
+                progress=progress,
+            )
+            for point in points
+        ]
+        order = max(range(len(runs)), key=lambda i: (runs[i][1].converged, runs[i][0].loglik))
+        best, optimization = runs[order]
+        if starts > 1:
+            trace = tuple(
+                {
+                    "start": o.start,
+                    "loglik": e.loglik,
+                    "converged": o.converged,
+                    "params": e.params,
+                }
+                for e, o in runs
+            )
+            optimization = replace(optimization, starts=trace)
+        return best, optimization
+
+
+def refuse_unidentified(model: DDC, likelihood: Likelihood, at: Evaluation) -> None:
+    """Raise if some direction of the parameters moves no choice in any state that was seen.
+
+    The expected information at the start, ``sum_s n_s sum_j P_j dlogP_j dlogP_j'``, is zero
+    along such a direction whatever the choices made.
+    """
+    n = getattr(likelihood, "n_t", likelihood.n)
+    weight = n.sum(axis=-1, keepdims=True) * at.P
+    flatter = at.dlogp.reshape(-1, at.dlogp.shape[-1])
+    information = (flatter * weight.reshape(-1, 1)).T @ flatter
+    size = np.sqrt(np.maximum(np.diag(information), 0) / likelihood.total)
+    # rounding of dlogP where it ought to be zero: dV carries errors of eps / (1 - beta)
+    reach = np.abs(at.dV).reshape(-1, at.dV.shape[-1]).max(axis=0)
+    rounding = 1e-13 * reach / max(1 - likelihood.model.beta, 1e-6)
+    extent = np.abs(model.utility.x).reshape(-1, len(model.names)).max(axis=0)
+    dead = size <= np.maximum(rounding, 1e-9 * extent)
+    if dead.any():
+        names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=True) if d)
+        raise IdentificationError(
+            f"parameter(s) {names} move no choice in any state that was seen: their features do"
+            " not differ across the choices offered there (nor change where choices lead). Drop"
+            " them, or interact them with the choice"
+        )
+    flat = Identification.of(model.names, information).flat
+    if flat:
+        raise IdentificationError(
+            "the data cannot tell these parameters apart, whatever their values; the likelihood"
+            f" does not change along: {'; '.join(flat)}. Drop one of them or combine them"
+        )

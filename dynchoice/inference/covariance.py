@@ -1,0 +1,160 @@
+"""Covariances of estimates from scores: one table of names, formulas beside the code.
+
+With ``H`` minus the second derivative of the log-likelihood (sum), ``psi`` the score of a cell
+(plus its influence through the first stage, where transitions are estimated before) and
+``V1 = sum_r n_r c_r c_r'`` the first stage's own contribution (papers.md 8.1):
+
+    unadjusted  H^-1 (H + V1) H^-1
+    opg         B^-1 (B + V1) B^-1,   B = sum of outer products of the scores of choices
+    robust      H^-1 (sum over member-months of psi psi') H^-1
+    clustered   H^-1 (sum over members of (sum psi)(sum psi)') H^-1
+
+No small-sample factor is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.panel.counts import Counts
+from dynchoice.typing import FloatArray, IntArray
+
+COV_TYPES = ("unadjusted", "opg", "robust", "clustered")
+ALIASES = {"cluster": "clustered", "hessian": "unadjusted", "nonrobust": "unadjusted"}
+FEW_CLUSTERS = 30
+FLAT = 1e-11
+"""Eigenvalue of the scaled information, relative to the largest, below which it is flat."""
+
+CellScore = Callable[[IntArray], FloatArray]
+"""Cells (C, 4+) of (state, choice, next state, decides[, period]) -> psi (C, K)."""
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """A covariance matrix (K, K), what it is, and directions that the data leave flat."""
+
+    matrix: FloatArray
+    cov_type: str
+    config: dict[str, Any]
+    flat: FloatArray
+    """Flat directions (K, F), unit vectors in scaled parameters; usually F = 0."""
+
+
+def check_cov_type(cov_type: str) -> str:
+    """Return the canonical name of a covariance type."""
+    name = ALIASES.get(cov_type, cov_type)
+    if name not in COV_TYPES:
+        raise SpecificationError(
+            f"cov_type={cov_type!r} is unknown.{suggest(cov_type, COV_TYPES)}"
+            f" Known: {', '.join(COV_TYPES)}"
+        )
+    return name
+
+
+def flat_directions(information: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return eigenvalues (ascending, relative), eigenvectors (K, K) and scales (K,).
+
+    The information is scaled to unit diagonal first, so that units do not matter.
+    """
+    scale = np.sqrt(np.maximum(np.diag(information), 0.0))
+    safe = np.where(scale > 0, scale, 1.0)
+    values, vectors = np.linalg.eigh(information / np.outer(safe, safe))
+    top = max(float(values[-1]), 1e-300)
+    return values / top, vectors, safe
+
+
+def inverse(information: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the inverse and the flat directions (K, F); flat ones are left out, not inverted.
+
+    Parameters that load on a flat direction get NaN, so that no number is made up for them.
+    """
+    values, vectors, scale = flat_directions(information)
+    flat = values < FLAT
+    keep = vectors[:, ~flat]
+    top = np.linalg.eigvalsh(information / np.outer(scale, scale))[-1]
+    inner = (keep / (values[~flat] * top)) @ keep.T / np.outer(scale, scale)
+    if flat.any():
+        touched = (np.abs(vectors[:, flat]) > 1e-6).any(axis=1)
+        inner[touched] = np.nan
+        inner[:, touched] = np.nan
+    return inner, vectors[:, flat]
+
+
+def covariance(
+    cov_type: str,
+    hessian: FloatArray,
+    outer: FloatArray,
+    psi: CellScore,
+    first_stage: FloatArray,
+    counts: Counts,
+) -> Covariance:
+    """Return the covariance of an estimate.
+
+    Parameters
+    ----------
+    cov_type : str
+        See the module docstring.
+    hessian : FloatArray, shape (K, K)
+        Second derivative of the log-likelihood (negative definite at a maximum).
+    outer : FloatArray, shape (K, K)
+        Sum over member-months of the outer product of scores.
+    psi : callable
+        Score and first-stage influence of cells.
+    first_stage : FloatArray, shape (K, K)
+        ``V1``; zeros when the transitions are known or estimated jointly.
+    counts : Counts
+        Members' cells, or buckets, to cluster by.
+    """
+    name = check_cov_type(cov_type)
+    config: dict[str, Any] = {"first_stage": bool(first_stage.any())}
+    if name == "opg":
+        bread, flat = inverse(outer)
+        meat = outer + first_stage
+    else:
+        bread, flat = inverse(-hessian)
+        if name == "unadjusted":
+            meat = -hessian + first_stage
+        elif name == "robust":
+            meat = robust_meat(psi, counts)
+        else:
+            meat, config["clusters"], config["by"] = clustered_meat(psi, counts)
+    known = np.isfinite(bread).all(axis=1)
+    matrix = np.full_like(bread, np.nan)
+    inner = np.ix_(known, known)
+    matrix[inner] = bread[inner] @ meat[inner] @ bread[inner]
+    matrix = (matrix + matrix.T) / 2
+    return Covariance(matrix, name, config, flat)
+
+
+def robust_meat(psi: CellScore, counts: Counts) -> FloatArray:
+    """Return ``sum over member-months of psi psi'``."""
+    if counts.members is None:
+        score, n = psi(counts.cells[:, 2:6]), counts.n
+    else:
+        members = counts.members
+        copies = np.repeat(members.weights, np.diff(members.indptr))
+        n = np.bincount(members.index, weights=members.n * copies, minlength=len(members.cells))
+        score = psi(members.cells[:, 1:])
+    return (score * n[:, None]).T @ score
+
+
+def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str]:
+    """Return ``sum_i w_i G_i G_i'`` with ``G_i`` a cluster's summed score, N, and its name.
+
+    Clusters are members, or buckets of members where the panel was too long to keep each
+    member's cells; buckets are unions of members, so the estimate stays valid, with fewer
+    clusters.
+    """
+    if counts.members is not None:
+        members = counts.members
+        sums = members.matrix() @ psi(members.cells[:, 1:])
+        return (sums * members.weights[:, None]).T @ sums, members.size, "member"
+    score = psi(counts.cells[:, 2:6]) * counts.n[:, None]
+    sums = np.zeros((counts.buckets, score.shape[1]))
+    np.add.at(sums, counts.cells[:, 1], score)
+    return sums.T @ sums, int(np.unique(counts.cells[:, 1]).size), "bucket of members"

@@ -1,0 +1,134 @@
+"""What the data can and cannot tell: flat directions of the likelihood, and support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynchoice.inference.covariance import FLAT, flat_directions
+from dynchoice.panel.states import StateSpace
+from dynchoice.typing import BoolArray, FloatArray, Level
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WEAK = 1e-6
+
+
+def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[str]) -> str:
+    """Return a direction in the parameters as text, largest first: ``+1 RC +0.5 theta11``."""
+    raw = vector / scale
+    raw = raw / np.abs(raw).max()
+    order = np.argsort(-np.abs(vector))
+    parts = [f"{raw[k]:+.3g} {names[k]}" for k in order if abs(vector[k]) > 0.05]
+    return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Eigenvalues of the information in scaled parameters, smallest first.
+
+    A small eigenvalue is a direction in which parameters can move together with almost no
+    change of the likelihood; ``flat`` ones the data do not identify at all.
+    """
+
+    names: tuple[str, ...]
+    eigenvalues: FloatArray
+    vectors: FloatArray
+    scale: FloatArray
+
+    @classmethod
+    def of(cls, names: Sequence[str], information: FloatArray) -> Identification:
+        """Analyse an information matrix (K, K)."""
+        values, vectors, scale = flat_directions(information)
+        return cls(tuple(names), values, vectors, scale)
+
+    @property
+    def condition(self) -> float:
+        """Ratio of the largest to the smallest eigenvalue."""
+        return float(1 / max(self.eigenvalues[0], 1e-300))
+
+    @property
+    def flat(self) -> list[str]:
+        """Directions that nothing identifies, in words."""
+        return [self.direction(i) for i in np.flatnonzero(self.eigenvalues < FLAT)]
+
+    def direction(self, i: int) -> str:
+        """Return the direction of the ``i``-th smallest eigenvalue in words."""
+        return direction_in_words(self.vectors[:, i], self.scale, self.names)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row a direction: relative eigenvalue, verdict, direction."""
+        import pandas as pd
+
+        verdict = [
+            "flat" if v < FLAT else "weak" if v < WEAK else "identified" for v in self.eigenvalues
+        ]
+        return pd.DataFrame(
+            {
+                "eigenvalue": self.eigenvalues,
+                "verdict": verdict,
+                "direction": [self.direction(i) for i in range(len(self.names))],
+            }
+        )
+
+    def __str__(self) -> str:
+        head = f"Identification: condition number {self.condition:.3g} of the scaled information"
+        return head + "\n" + self.frame().to_string(index=False, float_format="{:.3g}".format)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Support:
+    """Where the panel has choices: counts by state and choice."""
+
+    states: StateSpace
+    choices: tuple[Level, ...]
+    n: FloatArray
+    available: BoolArray
+
+    @property
+    def seen(self) -> int:
+        """States with at least one choice observed."""
+        return int((self.n.sum(axis=1) > 0).sum())
+
+    @property
+    def empty_cells(self) -> int:
+        """Available choices never taken in states that were seen."""
+        visited = self.n.sum(axis=1) > 0
+        return int((self.available & (self.n == 0))[visited].sum())
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row a choice: where it is available, seen, taken, and the smallest cell."""
+        import pandas as pd
+
+        visited = self.n.sum(axis=1) > 0
+        rows = []
+        for j, label in enumerate(self.choices):
+            at = self.available[:, j] & visited
+            taken = self.n[at, j]
+            rows.append(
+                {
+                    "choice": label,
+                    "taken": float(self.n[:, j].sum()),
+                    "states offering it": int(self.available[:, j].sum()),
+                    "of them seen": int(at.sum()),
+                    "never taken there": int((taken == 0).sum()),
+                    "smallest positive cell": float(taken[taken > 0].min(initial=np.inf)),
+                }
+            )
+        return pd.DataFrame(rows).set_index("choice")
+
+    def __str__(self) -> str:
+        S = self.states.size
+        head = (
+            f"Support: {self.seen:,} of {S:,} states are seen, {S - self.seen:,} never seen (there"
+            f" the model speaks, not the data); {self.empty_cells:,} empty cells in seen states"
+        )
+        return head + "\n" + self.frame().to_string()
+
+    __repr__ = __str__

@@ -1,0 +1,276 @@
+"""Tables of estimates as text, HTML, LaTeX and CSV; ``compare`` puts several side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dynchoice.inference.results import Results
+
+LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A title, pairs of facts, a table and notes, in whatever form is asked for."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def as_text(self) -> str:
+        """Return plain text in fixed columns."""
+        widths = [
+            max(len(r[c]) for r in (self.header, *self.rows)) + (2 if c else 0)
+            for c in range(len(self.header))
+        ]
+        width = max(sum(widths), 72)
+        lines = [self.title.center(width).rstrip(), "=" * width]
+        half = (len(self.facts) + 1) // 2
+        left, right = self.facts[:half], (*self.facts[half:], ("", ""))
+        column = width // 2 - 2
+        for (a, x), (b, y) in zip(left, right, strict=False):
+            first = f"{a:<{max(column - len(x), 1)}}{x}"
+            second = f"{b:<{max(column - len(y), 1)}}{y}"
+            lines.append(f"{first}    {second}".rstrip())
+        lines.append("=" * width)
+        for i, row in enumerate((self.header, *self.rows)):
+            cells = [row[0].ljust(widths[0])]
+            cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+            lines.append("".join(cells).rstrip())
+            if i == 0:
+                lines.append("-" * width)
+        lines.append("=" * width)
+        return "\n".join([*lines, *self.notes])
+
+    def as_html(self) -> str:
+        """Return an HTML fragment: two tables and a list of notes."""
+
+        def table(rows: Sequence[Sequence[str]], head: Sequence[str] | None) -> str:
+            top = ""
+            if head is not None:
+                cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+                top = f"<thead><tr>{cells}</tr></thead>"
+            body = "".join(
+                "<tr>"
+                + f"<th>{html.escape(r[0])}</th>"
+                + "".join(f"<td>{html.escape(c)}</td>" for c in r[1:])
+                + "</tr>"
+                for r in rows
+            )
+            return f"<table>{top}<tbody>{body}</tbody></table>"
+
+        notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
+        return (
+            f"<h4>{html.escape(self.title)}</h4>"
+            + table(self.facts, None)
+            + table(self.rows, self.header)
+            + (f"<ul>{notes}</ul>" if notes else "")
+        )
+
+    def as_latex(self) -> str:
+        """Return a LaTeX tabular with the table and the facts below it."""
+
+        def tex(text: str) -> str:
+            return "".join(LATEX.get(c, c) for c in text)
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(tex, cells)) + r" \\"
+
+        span = len(self.header)
+        body = [line(r) for r in self.rows]
+        facts = [
+            f"{tex(a)} & \\multicolumn{{{span - 1}}}{{r}}{{{tex(b)}}} \\\\" for a, b in self.facts
+        ]
+        return "\n".join(
+            [
+                rf"% {self.title}",
+                rf"\begin{{tabular}}{{l{'r' * (span - 1)}}}",
+                r"\hline",
+                line(self.header),
+                r"\hline",
+                *body,
+                r"\hline",
+                *facts,
+                r"\hline",
+                r"\end{tabular}",
+                *[f"% {n}" for n in self.notes],
+            ]
+        )
+
+    def as_csv(self) -> str:
+        """Return the table as comma-separated text."""
+        import csv
+        import io
+
+        out = io.StringIO()
+        csv.writer(out).writerows([self.header, *self.rows])
+        return out.getvalue()
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.as_html()
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number in the width of a table; a missing one says so."""
+    if value is None or not np.isfinite(value):
+        return "n/a"
+    if value != 0 and (abs(value) >= 1e6 or abs(value) < 10.0**-digits):
+        return f"{value:.{digits}g}"
+    return f"{value:.{digits}f}"
+
+
+def summarise(results: Results) -> Summary:
+    """Return the summary of one fit."""
+    r = results
+    interval = r.conf_int()
+    rows = tuple(
+        (
+            name,
+            number(r.params.iloc[k]),
+            number(r.std_errors.iloc[k]),
+            number(r.tstats.iloc[k]),
+            number(r.pvalues.iloc[k]),
+            number(interval["lower"].iloc[k]),
+            number(interval["upper"].iloc[k]),
+        )
+        for k, name in enumerate(r.params.index)
+    )
+    S, J, _ = r.model.shape
+    cov = r.cov_type
+    if "clusters" in r.cov_config:
+        cov += f" ({r.cov_config['clusters']:,} by {r.cov_config['by']})"
+    facts: list[tuple[str, str]] = [
+        ("Estimator:", r.estimator),
+        ("Member-months:", f"{r.nobs:,.0f}"),
+        ("Members:", f"{r.nmembers:,}"),
+        ("States x choices:", f"{S:,} x {J}"),
+        ("Discount factor:", f"{r.model.beta:g}"),
+        ("Log-likelihood:", f"{r.loglik:.4f}"),
+        ("Converged:", "yes" if r.converged else "NO"),
+        ("Covariance:", cov),
+        ("First-stage error:", r.cov_config.get("first_stage_label", "none")),
+        ("Pseudo R-squared:", number(r.rsquared_mcfadden)),
+        ("AIC:", f"{r.aic:.2f}"),
+        ("BIC:", f"{r.bic:.2f}"),
+    ]
+    if r.loglik_transitions is not None:
+        facts.append(("Log-lik. with transitions:", f"{r.loglik + r.loglik_transitions:.4f}"))
+    if r.pseudo_loglik is not None:
+        facts.append(("Pseudo-log-likelihood:", f"{r.pseudo_loglik:.4f}"))
+    notes = [] if r.converged else [f"NOT CONVERGED: {r.message}"]
+    header = ("Parameter", "Estimate", "Std. Err.", "T-stat", "P-value", "Lower CI", "Upper CI")
+    return Summary(
+        f"{r.estimator} estimation summary", tuple(facts), header, rows, (*notes, *r.notes)
+    )
+
+
+class Comparison:
+    """Several fits side by side: ``params``, ``std_errors``, ``tstats``, ``summary()``."""
+
+    def __init__(self, results: Mapping[str, Results], precision: str = "std_errors") -> None:
+        self.results = dict(results)
+        if precision not in ("std_errors", "tstats", "pvalues"):
+            raise SpecificationError(
+                f"precision={precision!r}: use 'std_errors', 'tstats' or 'pvalues'"
+            )
+        self.precision = precision
+
+    def _joined(self, attribute: str) -> pd.DataFrame:
+        import pandas as pd
+
+        order = list(dict.fromkeys(n for r in self.results.values() for n in r.params.index))
+        return pd.DataFrame(
+            {name: getattr(r, attribute) for name, r in self.results.items()}
+        ).reindex(order)
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """Estimates, one column a fit."""
+        return self._joined("params")
+
+    @property
+    def std_errors(self) -> pd.DataFrame:
+        """Standard errors, one column a fit."""
+        return self._joined("std_errors")
+
+    @property
+    def tstats(self) -> pd.DataFrame:
+        """T-statistics, one column a fit."""
+        return self._joined("tstats")
+
+    def summary(self) -> Summary:
+        """Return the table: estimates with their precision in brackets below."""
+        below = self._joined(self.precision)
+        rows: list[tuple[str, ...]] = []
+        for name, row in self.params.iterrows():
+            rows.append((str(name), *(number(v) if v == v else "" for v in row)))
+            rows.append(
+                ("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)]))
+            )
+        facts: list[tuple[str, Any]] = [
+            ("Log-likelihood", lambda r: f"{r.loglik:.4f}"),
+            ("Member-months", lambda r: f"{r.nobs:,.0f}"),
+            ("Covariance", lambda r: r.cov_type),
+            ("Converged", lambda r: "yes" if r.converged else "NO"),
+            ("AIC", lambda r: f"{r.aic:.2f}"),
+        ]
+        for label, read in facts:
+            rows.append((label, *(read(r) for r in self.results.values())))
+        data = {r.data_digest for r in self.results.values()}
+        notes = [] if len(data) == 1 else ["The fits do not use the same data."]
+        notes.append(f"{self.precision} in brackets")
+        return Summary(
+            "Model comparison", (), ("", *self.results), tuple(rows), tuple(notes)
+        )
+
+    def __str__(self) -> str:
+        return self.summary().as_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
+
+def compare(
+    results: Mapping[str, Results] | Sequence[Results], *, precision: str = "std_errors"
+) -> Comparison:
+    """Put several fits side by side.
+
+    Parameters
+    ----------
+    results : mapping of label to Results, or sequence
+    precision : {"std_errors", "tstats", "pvalues"}
+        What stands in brackets below each estimate.
+
+    Raises
+    ------
+    SpecificationError
+        Nothing to compare, or an entry that is no Results.
+    """
+    from dynchoice.inference.results import Results as Kind
+
+    named = results if isinstance(results, Mapping) else {f"({i + 1})": r for i, r in enumerate(results)}
+    if not named:
+        raise SpecificationError("compare needs one result at least")
+    for label, r in named.items():
+        if not isinstance(r, Kind):
+            raise SpecificationError(f"{label!r} is a {type(r).__name__}, not Results")
+    return Comparison(named, precision)

@@ -238,6 +238,18 @@ def log_ccp_derivative(pi, P, attention, default, dv, out):
 
 
 @njit(**_OPTIONS)
+def log_likelihood(n, P):
+    """Return ``sum n log P`` over cells with counts."""
+    total = 0.0
+    S, J = n.shape
+    for s in range(S):
+        for j in range(J):
+            if n[s, j] > 0.0:
+                total += n[s, j] * log(P[s, j])
+    return total
+
+
+@njit(**_OPTIONS)
 def score_and_outer(n, dlogp, score, outer):
     """Add ``sum n dlogp`` into ``score`` (K,) and ``sum n dlogp dlogp'`` into ``outer`` (K, K)."""
     S, J, K = dlogp.shape
@@ -279,11 +291,14 @@ def weighted_choice_covariance(w, pi, dv, out):
 
 
 @njit(**_OPTIONS)
-def simulate_members(start, cdf_choice, indptr, indices, cdf_next, draws, first, states, choices):
+def simulate_members(
+    start, cdf_choice, indptr, indices, cdf_next, draws, first, states, choices, after
+):
     """Write the paths of members, (members, T): state, then choice, then next state.
 
     ``cdf_choice`` (T or 1, S, J) and ``cdf_next`` (stacked CSR data, cumulated by row) are
-    cumulative; ``draws`` (members, T, 2) are uniforms; ``first`` is the first period's number.
+    cumulative; ``draws`` (members, T, 2) are uniforms; ``first`` is the first period's number;
+    ``after`` (members,) receives the state after the last period.
     """
     members, T = states.shape
     J = cdf_choice.shape[2]
@@ -303,3 +318,4 @@ def simulate_members(start, cdf_choice, indptr, indices, cdf_next, draws, first,
             while q < stop and draws[i, t, 1] >= cdf_next[q]:
                 q += 1
             s = indices[q]
+        after[i] = s

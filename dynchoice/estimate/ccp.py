@@ -39,7 +39,7 @@ SMOOTHING = 10.0
 
 def static(model: DDC, x: FloatArray, offset: FloatArray) -> DDC:
     """Return the model of a static choice with features ``x`` and known part ``offset``."""
-    return model.with_parts(utility=Utility(x, model.names, offset), beta=0.0)
+    return model.unchecked(utility=Utility(x, model.names, offset), beta=0.0)
 
 
 def smoothed_frequencies(model: DDC, n: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -48,14 +48,8 @@ def smoothed_frequencies(model: DDC, n: FloatArray) -> tuple[FloatArray, FloatAr
     ``P = (n_sj + SMOOTHING P_logit) / (n_s + SMOOTHING)``: never zero where a choice is offered.
     """
     likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
-    best, _ = maximise(
-        likelihood.evaluate,
-        likelihood.hessian,
-        np.zeros(len(model.names)),
-        likelihood.total,
-        tol=1e-6,
-        maxiter=50,
-    )
+    start = np.zeros(len(model.names))
+    best, _ = maximise(likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=1e-3)
     seen = n.sum(axis=1, keepdims=True)
     return (n + SMOOTHING * best.P) / (seen + SMOOTHING), best.params
 
@@ -103,14 +97,24 @@ def hotz_miller(
     if model.beta == 0:
         likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
         return maximise(
-            likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=tol,
+            likelihood.evaluate,
+            likelihood.hessian,
+            start,
+            likelihood.total,
+            tol=tol,
             maxiter=maxiter,
         )
+    # the static logit's parameters lie far from the dynamic ones; at zero the logit is flat
+    start = np.zeros(len(model.names))
     system = PolicySystem(model.transitions, model.beta)
     for _ in range(steps):
         likelihood = pseudo_likelihood(model, system, n, P)
         best, optimization = maximise(
-            likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=tol,
+            likelihood.evaluate,
+            likelihood.hessian,
+            start,
+            likelihood.total,
+            tol=tol,
             maxiter=maxiter,
         )
         P, start = best.P, best.params

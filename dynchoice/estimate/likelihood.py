@@ -60,13 +60,6 @@ class Evaluation:
         return "backward induction" if self.point is None else self.point.message
 
 
-def log_where_seen(n: FloatArray, P: FloatArray) -> float:
-    """Return ``sum n log P`` over cells with counts."""
-    seen = n > 0
-    with np.errstate(divide="ignore"):
-        return float((n[seen] * np.log(P[seen])).sum())
-
-
 class Likelihood:
     """Likelihood of choice counts under a model with known transitions, infinite horizon.
 
@@ -85,8 +78,8 @@ class Likelihood:
         self.solves = 0
         self._x = np.ascontiguousarray(model.utility.x)
         self._offset = np.where(model.available, model.utility.offset, -np.inf)
+        self._no_dV = np.zeros(self._x.shape[::2])
         self._last: Evaluation | None = None
-        self._at_last = False
 
     def warm(self, evaluation: Evaluation | None) -> None:
         """Let the next solution start from another likelihood's, at nearby primitives."""
@@ -105,15 +98,21 @@ class Likelihood:
         start = None
         if last is not None and last.converged and last.point is not None:
             shift = params - last.params
-            start = last.point.h + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
+            start = last.point.h
+            if self.model.beta > 0:
+                start = start + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
         b = self.bellman
         point = fixed_point(b, self.system, self.flow(params), start)
         if start is not None and not point.converged:
             point = fixed_point(b, self.system, self.flow(params))
         self.solves += 1
-        self._factor(b.P)
-        dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
-        dv = self._x if self.model.beta == 0 else self._x + self.model.beta * self._expect(dV)
+        if self.model.beta == 0:
+            # nothing below reads the derivative of V when the future does not count
+            dV, dv = self._no_dV, self._x
+        else:
+            self.system.factor(b.P)
+            dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
+            dv = self._x + self.model.beta * self.model.transitions.expect(dV)
         dlogp = np.empty_like(dv)
         kernels.log_ccp_derivative(
             b.pi, b.P, self.model.attention, self.model.default, dv, dlogp
@@ -123,7 +122,7 @@ class Likelihood:
         kernels.score_and_outer(self.n, dlogp, score, outer)
         self._last = Evaluation(
             params.copy(),
-            log_where_seen(self.n, b.P),
+            float(kernels.log_likelihood(self.n, b.P)),
             score,
             outer,
             point,
@@ -135,13 +134,6 @@ class Likelihood:
             dlogp,
         )
         return self._last
-
-    def _factor(self, P: FloatArray) -> None:
-        if self.model.beta > 0:
-            self.system.factor(P)
-
-    def _expect(self, dV: FloatArray) -> FloatArray:
-        return self.model.transitions.expect(dV)
 
     def _adjoint(self, m: FloatArray) -> FloatArray:
         """Return ``A^{-T} beta F' m`` (S,) for ``m`` (S, J)."""
@@ -210,14 +202,14 @@ class FiniteLikelihood(Likelihood):
         score, outer = np.zeros(K), np.zeros((K, K))
         ahead = np.zeros((S, K))
         for t in range(T - 1, -1, -1):
-            dv[t] = self._x + self.model.beta * self._expect(ahead)
+            dv[t] = self._x + self.model.beta * self.model.transitions.expect(ahead)
             dV[t] = ahead = np.einsum("sj,sjk->sk", P[t], dv[t])
             kernels.log_ccp_derivative(
                 pi[t], P[t], self.model.attention, self.model.default, dv[t], dlogp[t]
             )
             kernels.score_and_outer(self.n_t[t], dlogp[t], score, outer)
         self.solves += 1
-        loglik = log_where_seen(self.n_t, P)
+        loglik = float(sum(kernels.log_likelihood(self.n_t[t], P[t]) for t in range(T)))
         self._last = Evaluation(
             params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, V
         )

@@ -112,7 +112,7 @@ class NFXP:
         Parameters
         ----------
         start : array (K,), mapping or Series, optional
-            Default: the CCP estimate (two pseudo-likelihood stages).
+            Default: the CCP estimate .
         cov_type : {"clustered", "robust", "opg", "unadjusted"}
             Default by member. Rust (1987) printed ``"opg"``.
         tol : float

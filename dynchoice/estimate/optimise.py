@@ -1,7 +1,10 @@
-"""Maximise a likelihood: scipy's trust region with the likelihood's own curvature.
+"""Maximise a likelihood: Newton steps where they climb, scipy's trust region where not.
 
-Parameters are scaled by the outer product at the start, so that tolerance and trust radius are
-free of units. Success means that the scaled gradient of the mean log-likelihood is within the
+The exact Hessian is nearly free (one transposed solve), so near the maximum plain Newton steps
+need the fewest solutions of the model. As soon as the Hessian is not negative definite or a step
+does not climb, ``trust-exact`` takes over, with the outer product of scores (BHHH) in place of an
+indefinite Hessian. Parameters are scaled by the outer product, so that tolerance and trust radius
+are free of units. Success means that the scaled gradient of the mean log-likelihood is within the
 tolerance; nothing else counts.
 """
 
@@ -64,6 +67,62 @@ def curvature(outer: FloatArray, hessian: FloatArray | None) -> FloatArray:
     return information
 
 
+def scaled_gradient(evaluation: Any, total: float) -> float:
+    """Return ``max_k |g_k| / sqrt(B_kk / N) / N``: the gradient of the mean, free of units."""
+    scale = np.sqrt(np.maximum(np.diag(evaluation.outer) / total, 1e-300))
+    floor = 1e-12 * float(scale.max())
+    return float((np.abs(evaluation.score) / np.maximum(scale, floor)).max() / total)
+
+
+def newton_decrement(score: FloatArray, information: FloatArray) -> float:
+    """Return ``sqrt(g' H^-1 g)``, in standard errors; infinite where H is not positive along g."""
+    try:
+        value = float(score @ np.linalg.solve(information, score))
+    except np.linalg.LinAlgError:
+        return float("inf")
+    return float(np.sqrt(value)) if value >= 0 else float("inf")
+
+
+def climb(
+    evaluate: Callable[[FloatArray], Any],
+    hessian: Callable[[Any], FloatArray],
+    best: Any,
+    total: float,
+    tol: float,
+    maxiter: int,
+    report: Callable[[int, Any], None],
+) -> tuple[Any, int, int]:
+    """Take Newton steps from an evaluation while they climb.
+
+    Returns the last evaluation, the number of steps, and of evaluations.
+    """
+    count = 0
+    for iteration in range(maxiter):
+        if scaled_gradient(best, total) <= tol:
+            return best, iteration, count
+        information = -hessian(best)
+        try:
+            np.linalg.cholesky(information)
+        except np.linalg.LinAlgError:
+            return best, iteration, count
+        step = np.linalg.solve(information, best.score)
+        slack = 1e-12 * abs(best.loglik)
+        trial = best
+        for halving in range(4):
+            trial = evaluate(best.params + step / 2**halving)
+            count += 1
+            if trial.converged and trial.loglik > best.loglik - slack:
+                break
+        else:
+            return best, iteration, count
+        before, best = best, trial
+        report(iteration + 1, best)
+        rounding = best.loglik <= before.loglik + slack
+        if rounding and scaled_gradient(best, total) >= scaled_gradient(before, total):
+            return before, iteration + 1, count
+    return best, maxiter, count
+
+
 def maximise(
     evaluate: Callable[[FloatArray], Any],
     hessian: Callable[[Any], FloatArray] | None,
@@ -74,15 +133,14 @@ def maximise(
     maxiter: int = 100,
     progress: Progress | None = None,
 ) -> tuple[Any, Optimization]:
-    """Maximise a log-likelihood by ``trust-exact``.
+    """Maximise a log-likelihood.
 
     Parameters
     ----------
     evaluate : callable
         Parameters (K,) -> evaluation with ``loglik``, ``score``, ``outer``.
     hessian : callable, optional
-        Evaluation -> second derivative (K, K). Used where it is negative definite; the outer
-        product (BHHH) elsewhere.
+        Evaluation -> second derivative (K, K). Without it the outer product serves (BHHH).
     total : float
         Number of observations: the criterion is the mean log-likelihood.
     tol : float
@@ -95,51 +153,86 @@ def maximise(
     evaluation, Optimization
         At the best point found.
     """
+
+    def report(iteration: int, evaluation: Any) -> None:
+        if progress is not None:
+            progress(iteration, maxiter, f"log-likelihood {evaluation.loglik:.6f}")
+
+    best, steps, count = evaluate(start), 0, 1
+    note = ""
+    if hessian is not None:
+        best, steps, more = climb(evaluate, hessian, best, total, tol, maxiter, report)
+        count += more
+    if scaled_gradient(best, total) > tol and steps < maxiter:
+        best, more_steps, more, note = trust_region(
+            evaluate, hessian, best, total, tol, maxiter - steps, lambda i, e: report(steps + i, e)
+        )
+        steps, count = steps + more_steps, count + more
+        if scaled_gradient(best, total) > tol:
+            # a trust region that cannot resolve changes of the likelihood any more stops short
+            # of its gradient criterion; Newton steps finish the digits
+            finish = hessian if hessian is not None else (lambda e: -e.outer)
+            best, more_steps, more = climb(evaluate, finish, best, total, tol, 10, report)
+            steps, count = steps + more_steps, count + more
+    size = scaled_gradient(best, total)
+    information = curvature(best.outer, hessian(best) if hessian is not None else None)
+    converged = bool(size <= tol and best.converged)
+    if converged:
+        message = f"converged: scaled gradient {size:.1e} <= {tol:.0e}"
+    elif not best.converged:
+        message = "not converged: the inner fixed point did not converge at the estimate"
+    else:
+        message = f"not converged: scaled gradient {size:.1e} > {tol:.0e} after {steps} iterations"
+        message += f" ({note})" if note else ""
+    decrement = newton_decrement(best.score, information)
+    return best, Optimization(converged, message, steps, count, size, decrement, np.array(start))
+
+
+def trust_region(
+    evaluate: Callable[[FloatArray], Any],
+    hessian: Callable[[Any], FloatArray] | None,
+    first: Any,
+    total: float,
+    tol: float,
+    maxiter: int,
+    report: Callable[[int, Any], None],
+) -> tuple[Any, int, int, str]:
+    """Run scipy's ``trust-exact`` from an evaluation in scaled parameters.
+
+    Returns the best evaluation, iterations, evaluations and scipy's message.
+    """
     from scipy.optimize import minimize
 
-    first = evaluate(start)
     scale = np.sqrt(np.maximum(np.diag(first.outer) / total, 1e-300))
-    scale[~(scale > 1e-12 * scale.max())] = 1.0
-    seen: dict[bytes, Any] = {}
-    count = 0
+    scale = np.maximum(scale, 1e-12 * scale.max())
+    state: dict[str, Any] = {"z": first.params * scale, "at": first, "count": 0, "iterations": 0}
 
     def at(z: FloatArray) -> Any:
-        nonlocal count
-        key = z.tobytes()
-        if key not in seen:
-            count += 1
-            evaluation = first if count == 1 else evaluate(z / scale)
-            seen.clear()
-            seen[key] = evaluation
-        return seen[key]
+        if not np.array_equal(state["z"], z):
+            state["z"], state["at"] = z.copy(), evaluate(z / scale)
+            state["count"] += 1
+        return state["at"]
 
     def value(z: FloatArray) -> float:
         e = at(z)
         return -e.loglik / total if e.converged and np.isfinite(e.loglik) else np.inf
-
-    def gradient(z: FloatArray) -> FloatArray:
-        return np.asarray(-at(z).score / scale / total)
 
     def second(z: FloatArray) -> FloatArray:
         e = at(z)
         h = curvature(e.outer, hessian(e) if hessian is not None else None)
         return np.asarray(h / np.outer(scale, scale) / total)
 
-    state = {"iterations": 0}
-
-    def report(intermediate_result: Any) -> None:
+    def after(intermediate_result: Any) -> None:
         state["iterations"] += 1
-        if progress is not None:
-            loglik = -float(intermediate_result.fun) * total
-            progress(state["iterations"], maxiter, f"log-likelihood {loglik:.6f}")
+        report(state["iterations"], at(np.asarray(intermediate_result.x)))
 
     result = minimize(
         value,
-        start * scale,
-        jac=gradient,
+        first.params * scale,
+        jac=lambda z: -at(z).score / scale / total,
         hess=second,
         method="trust-exact",
-        callback=report,
+        callback=after,
         options={
             "gtol": tol,
             "maxiter": maxiter,
@@ -147,44 +240,5 @@ def maximise(
             "max_trust_radius": 1000.0,
         },
     )
-    best = evaluate(np.asarray(result.x) / scale)
-    g = best.score / scale / total
-    size = float(np.abs(g).max())
-    information = curvature(best.outer, hessian(best) if hessian is not None else None)
-    decrement = newton_decrement(best.score, information)
-    # a trust region that can no longer resolve changes of the likelihood stops short of its
-    # gradient criterion; Newton steps on the gradient alone finish the digits
-    polish = 0
-    while not size <= tol and polish < 5 and np.isfinite(decrement) and decrement < 1e-2:
-        step = np.linalg.lstsq(information, best.score, rcond=1e-14)[0]
-        trial = evaluate(best.params + step)
-        trial_size = float(np.abs(trial.score / scale / total).max())
-        polish += 1
-        if not trial.converged or not trial_size < size:
-            break
-        best, size = trial, trial_size
-        information = curvature(best.outer, hessian(best) if hessian is not None else None)
-        decrement = newton_decrement(best.score, information)
-    iterations = int(result.nit) + polish
-    converged = bool(size <= tol and best.converged)
-    if converged:
-        message = f"converged: scaled gradient {size:.1e} <= {tol:.0e}"
-    elif not best.converged:
-        message = "not converged: the inner fixed point did not converge at the estimate"
-    else:
-        message = (
-            f"not converged: scaled gradient {size:.1e} > {tol:.0e} after {iterations} iterations"
-            f" ({result.message})"
-        )
-    return best, Optimization(
-        converged, message, iterations, count + polish, size, decrement, np.array(start)
-    )
-
-
-def newton_decrement(score: FloatArray, information: FloatArray) -> float:
-    """Return ``sqrt(g' H^-1 g)``; infinite where the information is singular along g."""
-    try:
-        value = float(score @ np.linalg.solve(information, score))
-    except np.linalg.LinAlgError:
-        return float("inf")
-    return float(np.sqrt(value)) if value >= 0 else float("inf")
+    best = at(np.asarray(result.x))
+    return best, int(result.nit), int(state["count"]), str(result.message)

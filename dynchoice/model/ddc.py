@@ -199,6 +199,13 @@ class DDC:
         }
         return DDC(**{**same, **parts})
 
+    def unchecked(self, **parts: Any) -> DDC:
+        """Return the model with parts replaced and nothing checked: for inner loops only."""
+        new = object.__new__(DDC)
+        for name in self.__dataclass_fields__:
+            object.__setattr__(new, name, parts.get(name, getattr(self, name)))
+        return new
+
     def __repr__(self) -> str:
         S, J, K = self.shape
         span = "infinite horizon" if self.horizon is None else f"{self.horizon} periods"

@@ -196,7 +196,9 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
     from formulaic.errors import FormulaicError, FormulaMaterializationError
 
     try:
-        wanted = {str(v) for v in Formula(formula).required_variables}
+        # formulaic sorts terms by degree; coefficients here stand in the order of the formula
+        parsed = Formula(formula, _ordering="none")
+        wanted = {str(v) for v in parsed.required_variables}
     except FormulaicError as error:
         raise SpecificationError(f"formula {formula!r}: {error}") from error
     unknown = sorted(wanted - set(map(str, table.columns)))
@@ -209,7 +211,7 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            matrix: Any = model_matrix(formula, table, na_action="raise", context={})
+            matrix: Any = model_matrix(parsed, table, na_action="raise", context={})
     except FormulaMaterializationError as error:
         raise SpecificationError(f"formula {formula!r}: {error}") from error
     except (FormulaicError, ValueError, Warning) as error:

@@ -1,0 +1,194 @@
+"""Models and panels that tests share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracles
+import pandas as pd
+
+import dynchoice as dc
+from dynchoice.panel.counts import NO_NEXT, Counts, MemberCells, group_sum
+
+
+def from_oracle(spec: dict[str, Any]) -> dc.DDC:
+    """The package's model of an oracle's random model."""
+    S, J, K = spec["x"].shape
+    return dc.DDC(
+        states=dc.StateSpace(s=range(S)),
+        choices=[f"c{j}" for j in range(J)],
+        utility=dc.Utility.from_array(
+            spec["x"], [f"k{k}" for k in range(K)], offset=spec["offset"]
+        ),
+        transitions=dc.Transitions.dense(spec["F"]),
+        beta=spec["beta"],
+        available=spec["available"],
+        attention=spec["attention"],
+        default=spec["default"],
+    )
+
+
+def counts_from(
+    model: dc.DDC,
+    member: np.ndarray,
+    period: np.ndarray,
+    state: np.ndarray,
+    choice: np.ndarray,
+    next_state: np.ndarray | None = None,
+) -> Counts:
+    """Counts of rows given as arrays, members 0 .. N-1, without any query."""
+    zero = np.zeros_like(state)
+    following = np.full_like(state, NO_NEXT) if next_state is None else next_state
+    cells = np.stack([zero, member % 50, state, choice, following, zero + 1], axis=1)
+    unique, n = group_sum(cells, np.ones(len(state)))
+    by_period = np.stack([zero, period, state, choice, zero + 1], axis=1)
+    unique_period, n_period = group_sum(by_period, np.ones(len(state)))
+    N = int(member.max()) + 1
+    own = np.stack([member, zero, state, choice, following, zero + 1], axis=1)
+    grouped, n_own = group_sum(own, np.ones(len(state)))
+    members = MemberCells.from_rows(grouped[:, 0], grouped[:, 1:], n_own, np.ones(N))
+    return Counts(
+        states=model.states,
+        choices=model.choices,
+        segments=("all",),
+        buckets=50,
+        cells=unique,
+        n=n,
+        period_cells=unique_period,
+        period_n=n_period,
+        segment_members=np.array([N]),
+        members=members,
+    )
+
+
+def choice_counts(model: dc.DDC, n: np.ndarray) -> Counts:
+    """Counts that hold only choices n (S, J), each row a member of its own kind."""
+    s, j = np.nonzero(n)
+    zero = np.zeros_like(s)
+    cells = np.stack([zero, zero, s, j, zero + NO_NEXT, zero + 1], axis=1)
+    return Counts(
+        states=model.states,
+        choices=model.choices,
+        segments=("all",),
+        buckets=2,
+        cells=cells,
+        n=n[s, j].astype(float),
+        period_cells=np.stack([zero, zero, s, j, zero + 1], axis=1),
+        period_n=n[s, j].astype(float),
+        segment_members=np.array([int(n.sum())]),
+    )
+
+
+def simulated_counts(spec: dict[str, Any], members: int, periods: int, seed: int):
+    """The package's model of an oracle model, counts of its simulated panel, and the rows."""
+    model = from_oracle(spec)
+    member, period, state, choice, following = oracles.simulate(
+        spec, spec["params"], members, periods, seed
+    )
+    last = period == periods - 1
+    moved = np.where(last, NO_NEXT, following)
+    counts = counts_from(model, member, period, state, choice, moved)
+    return model, counts, (member, period, state, choice, following)
+
+
+@dataclass
+class Membership:
+    """A small membership model: known (true laws) and unknown (laws to estimate)."""
+
+    known: dc.DDC
+    unknown: dc.DDC
+    theta: np.ndarray
+    frame: pd.DataFrame
+
+
+CHOICES = ["none", "monthly", "annual"]
+CONTRACTS = ["none", "monthly", "annual_0", "annual_1", "annual_2"]
+
+
+def small_laws(known: bool) -> dict[str, Any]:
+    """A three-month annual contract, two engagement flags, an offer."""
+
+    def following(level: str, choice: str) -> str | None:
+        if level in ("annual_1", "annual_2"):
+            return f"annual_{int(level[-1]) - 1}" if choice == "annual" else None
+        return {"none": "none", "monthly": "monthly", "annual": "annual_2"}[choice]
+
+    use = [[[0.8, 0.2], [0.4, 0.6]], [[0.6, 0.4], [0.1, 0.9]], [[0.6, 0.4], [0.1, 0.9]]]
+    late = [
+        [[[0.9, 0.1], [0.6, 0.4]], [[0.85, 0.15], [0.4, 0.6]]],
+        [[[0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.1, 0.9]]],
+        [[[0.8, 0.2], [0.3, 0.7]], [[0.6, 0.4], [0.1, 0.9]]],
+    ]
+    return {
+        "contract": dc.Deterministic(following),
+        "offer": dc.Fixed(),
+        "ship": dc.Markov(("choice",), use if known else None),
+        "video": dc.Markov(("choice", "ship"), late if known else None),
+    }
+
+
+def small_membership(members: int = 3000, periods: int = 14, seed: int = 11) -> Membership:
+    states = dc.StateSpace(contract=CONTRACTS, offer=["old", "new"], ship=[0, 1], video=[0, 1])
+    price = {("monthly", "old"): 2.0, ("monthly", "new"): 3.0}
+    price |= {("annual", "old"): 5.0, ("annual", "new"): 6.0}
+    rows = []
+    for contract in CONTRACTS:
+        for offer in ("old", "new"):
+            for choice in CHOICES:
+                locked = contract in ("annual_1", "annual_2")
+                rows.append(
+                    {
+                        "contract": contract,
+                        "offer": offer,
+                        "choice": choice,
+                        "member": int(choice != "none"),
+                        "pay": 0.0 if locked else -price.get((choice, offer), 0.0),
+                        "join": -int(contract == "none" and choice != "none"),
+                    }
+                )
+    utility = dc.Utility.from_formula(
+        "0 + member + member:ship + member:video + pay + join",
+        states,
+        CHOICES,
+        pd.DataFrame(rows),
+    )
+    available = np.ones((states.size, 3), dtype=bool)
+    locked = np.isin(states.axis_codes("contract"), (3, 4))
+    available[np.ix_(locked, [0, 1])] = False
+    models = [
+        dc.DDC(
+            states=states,
+            choices=CHOICES,
+            utility=utility,
+            transitions=dc.Transitions.factored(states, CHOICES, small_laws(known)),
+            beta=0.97,
+            available=available,
+        )
+        for known in (True, False)
+    ]
+    theta = np.array([-0.3, 0.6, 0.5, 0.3, 1.0])
+    start = np.flatnonzero((states.axis_codes("contract") == 0))
+    rng = np.random.default_rng(seed)
+    paths = dc.simulate(
+        models[0],
+        params=theta,
+        members=members,
+        periods=periods,
+        seed=rng,
+        start=rng.choice(start, members),
+    )
+    return Membership(models[0], models[1], theta, paths.frame())
+
+
+def membership_panel(membership: Membership, frame: pd.DataFrame, **options: Any) -> dc.Panel:
+    return dc.Panel(
+        frame,
+        member="member",
+        time="period",
+        choice="choice",
+        states=membership.known.states,
+        choices=CHOICES,
+        **options,
+    )

@@ -1,0 +1,71 @@
+"""Shared fixtures: strict numpy errors, one BLAS thread, kernels cached outside the source."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / "dynchoice-numba-cache")
+)
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def strict_numpy():
+    with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, or a skip that says why."""
+    folder = Path(os.environ.get("DYNCHOICE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data are absent: set DYNCHOICE_DATA (looked in {folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def membership():
+    """A small three-plan model with a contract clock, its truth, and a simulated panel frame."""
+    import builders
+
+    return builders.small_membership()
+
+
+@pytest.fixture(scope="session")
+def fitted(membership):
+    """An NFXP fit of the small membership panel, with its panel."""
+    import builders
+
+    import dynchoice as dc
+
+    panel = builders.membership_panel(membership, membership.frame)
+    return dc.NFXP(membership.unknown, panel).fit(), panel
+
+
+@pytest.fixture
+def people() -> pd.DataFrame:
+    """Three members, four months, one gap, one early exit, in no order."""
+    rows = [
+        ("ann", 0, 0, "out"),
+        ("ann", 1, 0, "in"),
+        ("ann", 2, 1, "in"),
+        ("ann", 3, 1, "out"),
+        ("bob", 0, 0, "in"),
+        ("bob", 1, 1, "in"),
+        ("bob", 3, 1, "in"),
+        ("eve", 1, 0, "out"),
+        ("eve", 2, 0, "out"),
+    ]
+    frame = pd.DataFrame(rows, columns=["id", "t", "x", "plan"])
+    return frame.sample(frac=1, random_state=3).reset_index(drop=True)

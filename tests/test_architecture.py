@@ -1,0 +1,144 @@
+"""The shape of the package: imports go down, numba stays in one file, importing is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import oracles
+import pytest
+
+import dynchoice
+
+PACKAGE = Path(dynchoice.__file__).parent
+LADDER = ["base", "panel", "model", "solve", "inference", "estimate", "counterfactual", "run"]
+FILES = sorted(PACKAGE.rglob("*.py"))
+LATE = {"ibis", "linearmodels", "torch", "matplotlib", "formulaic", "duckdb", "rich", "joblib"}
+
+
+def rung(parts: tuple[str, ...]) -> int:
+    return LADDER.index(parts[0]) if len(parts) > 1 and parts[0] in LADDER else 0
+
+
+def imports(path: Path):
+    """Every imported module of a file, and whether it is imported at the top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set()
+    for node in tree.body:
+        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not guarded:
+            top |= {id(n) for n in ast.walk(node) if not inside_function(node, n)}
+    typing_only = {
+        id(n)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for n in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for a in node.names:
+                yield a.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in top
+
+
+def inside_function(root: ast.AST, target: ast.AST) -> bool:
+    for f in ast.walk(root):
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) and any(
+            n is target for n in ast.walk(f)
+        ):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_the_ladder(path):
+    own = path.relative_to(PACKAGE).parts
+    if own in (("__init__.py",), ("__main__.py",)):
+        return
+    for module, _ in imports(path):
+        if not module.startswith("dynchoice."):
+            continue
+        target = rung((*module.split(".")[1:], ""))
+        same = own[0] == module.split(".")[1]
+        forwarding = own[-1] == "__init__.py" and same
+        assert target < rung(own) or same or target == 0 or forwarding, f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_stay_where_they_belong(path):
+    name = path.relative_to(PACKAGE).as_posix()
+    for module, top in imports(path):
+        root = module.split(".")[0]
+        if root == "numba":
+            assert name == "kernels.py"
+        if root == "pandas":
+            assert not name.startswith("solve/") and name != "kernels.py"
+            assert not top
+        if root in LATE:
+            assert not top, f"{name} imports {module} at the top"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_small(path):
+    limit = 700 if path.name == "kernels.py" else 560
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+def test_import_is_cheap():
+    code = (
+        "import sys, time; t = time.perf_counter(); import dynchoice;"
+        "print(time.perf_counter() - t, 'numpy' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    seconds, numpy_loaded = min(r.stdout.split() for r in runs)
+    assert float(seconds) < 0.1
+    assert numpy_loaded == "False"
+
+
+def test_public_names_load_and_unknown_ones_do_not():
+    for name in dynchoice.__all__:
+        assert getattr(dynchoice, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'NXFP'"):
+        _ = dynchoice.NXFP
+
+
+def test_every_public_class_and_function_has_a_docstring():
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                nested = inside_function(tree, node) and not any(
+                    node in getattr(c, "body", []) for c in ast.walk(tree)
+                    if isinstance(c, ast.ClassDef | ast.Module)
+                )
+                overrides = node.name in ("expect", "push", "stacked", "estimated", "blocks",
+                                          "evaluate", "hessian", "cross_derivative")
+                if not nested and not overrides:
+                    assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_every_exception_has_an_exit_code_and_a_builtin():
+    from dynchoice import errors
+
+    allowed = {0, 1, 2, 3, 4, 5, 75}
+    kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    for kind in kinds:
+        if issubclass(kind, errors.DynChoiceError):
+            assert kind.exit_code in allowed
+            if kind is not errors.DynChoiceError:
+                assert len(kind.__mro__) > 4
+
+
+def test_the_oracles_do_not_use_the_package():
+    assert "dynchoice" not in Path(oracles.__file__).read_text(encoding="utf-8").replace(
+        "dynchoice package", ""
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,20 @@ def wald(
     if formula is not None:
         from formulaic.utils.constraints import LinearConstraints
 
+        # names such as member:video would parse as operators: stand-ins go to the parser
+        pattern = re.compile(
+            r"(?<![\w:])("
+            + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
+            + r")(?![\w:])"
+        )
+        stand_in = [f"theta_{k}" for k in range(K)]
+
+        def plain(text: str) -> str:
+            return pattern.sub(lambda m: stand_in[list(names).index(m.group(1))], text)
+
+        spec = plain(formula) if isinstance(formula, str) else [plain(str(f)) for f in formula]
         try:
-            parsed = LinearConstraints.from_spec(formula, variable_names=list(names))
+            parsed = LinearConstraints.from_spec(spec, variable_names=stand_in)
         except Exception as error:
             raise SpecificationError(
                 f"restriction {formula!r}: {error}. Parameters: {', '.join(names)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import ColumnError, SpecificationError, first_few, suggest
+from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.typing import FloatArray, Level
 
@@ -101,10 +101,8 @@ class Utility:
 
         Raises
         ------
-        ColumnError
-            The formula names something that is neither axis, ``choice`` nor attribute.
         SpecificationError
-            A state or choice without attributes, missing values, a term that is constant across
+            The formula names something that is neither axis, ``choice`` nor attribute; a state or choice without attributes, missing values, a term that is constant across
             the choices of every state, or columns that repeat each other.
 
         Notes
@@ -159,7 +157,7 @@ def design_table(
     keys = [c for c in attributes.columns if c in states.axes or c == CHOICE]
     values = [c for c in attributes.columns if c not in keys]
     if not keys:
-        raise ColumnError(
+        raise SpecificationError(
             "attributes have no key column: name one 'choice' or like a state axis"
             f" ({', '.join(states.axes)}); they have {', '.join(map(str, attributes.columns))}"
         )
@@ -203,7 +201,7 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
         raise SpecificationError(f"formula {formula!r}: {error}") from error
     unknown = sorted(wanted - set(map(str, table.columns)))
     if unknown:
-        raise ColumnError(
+        raise SpecificationError(
             f"formula {formula!r} names {first_few([repr(u) for u in unknown])}, which is neither"
             f" a state axis, 'choice' nor an attribute.{suggest(unknown[0], table.columns)}"
             f" Known: {', '.join(map(str, table.columns))}"

@@ -45,12 +45,12 @@ def test_categories_make_one_column_a_level():
         ("0 + replaced + mileage", ATTRIBUTES, dc.SpecificationError,
          "'mileage' are constant across the choices"),
         ("replaced", ATTRIBUTES, dc.SpecificationError, "Intercept.*constant across"),
-        ("0 + replacd", ATTRIBUTES, dc.ColumnError, r"'replacd'.*Did you mean 'replaced'"),
+        ("0 + replacd", ATTRIBUTES, dc.SpecificationError, r"'replacd'.*Did you mean 'replaced'"),
         ("0 + (replaced", ATTRIBUTES, dc.SpecificationError, "formula"),
         ("0 + replaced", ATTRIBUTES.iloc[:1], dc.SpecificationError,
          r"1 combination\(s\) have no row, first {'choice': 'replace'}"),
         ("0 + replaced", pd.concat([ATTRIBUTES] * 2), dc.SpecificationError, "row.*repeat"),
-        ("0 + replaced", ATTRIBUTES.drop(columns="choice"), dc.ColumnError, "no key column"),
+        ("0 + replaced", ATTRIBUTES.drop(columns="choice"), dc.SpecificationError, "no key column"),
         ("0 + replaced", ATTRIBUTES.assign(replaced=[0.0, np.nan]), dc.SpecificationError,
          r"1 row\(s\) miss a value"),
         ("0 + replaced", ATTRIBUTES.assign(choice=["keep", "replce"]), dc.SpecificationError,
@@ -66,7 +66,7 @@ def test_bad_formulas(text, attributes, error, message):
 def test_a_formula_sees_no_variable_of_the_caller():
     secret = np.ones(16)
     assert secret.sum() == 16
-    with pytest.raises(dc.ColumnError, match="'secret'"):
+    with pytest.raises(dc.SpecificationError, match="'secret'"):
         formula("0 + secret:replaced")
 
 

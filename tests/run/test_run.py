@@ -1,0 +1,163 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import dynchoice as dc
+from dynchoice.run import cli
+from dynchoice.run.config import load_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PRIME = ROOT / "data" / "prime"
+
+
+@pytest.fixture
+def prime(tmp_path):
+    """The sample run on a fifth of its members, in a folder of its own."""
+    for name in ("run.toml", "contract.csv", "attributes.csv"):
+        shutil.copy(PRIME / name, tmp_path)
+    panel = pd.read_parquet(PRIME / "prime.parquet")
+    panel[panel["member"] % 10 == 0].to_parquet(tmp_path / "prime.parquet")
+    return tmp_path / "run.toml"
+
+
+FAST = ["--set", "forecast.draws=5", "--set", "forecast.periods=8"]
+
+
+def test_forecast_publishes_a_whole_run(prime, capsys):
+    assert cli.main(["forecast", str(prime), *FAST]) == 0
+    printed = capsys.readouterr()
+    folder = Path(printed.out.strip())
+    assert "[4/7] estimating US families" in printed.err
+    current = prime.parent / "out" / "current"
+    assert current.resolve() == folder.resolve()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["versions"]["dynchoice"] == dc.__version__
+    assert {f["name"] for f in manifest["inputs"]} == {
+        "run.toml", "prime.parquet", "contract.csv", "attributes.csv",
+    }
+    assert all(f["converged"] for f in manifest["fits"].values())
+    named = {f["name"] for f in manifest["outputs"]}
+    assert {"take_up.parquet", "flows.parquet", "welfare.parquet", "estimates.parquet",
+            "forecast.png", "summary.txt", "panel.txt"} <= named  # fmt: skip
+    take_up = pd.read_parquet(folder / "take_up.parquet")
+    assert set(take_up["scenario"]) == {"baseline", "grocery everywhere", "annual 20% off"}
+    assert take_up["period"].max() == 8 and take_up["label"].iloc[0] == "2024-01"
+    fit = dc.load(next((folder / "results").glob("*.npz")))
+    assert fit.converged
+    leftovers = [p.name for p in (prime.parent / "out").iterdir() if p.name.startswith(".writing")]
+    assert not leftovers
+
+
+def test_a_second_run_gives_the_same_numbers_and_moves_current(prime):
+    assert cli.main(["forecast", str(prime), *FAST, "--quiet"]) == 0
+    out = prime.parent / "out"
+    first = (out / "current").resolve()
+    assert cli.main(["forecast", str(prime), *FAST, "--quiet", "--jobs", "2"]) == 0
+    second = (out / "current").resolve()
+    assert first != second and first.exists()
+    for name in ("take_up", "flows", "welfare", "estimates"):
+        assert (first / f"{name}.parquet").read_bytes() == (second / f"{name}.parquet").read_bytes()
+
+
+def test_the_sample_estimates_agree_with_the_truth_beside_it(prime):
+    import tomllib
+
+    cli.main(["forecast", str(prime), "--set", "forecast.draws=0", "--quiet"])
+    table = pd.read_parquet(prime.parent / "out" / "current" / "estimates.parquet")
+    truth = tomllib.loads((PRIME / "truth.toml").read_text())["segments"]
+    short = {"member:shipping": "shipping", "member:video": "video", "member:music": "music",
+             "member:grocery:grocery_on": "grocery"}  # fmt: skip
+    z = [
+        (row.estimate - truth[row.segment]["params"][short.get(row.parameter, row.parameter)])
+        / row.std_error
+        for row in table.itertuples()
+    ]
+    assert len(z) == 36 and max(map(abs, z)) < 4
+    assert sum(v * v for v in z) / 36 < 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "message"),
+    [
+        ("model.beta=1.2", 2, "beta=1.2 is outside"),
+        ("forecast.periods=0", 2, "forecast.periods: Input should be greater than or equal to 1"),
+        ("forecast.drws=3", 2, "forecast.drws: unknown key. Did you mean 'draws'"),
+        ("data.membr='x'", 2, "data.membr: unknown key. Did you mean 'member'"),
+        ("data.member='membr'", 5, "no column 'membr'"),
+        ("data.path='gone.parquet'", 5, "no such file"),
+        ("utility.formula='0 + membr'", 2, "Did you mean 'member'"),
+        ("utility.attributes='gone.csv'", 2, "cannot read 'gone.csv'"),
+        ("estimate.maxiter=1", 3, "fits failed"),
+        ("nonsense", 2, "expected KEY=VALUE"),
+        ("data.path.deep=1", 2, "is no table"),
+        ("axes.video.law='markow'", 2, "axes.video.law"),
+    ],
+)
+def test_exit_codes_and_messages(prime, capsys, setting, code, message):
+    if setting == "estimate.maxiter=1":
+        with pytest.warns(dc.ConvergenceWarning):
+            got = cli.main(["forecast", str(prime), "--set", setting, "--set", "estimate.tol=1e-15"])
+    else:
+        got = cli.main(["forecast", str(prime), "--set", setting])
+    error = capsys.readouterr().err
+    assert got == code, error
+    assert message in error
+    assert not (prime.parent / "out" / "current").exists()
+
+
+def test_every_error_of_a_run_file_is_shown_at_once(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text(
+        "[data]\nmember = 'm'\n[model]\nchoices = ['a', 'b']\nbeta = 'x'\n[axes.s]\nlaw = 'fixed'\n"
+    )
+    assert cli.main(["forecast", str(tmp_path / "run.toml")]) == 2
+    error = capsys.readouterr().err
+    for part in ("data.path: is missing", "data.time: is missing", "model.beta", "utility: is missing"):
+        assert part in error
+    (tmp_path / "run.toml").write_text("[data\n")
+    assert cli.main(["forecast", str(tmp_path / "run.toml")]) == 2
+    assert "is not valid TOML" in capsys.readouterr().err
+    assert cli.main(["forecast", str(tmp_path / "gone.toml")]) == 2
+    assert "no such run file" in capsys.readouterr().err
+
+
+def test_scenario_mistakes_in_the_run_file(prime):
+    text = prime.read_text()
+    prime.write_text(text.replace('name = "annual 20% off"', 'name = "grocery everywhere"'))
+    with pytest.raises(dc.ConfigError, match="the name 'grocery everywhere' repeats"):
+        load_run(prime)
+
+
+def test_a_held_lock_is_code_75(prime, capsys):
+    from dynchoice.run.job import locked
+
+    with locked(prime.parent / "out"):
+        code = "import sys; from dynchoice.run.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "forecast", str(prime)],
+            capture_output=True, text=True, check=False,
+        )
+    assert done.returncode == 75
+    assert f"pid {os.getpid()}" in done.stderr
+
+
+def test_help_is_quick_and_names_the_exit_codes():
+    done = subprocess.run(
+        [sys.executable, "-m", "dynchoice", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "75 another run holds the lock" in done.stdout
+    usage = subprocess.run(
+        [sys.executable, "-m", "dynchoice", "forecst"], capture_output=True, text=True, check=False
+    )
+    assert usage.returncode == 2
+
+
+def test_an_output_folder_that_cannot_be_written(prime, capsys):
+    (prime.parent / "out").write_text("a file")
+    assert cli.main(["forecast", str(prime)]) == 5
+    assert "cannot make the output folder" in capsys.readouterr().err

@@ -21,7 +21,7 @@ FORMAT = 1
 SKELETON = "skeleton"
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> Path:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Write a file by ``write(handle)`` such that it appears whole or not at all."""
     target = Path(path)
     try:

@@ -169,7 +169,7 @@ def small_membership(members: int = 3000, periods: int = 14, seed: int = 11) -> 
         for known in (True, False)
     ]
     theta = np.array([-0.3, 0.6, 0.5, 0.3, 1.0])
-    start = np.flatnonzero((states.axis_codes("contract") == 0))
+    start = np.flatnonzero(states.axis_codes("contract") == 0)
     rng = np.random.default_rng(seed)
     paths = dc.simulate(
         models[0],

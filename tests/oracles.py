@@ -26,16 +26,18 @@ Derivatives: two separate routes are used on purpose.
   (a) 'fd': five-point central differences of log P, each point re-solved.
   (b) 'cs': complex step, Im f(params + i h e_k) / h, h = 1e-20, exact to rounding.
 """
+
 import itertools
 
 import numpy as np
 import scipy.optimize
 
-CS = 1e-20                 # complex step
+CS = 1e-20  # complex step
 EULER = 0.57721566490153286
 
 
 # ---------------------------------------------------------------- models
+
 
 def random_distribution(rng, S, sparse, s):
     """(S,) random probabilities; sparse keeps <= 4 targets, always incl. s+1 mod S."""
@@ -72,11 +74,20 @@ def random_model(seed, S, J, K, beta, masks=True, attention=True, sparse=False):
     if attention:
         a = rng.uniform(0.3, 1.0, size=S)
         a[rng.integers(S)] = 1.0
-    return dict(x=x, offset=offset, F=F, beta=float(beta), available=available,
-                attention=a, default=default, params=params)
+    return {
+        "x": x,
+        "offset": offset,
+        "F": F,
+        "beta": float(beta),
+        "available": available,
+        "attention": a,
+        "default": default,
+        "params": params,
+    }
 
 
 # ---------------------------------------------------------------- operator
+
 
 def flow_utility(model, params):
     """u (S,J) = offset + x @ params, -inf where unavailable.  params may be complex."""
@@ -117,6 +128,7 @@ def residual(model, params, V):
 
 
 # ---------------------------------------------------------------- solvers
+
 
 def solve_contraction(model, params, steps=50_000, tol=0.0, V0=None):
     """Repeat V <- TV from V0 (zero) until max|TV - V| <= tol or `steps` is reached.
@@ -189,7 +201,7 @@ def newton_relative(model, params, max_steps=60):
         small = small + 1 if size <= 1e-12 * (1.0 + np.max(np.abs(w)) + abs(g)) else 0
         if small == 2:
             return w, g
-    raise RuntimeError("newton did not converge, residual %g" % size)
+    raise RuntimeError(f"newton did not converge, residual {size:g}")
 
 
 def newton_level(model, params, max_steps=60):
@@ -200,7 +212,9 @@ def newton_level(model, params, max_steps=60):
         V, max_steps = newton_level(model, params.real), 3
     for _ in range(max_steps):
         new = newton_step_level(model, params, V)
-        if not np.iscomplexobj(params) and np.max(np.abs(new - V)) <= 1e-12 * (1 + np.max(np.abs(V))):
+        if not np.iscomplexobj(params) and np.max(np.abs(new - V)) <= 1e-12 * (
+            1 + np.max(np.abs(V))
+        ):
             return newton_step_level(model, params, new)
         V = new
     if np.iscomplexobj(params):
@@ -238,6 +252,7 @@ def solve_finite(model, params, T):
 
 # ---------------------------------------------------------------- likelihood
 
+
 def weighted_log(n, P):
     """sum over cells with n != 0 of n log P (any matching shapes)."""
     n = np.asarray(n, dtype=float)
@@ -259,6 +274,7 @@ def loglik_finite(model, params, n_tsj):
 
 # ---------------------------------------------------------------- derivatives
 
+
 def steps_for(model, step):
     """(K,) step sizes: step / max(1, max |x_k|)."""
     return step / np.maximum(1.0, np.max(np.abs(model["x"]), axis=(0, 1)))
@@ -267,10 +283,12 @@ def steps_for(model, step):
 def central5(f, params, k, h):
     """Five-point central difference of f in parameter k:
     (8 (f(+h) - f(-h)) - (f(+2h) - f(-2h))) / (12 h)."""
+
     def at(m):
         p = np.array(params, dtype=float)
         p[k] += m * h
         return f(p)
+
     return (8.0 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12.0 * h)
 
 
@@ -322,7 +340,9 @@ def cell_hessians(model, params, step=2e-3):
 
 def hessian_fd(model, params, n_sj, step=2e-3):
     """(K,K) second derivatives of loglik = sum_sj n * cell_hessians (negative definite at the mle)."""
-    return np.einsum("sj,sjkl->kl", np.asarray(n_sj, dtype=float), cell_hessians(model, params, step))
+    return np.einsum(
+        "sj,sjkl->kl", np.asarray(n_sj, dtype=float), cell_hessians(model, params, step)
+    )
 
 
 def mle(model, n_sj, start, tol=1e-10):
@@ -331,9 +351,13 @@ def mle(model, n_sj, start, tol=1e-10):
     Returns (params, loglik, hessian): hessian (K,K) of the SUM log-likelihood, not negated."""
     n = np.asarray(n_sj, dtype=float)
     total = n.sum()
-    fit = scipy.optimize.minimize(lambda p: -loglik(model, p, n) / total, np.array(start, dtype=float),
-                                  jac=lambda p: -gradient(model, p, n) / total,
-                                  method="BFGS", options=dict(gtol=1e-6, maxiter=500))
+    fit = scipy.optimize.minimize(
+        lambda p: -loglik(model, p, n) / total,
+        np.array(start, dtype=float),
+        jac=lambda p: -gradient(model, p, n) / total,
+        method="BFGS",
+        options={"gtol": 1e-6, "maxiter": 500},
+    )
     p = fit.x
     for _ in range(20):
         g = gradient(model, p, n)
@@ -347,6 +371,7 @@ def mle(model, n_sj, start, tol=1e-10):
 
 
 # ---------------------------------------------------------------- data
+
 
 def draw_rows(rng, probs):
     """One index per row from probs (N,S), by inverse cdf."""
@@ -391,7 +416,7 @@ def simulate(model, params, members, periods, seed, start=None):
 def counts(states, choices, S, J):
     """(S,J) int counts of (state, choice) rows, one row at a time."""
     n = np.zeros((S, J), dtype=np.int64)
-    for s, j in zip(states, choices):
+    for s, j in zip(states, choices, strict=False):
         n[s, j] += 1
     return n
 
@@ -424,6 +449,7 @@ def push_forward(model, P, F, mu, periods):
 
 # ---------------------------------------------------------------- covariances, row by row
 
+
 def expand(n_sj):
     """Integer counts (S,J) -> row arrays (state, choice)."""
     n = np.asarray(n_sj)
@@ -438,7 +464,7 @@ def information(model, params, state, choice):
     """H (K,K) = -sum over rows of the second derivatives of log P."""
     second = cell_hessians(model, params)
     H = np.zeros(second.shape[2:])
-    for s, j in zip(state, choice):
+    for s, j in zip(state, choice, strict=False):
         H -= second[s, j]
     return H
 
@@ -447,7 +473,7 @@ def outer_products(model, params, state, choice):
     """B (K,K) = sum over rows of score score'."""
     score = scores_cs(model, params)
     B = np.zeros((score.shape[2],) * 2)
-    for s, j in zip(state, choice):
+    for s, j in zip(state, choice, strict=False):
         B += np.outer(score[s, j], score[s, j])
     return B
 
@@ -456,7 +482,7 @@ def member_scores(model, params, member, state, choice, N):
     """g (N,K): row scores summed within member; member codes 0..N-1."""
     score = scores_cs(model, params)
     g = np.zeros((N, score.shape[2]))
-    for i, s, j in zip(member, state, choice):
+    for i, s, j in zip(member, state, choice, strict=False):
         g[i] += score[s, j]
     return g
 
@@ -495,7 +521,9 @@ def score_gamma_jacobian(build, gamma, params, n_sj, step=1e-4):
     total = float(np.sum(n_sj))
     C = np.zeros((len(params), len(gamma)))
     for m in range(len(gamma)):
-        C[:, m] = total * central5(lambda q: gradient(build(q), params, n_sj) / total, gamma, m, step)
+        C[:, m] = total * central5(
+            lambda q: gradient(build(q), params, n_sj) / total, gamma, m, step
+        )
     return C
 
 
@@ -527,6 +555,7 @@ def twostep_cov(build, gamma, params, member, state, choice, influence, step=1e-
 
 # ---------------------------------------------------------------- CCP valuation
 
+
 def hotz_miller(model, ccp):
     """ccp (S,J) -> (Wz (S,K), We (S,)), V = Wz @ params + We, full attention only:
     V = (I - beta M)^-1 sum_j P_j (x_j params + offset_j - log P_j), 0 log 0 = 0."""
@@ -544,6 +573,7 @@ def hotz_miller(model, ccp):
 
 
 # ---------------------------------------------------------------- factored states
+
 
 def factored_dense(shape, laws, J):
     """F (S,J,S), S = prod(shape), last axis fastest, by enumeration:

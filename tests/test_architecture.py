@@ -117,11 +117,20 @@ def test_every_public_class_and_function_has_a_docstring():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 nested = inside_function(tree, node) and not any(
-                    node in getattr(c, "body", []) for c in ast.walk(tree)
+                    node in getattr(c, "body", [])
+                    for c in ast.walk(tree)
                     if isinstance(c, ast.ClassDef | ast.Module)
                 )
-                overrides = node.name in ("expect", "push", "stacked", "estimated", "blocks",
-                                          "evaluate", "hessian", "cross_derivative")
+                overrides = node.name in (
+                    "expect",
+                    "push",
+                    "stacked",
+                    "estimated",
+                    "blocks",
+                    "evaluate",
+                    "hessian",
+                    "cross_derivative",
+                )
                 if not nested and not overrides:
                     assert ast.get_docstring(node), f"{path.name}: {node.name}"
 

@@ -36,9 +36,7 @@ def test_value_rises_with_utility_and_shifts_with_a_constant(spec, seed):
     model = builders.from_oracle(spec)
     extra = np.random.default_rng(seed).random(model.shape[:2])
     V = dc.solve(model, spec["params"]).V
-    higher = dc.solve(
-        model.with_parts(utility=model.utility.with_offset(extra)), spec["params"]
-    ).V
+    higher = dc.solve(model.with_parts(utility=model.utility.with_offset(extra)), spec["params"]).V
     assert (higher - V > -1e-9 * (1 + np.abs(V))).all()
     shifted = dc.solve(
         model.with_parts(utility=model.utility.with_offset(np.ones(model.shape[:2]))),
@@ -63,9 +61,7 @@ def test_pushing_mass_is_the_adjoint_of_expecting(spec, seed):
 def test_counts_add_over_any_split_of_the_members(seed, parts):
     spec = oracles.random_model(1, 6, 3, 2, 0.5)
     model = builders.from_oracle(spec)
-    member, period, state, choice, following = oracles.simulate(
-        spec, spec["params"], 30, 4, seed
-    )
+    member, period, state, choice, following = oracles.simulate(spec, spec["params"], 30, 4, seed)
     whole = builders.counts_from(model, member, period, state, choice, following)
     group = np.random.default_rng(seed).integers(0, parts, 30)[member]
     pieces = []

@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.errors import ConvergenceError, DataError, SpecificationError, suggest
+from dynchoice.errors import (
+    ConvergenceError,
+    DataError,
+    DataWarning,
+    SpecificationError,
+    first_few,
+    suggest,
+)
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import Panel
+from dynchoice.panel.states import as_floats
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.solve.warm import WarmSolution, WarmSolver
 from dynchoice.typing import FloatArray, IntArray, Level, Progress
@@ -89,13 +99,8 @@ class Forecast:
 
         written = []
         for name in ("take_up", "flows", "welfare"):
-            table: pd.DataFrame = getattr(self, name)
-            written.append(
-                write_atomically(
-                    Path(directory) / f"{name}.parquet",
-                    lambda handle, table=table: table.to_parquet(handle, index=False),
-                )
-            )
+            write = partial(getattr(self, name).to_parquet, index=False)
+            written.append(write_atomically(Path(directory) / f"{name}.parquet", write))
         return written
 
     def __repr__(self) -> str:
@@ -154,20 +159,23 @@ def forecast(
     SpecificationError, DataError
         Scenarios with the same name; segments that do not match; no member to start from.
     """
-    listed = [scenarios] if isinstance(scenarios, Scenario) else list(scenarios)
+    listed = list_scenarios(scenarios, periods)
     everyone = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
     names = [s.name for s in everyone]
     if len(set(names)) < len(names):
         raise SpecificationError(f"scenarios need distinct names, got {names}")
-    if periods < 1 or draws < 0 or not 0 < level < 1:
+    whole = all(isinstance(x, (int, np.integer)) for x in (periods, draws, n_jobs))
+    if not whole or periods < 1 or draws < 0 or not 0 < level < 1 or n_jobs == 0:
         raise SpecificationError(
-            f"periods={periods} (>= 1), draws={draws} (>= 0) and level={level:g} (between 0 and 1)"
+            f"periods={periods} (>= 1), draws={draws} (>= 0) and n_jobs={n_jobs} (not 0) must be"
+            f" whole numbers, level={level:g} must lie between 0 and 1"
         )
-    fits, masses, labels = match_segments(results, start)
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise SpecificationError(f"seed={seed!r} must be a non-negative whole number or None")
+    fits, masses, first = match_segments(results, start)
+    labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
     streams = np.random.SeedSequence(seed).spawn(len(fits))
-    tasks = [
-        (fits[m], masses[m], everyone, periods, draws, streams[i]) for i, m in enumerate(fits)
-    ]
+    tasks = [(fits[m], masses[m], everyone, periods, draws, streams[i]) for i, m in enumerate(fits)]
     if n_jobs == 1:
         done = []
         for i, task in enumerate(tasks):
@@ -185,9 +193,28 @@ def forecast(
         raise ConvergenceError(message)
     sizes = {m: float(masses[m].mass) for m in fits}
     choices = next(iter(fits.values())).model.choices
-    return _tables(
-        done, list(fits), sizes, everyone, labels, level, draws, seed, message, choices
-    )
+    return _tables(done, list(fits), sizes, everyone, labels, level, draws, seed, message, choices)
+
+
+def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
+    """Return scenarios as a list; refuse other things, and what could not show in the forecast."""
+    listed = [scenarios] if isinstance(scenarios, Scenario) else scenarios
+    if isinstance(listed, (str, bytes)) or not isinstance(listed, Iterable):
+        raise SpecificationError(f"scenarios must be Scenario objects, got {scenarios!r}")
+    listed = list(listed)
+    for s in listed:
+        if not isinstance(s, Scenario):
+            raise SpecificationError(f"scenarios must be Scenario objects, got {s!r}")
+        if s.name == BASELINE and s != Scenario(BASELINE):
+            raise SpecificationError(
+                f"the name {BASELINE!r} is kept for the forecast without changes: rename"
+                " the scenario"
+            )
+        if s.starts > periods:
+            raise SpecificationError(
+                f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods})"
+            )
+    return listed
 
 
 @dataclass(frozen=True)
@@ -201,28 +228,33 @@ class Start:
 
 def match_segments(
     results: Results | Mapping[Any, Results], start: Any
-) -> tuple[dict[Any, Results], dict[Any, Start], list[str]]:
-    """Return fits and starts by segment, and a function's worth of period labels."""
-    labels: list[str] = []
+) -> tuple[dict[Any, Results], dict[Any, Start], tuple[int, str] | None]:
+    """Return fits and starts by segment, and the first period's number and kind if known."""
+    first: tuple[int, str] | None = None
+    for fit in results.values() if isinstance(results, Mapping) else [results]:
+        if not isinstance(fit, Results):
+            raise SpecificationError(
+                f"forecast() takes Results, or a mapping of segment to Results; got"
+                f" {type(fit).__name__}"
+            )
     starts: dict[Any, Start] = {}
     counts = start.counts if isinstance(start, Panel) else start
     if isinstance(counts, Counts):
         last = counts.at_period()
         for m, label in enumerate(counts.segments):
             starts[label] = Start(last[m], None, float(last[m].sum()))
-        first = counts.last_period + 1
-        labels = [period_label(first + t, counts.period_kind) for t in range(600)]
+        first = (counts.last_period + 1, counts.period_kind)
     else:
         arrays = start if isinstance(start, Mapping) else {ALL: start}
         for label, a in arrays.items():
-            mu = np.ascontiguousarray(a, dtype=np.float64)
+            mu = as_floats(a, f"start of {label!r}")
             if mu.ndim != 1 or not (mu >= 0).all() or not np.isfinite(mu).all():
                 raise SpecificationError(
                     f"start of {label!r} must be a non-negative vector over states, got {mu.shape}"
                 )
             starts[label] = Start(None, mu, float(mu.sum()))
     if isinstance(results, Results):
-        fits = {label: results for label in starts}
+        fits = dict.fromkeys(starts, results)
     else:
         fits = dict(results)
         missing = [m for m in fits if m not in starts]
@@ -231,6 +263,15 @@ def match_segments(
                 f"there is a fit of segment {missing[0]!r} but no member of it to start from."
                 f"{suggest(missing[0], starts)}"
             )
+    left_out = [m for m in starts if m not in fits]
+    if left_out:
+        warnings.warn(
+            f"no fit for segment(s) {first_few(left_out)}: their members are not in the forecast",
+            DataWarning,
+            stacklevel=3,
+        )
+    if len(fits) > 1 and ALL in map(str, fits):
+        raise SpecificationError(f"a segment may not be named {ALL!r}: it stands for all together")
     if len({fit.model.choices for fit in fits.values()}) > 1:
         raise SpecificationError("the fits of the segments have different choices")
     empty = [m for m in fits if not starts[m].mass > 0]
@@ -245,7 +286,7 @@ def match_segments(
             )
         if fit.model.horizon is not None:
             raise SpecificationError("forecast() is for infinite horizons")
-    return fits, {m: starts[m] for m in fits}, labels
+    return fits, {m: starts[m] for m in fits}, first
 
 
 class Regime:
@@ -295,7 +336,8 @@ def push_path(
     for t in range(1, periods + 1):
         regime = after if t >= starts else before
         if t == starts and state_map is not None:
-            mu = np.bincount(state_map, weights=mu, minlength=len(mu))
+            moved_mass = np.bincount(state_map, weights=mu, minlength=len(mu))
+            mu = np.asarray(moved_mass, dtype=np.float64)
         shares[t - 1] = mu @ regime.P
         if t == periods:
             break

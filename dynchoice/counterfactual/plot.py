@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def plot_forecast(forecast: Forecast, segments: Sequence[Any] | None = None, path: Any = None) -> Any:
+def plot_forecast(
+    forecast: Forecast, segments: Sequence[Any] | None = None, path: Any = None
+) -> Any:
     """Draw take-up by period: a column a segment, a row a choice, a line a scenario.
 
     Raises
@@ -26,9 +28,7 @@ def plot_forecast(forecast: Forecast, segments: Sequence[Any] | None = None, pat
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError(
-            "plots need matplotlib: pip install 'dynchoice[report]'"
-        ) from None
+        raise MissingExtraError("plots need matplotlib: pip install 'dynchoice[report]'") from None
     table = forecast.take_up
     known = list(dict.fromkeys(table["segment"]))
     shown = [str(s) for s in segments] if segments is not None else known
@@ -69,9 +69,15 @@ def plot_forecast(forecast: Forecast, segments: Sequence[Any] | None = None, pat
     handles, names = axes[0][0].get_legend_handles_labels()
     band = f" (bands: {forecast.level:.0%} of parameter draws)" if forecast.draws else ""
     figure.legend(
-        handles, names, loc="outside upper center", ncols=min(len(names), 5), frameon=False,
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=min(len(names), 5),
+        frameon=False,
         title=f"Take-up{band}",
     )
     if path is not None:
-        figure.savefig(path, dpi=140, metadata={"Software": None} if str(path).endswith("png") else None)
+        figure.savefig(
+            path, dpi=140, metadata={"Software": None} if str(path).endswith("png") else None
+        )
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
-from dynchoice.model.factored import Factored
-from dynchoice.model.laws import Fixed
+from dynchoice.model.factored import Factored, parents_first
+from dynchoice.model.laws import Fixed, bind
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.solve.warm import WarmSolver
-from dynchoice.typing import BoolArray, FloatArray, IntArray
+from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +69,17 @@ class Scenario:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise SpecificationError(f"a scenario needs a name, got {self.name!r}")
+        if isinstance(self.starts, np.integer):
+            object.__setattr__(self, "starts", int(self.starts))
+        to_dict = getattr(self.params, "to_dict", None)
+        if to_dict is not None:
+            object.__setattr__(self, "params", to_dict())
+        for what in ("params", "offer"):
+            value = getattr(self, what)
+            if value is not None and not isinstance(value, Mapping):
+                raise SpecificationError(
+                    f"scenario {self.name!r}: {what} must be a mapping, got {value!r}"
+                )
         if not isinstance(self.starts, int) or self.starts < 1:
             raise SpecificationError(
                 f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1"
@@ -92,7 +103,12 @@ class Scenario:
                     f" not have.{suggest(name, model.names)} Parameters: {', '.join(model.names)}"
                 )
             k = model.names.index(name)
-            out[k] = float(change(theta[k]) if callable(change) else change)
+            try:
+                out[k] = float(change(theta[k]) if callable(change) else change)
+            except (TypeError, ValueError):
+                raise SpecificationError(
+                    f"scenario {self.name!r}: parameter {name!r} becomes {change!r}, no number"
+                ) from None
         return out
 
     def changed(self, model: DDC) -> DDC:
@@ -136,6 +152,12 @@ class Scenario:
             new = Utility.from_formula(
                 model.utility.formula, model.states, model.choices, self.utility
             )
+            if new.names != model.names:
+                raise SpecificationError(
+                    f"scenario {self.name!r}: with its attributes the formula has the parameters"
+                    f" {', '.join(new.names)}, the model has {', '.join(model.names)}. A level that"
+                    " the model never had needs a parameter of its own"
+                )
             return new.with_offset(model.utility.offset)
         extra = np.asarray(self.utility, dtype=np.float64)
         if extra.shape != model.shape[:2] or not np.isfinite(extra).all():
@@ -160,11 +182,11 @@ class Scenario:
                 f"scenario {self.name!r} changes the law of {unknown[0]!r}, which the model does"
                 f" not have.{suggest(unknown[0], own.laws)}"
             )
-        fresh = Factored(own.states, own.choices, {**own.laws, **self.transitions})
-        changed = {"*".join((k,) if isinstance(k, str) else k) for k in self.transitions}
-        old = {law.name: law for law in own.bound}
-        bound = tuple(law if law.name in changed else old[law.name] for law in fresh.bound)
-        return Factored(own.states, own.choices, fresh.laws, bound)
+        fresh = [bind(own.states, own.choices, k, law) for k, law in self.transitions.items()]
+        changed = {law.name for law in fresh}
+        kept = [law for law in own.bound if law.name not in changed]
+        bound = parents_first((*kept, *fresh), own.states)
+        return Factored(own.states, own.choices, {**own.laws, **self.transitions}, bound)
 
     def state_map(self, model: DDC) -> IntArray | None:
         """Return where each state stands once the offer is in force (S,), or None."""
@@ -252,9 +274,7 @@ class Counterfactual:
     __repr__ = __str__
 
 
-def counterfactual(
-    results: Results, scenario: Scenario, *, weights: Any = None
-) -> Counterfactual:
+def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None) -> Counterfactual:
     """Re-solve the model under a scenario, to the same tolerance as the fit.
 
     Parameters
@@ -273,6 +293,15 @@ def counterfactual(
     SpecificationError
         The scenario does not fit the model.
     """
+    if not isinstance(results, Results):
+        raise SpecificationError(
+            f"counterfactual() takes one Results, got {type(results).__name__}"
+        )
+    if not isinstance(scenario, Scenario):
+        raise SpecificationError(
+            f"counterfactual() takes one Scenario, got {type(scenario).__name__}; forecast() takes"
+            " several"
+        )
     base = results.model
     if base.horizon is not None:
         raise SpecificationError("counterfactual() is for infinite horizons")
@@ -370,5 +399,3 @@ def transition_gap(base: DDC, model: DDC) -> float:
         for j in range(1, F.shape[1])
     ]
     return float(max(gaps))
-
-

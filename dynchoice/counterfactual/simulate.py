@@ -57,7 +57,7 @@ def simulate(
     Parameters
     ----------
     results : Results or DDC
-        A model needs ``params``.
+        A model needs ``params``; given with results, they take the estimates' place.
     scenario : Scenario, optional
         In force from the first period on (``starts`` is not used here).
     members : int
@@ -76,7 +76,8 @@ def simulate(
         Starts that do not fit; a model without parameters.
     """
     if isinstance(results, Results):
-        model, theta = results.model, results.theta
+        model = results.model
+        theta = results.theta if params is None else model.vector(params)
         weights = results.counts.sum(axis=1)
     else:
         if params is None:

@@ -23,7 +23,7 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.first_stage import FirstStage, counts_of, first_stage
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.optimise import Optimization, maximise
+from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
@@ -78,9 +78,7 @@ def valuation(
     return np.ascontiguousarray(W[:, :-1]), np.ascontiguousarray(W[:, -1])
 
 
-def pseudo_likelihood(
-    model: DDC, system: PolicySystem, n: FloatArray, P: FloatArray
-) -> Likelihood:
+def pseudo_likelihood(model: DDC, system: PolicySystem, n: FloatArray, P: FloatArray) -> Likelihood:
     """Return the pseudo-likelihood given first-stage probabilities ``P``."""
     Wz, We = valuation(model, system, P, unmix(model, P))
     F: Transitions = model.transitions
@@ -170,6 +168,7 @@ class CCP:
         """
         del start, progress
         check_cov_type(cov_type)
+        check_options(tol, maxiter)
         model, n = self._first.model, self.counts.n_sj()
         with one_blas_thread():
             best, optimization = hotz_miller(model, n, tol=tol, maxiter=maxiter)
@@ -178,8 +177,10 @@ class CCP:
             parts = score_parts(likelihood, at, self._first)
         empty = int((model.available & (n == 0))[n.sum(axis=1) > 0].sum())
         notes = (
-            (f"{empty:,} available choices were never taken in seen states: the first stage is"
-             " smoothed there and the one-step estimate leans on it",)
+            (
+                f"{empty:,} available choices were never taken in seen states: the first stage is"
+                " smoothed there and the one-step estimate leans on it",
+            )
             if empty
             else ()
         )

@@ -139,9 +139,7 @@ def refuse_unavailable(model: DDC, counts: Counts, panel: Panel | None) -> None:
     )
 
 
-def refuse_moves(
-    model: DDC, bad: Any, moves: IntArray, n: FloatArray, panel: Panel | None
-) -> None:
+def refuse_moves(model: DDC, bad: Any, moves: IntArray, n: FloatArray, panel: Panel | None) -> None:
     """Raise if the panel holds moves that the transition law gives probability zero."""
     if not bad.any():
         return

@@ -111,9 +111,7 @@ class JointLikelihood:
         tables = {e.name: e.probabilities.copy() for e in self.first.estimates}
         for row in self.rows:
             tables[row.law][row.row, row.outcomes] = self.probabilities(row, params)
-        estimates = tuple(
-            replace(e, probabilities=tables[e.name]) for e in self.first.estimates
-        )
+        estimates = tuple(replace(e, probabilities=tables[e.name]) for e in self.first.estimates)
         F = self.first.model.transitions
         assert isinstance(F, Factored)
         bound = tuple(

@@ -101,7 +101,7 @@ class Likelihood:
             start = last.point.h
             if self.model.beta > 0:
                 start = start + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
-        b = self.bellman
+        b, failed = self.bellman, len(self.system.failures)
         point = fixed_point(b, self.system, self.flow(params), start)
         if start is not None and not point.converged:
             point = fixed_point(b, self.system, self.flow(params))
@@ -113,10 +113,11 @@ class Likelihood:
             self.system.factor(b.P)
             dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
             dv = self._x + self.model.beta * self.model.transitions.expect(dV)
+        if len(self.system.failures) > failed:
+            # values may be right and their derivatives wrong: neither is to be trusted then
+            point = replace(point, converged=False, message=self.system.failures[-1])
         dlogp = np.empty_like(dv)
-        kernels.log_ccp_derivative(
-            b.pi, b.P, self.model.attention, self.model.default, dv, dlogp
-        )
+        kernels.log_ccp_derivative(b.pi, b.P, self.model.attention, self.model.default, dv, dlogp)
         K = len(params)
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, dlogp, score, outer)

@@ -12,7 +12,7 @@ from dynchoice.estimate.ccp import hotz_miller, smoothed_frequencies
 from dynchoice.estimate.first_stage import counts_of, first_stage
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
-from dynchoice.estimate.optimise import Optimization, maximise
+from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
@@ -142,18 +142,29 @@ class NFXP:
         check_cov_type(cov_type)
         if starts < 1:
             raise SpecificationError(f"starts={starts}: at least one is needed")
+        check_options(tol, maxiter)
         model = self._first.model
         with one_blas_thread():
             likelihood = self.likelihood()
-            theta = self._start(likelihood) if start is None else model.vector(start)
+            # what nothing identifies shows at any parameters but saturated ones, so a user's
+            # start is not where to look
+            theta = self._start(likelihood) if start is None else np.zeros(len(model.names))
             refuse_unidentified(model, likelihood, likelihood.evaluate(theta))
+            theta = theta if start is None else model.vector(start)
             best, optimization = self._maximise(
                 likelihood, theta, tol, maxiter, starts, seed, progress
             )
             if self.joint:
                 return fit_joint(
-                    self._first, self.counts, best.params, cov_type,
-                    tol=tol, maxiter=maxiter, seed=seed, progress=progress, strict=strict,
+                    self._first,
+                    self.counts,
+                    best.params,
+                    cov_type,
+                    tol=tol,
+                    maxiter=maxiter,
+                    seed=seed,
+                    progress=progress,
+                    strict=strict,
                 )
             parts = score_parts(likelihood, best, self._first)
         counts = self.counts

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dynchoice.errors import SpecificationError
 from dynchoice.typing import FloatArray, Progress
 
 
@@ -53,6 +54,14 @@ class Optimization:
     decrement: float
     start: FloatArray
     starts: tuple[dict[str, Any], ...] = field(default=())
+
+
+def check_options(tol: float, maxiter: int) -> None:
+    """Refuse a tolerance that would call anything converged, and no iterations at all."""
+    if not 0 < tol <= 1e-4:
+        raise SpecificationError(f"tol={tol!r} must lie between 0 and 1e-4")
+    if maxiter < 1:
+        raise SpecificationError(f"maxiter={maxiter!r}: at least one iteration is needed")
 
 
 def curvature(outer: FloatArray, hessian: FloatArray | None) -> FloatArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,11 @@ from dynchoice.errors import ConvergenceError, ConvergenceWarning, Identificatio
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.inference.covariance import CellScore, covariance
+from dynchoice.inference.covariance import FEW_CLUSTERS, CellScore, covariance
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,19 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
     return ScoreParts(likelihood.hessian(at), at.outer, psi, V1, label)
 
 
+def without_curvature(first: FirstStage, hessian: FloatArray) -> BoolArray:
+    """Return parameters whose information is below a thousandth of one observation.
+
+    In units of the largest feature; such a parameter has run off to infinity (separation). The
+    other rows of a joint Hessian (log-odds) are never marked.
+    """
+    K = len(first.model.names)
+    extent = np.abs(first.model.utility.x).reshape(-1, K).max(axis=0)
+    out = np.zeros(len(hessian), dtype=bool)
+    out[:K] = ~(-np.diag(hessian)[:K] > 1e-3 * extent**2)
+    return out
+
+
 def as_results(
     estimator: str,
     first: FirstStage,
@@ -73,12 +85,31 @@ def as_results(
 
     model = first.model
     K = len(model.names)
-    cov = covariance(cov_type, parts.hessian, parts.outer, parts.psi, parts.first_stage, counts)
+    dead = without_curvature(first, parts.hessian)
+    cov = covariance(
+        cov_type, parts.hessian, parts.outer, parts.psi, parts.first_stage, counts, dead
+    )
     config = {**cov.config, "first_stage_label": parts.label}
-    found = list((*first.notes, *notes))
+    found = [*first.notes, *notes]
     converged, message = optimization.converged, optimization.message
     if not at.converged:
         converged, message = False, f"not converged: {at.message}"
+    if dead.any():
+        names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=False) if d)
+        message = (
+            f"not converged: the likelihood keeps rising as {names} grow(s) without bound, as when"
+            " a choice with a parameter of its own is never (or always) taken. Drop the parameter"
+            " or make the choice unavailable"
+        )
+        converged = False
+        found.append(f"No estimate of {names}: {message}")
+    clusters = cov.config.get("clusters", FEW_CLUSTERS)
+    if clusters <= K:
+        text = f"{clusters} cluster(s) cannot carry standard errors of {K} parameters: none given"
+        found.append(text[0].upper() + text[1:])
+        warnings.warn(text, IdentificationWarning, stacklevel=3)
+    elif clusters < FEW_CLUSTERS:
+        found.append(f"Only {clusters} clusters: standard errors are rough, likely too small")
     flat = Identification.of(model.names, -parts.hessian[:K, :K]).flat if K else []
     if cov.flat.shape[1]:
         flat = flat or ["a direction that involves the transition probabilities"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 COV_TYPES = ("unadjusted", "opg", "robust", "clustered")
 ALIASES = {"cluster": "clustered", "hessian": "unadjusted", "nonrobust": "unadjusted"}
@@ -47,7 +47,7 @@ class Covariance:
 
 def check_cov_type(cov_type: str) -> str:
     """Return the canonical name of a covariance type."""
-    name = ALIASES.get(cov_type, cov_type)
+    name = ALIASES.get(cov_type, cov_type) if isinstance(cov_type, str) else cov_type
     if name not in COV_TYPES:
         raise SpecificationError(
             f"cov_type={cov_type!r} is unknown.{suggest(cov_type, COV_TYPES)}"
@@ -68,21 +68,33 @@ def flat_directions(information: FloatArray) -> tuple[FloatArray, FloatArray, Fl
     return values / top, vectors, safe
 
 
-def inverse(information: FloatArray) -> tuple[FloatArray, FloatArray]:
+def inverse(
+    information: FloatArray, dead: BoolArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Return the inverse and the flat directions (K, F); flat ones are left out, not inverted.
 
-    Parameters that load on a flat direction get NaN, so that no number is made up for them.
+    Parameters that load on a flat direction, and dead ones, get NaN, so that no number is made up.
     """
+    if dead is not None and dead.any():
+        alive = np.flatnonzero(~dead)
+        inner, part = inverse(information[np.ix_(alive, alive)]) if len(alive) else (None, None)
+        whole = np.full_like(information, np.nan)
+        flat = np.zeros((len(information), 0))
+        if inner is not None and part is not None:
+            whole[np.ix_(alive, alive)] = inner
+            flat = np.zeros((len(information), part.shape[1]))
+            flat[alive] = part
+        return whole, flat
     values, vectors, scale = flat_directions(information)
-    flat = values < FLAT
-    keep = vectors[:, ~flat]
+    is_flat = values < FLAT
+    keep = vectors[:, ~is_flat]
     top = np.linalg.eigvalsh(information / np.outer(scale, scale))[-1]
-    inner = (keep / (values[~flat] * top)) @ keep.T / np.outer(scale, scale)
-    if flat.any():
-        touched = (np.abs(vectors[:, flat]) > 1e-6).any(axis=1)
+    inner = (keep / (values[~is_flat] * top)) @ keep.T / np.outer(scale, scale)
+    if is_flat.any():
+        touched = (np.abs(vectors[:, is_flat]) > 1e-6).any(axis=1)
         inner[touched] = np.nan
         inner[:, touched] = np.nan
-    return inner, vectors[:, flat]
+    return inner, vectors[:, is_flat]
 
 
 def covariance(
@@ -92,6 +104,7 @@ def covariance(
     psi: CellScore,
     first_stage: FloatArray,
     counts: Counts,
+    dead: BoolArray | None = None,
 ) -> Covariance:
     """Return the covariance of an estimate.
 
@@ -109,21 +122,26 @@ def covariance(
         ``V1``; zeros when the transitions are known or estimated jointly.
     counts : Counts
         Members' cells, or buckets, to cluster by.
+    dead : BoolArray, shape (K,), optional
+        Parameters along which the likelihood has no curvature left at the estimate: no variance
+        is made up for them.
     """
     name = check_cov_type(cov_type)
     config: dict[str, Any] = {"first_stage": bool(first_stage.any())}
     if name == "opg":
-        bread, flat = inverse(outer)
+        bread, flat = inverse(outer, dead)
         meat = outer + first_stage
     else:
-        bread, flat = inverse(-hessian)
+        bread, flat = inverse(-hessian, dead)
         if name == "unadjusted":
             meat = -hessian + first_stage
         elif name == "robust":
             meat = robust_meat(psi, counts)
         else:
             meat, config["clusters"], config["by"] = clustered_meat(psi, counts)
-    known = np.isfinite(bread).all(axis=1)
+    known = np.isfinite(np.diag(bread))
+    if "clusters" in config and config["clusters"] <= len(hessian):
+        known[:] = False
     matrix = np.full_like(bread, np.nan)
     inner = np.ix_(known, known)
     matrix[inner] = bread[inner] @ meat[inner] @ bread[inner]
@@ -138,7 +156,8 @@ def robust_meat(psi: CellScore, counts: Counts) -> FloatArray:
     else:
         members = counts.members
         copies = np.repeat(members.weights, np.diff(members.indptr))
-        n = np.bincount(members.index, weights=members.n * copies, minlength=len(members.cells))
+        total = np.bincount(members.index, weights=members.n * copies, minlength=len(members.cells))
+        n = np.asarray(total, dtype=np.float64)
         score = psi(members.cells[:, 1:])
     return (score * n[:, None]).T @ score
 

@@ -54,7 +54,7 @@ class Identification:
     @property
     def flat(self) -> list[str]:
         """Directions that nothing identifies, in words."""
-        return [self.direction(i) for i in np.flatnonzero(self.eigenvalues < FLAT)]
+        return [self.direction(int(i)) for i in np.flatnonzero(self.eigenvalues < FLAT)]
 
     def direction(self, i: int) -> str:
         """Return the direction of the ``i``-th smallest eigenvalue in words."""

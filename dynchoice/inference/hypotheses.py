@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray
 
 
@@ -91,14 +92,18 @@ def wald(
         q = np.asarray(parsed.constraint_values, dtype=np.float64)
         null = formula if isinstance(formula, str) else ", ".join(map(str, formula))
     else:
-        R = np.atleast_2d(np.asarray(restriction, dtype=np.float64))
-        q = np.zeros(len(R)) if value is None else np.atleast_1d(np.asarray(value, np.float64))
+        if isinstance(restriction, str):
+            raise SpecificationError(f"pass formula={restriction!r} for a restriction in words")
+        R = np.atleast_2d(as_floats(restriction, "restriction"))
+        q = np.zeros(len(R)) if value is None else np.atleast_1d(as_floats(value, "value"))
         null = "restriction @ params = value"
     if R.shape[1] != K or q.shape != (len(R),):
         raise SpecificationError(
             f"restriction has shape {R.shape} and value {q.shape}; {K} parameters need"
             f" ({len(R)}, {K}) and ({len(R)},)"
         )
+    if not (np.isfinite(R).all() and np.isfinite(q).all()):
+        raise SpecificationError("restriction and value must be finite")
     if np.linalg.matrix_rank(R) < len(R):
         raise SpecificationError("the restrictions repeat each other (rank below their number)")
     used = (R != 0).any(axis=0)

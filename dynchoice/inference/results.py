@@ -225,9 +225,18 @@ class Results:
         SpecificationError
             Other data; as many parameters; a larger likelihood with fewer parameters.
         """
+        if not isinstance(other, Results):
+            raise SpecificationError(f"lr_test takes Results, got {type(other).__name__}")
+        if self.pseudo_loglik is not None or other.pseudo_loglik is not None:
+            raise SpecificationError("a likelihood ratio needs maximum likelihood fits, not CCP")
+        if self.estimator != other.estimator:
+            raise SpecificationError(
+                f"a likelihood ratio needs one estimator, got {self.estimator} and"
+                f" {other.estimator}"
+            )
+        large, small = (self, other) if len(self.theta) > len(other.theta) else (other, self)
         if self.data_digest != other.data_digest:
             raise SpecificationError("a likelihood ratio needs two fits of the same data")
-        large, small = (self, other) if len(self.theta) > len(other.theta) else (other, self)
         df = len(large.theta) - len(small.theta)
         if df == 0:
             raise SpecificationError("the two fits have the same number of parameters")
@@ -262,6 +271,8 @@ class Results:
         import pandas as pd
         from scipy.stats import norm
 
+        if not 0 < level < 1:
+            raise SpecificationError(f"level={level:g} must lie between 0 and 1 (0.95 for 95%)")
         se = np.sqrt(np.diag(self.cov_matrix))
         if not np.isfinite(se).all():
             raise SpecificationError(
@@ -277,6 +288,8 @@ class Results:
             gradient[:, k] = (np.atleast_1d(f(up)) - np.atleast_1d(f(down))) / (2 * step)
         spread = np.sqrt(np.einsum("ik,kl,il->i", gradient, self.cov_matrix, gradient))
         half = norm.ppf(0.5 + level / 2) * spread
+        if names is not None and len(list(names)) != len(center):
+            raise SpecificationError(f"{len(center)} values need as many names, got {names!r}")
         index = list(names) if names is not None else list(range(len(center)))
         return pd.DataFrame(
             {

@@ -221,9 +221,7 @@ class Comparison:
         rows: list[tuple[str, ...]] = []
         for name, row in self.params.iterrows():
             rows.append((str(name), *(number(v) if v == v else "" for v in row)))
-            rows.append(
-                ("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)]))
-            )
+            rows.append(("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)])))
         facts: list[tuple[str, Any]] = [
             ("Log-likelihood", lambda r: f"{r.loglik:.4f}"),
             ("Member-months", lambda r: f"{r.nobs:,.0f}"),
@@ -236,9 +234,7 @@ class Comparison:
         data = {r.data_digest for r in self.results.values()}
         notes = [] if len(data) == 1 else ["The fits do not use the same data."]
         notes.append(f"{self.precision} in brackets")
-        return Summary(
-            "Model comparison", (), ("", *self.results), tuple(rows), tuple(notes)
-        )
+        return Summary("Model comparison", (), ("", *self.results), tuple(rows), tuple(notes))
 
     def __str__(self) -> str:
         return self.summary().as_text()
@@ -267,7 +263,17 @@ def compare(
     """
     from dynchoice.inference.results import Results as Kind
 
-    named = results if isinstance(results, Mapping) else {f"({i + 1})": r for i, r in enumerate(results)}
+    if isinstance(results, Kind):
+        results = [results]
+    if not isinstance(results, Mapping | list | tuple):
+        raise SpecificationError(
+            f"compare takes a mapping or list of Results, got {type(results).__name__}"
+        )
+    named = (
+        results
+        if isinstance(results, Mapping)
+        else {f"({i + 1})": r for i, r in enumerate(results)}
+    )
     if not named:
         raise SpecificationError("compare needs one result at least")
     for label, r in named.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.panel.states import StateSpace
+from dynchoice.panel.states import StateSpace, as_floats
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 
 
@@ -40,7 +40,8 @@ def check_attention(attention: Any, S: int) -> FloatArray:
     """Return attention (S,), each in (0, 1]; a number serves every state."""
     if attention is None:
         return np.ones(S)
-    a = np.asarray(attention, dtype=np.float64)
+    a = as_floats(attention, "attention")
+    a = a.reshape(()) if a.size == 1 and np.ndim(attention) == 0 else a
     if a.ndim == 0:
         a = np.full(S, float(a))
     if a.shape != (S,):
@@ -71,21 +72,17 @@ def check_default(
                 " happens to a member who does not look"
             )
         return np.zeros(S, dtype=np.int64)
-    if isinstance(default, str):
-        if default not in choices:
-            raise SpecificationError(
-                f"default {default!r} is no choice.{suggest(default, choices)}"
-            )
-        default = np.full(S, list(choices).index(default))
     d = np.asarray(default)
-    if d.dtype.kind in "OUS":
-        unknown = [x for x in d.reshape(-1) if x not in choices]
-        if unknown:
-            raise SpecificationError(
-                f"default {unknown[0]!r} is no choice.{suggest(unknown[0], choices)}"
-            )
-        d = np.array([list(choices).index(x) for x in d.reshape(-1)])
-    if d.ndim == 0:
+    given = [x.item() if isinstance(x, np.generic) else x for x in d.reshape(-1)]
+    if all(x in choices for x in given):
+        # labels come first: integer labels would otherwise be read as codes
+        d = np.array([list(choices).index(x) for x in given]).reshape(d.shape)
+    elif d.dtype.kind in "OUS":
+        unknown = [x for x in given if x not in choices]
+        raise SpecificationError(
+            f"default {unknown[0]!r} is no choice.{suggest(unknown[0], choices)}"
+        )
+    if d.ndim == 0 and d.dtype.kind in "iu":
         d = np.full(S, int(d))
     if d.shape != (S,) or d.dtype.kind not in "iu":
         raise SpecificationError(

@@ -13,7 +13,7 @@ from dynchoice.model.choicesets import check_attention, check_available, check_d
 from dynchoice.model.factored import Factored
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
-from dynchoice.panel.states import StateSpace, check_labels
+from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 
 
@@ -89,6 +89,16 @@ class DDC:
         default: Any = None,
         horizon: int | None = None,
     ) -> None:
+        parts: tuple[tuple[str, Any, type], ...] = (
+            ("states", states, StateSpace),
+            ("utility", utility, Utility),
+            ("transitions", transitions, Transitions),
+        )
+        for what, part, kind in parts:
+            if not isinstance(part, kind):
+                raise SpecificationError(
+                    f"{what} is a {type(part).__name__}; build a {kind.__name__}"
+                )
         labels = check_labels(choices, "choices")
         if len(labels) < 2:
             raise SpecificationError(f"a model needs two choices at least, got {list(labels)}")
@@ -116,7 +126,7 @@ class DDC:
             "available": mask,
             "attention": a,
             "default": check_default(default, a, mask, states, labels),
-            "horizon": horizon,
+            "horizon": None if horizon is None else int(horizon),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -146,7 +156,7 @@ class DDC:
         return u
 
     def vector(self, params: Any) -> FloatArray:
-        """Return parameters as a vector (K,) in the model's order, from a vector, mapping or Series.
+        """Return parameters (K,) in the model's order, from a vector, mapping or Series.
 
         Raises
         ------
@@ -166,7 +176,7 @@ class DDC:
             if missing:
                 raise SpecificationError(f"parameter {missing[0]!r} has no value")
             params = [params[n] for n in self.names]
-        theta = np.ascontiguousarray(params, dtype=np.float64)
+        theta = as_floats(params, "parameters")
         if theta.shape != (len(self.names),):
             raise SpecificationError(
                 f"{len(self.names)} parameters are needed ({', '.join(self.names)}), got shape"
@@ -222,7 +232,8 @@ def check_beta(beta: Any, horizon: int | None) -> float:
     except (TypeError, ValueError):
         raise SpecificationError(f"beta={beta!r} is no number") from None
     if horizon is not None:
-        if not isinstance(horizon, int) or horizon < 1:
+        whole = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
+        if not whole or horizon < 1:
             raise SpecificationError(f"horizon={horizon!r}: a positive number of periods is needed")
         if not 0 <= value <= 1:
             raise SpecificationError(f"beta={value:g} is outside [0, 1]")
@@ -232,4 +243,3 @@ def check_beta(beta: Any, horizon: int | None) -> float:
             " without a horizon"
         )
     return value
-

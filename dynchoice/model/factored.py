@@ -228,8 +228,7 @@ class Factored(Transitions):
     def expect_change(self, name: str, change: FloatArray, V: FloatArray) -> FloatArray:
         """Return ``dE[V(s')|s, j]`` (S, J) when one law's rows (R, m) change by ``change``."""
         bound = tuple(
-            replace(law, table=law.fill(change)) if law.name == name else law
-            for law in self.bound
+            replace(law, table=law.fill(change)) if law.name == name else law for law in self.bound
         )
         varied = self.with_bound(bound)
         V = np.ascontiguousarray(V, dtype=np.float64)
@@ -338,9 +337,8 @@ class Factored(Transitions):
             row, outcome = self.moves_outcomes(law, moves)
             seen = outcome >= 0
             R, m = law.rows
-            counts = np.bincount(
-                row[seen] * m + outcome[seen], weights=n[seen], minlength=R * m
-            ).reshape(R, m)
+            flat = np.bincount(row[seen] * m + outcome[seen], weights=n[seen], minlength=R * m)
+            counts = np.asarray(flat, dtype=np.float64).reshape(R, m)
             if not counts.any():
                 raise DataError(
                     f"the law of {law.name!r} cannot be estimated: the panel shows no member in"

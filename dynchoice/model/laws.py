@@ -11,14 +11,14 @@ rows that fill the table, estimated from counts in the first stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.panel.states import StateSpace, plain
+from dynchoice.panel.states import StateSpace, as_floats, plain
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
 UNINFORMATIVE, IMPOSSIBLE = -1, -2
@@ -140,7 +140,7 @@ class BoundLaw:
     def outcomes(
         self, choice: IntArray, group: IntArray, own: IntArray, following: IntArray
     ) -> tuple[IntArray, IntArray]:
-        """Return (multinomial row, outcome) of observed moves; outcome < 0: see module constants."""
+        """Return (multinomial row, outcome) of observed moves; below 0: see module constants."""
         if isinstance(self.family, Increment):
             reset = np.isin(choice, self.resets)
             step = following - np.where(reset, -self.family.after_reset, own)
@@ -211,15 +211,20 @@ def bind(
     given = law.given if isinstance(law, Deterministic | Markov) else ()
     if isinstance(given, str):
         given = (given,)
+        law = replace(law, given=given)
+    if not isinstance(given, (tuple, list)):
+        raise SpecificationError(f"law {name!r}: given={given!r} must name axes, or be ()")
+    repeated = [g for g in given if list(given).count(g) > 1]
+    if repeated:
+        raise SpecificationError(f"law {name!r} names {repeated[0]!r} twice among its parents")
+    if isinstance(law, Increment) and not isinstance(law.max_step, int):
+        raise SpecificationError(f"law {name!r}: max_step={law.max_step!r} must be an integer")
     for g in given:
-        if g != "choice":
-            if states.axis(g) in axes:
-                raise SpecificationError(
-                    f"law {name!r} names itself ({g!r}) among its parents: the own level always"
-                    " counts, leave it out"
-                )
-        elif list(given).count("choice") > 1:
-            raise SpecificationError(f"law {name!r} names 'choice' twice")
+        if g != "choice" and states.axis(g) in axes:
+            raise SpecificationError(
+                f"law {name!r} names itself ({g!r}) among its parents: the own level always"
+                " counts, leave it out"
+            )
     parents = tuple(states.axis(g) for g in given if g != "choice")
     groups = int(np.prod([states.shape[p] for p in parents])) if parents else 1
     by_choice = "choice" in given or (isinstance(law, Increment) and law.reset_on is not None)
@@ -250,8 +255,6 @@ def bind(
 
 
 def _with(bound: BoundLaw, **changes: Any) -> BoundLaw:
-    from dataclasses import replace
-
     return replace(bound, **changes)
 
 
@@ -274,11 +277,9 @@ def _probabilities(
     given: Sequence[str],
     law: Markov | Increment,
 ) -> FloatArray:
-    p = np.asarray(law.probabilities, dtype=np.float64)
+    p = as_floats(law.probabilities, f"law {bound.name!r}: probabilities")
     sizes = [len(choices) if g == "choice" else states.shape[states.axis(g)] for g in given]
-    shape = (
-        (law.max_step + 1,) if isinstance(law, Increment) else (*sizes, bound.n, bound.n)
-    )
+    shape = (law.max_step + 1,) if isinstance(law, Increment) else (*sizes, bound.n, bound.n)
     if p.shape != shape:
         raise SpecificationError(
             f"law {bound.name!r}: probabilities have shape {p.shape}, expected {shape}"
@@ -327,10 +328,21 @@ def _bind_deterministic(
             named = {"choice": choice, **dict(zip(parents, combo, strict=True))}
             key = tuple(named[name] for name in law.given)
             for i, level in enumerate(own):
-                target = find(key, level)
+                try:
+                    target = find(key, level)
+                except TypeError as error:
+                    raise SpecificationError(
+                        f"law {bound.name!r}: its function could not be called with the level and"
+                        f" {', '.join(law.given) or 'nothing else'}: {error}"
+                    ) from error
                 if target is None:
                     following[j, g, i], undefined[j, g, i] = i, True
                     continue
+                if len(names) > 1 and not isinstance(target, (tuple, list)):
+                    raise SpecificationError(
+                        f"law {bound.name!r} moves {len(names)} axes: its function must return a"
+                        f" tuple of levels, got {target!r}"
+                    )
                 target = tuple(map(plain, target)) if len(names) > 1 else plain(target)
                 if target not in position:
                     where = ", ".join(f"{k}={v}" for k, v in named.items() if k in law.given)
@@ -350,14 +362,16 @@ def _finder(
         return lambda key, level: call(level, **dict(zip(law.given, key, strict=True)))
     if isinstance(law.table, Mapping):
         table = dict(law.table)
+        if not law.given:  # keys are the own levels themselves
+            table = {(k,): v for k, v in table.items()}
         known = {(*key, level) for key in product(*dims) for level in own}
-        strange = [k for k in table if (k if isinstance(k, tuple) else (k,)) not in known]
+        strange = [k for k in table if k not in known]
         if strange:
             raise SpecificationError(
                 f"law {name!r}: {len(strange)} key(s) of its table are no combination of"
                 f" ({', '.join([*law.given, 'own level'])}): {first_few(strange)}"
             )
-        return lambda key, level: table.get((*key, level), table.get(level) if not key else None)
+        return lambda key, level: table.get((*key, level))
     array = np.asarray(law.table, dtype=object)
     shape = (*(len(d) for d in dims), len(own))
     if array.shape != shape:

@@ -13,7 +13,7 @@ from dynchoice.model.transitions import Stacked, Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace
 
-KINDS = {"Fixed": Fixed, "Cycle": Cycle}
+KINDS: dict[str, type[Fixed] | type[Cycle]] = {"Fixed": Fixed, "Cycle": Cycle}
 
 
 def model_to_tree(model: DDC) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def model_from_tree(tree: dict[str, Any]) -> DDC:
     """Return the model that :func:`model_to_tree` described."""
     import pandas as pd
 
-    states = StateSpace.from_axes({name: levels for name, levels in tree["axes"]})
+    states = StateSpace.from_axes(dict(tree["axes"]))
     choices = tuple(tree["choices"])
     attributes = None if tree["attributes"] is None else pd.DataFrame(tree["attributes"])
     utility = Utility(
@@ -68,7 +68,10 @@ def model_from_tree(tree: dict[str, Any]) -> DDC:
 
 def _transitions_to_tree(transitions: Transitions) -> dict[str, Any]:
     if isinstance(transitions, Factored):
-        return {"kind": "factored", "laws": [_law_to_tree(law) for law in transitions.bound]}
+        return {
+            "kind": "factored",
+            "laws": [_law_to_tree(law, transitions.choices) for law in transitions.bound],
+        }
     indptr, indices, data = transitions.stacked()
     return {
         "kind": transitions.kind,
@@ -97,13 +100,17 @@ def _transitions_from_tree(
     return Factored(states, choices, laws, bound)
 
 
-def _law_to_tree(law: BoundLaw) -> dict[str, Any]:
+def _law_to_tree(law: BoundLaw, choices: tuple[Any, ...]) -> dict[str, Any]:
     family = law.family
     extra: dict[str, Any] = {"type": type(family).__name__, "estimated": law.estimated}
     if isinstance(family, Deterministic | Markov):
         extra["given"] = list(family.given)
     if isinstance(family, Increment):
-        extra |= {"max_step": family.max_step, "after_reset": family.after_reset}
+        extra |= {
+            "max_step": family.max_step,
+            "after_reset": family.after_reset,
+            "reset_on": [choices[j] for j in law.resets],
+        }
     return {
         **extra,
         "name": law.name,
@@ -128,7 +135,7 @@ def _law_from_tree(tree: dict[str, Any]) -> BoundLaw:
     if tree["type"] == "Markov":
         family = Markov(given, known)
     elif tree["type"] == "Increment":
-        resets = list(tree["resets"]) or None
+        resets = tree["reset_on"] or None
         family = Increment(tree["max_step"], resets, known, tree["after_reset"])
     elif tree["type"] == "Deterministic":
         family = Deterministic(None, given)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dynchoice import kernels
 from dynchoice.errors import SpecificationError, first_few
-from dynchoice.panel.states import StateSpace, check_labels
+from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import FloatArray, IntArray, Level
 
 SUM_TOLERANCE = 1e-8
@@ -46,7 +46,7 @@ class Transitions(ABC):
         """
         from scipy.sparse import csr_array
 
-        F = np.asarray(array, dtype=np.float64)
+        F = as_floats(array, "dense transitions")
         if F.ndim != 3 or F.shape[0] != F.shape[2]:
             raise SpecificationError(
                 f"dense transitions need the shape (S, J, S), got {F.shape}; the axis order is"
@@ -147,11 +147,12 @@ class Stacked(Transitions):
         bad = np.flatnonzero(~(np.abs(sums - 1) <= SUM_TOLERANCE))
         if len(bad) or least < 0 or not np.isfinite(matrix.data).all():
             shown = [f"F[s={r // J}, j={r % J}] sums to {sums[r]:.6g}" for r in bad[:3]]
-            detail = first_few(shown) if len(bad) else f"the least entry is {least:.6g}"
-            raise SpecificationError(
-                f"transitions: {len(bad)} of {rows} rows do not sum to one, or entries are"
-                f" negative: {detail}. The axis order is F[s, j, s_next]"
+            detail = (
+                f"{len(bad)} of {rows} rows do not sum to one: {first_few(shown)}"
+                if len(bad)
+                else f"entries are negative or not finite, the least is {least:.6g}"
             )
+            raise SpecificationError(f"transitions: {detail}. The axis order is F[s, j, s_next]")
         self.S, self.J, self.kind = S, J, kind
         self._indptr = matrix.indptr.astype(np.int64)
         self._indices = matrix.indices.astype(np.int64)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.panel.states import StateSpace, check_labels
+from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import FloatArray, Level
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Utility:
         SpecificationError
             Wrong shape, entries that are not finite, names that repeat or do not match ``K``.
         """
-        features = np.ascontiguousarray(x, dtype=np.float64)
+        features = as_floats(x, "utility features")
         if features.ndim != 3:
             raise SpecificationError(
                 f"utility features need the shape (S, J, K), got {features.shape}"
@@ -72,7 +72,7 @@ class Utility:
         if offset is None:
             base = np.zeros(features.shape[:2])
         else:
-            base = np.ascontiguousarray(offset, dtype=np.float64)
+            base = as_floats(offset, "offset")
             if base.shape != features.shape[:2] or not np.isfinite(base).all():
                 raise SpecificationError(
                     f"offset must be finite with shape (S, J) = {features.shape[:2]}, got"
@@ -102,8 +102,9 @@ class Utility:
         Raises
         ------
         SpecificationError
-            The formula names something that is neither axis, ``choice`` nor attribute; a state or choice without attributes, missing values, a term that is constant across
-            the choices of every state, or columns that repeat each other.
+            The formula names something that is neither axis, ``choice`` nor attribute; a state or
+            choice without attributes; missing values; a term that is constant across the choices
+            of every state; a transform that depends on the rows it sees (``scale``, ``bs``).
 
         Notes
         -----
@@ -124,6 +125,10 @@ class Utility:
                 " attribute of the choice (write '0 + ...' to leave out the intercept)"
             )
         utility = cls.from_array(features, names)
+        if attributes is not None:
+            used = set(table.columns) & _variables(formula)
+            keys = [c for c in attributes.columns if c in states.axes or c == CHOICE]
+            attributes = attributes[[c for c in attributes.columns if c in used or c in keys]]
         return replace(utility, formula=formula, attributes=attributes)
 
     @property
@@ -178,7 +183,7 @@ def design_table(
             f"attributes: {int(missing.sum())} row(s) miss a value, first"
             f" {attributes.loc[missing].iloc[0].to_dict()}"
         )
-    marked = attributes.assign(**{"__found__": True})
+    marked = attributes.assign(__found__=True)
     joined = table.merge(marked, on=keys, how="left", sort=False)
     absent = joined["__found__"].isna()
     if absent.any():
@@ -186,6 +191,12 @@ def design_table(
         count = len(joined.loc[absent, keys].drop_duplicates())
         raise SpecificationError(f"attributes: {count} combination(s) have no row, first {row}")
     return pd.DataFrame(joined.drop(columns="__found__"))
+
+
+def _variables(formula: str) -> set[str]:
+    from formulaic import Formula
+
+    return {str(v) for v in Formula(formula, _ordering="none").required_variables}
 
 
 def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
@@ -217,6 +228,12 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
     if len(matrix) != len(table):
         raise SpecificationError(
             f"formula {formula!r}: {len(table) - len(matrix)} of {len(table)} rows were dropped"
+        )
+    if matrix.model_spec.transform_state:
+        raise SpecificationError(
+            f"formula {formula!r} uses transforms that depend on the rows they see"
+            f" ({first_few(list(matrix.model_spec.transform_state))}): a counterfactual would"
+            " rescale them. Put the transformed column into attributes"
         )
     names = [str(c) for c in matrix.columns]
     return np.ascontiguousarray(matrix.to_numpy(dtype=np.float64)), names

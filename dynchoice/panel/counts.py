@@ -126,6 +126,8 @@ class Counts:
         ``None`` above the panel's ``member_limit``: then clusters are the buckets.
     period_kind : {"integer", "month", "quarter", "year"}
         How a period number reads.
+    origin : int, optional
+        First period of the whole panel: period 0 of a finite horizon, in every segment.
     """
 
     states: StateSpace
@@ -139,6 +141,7 @@ class Counts:
     segment_members: IntArray
     members: MemberCells | None = None
     period_kind: str = "integer"
+    origin: int | None = None
     _cache: dict[str, AnyArray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -166,7 +169,8 @@ class Counts:
             The panel spans more periods than the horizon.
         """
         S, J = self.shape
-        first, last = self.first_period, self.last_period
+        first = self.first_period if self.origin is None else self.origin
+        last = self.last_period
         if last - first + 1 > periods:
             raise DataError(
                 f"the panel spans {last - first + 1} periods ({self.period_label(first)} to"
@@ -175,9 +179,8 @@ class Counts:
         own = self.period_cells[:, 4] == 1
         _, t, s, j, _ = self.period_cells[own].T
         code = ((t - first) * S + s) * J + j
-        return np.bincount(code, weights=self.period_n[own], minlength=periods * S * J).reshape(
-            periods, S, J
-        )
+        out = np.bincount(code, weights=self.period_n[own], minlength=periods * S * J)
+        return np.asarray(out, dtype=np.float64).reshape(periods, S, J)
 
     def moves(self) -> tuple[IntArray, FloatArray]:
         """Return observed transitions: (state, choice, next state) rows (C, 3) and counts (C,)."""
@@ -191,7 +194,8 @@ class Counts:
         m, _, s, j, _ = self.period_cells[at].T
         M = len(self.segments)
         code = (m * S + s) * J + j
-        return np.bincount(code, weights=self.period_n[at], minlength=M * S * J).reshape(M, S, J)
+        out = np.bincount(code, weights=self.period_n[at], minlength=M * S * J)
+        return np.asarray(out, dtype=np.float64).reshape(M, S, J)
 
     @property
     def first_period(self) -> int:
@@ -209,8 +213,9 @@ class Counts:
 
     @property
     def nmembers(self) -> int:
-        """Members ``N``; one who changes segment is counted in each."""
-        return int(self.segment_members.sum())
+        """Members ``N`` (sum of weights); one who changes segment is counted in each."""
+        total = float(self.segment_members.sum())
+        return round(total)
 
     @cached_property
     def nobs(self) -> float:
@@ -248,8 +253,14 @@ class Counts:
             _cache={},
         )
 
+    def __radd__(self, other: object) -> Counts:
+        """Let ``sum()`` start from 0."""
+        return self if other == 0 else NotImplemented
+
     def __add__(self, other: Counts) -> Counts:
         """Add the counts of other members (parts of one panel, split by member)."""
+        if not isinstance(other, Counts):
+            raise SpecificationError(f"counts add to counts, not to a {type(other).__name__}")
         same = (
             self.states == other.states
             and self.choices == other.choices
@@ -277,6 +288,7 @@ class Counts:
             period_cells=period_cells,
             period_n=period_n,
             segment_members=a.segment_members + b.segment_members,
+            origin=min((o for o in (a.origin, b.origin) if o is not None), default=None),
             members=members,
             _cache={},
         )

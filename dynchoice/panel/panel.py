@@ -9,24 +9,24 @@ member's last row informs choices and never transitions.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynchoice.errors import (
-    ColumnError,
     DataError,
-    MissingExtraError,
+    DataWarning,
     SpecificationError,
     first_few,
     suggest,
 )
 from dynchoice.panel import query
 from dynchoice.panel.counts import Counts, MemberCells, group_sum, period_label
+from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.typing import IntArray, Level
 
@@ -145,6 +145,8 @@ class Panel:
             raise SpecificationError(f"invalid={invalid!r}: use 'raise' or 'drop'")
         if buckets < 2:
             raise SpecificationError(f"buckets={buckets}: at least 2 are needed")
+        if not isinstance(states, StateSpace):
+            raise SpecificationError(f"states is a {type(states).__name__}; build a StateSpace")
         self.states = states
         self.choices = check_labels(choices, "choices")
         self._member_name, self._time_name, self._choice_name = member, time, choice
@@ -256,7 +258,7 @@ class Panel:
                 " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
             )
         if bad:
-            any_bad = None
+            any_bad: Any = None
             for name, _ in bad:
                 flag = rules[name][0].fill_null(False)
                 any_bad = flag if any_bad is None else any_bad | flag
@@ -346,6 +348,7 @@ class Panel:
         ends = r.agg(first=r.period.min(), last=r.period.max()).execute()
         first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
         self._span = (first, last)
+        self._moved = int(r.filter(r.next_state >= 0).count().execute())
         return by_member.agg(
             members=by_member.count(),
             rows=by_member.months.sum(),
@@ -377,10 +380,17 @@ class Panel:
             ("gaps", m["gaps"], f"breaks in {m['gap_members']:,} members' spells, not bridged"),
             ("members with one row", m["single"], "inform choices only"),
             ("members that change segment", m["movers"], "each row counts where it stands"),
-            ("rows refused", int(self._refused["rows"].sum()), ""),
+            ("rows refused", self._total - m["rows"], ""),
         ]
         lines += [(f"refused: {r.rule}", int(r.rows), "") for r in self._refused.itertuples()]
         table = pd.DataFrame(lines, columns=["subject", "count", "note"]).set_index("subject")
+        if m["rows"] > m["members"] and not self._moved:
+            warnings.warn(
+                "no member is seen in two consecutive periods, so nothing is learnt about"
+                " transitions; if periods are quarters or years, pass freq='quarter' or 'year'",
+                DataWarning,
+                stacklevel=3,
+            )
         return Report(table)
 
     # counts --------------------------------------------------------------------------------
@@ -430,12 +440,11 @@ class Panel:
         members = None
         if self.report["rows"] <= self._member_limit:
             members = self.member_cells()
-        seen = self.rows.group_by("segment").agg(n=self.rows.member.nunique()).execute()
+        once = self.rows.group_by(["segment", "member"]).agg(w=self.rows.weight.min())
+        seen = once.group_by("segment").agg(n=once.w.sum()).execute()
         by_segment = dict(zip(seen["segment"].astype(str), seen["n"], strict=True))
         sorted_cells, sorted_n = group_sum(self._keyed(cells, keys), n)
-        sorted_periods, sorted_period_n = group_sum(
-            self._keyed(by_period, period_keys), period_n
-        )
+        sorted_periods, sorted_period_n = group_sum(self._keyed(by_period, period_keys), period_n)
         return Counts(
             states=self.states,
             choices=self.choices,
@@ -445,7 +454,8 @@ class Panel:
             n=sorted_n,
             period_cells=sorted_periods,
             period_n=sorted_period_n,
-            segment_members=np.array([by_segment[str(s)] for s in self.segments], dtype=np.int64),
+            segment_members=np.array([float(by_segment[str(s)]) for s in self.segments]),
+            origin=self._span[0],
             members=members,
             period_kind=self._kind,
         )
@@ -475,78 +485,3 @@ class Panel:
             f"Panel({self.report['rows']:,} rows, {self.nmembers:,} members, {first} to {last},"
             f" {self.states.size:,} states, {len(self.choices)} choices)"
         )
-
-
-def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
-    """Return data as an ibis table, and the DuckDB connection of our own that holds it or None.
-
-    Raises
-    ------
-    ColumnError, DataError
-        A column is missing; a file cannot be found; a column mixes types.
-    """
-    try:
-        import ibis
-        import pandas as pd
-    except ImportError as error:  # pragma: no cover - base dependencies
-        raise MissingExtraError(f"Panel needs ibis-framework[duckdb] and pandas: {error}") from None
-
-    if isinstance(data, pd.DataFrame):
-        missing = [c for c in used if c not in data.columns]
-        if missing:
-            raise ColumnError(
-                f"the table has no column {missing[0]!r}.{suggest(missing[0], data.columns)}"
-                f" Columns: {', '.join(map(str, data.columns[:20]))}"
-            )
-        frame = data[list(dict.fromkeys(used))].copy()
-        for name in frame.columns:
-            if isinstance(frame[name].dtype, (pd.CategoricalDtype, pd.PeriodDtype)):
-                present = frame[name].notna()
-                frame[name] = (
-                    frame[name].astype(str).where(present, None)
-                    if isinstance(frame[name].dtype, pd.PeriodDtype)
-                    else frame[name].astype(frame[name].cat.categories.dtype)
-                )
-        try:
-            con = ibis.duckdb.connect()
-            return con.create_table("panel", frame.reset_index(drop=True), temp=True), con
-        except Exception as error:
-            raise DataError(
-                f"the frame cannot be read as a table ({error}); a column that mixes types is"
-                " the usual cause: convert it to one"
-            ) from error
-    if isinstance(data, ibis.Table):
-        return data, None
-    if type(data).__module__.startswith("pyarrow"):
-        con = ibis.duckdb.connect()
-        return con.create_table("panel", data, temp=True), con
-    if isinstance(data, (str, Path)) or (
-        isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
-    ):
-        return read_files(data)
-    raise DataError(
-        f"data is a {type(data).__name__}; pass a pandas frame, a pyarrow table, Parquet or CSV"
-        " path(s), or an ibis table"
-    )
-
-
-def read_files(paths: str | Path | list[str | Path] | tuple[str | Path, ...]) -> tuple[ir.Table, Any]:
-    """Return Parquet or CSV files as one lazy DuckDB table, and its connection."""
-    import glob
-
-    import ibis
-
-    names = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
-    names = [f"{n}/*.parquet" if Path(n).is_dir() else n for n in names]
-    found = [f for n in names for f in (sorted(glob.glob(n)) if "*" in n else [n])]
-    absent = [f for f in found if not Path(f).exists()]
-    if absent or not found:
-        raise DataError(f"no such file: {first_few(absent or names)}")
-    kinds = {("csv" if ".csv" in Path(f).name else "parquet") for f in found}
-    if len(kinds) > 1:
-        raise DataError(f"files mix Parquet and CSV: {first_few(found)}")
-    con = ibis.duckdb.connect()
-    try:
-        return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
-    except Exception as error:
-        raise DataError(f"cannot read {first_few(found)}: {error}") from error

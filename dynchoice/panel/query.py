@@ -30,6 +30,13 @@ def column(table: ir.Table, name: str, role: str) -> ir.Column:
     return table[name]
 
 
+def without_nan(col: ir.Column) -> ir.Column:
+    """Return the column with NaN as null: Parquet and Arrow tell the two apart."""
+    import ibis
+
+    return ibis.ifelse(col.isnan(), ibis.null(col.type()), col) if col.type().is_floating() else col
+
+
 def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
     """Return the code of a column's value among the levels; null where it is none of them."""
     import ibis
@@ -94,6 +101,11 @@ def period_number(col: ir.Column, freq: str | None) -> tuple[ir.IntegerColumn, s
         good = col.re_search(r"^\d{4}-(0[1-9]|1[0-2])")
         year = ibis.ifelse(good, col.substr(0, 4), ibis.null("string")).cast("int64")
         month = ibis.ifelse(good, col.substr(5, 2), ibis.null("string")).cast("int64")
+    elif dtype.is_timestamp() and dtype.timezone is not None:
+        raise SpecificationError(
+            f"time column {col.get_name()!r} has the time zone {dtype.timezone}; engines read its"
+            " month in UTC: convert it to local dates or 'YYYY-MM' first"
+        )
     elif dtype.is_date() or dtype.is_timestamp():
         year, month = col.year().cast("int64"), col.month().cast("int64")
     else:
@@ -147,7 +159,7 @@ def coded_rows(
     """
     import ibis
 
-    who = column(table, member, "member")
+    who = without_nan(column(table, member, "member"))
     when, kind = period_number(column(table, time, "time"), freq)
     raw_choice = column(table, choice, "choice")
     fields: dict[str, Any] = {
@@ -167,10 +179,12 @@ def coded_rows(
         state = state * len(levels) + code
     fields["state"] = state.cast("int64")
     fields["segment"] = (
-        column(table, segment, "segment").cast("string") if segment else ibis.literal("all")
+        without_nan(column(table, segment, "segment")).cast("string")
+        if segment
+        else ibis.literal("all")
     )
     fields["weight"] = (
-        column(table, weights, "weights").cast("float64") if weights else ibis.literal(1.0)
+        column(table, weights, "weights").try_cast("float64") if weights else ibis.literal(1.0)
     )
     if decision:
         fields["decides"] = level_code(column(table, decision, "decision"), (0, 1))

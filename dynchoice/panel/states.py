@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
-from dynchoice.typing import AnyArray, IntArray, Level
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,8 @@ def plain(level: object) -> Level:
         raise SpecificationError(
             f"level {value!r} is a {type(value).__name__}; levels are int, float, bool or str"
         )
+    if value != value:
+        raise SpecificationError("a level may not be NaN")
     return value
 
 
@@ -28,6 +31,10 @@ def check_labels(labels: Iterable[object], what: str) -> tuple[Level, ...]:
     """Return labels as a tuple of distinct plain values, or say which repeat."""
     if isinstance(labels, (str, bytes)):
         raise SpecificationError(f"{what}: pass a list of labels, not the text {labels!r}")
+    if isinstance(labels, (set, frozenset)) or not isinstance(labels, Iterable):
+        raise SpecificationError(
+            f"{what}: pass a list of labels (in order), not a {type(labels).__name__}"
+        )
     values = tuple(plain(x) for x in labels)
     if not values:
         raise SpecificationError(f"{what}: no label is given; at least one is needed")
@@ -35,6 +42,17 @@ def check_labels(labels: Iterable[object], what: str) -> tuple[Level, ...]:
         repeated = sorted({str(v) for v in values if values.count(v) > 1})
         raise SpecificationError(f"{what}: labels repeat: {first_few(repeated)}")
     return values
+
+
+def as_floats(values: object, what: str) -> FloatArray:
+    """Return an array of float64, or say that what was given cannot be one."""
+    try:
+        array = np.asarray(values)
+        if np.iscomplexobj(array):
+            raise ValueError("complex numbers")
+        return np.ascontiguousarray(array, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecificationError(f"{what} cannot be read as numbers: {error}") from None
 
 
 def code_labels(values: AnyArray, labels: Sequence[Level], what: str) -> IntArray:
@@ -100,7 +118,7 @@ class StateSpace:
     @property
     def size(self) -> int:
         """Number of states ``S``."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def axis(self, name: str) -> int:
         """Return the position of an axis, with a suggestion for a mistyped name."""

@@ -75,19 +75,17 @@ def forecast_command(args: argparse.Namespace) -> None:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, transient=True) as bar:
             task = bar.add_task("starting", total=None)
-            folder = run_forecast(
-                run,
-                jobs=args.jobs,
-                progress=lambda done, total, text: bar.update(
-                    task, completed=done, total=total, description=text
-                ),
-            )
+
+            def draw(done: int, total: int, text: str) -> None:
+                bar.update(task, completed=done, total=total, description=text)
+
+            folder = run_forecast(run, jobs=args.jobs, progress=draw)
     else:
-        folder = run_forecast(
-            run,
-            jobs=args.jobs,
-            progress=lambda done, total, text: sys.stderr.write(f"[{done}/{total}] {text}\n"),
-        )
+
+        def tell(done: int, total: int, text: str) -> None:
+            sys.stderr.write(f"[{done}/{total}] {text}\n")
+
+        folder = run_forecast(run, jobs=args.jobs, progress=tell)
     sys.stdout.write(f"{folder}\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,7 +34,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the panel is and which columns are what."""
 
-    path: str | list[str]
+    path: str | Annotated[list[str], Field(min_length=1)]
     member: str
     time: str
     choice: str
@@ -151,7 +151,7 @@ def load_run(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
     """
     source = Path(path)
     try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+        raw = tomllib.loads(source.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no such run file: {source}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -215,7 +215,9 @@ class Run:
             if (axis.levels is None) == (axis.range is None)
         ]
         names = [s.name for s in spec.scenario]
-        problems += [f"- scenario: the name {n!r} repeats" for n in set(names) if names.count(n) > 1]
+        problems += [
+            f"- scenario: the name {n!r} repeats" for n in set(names) if names.count(n) > 1
+        ]
         for i, s in enumerate(spec.scenario):
             both = set(s.params) & set(s.scale)
             problems += [f"- scenario.{i}: {n!r} stands in params and in scale" for n in both]
@@ -261,7 +263,9 @@ class Run:
     def model(self, segment: Any) -> DDC:
         """Build the model of one segment."""
         m = self.spec.model
-        laws = {name: self._law(name, axis) for name, axis in self.spec.axes.items()}
+        laws: dict[str | tuple[str, ...], Any] = {
+            name: self._law(name, axis) for name, axis in self.spec.axes.items()
+        }
         return DDC(
             states=self.states,
             choices=m.choices,
@@ -292,7 +296,8 @@ class Run:
         import pandas as pd
 
         try:
-            return pd.read_csv(self.path(name))
+            # a level may be called None or NA
+            return pd.read_csv(self.path(name), keep_default_na=False, na_values=[""])
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.source}: {key}: cannot read {name!r}: {error}") from error
 

@@ -18,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.counterfactual.forecast import Forecast, forecast
-from dynchoice.errors import ConvergenceError, LockError, StorageError
+import numpy as np
+
+from dynchoice.counterfactual.forecast import Forecast, forecast, list_scenarios
+from dynchoice.errors import ConfigError, ConvergenceError, LockError, StorageError
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.inference.results import Results
 from dynchoice.panel.panel import Panel
@@ -77,7 +79,12 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
     DynChoiceError
         Whatever is wrong with file, data, model or estimates; nothing is published then.
     """
+    if jobs == 0:
+        raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
     out = run.path(run.spec.output.folder)
+    current = out / "current"
+    if current.exists() and not current.is_symlink():
+        raise StorageError(f"{current} is in the way: runs are published by a link of that name")
     started = datetime.now(UTC)
     clock = {"start": time.perf_counter()}
     timings: dict[str, float] = {}
@@ -99,6 +106,11 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
         total = len(segments) + 3
         counts = panel.counts
         lap("panel")
+        # a mistake in a scenario should not wait for the last segment's estimates
+        trial = run.model(segments[0])
+        for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
+            scenario.theta(trial, np.zeros(len(trial.names)))
+            scenario.state_map(trial)
         fits: dict[Any, Results] = {}
         for i, segment in enumerate(segments):
             tell(i + 1, total, f"estimating {segment}")
@@ -223,10 +235,16 @@ def publish(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    link = out / ".current-new"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    os.replace(link, out / "current")
+    try:
+        link = out / ".current-new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
+        os.replace(link, out / "current")
+    except OSError as error:
+        raise StorageError(
+            f"the run is complete in {target}, but {out / 'current'} cannot point to it:"
+            f" {error.strerror}"
+        ) from error
     return target
 
 

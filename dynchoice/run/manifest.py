@@ -51,4 +51,4 @@ def write(path: Path, manifest: dict[str, Any]) -> None:
     from dynchoice.storage import write_atomically
 
     text = json.dumps({"schema": SCHEMA, **manifest}, indent=2, default=str) + "\n"
-    write_atomically(path, lambda handle: handle.write(text.encode()) and None)
+    write_atomically(path, lambda handle: handle.write(text.encode()))

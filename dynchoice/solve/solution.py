@@ -9,6 +9,7 @@ import numpy as np
 
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
+from dynchoice.panel.states import as_floats
 from dynchoice.solve.bellman import Bellman
 from dynchoice.solve.finite import backward_induction
 from dynchoice.solve.infinite import fixed_point
@@ -115,7 +116,7 @@ def solve(
         message = f"backward induction over {model.horizon} periods"
         return Solution(V, v, P, True, 0.0, message, {"method": "backward"}, model)
     if start is not None:
-        start = np.ascontiguousarray(start, dtype=np.float64)
+        start = as_floats(start, "start")
         if start.shape != (model.states.size,):
             raise SpecificationError(
                 f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"

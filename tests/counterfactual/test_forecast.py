@@ -83,8 +83,11 @@ def test_an_offer_moves_members_to_another_level(fitted, membership):
     states = fit.model.states
     mu = np.random.default_rng(1).dirichlet(np.ones(states.size))
     result = dc.forecast(
-        fit, dc.Scenario("new prices", offer={"offer": {"old": "new"}}, starts=2), start=mu,
-        periods=3, draws=0,
+        fit,
+        dc.Scenario("new prices", offer={"offer": {"old": "new"}}, starts=2),
+        start=mu,
+        periods=3,
+        draws=0,
     )
     levels = states.frame()
     levels["offer"] = "new"
@@ -132,12 +135,20 @@ def test_counterfactual_ccp_against_the_oracle():
     mask = spec["available"].copy()
     mask[:, 2] = False
     scenario = dc.Scenario(
-        "all at once", params={"k0": 0.3}, utility=extra, transitions=dc.Transitions.dense(F),
+        "all at once",
+        params={"k0": 0.3},
+        utility=extra,
+        transitions=dc.Transitions.dense(F),
         available=mask,
     )
     cf = dc.counterfactual(fit, scenario)
-    changed = {**spec, "F": F, "offset": spec["offset"] + extra, "available": mask,
-               "default": mask.argmax(axis=1)}
+    changed = {
+        **spec,
+        "F": F,
+        "offset": spec["offset"] + extra,
+        "available": mask,
+        "default": mask.argmax(axis=1),
+    }
     V, _, _, P = oracles.solve_newton(changed, np.array([0.3, fit.params["k1"]]))
     np.testing.assert_allclose(cf.ccp, P, atol=1e-11)
     np.testing.assert_allclose(cf.V, V, rtol=1e-10)
@@ -162,7 +173,9 @@ def test_identification_of_counterfactuals_follows_the_truth_table():
 
     def ccp(utility, law):
         model = dc.DDC(
-            states=dc.StateSpace(s=range(S)), choices=list(range(J)), beta=beta,
+            states=dc.StateSpace(s=range(S)),
+            choices=list(range(J)),
+            beta=beta,
             utility=dc.Utility.from_array(np.zeros((S, J, 1)), ["k"], offset=utility),
             transitions=dc.Transitions.dense(law),
         )
@@ -180,7 +193,10 @@ def test_identification_of_counterfactuals_follows_the_truth_table():
         (dc.Scenario("subsidy", utility=np.full((40, 3), 0.1)), True),
         (dc.Scenario("same law", transitions={"offer": dc.Fixed()}), True),
         (dc.Scenario("new", offer={"offer": "new"}), True),
-        (dc.Scenario("season", transitions={"ship": dc.Markov((), [[0.5, 0.5], [0.1, 0.9]])}), False),
+        (
+            dc.Scenario("season", transitions={"ship": dc.Markov((), [[0.5, 0.5], [0.1, 0.9]])}),
+            False,
+        ),
         (dc.Scenario("open", available=np.ones((40, 3), bool)), False),
     ],
     ids=lambda x: getattr(x, "name", x),

@@ -29,7 +29,11 @@ def test_two_step_clustered_covariance_against_the_oracle():
         return dc.DDC(states=states, choices=choices, utility=utility, transitions=F, beta=0.9)
 
     paths = dc.simulate(
-        model([0.3, 0.5, 0.2]), params=[0.4, 2.0], members=250, periods=9, seed=5,
+        model([0.3, 0.5, 0.2]),
+        params=[0.4, 2.0],
+        members=250,
+        periods=9,
+        seed=5,
         start=np.zeros(250, dtype=int),
     )
     frame = paths.frame()
@@ -42,22 +46,38 @@ def test_two_step_clustered_covariance_against_the_oracle():
     step = following - np.where(paths.choices[:, :-1] == 1, 0, own)
     informative = (paths.choices[:, :-1] == 1) | (own + 2 <= 7)
     total = informative.sum()
-    influence = np.stack(
-        [((step == k) & informative).sum(axis=1) - p[k] * informative.sum(axis=1) for k in (1, 2)],
-        axis=1,
-    ) / total
+    influence = (
+        np.stack(
+            [
+                ((step == k) & informative).sum(axis=1) - p[k] * informative.sum(axis=1)
+                for k in (1, 2)
+            ],
+            axis=1,
+        )
+        / total
+    )
 
     def build(gamma):
         F = model([1 - gamma.sum(), *gamma]).transitions.dense()
         return {
-            "x": x, "offset": np.zeros((8, 2)), "F": F, "beta": 0.9,
-            "available": np.ones((8, 2), bool), "attention": np.ones(8),
-            "default": np.zeros(8, int), "params": fit.theta,
+            "x": x,
+            "offset": np.zeros((8, 2)),
+            "F": F,
+            "beta": 0.9,
+            "available": np.ones((8, 2), bool),
+            "attention": np.ones(8),
+            "default": np.zeros(8, int),
+            "params": fit.theta,
         }
 
     want = oracles.twostep_cov(
-        build, p[1:], fit.theta, np.repeat(np.arange(250), 9), paths.states.reshape(-1),
-        paths.choices.reshape(-1), influence,
+        build,
+        p[1:],
+        fit.theta,
+        np.repeat(np.arange(250), 9),
+        paths.states.reshape(-1),
+        paths.choices.reshape(-1),
+        influence,
     )
     np.testing.assert_allclose(fit.cov, want, rtol=1e-5)
     ignored = dc.NFXP(model(p), panel).fit(cov_type="clustered")
@@ -229,7 +249,10 @@ def test_known_transitions_cannot_be_joint(membership, fitted):
 
 def test_finite_horizon_clusters_and_first_stage(membership):
     paths = dc.simulate(
-        membership.known.with_parts(horizon=6), params=membership.theta, members=1500, periods=6,
+        membership.known.with_parts(horizon=6),
+        params=membership.theta,
+        members=1500,
+        periods=6,
         seed=3,
     )
     panel = builders.membership_panel(membership, paths.frame())

@@ -179,7 +179,7 @@ def test_identification_names_weak_directions():
     found = Identification.of(["a", "b", "c"], information)
     assert len(found.flat) == 1 and "a" in found.flat[0] and "b" in found.flat[0]
     assert "c" not in found.flat[0]
-    assert list(found.frame()["verdict"])[0] == "flat"
+    assert next(iter(found.frame()["verdict"])) == "flat"
     V, flat = inverse(information)
     assert flat.shape == (3, 1)
     assert np.isnan(V[:2]).all() and V[2, 2] == pytest.approx(1 / 9)
@@ -199,7 +199,9 @@ def test_intervals_cover_the_truth_at_the_nominal_rate(cov_type):
     for seed in range(runs):
         model, counts, _ = builders.simulated_counts(spec, 150, 4, 1000 + seed)
         interval = dc.NFXP(model, counts).fit(cov_type=cov_type).conf_int(0.95)
-        hits += int(((interval["lower"] < spec["params"]) & (spec["params"] < interval["upper"])).sum())
+        hits += int(
+            ((interval["lower"] < spec["params"]) & (spec["params"] < interval["upper"])).sum()
+        )
     rate = hits / (2 * runs)
     # two correlated parameters a sample: three standard errors of a rate over 120 samples
     assert abs(rate - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)

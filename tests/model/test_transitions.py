@@ -7,7 +7,9 @@ import dynchoice as dc
 from dynchoice.model import factored
 
 CHOICES = ["stop", "go"]
-STATES = dc.StateSpace(region=["n", "s"], clock=range(3), season=range(4), use=range(3), miles=range(5))
+STATES = dc.StateSpace(
+    region=["n", "s"], clock=range(3), season=range(4), use=range(3), miles=range(5)
+)
 
 
 def laws(rng):
@@ -15,7 +17,9 @@ def laws(rng):
     return {
         "region": dc.Fixed(),
         "clock": dc.Deterministic(
-            lambda level, choice, season: (level + 1) % 3 if choice == "go" or season == 0 else level,
+            lambda level, choice, season: (
+                (level + 1) % 3 if choice == "go" or season == 0 else level
+            ),
             given=("choice", "season"),
         ),
         "season": dc.Cycle(),
@@ -74,8 +78,9 @@ def test_the_gradient_by_a_laws_table_is_its_directional_derivative(product):
     )
     filled = unknown.with_bound(
         tuple(
-            next(b for b in F.bound if b.name == law.name) if law.table is None
-            and law.following is None else law
+            next(b for b in F.bound if b.name == law.name)
+            if law.table is None and law.following is None
+            else law
             for law in unknown.bound
         )
     )
@@ -125,7 +130,9 @@ def test_rows_that_do_not_sum_to_one_are_named():
     F = np.full((3, 2, 3), 1 / 3)
     F[1, 0, 0] = 0.9
     F[2, 1, 1] = np.nan
-    with pytest.raises(dc.SpecificationError, match=r"2 of 6 rows do not sum to one.*F\[s=1, j=0\]"):
+    with pytest.raises(
+        dc.SpecificationError, match=r"2 of 6 rows do not sum to one.*F\[s=1, j=0\]"
+    ):
         dc.Transitions.dense(F)
     F = np.full((3, 2, 3), 1 / 3)
     F[0, 0] = [1.5, -0.5, 0]
@@ -169,10 +176,13 @@ def test_laws_without_probabilities_say_so_when_solved():
     states = dc.StateSpace(a=range(2))
     F = dc.Transitions.factored(states, CHOICES, {"a": dc.Markov()})
     model = dc.DDC(
-        states=states, choices=CHOICES, transitions=F, beta=0.5,
+        states=states,
+        choices=CHOICES,
+        transitions=F,
+        beta=0.5,
         utility=dc.Utility.from_array(np.zeros((2, 2, 1)), ["k"]),
     )
-    with pytest.raises(dc.SpecificationError, match="'a'.*no probabilities yet"):
+    with pytest.raises(dc.SpecificationError, match=r"'a'.*no probabilities yet"):
         dc.solve(model, [0.0])
 
 

@@ -89,9 +89,10 @@ def test_kinds_of_time(times, freq, first):
 
 def test_integers_that_look_like_yyyymm_need_a_word():
     frame = pd.DataFrame({"id": 1, "t": [202012, 202101], "x": [0, 1], "plan": "in"})
-    with pytest.raises(dc.DataError, match="looks like YYYYMM.*freq='month'"):
+    with pytest.raises(dc.DataError, match=r"looks like YYYYMM.*freq='month'"):
         build(frame)
-    assert build(frame, freq="integer").report["gaps"] == 1
+    with pytest.warns(dc.DataWarning, match="two consecutive periods"):
+        assert build(frame, freq="integer").report["gaps"] == 1
 
 
 def test_string_members_spread_over_buckets_and_codes_are_kept():

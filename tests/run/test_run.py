@@ -39,7 +39,10 @@ def test_forecast_publishes_a_whole_run(prime, capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["versions"]["dynchoice"] == dc.__version__
     assert {f["name"] for f in manifest["inputs"]} == {
-        "run.toml", "prime.parquet", "contract.csv", "attributes.csv",
+        "run.toml",
+        "prime.parquet",
+        "contract.csv",
+        "attributes.csv",
     }
     assert all(f["converged"] for f in manifest["fits"].values())
     named = {f["name"] for f in manifest["outputs"]}
@@ -102,7 +105,9 @@ def test_the_sample_estimates_agree_with_the_truth_beside_it(prime):
 def test_exit_codes_and_messages(prime, capsys, setting, code, message):
     if setting == "estimate.maxiter=1":
         with pytest.warns(dc.ConvergenceWarning):
-            got = cli.main(["forecast", str(prime), "--set", setting, "--set", "estimate.tol=1e-15"])
+            got = cli.main(
+                ["forecast", str(prime), "--set", setting, "--set", "estimate.tol=1e-15"]
+            )
     else:
         got = cli.main(["forecast", str(prime), "--set", setting])
     error = capsys.readouterr().err
@@ -117,7 +122,12 @@ def test_every_error_of_a_run_file_is_shown_at_once(tmp_path, capsys):
     )
     assert cli.main(["forecast", str(tmp_path / "run.toml")]) == 2
     error = capsys.readouterr().err
-    for part in ("data.path: is missing", "data.time: is missing", "model.beta", "utility: is missing"):
+    for part in (
+        "data.path: is missing",
+        "data.time: is missing",
+        "model.beta",
+        "utility: is missing",
+    ):
         assert part in error
     (tmp_path / "run.toml").write_text("[data\n")
     assert cli.main(["forecast", str(tmp_path / "run.toml")]) == 2
@@ -140,7 +150,9 @@ def test_a_held_lock_is_code_75(prime, capsys):
         code = "import sys; from dynchoice.run.cli import main; sys.exit(main(sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", code, "forecast", str(prime)],
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 75
     assert f"pid {os.getpid()}" in done.stderr

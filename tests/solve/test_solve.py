@@ -41,7 +41,9 @@ def test_bus_engine_at_beta_099999_reaches_the_residual():
     x[:, 1, 0], x[:, 0, 1] = -1, -0.001 * np.arange(90)
     law = {"m": dc.Increment(2, "replace", [0.39, 0.6, 0.01])}
     model = dc.DDC(
-        states=states, choices=choices, beta=0.99999,
+        states=states,
+        choices=choices,
+        beta=0.99999,
         utility=dc.Utility.from_array(x, ["RC", "theta11"]),
         transitions=dc.Transitions.factored(states, choices, law),
     )
@@ -61,7 +63,9 @@ def test_newton_steps_do_not_depend_on_beta():
 def test_one_state_closed_form():
     states = dc.StateSpace(on=range(1))
     model = dc.DDC(
-        states=states, choices=["a", "b"], beta=0.9,
+        states=states,
+        choices=["a", "b"],
+        beta=0.9,
         utility=dc.Utility.from_array(np.array([[[0.0], [1.0]]]), ["k"]),
         transitions=dc.Transitions.dense(np.ones((1, 2, 1))),
     )
@@ -88,7 +92,10 @@ def clock_model(beta=0.99):
     }
     utility = dc.Utility.from_array(rng.normal(size=(120, 3, 4)), list("abcd"))
     return dc.DDC(
-        states=states, choices=choices, utility=utility, beta=beta,
+        states=states,
+        choices=choices,
+        utility=utility,
+        beta=beta,
         transitions=dc.Transitions.factored(states, choices, laws),
     )
 

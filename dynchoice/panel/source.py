@@ -1,0 +1,92 @@
+"""Whatever a user passes as data, as one ibis table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynchoice.errors import ColumnError, DataError, MissingExtraError, first_few, suggest
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+
+def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
+    """Return data as an ibis table, and the DuckDB connection of our own that holds it or None.
+
+    Raises
+    ------
+    ColumnError, DataError
+        A column is missing; a file cannot be found; a column mixes types.
+    """
+    try:
+        import ibis
+        import pandas as pd
+    except ImportError as error:  # pragma: no cover - base dependencies
+        raise MissingExtraError(f"Panel needs ibis-framework[duckdb] and pandas: {error}") from None
+
+    if isinstance(data, pd.DataFrame):
+        missing = [c for c in used if c not in data.columns]
+        if missing:
+            raise ColumnError(
+                f"the table has no column {missing[0]!r}.{suggest(missing[0], data.columns)}"
+                f" Columns: {', '.join(map(str, data.columns[:20]))}"
+            )
+        doubled = data.columns[data.columns.duplicated()]
+        if len(doubled):
+            raise DataError(f"the frame has more than one column {doubled[0]!r}")
+        frame = data[list(dict.fromkeys(used))].copy()
+        for name in frame.columns:
+            if isinstance(frame[name].dtype, (pd.CategoricalDtype, pd.PeriodDtype)):
+                present = frame[name].notna()
+                if isinstance(frame[name].dtype, pd.PeriodDtype):
+                    starts = frame[name].dt.start_time.dt.strftime("%Y-%m-%d")
+                    frame[name] = starts.where(present, None)
+                else:
+                    plain = frame[name].astype(object).where(present, None)
+                    frame[name] = plain.infer_objects()
+        try:
+            con = ibis.duckdb.connect()
+            return con.create_table("panel", frame.reset_index(drop=True), temp=True), con
+        except Exception as error:
+            raise DataError(
+                f"the frame cannot be read as a table ({error}); a column that mixes types is"
+                " the usual cause: convert it to one"
+            ) from error
+    if isinstance(data, ibis.Table):
+        return data, None
+    if type(data).__module__.startswith("pyarrow"):
+        con = ibis.duckdb.connect()
+        return con.create_table("panel", data, temp=True), con
+    if isinstance(data, (str, Path)) or (
+        isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
+    ):
+        return read_files(data)
+    raise DataError(
+        f"data is a {type(data).__name__}; pass a pandas frame, a pyarrow table, Parquet or CSV"
+        " path(s), or an ibis table"
+    )
+
+
+def read_files(
+    paths: str | Path | list[str | Path] | tuple[str | Path, ...],
+) -> tuple[ir.Table, Any]:
+    """Return Parquet or CSV files as one lazy DuckDB table, and its connection."""
+    import glob
+
+    import ibis
+
+    names = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
+    names = [f"{n}/*.parquet" if Path(n).is_dir() else n for n in names]
+    found = [f for n in names for f in (sorted(glob.glob(n)) if "*" in n else [n])]
+    absent = [f for f in found if not Path(f).exists()]
+    if absent or not found:
+        raise DataError(f"no such file: {first_few(absent or names)}")
+    kinds = {("csv" if ".csv" in Path(f).name.lower() else "parquet") for f in found}
+    if len(kinds) > 1:
+        raise DataError(f"files mix Parquet and CSV: {first_few(found)}")
+    con = ibis.duckdb.connect()
+    try:
+        return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
+    except Exception as error:
+        raise DataError(f"cannot read {first_few(found)}: {error}") from error

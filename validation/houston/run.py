@@ -149,8 +149,12 @@ def run(quick: bool) -> Study:
                 f"{scenario.name:<12}{plan:<9} {base['share']:7.2%} -> {new['share']:7.2%}"
                 f"  [{new['lower']:.2%}, {new['upper']:.2%}]"
             )
-        rise = last.loc[(scenario.name, "annual"), "share"] - last.loc[("baseline", "annual"), "share"]
-        study.within(f"{scenario.name}: annual take-up rises (points)", 100 * rise, 0, 10, "own oracle")
+        rise = (
+            last.loc[(scenario.name, "annual"), "share"] - last.loc[("baseline", "annual"), "share"]
+        )
+        study.within(
+            f"{scenario.name}: annual take-up rises (points)", 100 * rise, 0, 10, "own oracle"
+        )
     study.say("Annual price 99 -> 89 USD from 2018-03, take-up in 2019-02:\n" + "\n".join(lines))
     return study
 

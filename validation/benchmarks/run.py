@@ -44,7 +44,7 @@ def cpu(work: Callable[[], object], repeats: int) -> float:
 
 
 def rust(study: Study, repeats: int) -> None:
-    """Rust's groups 4 and 1-4 on the real panel, with econirl and plain scipy on the same counts."""
+    """Rust's groups 4 and 1-4 on the real panel, and plain scipy on the same counts."""
     spec = HERE.parent / "rust1987" / "run.py"
     import importlib.util
 
@@ -178,10 +178,10 @@ def forecasts(study: Study) -> None:
 def cold_start(study: Study) -> None:
     """Import, help, and the first small fit in a fresh process with warm kernels."""
     fit = (
-        "import sys; sys.path.insert(0, %r); import numpy as np; from models import *;"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import numpy as np; from models import *;"
         "m = bus_model(90, .9999, [.39, .6, .01]);"
         "c = draw_counts(m, np.array([10., 2.3]), 4000); dc.NFXP(m, c).fit(strict=True)"
-    ) % str(HERE)
+    )
     commands = {
         "import dynchoice": ["-c", "import dynchoice"],
         "dynchoice --help": ["-m", "dynchoice", "--help"],

@@ -78,23 +78,25 @@ def valuation(
     return np.ascontiguousarray(W[:, :-1]), np.ascontiguousarray(W[:, -1])
 
 
-def pseudo_likelihood(model: DDC, system: PolicySystem, n: FloatArray, P: FloatArray) -> Likelihood:
-    """Return the pseudo-likelihood given first-stage probabilities ``P``."""
+def pseudo_likelihood(
+    model: DDC, system: PolicySystem, n: FloatArray, P: FloatArray
+) -> tuple[Likelihood, FloatArray, FloatArray]:
+    """Return the pseudo-likelihood given first-stage probabilities ``P``, and ``Wz``, ``We``."""
     Wz, We = valuation(model, system, P, unmix(model, P))
     F: Transitions = model.transitions
     x = model.utility.x + model.beta * F.expect(Wz)
     offset = model.utility.offset + model.beta * F.expect(We)
-    return Likelihood(static(model, x, offset), n)
+    return Likelihood(static(model, x, offset), n), Wz, We
 
 
 def hotz_miller(
     model: DDC, n: FloatArray, steps: int = 1, tol: float = 1e-8, maxiter: int = 100
-) -> tuple[Any, Optimization]:
-    """Return the pseudo-likelihood's evaluation and optimisation after ``steps`` stages."""
+) -> tuple[Any, Optimization, FloatArray]:
+    """Return the pseudo-likelihood's evaluation, its optimisation and the value ``V`` (S,)."""
     P, start = smoothed_frequencies(model, n)
     if model.beta == 0:
         likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
-        return maximise(
+        best, optimization = maximise(
             likelihood.evaluate,
             likelihood.hessian,
             start,
@@ -102,11 +104,12 @@ def hotz_miller(
             tol=tol,
             maxiter=maxiter,
         )
+        return best, optimization, np.zeros(len(n))
     # the static logit's parameters lie far from the dynamic ones; at zero the logit is flat
     start = np.zeros(len(model.names))
     system = PolicySystem(model.transitions, model.beta)
     for _ in range(steps):
-        likelihood = pseudo_likelihood(model, system, n, P)
+        likelihood, Wz, We = pseudo_likelihood(model, system, n, P)
         best, optimization = maximise(
             likelihood.evaluate,
             likelihood.hessian,
@@ -116,7 +119,7 @@ def hotz_miller(
             maxiter=maxiter,
         )
         P, start = best.P, best.params
-    return best, optimization
+    return best, optimization, Wz @ best.params + We
 
 
 class CCP:
@@ -171,8 +174,8 @@ class CCP:
         check_options(tol, maxiter)
         model, n = self._first.model, self.counts.n_sj()
         with one_blas_thread():
-            best, optimization = hotz_miller(model, n, tol=tol, maxiter=maxiter)
-            likelihood = Likelihood(model, n)
+            best, optimization, value = hotz_miller(model, n, tol=tol, maxiter=maxiter)
+            likelihood = Likelihood(model, n, value)
             at = likelihood.evaluate(best.params)
             parts = score_parts(likelihood, at, self._first)
         empty = int((model.available & (n == 0))[n.sum(axis=1) > 0].sum())

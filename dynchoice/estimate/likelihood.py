@@ -68,9 +68,11 @@ class Likelihood:
     model : DDC
     n : FloatArray, shape (S, J)
         Choices that enter the likelihood; none where a choice is not offered.
+    value : FloatArray, shape (S,), optional
+        Where the first solution starts.
     """
 
-    def __init__(self, model: DDC, n: FloatArray) -> None:
+    def __init__(self, model: DDC, n: FloatArray, value: FloatArray | None = None) -> None:
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
         self.bellman = Bellman(model)
@@ -80,6 +82,7 @@ class Likelihood:
         self._offset = np.where(model.available, model.utility.offset, -np.inf)
         self._no_dV = np.zeros(self._x.shape[::2])
         self._last: Evaluation | None = None
+        self.value = value
 
     def warm(self, evaluation: Evaluation | None) -> None:
         """Let the next solution start from another likelihood's, at nearby primitives."""
@@ -95,7 +98,7 @@ class Likelihood:
         last = self._last
         if last is not None and np.array_equal(last.params, params):
             return last
-        start = None
+        start = self.value if last is None else None
         if last is not None and last.converged and last.point is not None:
             shift = params - last.params
             start = last.point.h

@@ -192,7 +192,9 @@ class NFXP:
         model, n = self._first.model, self.counts.n_sj()
         if model.horizon is not None:
             return smoothed_frequencies(model.with_parts(horizon=None, beta=0.0), n)[1]
-        return np.asarray(hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)[0].params)
+        best, _, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
+        likelihood.value = value
+        return np.asarray(best.params)
 
     def _maximise(
         self,

@@ -105,16 +105,16 @@ def climb(
 
     Returns the last evaluation, the number of steps, and of evaluations.
     """
+    from scipy.linalg.lapack import dposv
+
     count = 0
+    size = scaled_gradient(best, total)
     for iteration in range(maxiter):
-        if scaled_gradient(best, total) <= tol:
+        if size <= tol:
             return best, iteration, count
-        information = -hessian(best)
-        try:
-            np.linalg.cholesky(information)
-        except np.linalg.LinAlgError:
+        _, step, indefinite = dposv(-hessian(best), best.score)
+        if indefinite:
             return best, iteration, count
-        step = np.linalg.solve(information, best.score)
         slack = 1e-12 * abs(best.loglik)
         trial = best
         for halving in range(4):
@@ -126,8 +126,8 @@ def climb(
             return best, iteration, count
         before, best = best, trial
         report(iteration + 1, best)
-        rounding = best.loglik <= before.loglik + slack
-        if rounding and scaled_gradient(best, total) >= scaled_gradient(before, total):
+        last, size = size, scaled_gradient(best, total)
+        if best.loglik <= before.loglik + slack and size >= last:
             return before, iteration + 1, count
     return best, maxiter, count
 

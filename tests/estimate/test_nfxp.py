@@ -303,7 +303,7 @@ def test_ccp_at_the_true_probabilities_is_consistent_under_inattention(beta):
     np.testing.assert_allclose(unmix(model, P), pi, atol=1e-9)
     n = 1000 * P
     system = PolicySystem(model.transitions, beta)
-    likelihood = pseudo_likelihood(model, system, n, P)
+    likelihood, _, _ = pseudo_likelihood(model, system, n, P)
     best, status = maximise(likelihood.evaluate, likelihood.hessian, np.zeros(2), n.sum())
     assert status.converged
     np.testing.assert_allclose(best.params, spec["params"], atol=1e-5)

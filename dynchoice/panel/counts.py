@@ -9,6 +9,7 @@ Counts add: parts of a panel split by member sum to the whole, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +39,23 @@ def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
     sorted_keys, sorted_n = keys[order], n[order]
     new = np.r_[True, (sorted_keys[1:] != sorted_keys[:-1]).any(axis=1)]
     return sorted_keys[new], np.add.reduceat(sorted_n, np.flatnonzero(new))
+
+
+def distinct_rows(cells: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct rows of an integer array in order, and the row number of each.
+
+    Rows are packed into single integers where they fit: sorting those is ten times faster.
+    """
+    if not len(cells):
+        return cells, np.zeros(0, dtype=np.int64)
+    low = cells.min(axis=0)
+    span = [int(x) + 1 for x in cells.max(axis=0) - low]
+    if math.prod(span) >= 2**62:
+        unique, index = np.unique(cells, axis=0, return_inverse=True)
+        return unique, index.reshape(-1)
+    packed = np.ravel_multi_index(tuple((cells - low).T), span)
+    _, first, index = np.unique(packed, return_index=True, return_inverse=True)
+    return cells[first], index.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class MemberCells:
         cls, member: IntArray, cells: IntArray, n: FloatArray, weights: FloatArray
     ) -> MemberCells:
         """Build from one row per (member code, cell), member codes 0 .. N-1."""
-        unique, index = np.unique(cells, axis=0, return_inverse=True)
+        unique, index = distinct_rows(cells)
         order = np.lexsort((index, member))
         indptr = np.searchsorted(member[order], np.arange(len(weights) + 1))
         return cls(

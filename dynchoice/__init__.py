@@ -6,6 +6,8 @@ Public names load on first use (PEP 562), so that ``import dynchoice`` costs mil
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -14,6 +16,7 @@ _HOME = {
     "StateSpace": "panel.states",
     "Panel": "panel.panel",
     "Counts": "panel.counts",
+    "previous": "panel.history",
     "Utility": "model.utility",
     "Transitions": "model.transitions",
     "Fixed": "model.laws",
@@ -55,11 +58,43 @@ __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOME or name in _FOLDERS:
         raise AttributeError(f"module 'dynchoice' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dynchoice.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps ``dynchoice.solve`` and ``dynchoice.counterfactual`` the public functions.
+
+    Folders of the same names exist, and importing a module from one would bind the name to the
+    folder; a property on the package's class takes precedence over that binding.
+    """
+
+    @property
+    def solve(self) -> Any:
+        """The function :func:`dynchoice.solve.solution.solve`."""
+        return importlib.import_module("dynchoice.solve.solution").solve
+
+    @solve.setter
+    def solve(self, folder: ModuleType) -> None:
+        """Ignore the import machinery's binding of the folder."""
+        del folder
+
+    @property
+    def counterfactual(self) -> Any:
+        """The function :func:`dynchoice.counterfactual.scenario.counterfactual`."""
+        return importlib.import_module("dynchoice.counterfactual.scenario").counterfactual
+
+    @counterfactual.setter
+    def counterfactual(self, folder: ModuleType) -> None:
+        """Ignore the import machinery's binding of the folder."""
+        del folder
+
+
+_FOLDERS = ("solve", "counterfactual")
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

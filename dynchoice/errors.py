@@ -59,9 +59,9 @@ class ColumnError(DataError):
 
 
 class StorageError(DynChoiceError, OSError):
-    """A saved object cannot be read: not ours, damaged, or of another version."""
+    """A file cannot be written, or a saved object cannot be read (damaged, another version)."""
 
-    exit_code = 5
+    exit_code = 1
 
 
 class LockError(DynChoiceError, RuntimeError):

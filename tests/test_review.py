@@ -234,3 +234,30 @@ def test_careless_calls_on_results_get_our_errors(fitted):
             call()
     assert sum([panel.counts]).digest == panel.counts.digest
     assert dc.forecast(fit, start=panel, periods=700, draws=0).take_up["period"].max() == 700
+
+
+@pytest.mark.parametrize("estimator", [dc.NFXP, dc.CCP], ids=["NFXP", "CCP"])
+def test_a_price_that_is_a_plan_constant_is_named_and_no_traceback(membership, estimator):
+    # a newcomer's first model: one price a plan, paid up front for the annual one
+    base = membership.unknown
+    states, contract = base.states, base.states.axis_codes("contract")
+    x = np.zeros((states.size, 3, 4))
+    x[:, 1, 0] = x[:, 2, 1] = 1
+    x[contract == 0, 1:, 2] = -1
+    x[:, 1, 3], x[contract <= 2, 2, 3] = -2.0, -5.0
+    utility = dc.Utility.from_array(x, ["monthly", "annual", "join", "price"])
+    panel = builders.membership_panel(membership, membership.frame)
+    with pytest.raises(dc.IdentificationError, match=r"does not change along.*price"):
+        estimator(base.with_parts(utility=utility), panel).fit()
+
+
+def test_solve_and_counterfactual_are_the_functions_whatever_was_imported():
+    import inspect
+
+    import dynchoice.counterfactual.scenario
+    import dynchoice.solve.linear
+
+    assert "params" in inspect.signature(dc.solve).parameters
+    assert "weights" in inspect.signature(dc.counterfactual).parameters
+    assert "Solve a dynamic choice model" in dc.solve.__doc__
+    assert dynchoice.solve is dc.solve and dynchoice.solve.__name__ == "solve"

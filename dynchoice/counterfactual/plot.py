@@ -51,7 +51,9 @@ def plot_forecast(
                 line = part[part["scenario"] == scenario]
                 colour = COLOURS[i % len(COLOURS)]
                 x = range(len(line))
-                ax.plot(x, 100 * line["share"], color=colour, label=scenario, lw=1.6)
+                # the baseline lies on top, dashed, so that a scenario without effect shows
+                style = {"ls": (0, (4, 3)), "zorder": 5} if i == 0 else {}
+                ax.plot(x, 100 * line["share"], color=colour, label=scenario, lw=1.6, **style)
                 if line["lower"].notna().all():
                     ax.fill_between(
                         x, 100 * line["lower"], 100 * line["upper"], color=colour, alpha=0.15, lw=0

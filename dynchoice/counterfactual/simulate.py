@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Paths:
     """Paths of members: states and choices (N, T), and the state after the last period (N,)."""
 
@@ -28,6 +28,10 @@ class Paths:
     states: IntArray
     choices: IntArray
     after: IntArray
+
+    def __repr__(self) -> str:
+        N, T = self.states.shape
+        return f"Paths({N:,} members x {T} periods)"
 
     def frame(self) -> pd.DataFrame:
         """Return one row per member and period: member, period, one column an axis, choice."""

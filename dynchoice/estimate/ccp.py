@@ -22,6 +22,7 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.first_stage import FirstStage, counts_of, first_stage
+from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
@@ -174,6 +175,8 @@ class CCP:
         check_options(tol, maxiter)
         model, n = self._first.model, self.counts.n_sj()
         with one_blas_thread():
+            probe = Likelihood(model, n)
+            refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
             best, optimization, value = hotz_miller(model, n, tol=tol, maxiter=maxiter)
             likelihood = Likelihood(model, n, value)
             at = likelihood.evaluate(best.params)

@@ -93,8 +93,8 @@ def first_stage(model: DDC, counts: Counts, panel: Panel | None) -> FirstStage:
         surprise = float(n[transitions.surprises(moves)].sum())
         if surprise:
             notes.append(
-                f"{surprise:,.0f} member-months change the level of a Fixed axis: treated as a"
-                " surprise"
+                f"{surprise:,.0f} member-months change the level of a Fixed axis (a price change, a"
+                " roll-out): members are taken to be surprised"
             )
         if transitions.estimated:
             transitions, estimates = transitions.estimate(moves, n)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.errors import SpecificationError
 from dynchoice.estimate.ccp import hotz_miller, smoothed_frequencies
 from dynchoice.estimate.first_stage import counts_of, first_stage
+from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.inference.covariance import check_cov_type
-from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
@@ -112,7 +112,7 @@ class NFXP:
         Parameters
         ----------
         start : array (K,), mapping or Series, optional
-            Default: the CCP estimate .
+            Default: the CCP estimate.
         cov_type : {"clustered", "robust", "opg", "unadjusted"}
             Default by member. Rust (1987) printed ``"opg"``.
         tol : float
@@ -146,11 +146,12 @@ class NFXP:
         model = self._first.model
         with one_blas_thread():
             likelihood = self.likelihood()
-            # what nothing identifies shows at any parameters but saturated ones, so a user's
-            # start is not where to look
-            theta = self._start(likelihood) if start is None else np.zeros(len(model.names))
-            refuse_unidentified(model, likelihood, likelihood.evaluate(theta))
-            theta = theta if start is None else model.vector(start)
+            theta, sound = self._start(likelihood) if start is None else (None, False)
+            # what nothing identifies shows at any parameters but runaway ones, so neither a
+            # user's start nor one that did not converge is where to look
+            probe = theta if theta is not None and sound else np.zeros(len(model.names))
+            refuse_unidentified(model, likelihood, likelihood.evaluate(probe))
+            theta = model.vector(start) if theta is None else theta
             best, optimization = self._maximise(
                 likelihood, theta, tol, maxiter, starts, seed, progress
             )
@@ -188,13 +189,15 @@ class NFXP:
             strict=strict,
         )
 
-    def _start(self, likelihood: Likelihood) -> FloatArray:
+    def _start(self, likelihood: Likelihood) -> tuple[FloatArray, bool]:
+        """Return the default starting point and whether its own maximisation converged."""
         model, n = self._first.model, self.counts.n_sj()
         if model.horizon is not None:
-            return smoothed_frequencies(model.with_parts(horizon=None, beta=0.0), n)[1]
-        best, _, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
-        likelihood.value = value
-        return np.asarray(best.params)
+            return smoothed_frequencies(model.with_parts(horizon=None, beta=0.0), n)[1], True
+        best, status, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
+        if status.converged:
+            likelihood.value = value
+        return np.asarray(best.params), status.converged
 
     def _maximise(
         self,
@@ -240,34 +243,3 @@ class NFXP:
             )
             optimization = replace(optimization, starts=trace)
         return best, optimization
-
-
-def refuse_unidentified(model: DDC, likelihood: Likelihood, at: Evaluation) -> None:
-    """Raise if some direction of the parameters moves no choice in any state that was seen.
-
-    The expected information at the start, ``sum_s n_s sum_j P_j dlogP_j dlogP_j'``, is zero
-    along such a direction whatever the choices made.
-    """
-    n = getattr(likelihood, "n_t", likelihood.n)
-    weight = n.sum(axis=-1, keepdims=True) * at.P
-    flatter = at.dlogp.reshape(-1, at.dlogp.shape[-1])
-    information = (flatter * weight.reshape(-1, 1)).T @ flatter
-    size = np.sqrt(np.maximum(np.diag(information), 0) / likelihood.total)
-    # rounding of dlogP where it ought to be zero: dV carries errors of eps / (1 - beta)
-    reach = np.abs(at.dV).reshape(-1, at.dV.shape[-1]).max(axis=0)
-    rounding = 1e-13 * reach / max(1 - likelihood.model.beta, 1e-6)
-    extent = np.abs(model.utility.x).reshape(-1, len(model.names)).max(axis=0)
-    dead = size <= np.maximum(rounding, 1e-9 * extent)
-    if dead.any():
-        names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=True) if d)
-        raise IdentificationError(
-            f"parameter(s) {names} move no choice in any state that was seen: their features do"
-            " not differ across the choices offered there (nor change where choices lead). Drop"
-            " them, or interact them with the choice"
-        )
-    flat = Identification.of(model.names, information).flat
-    if flat:
-        raise IdentificationError(
-            "the data cannot tell these parameters apart, whatever their values; the likelihood"
-            f" does not change along: {'; '.join(flat)}. Drop one of them or combine them"
-        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.errors import IdentificationError, SpecificationError, suggest
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray
 
@@ -54,8 +54,9 @@ def wald(
     restriction : array, shape (r, K), optional
     value : array, shape (r,), optional
         Zeros by default.
-    formula : str or list of str, optional
-        Instead of the two, e.g. ``"shipping = video, price = 0"``.
+    formula : str, list of str, or mapping of name -> value, optional
+        Instead of the two, e.g. ``"shipping = video, price = -1"``. A labelled ``restriction``
+        (DataFrame or Series) is aligned by its labels.
 
     Raises
     ------
@@ -65,6 +66,16 @@ def wald(
         A restricted parameter has no variance because the data leave it flat.
     """
     K = len(names)
+    if isinstance(formula, Mapping):
+        lost = [n for n in formula if n not in names]
+        if lost:
+            raise SpecificationError(
+                f"restriction: no parameter {lost[0]!r}.{suggest(lost[0], names)}"
+            )
+        restriction = [[float(n == name) for n in names] for name in formula]
+        value, formula = list(formula.values()), None
+    if hasattr(restriction, "reindex"):
+        restriction = _aligned(restriction, names)
     if (restriction is None) == (formula is None):
         raise SpecificationError("give either restriction (and value) or formula")
     if formula is not None:
@@ -79,14 +90,23 @@ def wald(
         stand_in = [f"theta_{k}" for k in range(K)]
 
         def plain(text: str) -> str:
-            return pattern.sub(lambda m: stand_in[list(names).index(m.group(1))], text)
+            text = pattern.sub(lambda m: stand_in[list(names).index(m.group(1))], text)
+            unknown = [w for w in re.findall(r"[A-Za-z_][\w:.\[\]]*", text) if w not in stand_in]
+            if unknown:
+                raise SpecificationError(
+                    f"restriction {formula!r}: no parameter {unknown[0]!r}."
+                    f"{suggest(unknown[0], names)} Parameters: {', '.join(names)}"
+                )
+            # formulaic reads '= -8' as one operator
+            return re.sub(r"=\s*-\s*([\d.eE+]+)", r"= (-\1)", text)
 
         spec = plain(formula) if isinstance(formula, str) else [plain(str(f)) for f in formula]
         try:
             parsed = LinearConstraints.from_spec(spec, variable_names=stand_in)
         except Exception as error:
+            reason = re.sub(r"\x1b\[[\d;]*m|[\u29da\u29db]", "", str(error)).splitlines()[0]
             raise SpecificationError(
-                f"restriction {formula!r}: {error}. Parameters: {', '.join(names)}"
+                f"restriction {formula!r} cannot be read: {reason}. Parameters: {', '.join(names)}"
             ) from error
         R = np.asarray(parsed.constraint_matrix, dtype=np.float64)
         q = np.asarray(parsed.constraint_values, dtype=np.float64)
@@ -113,3 +133,15 @@ def wald(
     gap = R @ params - q
     spread = R[:, used] @ cov[np.ix_(used, used)] @ R[:, used].T
     return ChiSquaredTest("Wald test", null, float(gap @ np.linalg.solve(spread, gap)), len(R))
+
+
+def _aligned(restriction: Any, names: Sequence[str]) -> FloatArray:
+    """Return a labelled restriction in the order of the parameters; absent labels are zeros."""
+    frame = restriction.to_frame().T if restriction.ndim == 1 else restriction
+    labels = list(frame.columns)
+    if all(isinstance(c, int) for c in labels):
+        return as_floats(frame, "restriction")
+    lost = [c for c in labels if c not in names]
+    if lost:
+        raise SpecificationError(f"restriction: no parameter {lost[0]!r}.{suggest(lost[0], names)}")
+    return as_floats(frame.reindex(columns=list(names), fill_value=0.0), "restriction")

@@ -279,7 +279,10 @@ class Results:
                 "the covariance has parameters without a variance (flat directions): "
                 + "; ".join(self.identification().flat)
             )
-        center = np.atleast_1d(np.asarray(f(self.params), dtype=np.float64))
+        first = f(self.params)
+        center = np.atleast_1d(np.asarray(first, dtype=np.float64))
+        if names is None and hasattr(first, "index") and len(center) == len(first.index):
+            names = list(first.index)
         gradient = np.empty((len(center), len(self.theta)))
         for k, step in enumerate(1e-3 * se):
             up, down = self.params.copy(), self.params.copy()
@@ -330,8 +333,12 @@ class Results:
 
     # output ----------------------------------------------------------------------------------
 
+    @property
     def summary(self) -> Summary:
-        """Return the table of estimates: ``print`` it, or ``.as_html() .as_latex() .as_csv()``."""
+        """The table of estimates: ``print`` it, or ``.as_html() .as_latex() .as_csv()``.
+
+        ``results.summary`` and ``results.summary()`` are the same.
+        """
         return summarise(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -357,7 +364,7 @@ class Results:
         )
 
     def _repr_html_(self) -> str:
-        return self.summary().as_html()
+        return self.summary.as_html()
 
 
 def load(path: str | os.PathLike[str]) -> Results:

@@ -35,16 +35,18 @@ class Summary:
             max(len(r[c]) for r in (self.header, *self.rows)) + (2 if c else 0)
             for c in range(len(self.header))
         ]
-        width = max(sum(widths), 72)
+        longest = max((len(a) + len(x) for a, x in self.facts), default=0)
+        width = max(sum(widths), 72, 2 * longest + 8)
         lines = [self.title.center(width).rstrip(), "=" * width]
         half = (len(self.facts) + 1) // 2
         left, right = self.facts[:half], (*self.facts[half:], ("", ""))
         column = width // 2 - 2
         for (a, x), (b, y) in zip(left, right, strict=False):
-            first = f"{a:<{max(column - len(x), 1)}}{x}"
-            second = f"{b:<{max(column - len(y), 1)}}{y}"
+            first = f"{a} {x:>{max(column - len(a) - 1, 0)}}"
+            second = f"{b} {y:>{max(column - len(b) - 1, 0)}}"
             lines.append(f"{first}    {second}".rstrip())
-        lines.append("=" * width)
+        if self.facts:
+            lines.append("=" * width)
         for i, row in enumerate((self.header, *self.rows)):
             cells = [row[0].ljust(widths[0])]
             cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
@@ -117,6 +119,10 @@ class Summary:
         out = io.StringIO()
         csv.writer(out).writerows([self.header, *self.rows])
         return out.getvalue()
+
+    def __call__(self) -> Summary:
+        """Return itself: ``results.summary`` and ``results.summary()`` both read well."""
+        return self
 
     def __str__(self) -> str:
         return self.as_text()
@@ -215,8 +221,9 @@ class Comparison:
         """T-statistics, one column a fit."""
         return self._joined("tstats")
 
+    @property
     def summary(self) -> Summary:
-        """Return the table: estimates with their precision in brackets below."""
+        """The table (also callable): estimates with their precision in brackets below."""
         below = self._joined(self.precision)
         rows: list[tuple[str, ...]] = []
         for name, row in self.params.iterrows():
@@ -237,12 +244,12 @@ class Comparison:
         return Summary("Model comparison", (), ("", *self.results), tuple(rows), tuple(notes))
 
     def __str__(self) -> str:
-        return self.summary().as_text()
+        return self.summary.as_text()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return self.summary().as_html()
+        return self.summary.as_html()
 
 
 def compare(

@@ -303,6 +303,11 @@ class Panel:
                     line += f".{suggest(few.shown.iloc[0], self.states.axes[axis])}"
                     line += f" Levels: {first_few(list(self.states.axes[axis]), 8)}"
             lines.append(line)
+        if offenders:
+            pairs = rows.group_by(["member", "period"]).agg(copies=rows.count())
+            doubled = int(pairs.filter(pairs.copies > 1).count().execute())
+            if doubled:
+                lines.append(f"- and {doubled:,} (member, time) pairs appear more than once")
         lines.append("Mend the table, or pass invalid='drop' to leave these rows out (reported).")
         return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +93,8 @@ def forecast_command(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     args = parser().parse_args(argv)
+    # a scheduler's SIGTERM should stop like Ctrl-C: temporary files removed, nothing published
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from dynchoice.errors import DynChoiceError
 
     try:

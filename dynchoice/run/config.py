@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.errors import ConfigError, suggest
+from dynchoice.errors import ConfigError, SpecificationError, suggest
 from dynchoice.model.ddc import DDC
 from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
 from dynchoice.model.transitions import Transitions
@@ -28,7 +28,7 @@ Label = int | float | str
 class Section(BaseModel):
     """A table of the run file; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Data(Section):
@@ -223,7 +223,10 @@ class Run:
             problems += [f"- scenario.{i}: {n!r} stands in params and in scale" for n in both]
         if problems:
             raise ConfigError(f"{source}:\n" + "\n".join(problems))
-        self.states = StateSpace.from_axes({n: a.all_levels() for n, a in spec.axes.items()})
+        try:
+            self.states = StateSpace.from_axes({n: a.all_levels() for n, a in spec.axes.items()})
+        except SpecificationError as error:
+            raise ConfigError(f"{source}: {error}") from error
 
     def path(self, name: str) -> Path:
         """Return a path of the run file as seen from here."""
@@ -260,8 +263,29 @@ class Run:
             invalid=d.invalid,
         )
 
+    def any_segment(self) -> Any:
+        """Return a segment that the attributes know, to try the model on before reading rows."""
+        name = self.spec.utility.attributes
+        if name is None or "segment" in self.states.axes:
+            return "all"
+        table = self.read_csv(name, "utility.attributes")
+        known = "segment" in table.columns and len(table)
+        return str(table["segment"].iloc[0]) if known else "all"
+
     def model(self, segment: Any) -> DDC:
-        """Build the model of one segment."""
+        """Build the model of one segment.
+
+        Raises
+        ------
+        ConfigError
+            Whatever is wrong with it, with the run file named.
+        """
+        try:
+            return self._model(segment)
+        except SpecificationError as error:
+            raise ConfigError(f"{self.source}: {error}") from error
+
+    def _model(self, segment: Any) -> DDC:
         m = self.spec.model
         laws: dict[str | tuple[str, ...], Any] = {
             name: self._law(name, axis) for name, axis in self.spec.axes.items()

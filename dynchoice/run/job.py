@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.counterfactual.forecast import Forecast, forecast, list_scenarios
-from dynchoice.errors import ConfigError, ConvergenceError, LockError, StorageError
+from dynchoice.counterfactual.scenario import Scenario, counterfactual
+from dynchoice.errors import (
+    ConfigError,
+    ConvergenceError,
+    LockError,
+    SpecificationError,
+    StorageError,
+)
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.inference.results import Results
 from dynchoice.panel.panel import Panel
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dynchoice.run")
 
 LOCK = ".lock"
+WRITING = ".writing-"
 
 
 @contextmanager
@@ -53,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot make the output folder {folder}: {error.strerror}") from error
+        raise ConfigError(f"cannot make the output folder {folder}: {error.strerror}") from error
     lock, owner = FileLock(str(folder / LOCK), timeout=0), folder / f"{LOCK}.owner"
     try:
         lock.acquire()
@@ -63,6 +71,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot lock {folder}: {error.strerror or error}") from error
     try:
+        for stale in folder.glob(f"{WRITING}*"):  # left by a run that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner.write_text(f"host {socket.gethostname()}, pid {os.getpid()}, since {now}\n")
         yield
@@ -84,7 +94,7 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
     out = run.path(run.spec.output.folder)
     current = out / "current"
     if current.exists() and not current.is_symlink():
-        raise StorageError(f"{current} is in the way: runs are published by a link of that name")
+        raise ConfigError(f"{current} is in the way: runs are published by a link of that name")
     started = datetime.now(UTC)
     clock = {"start": time.perf_counter()}
     timings: dict[str, float] = {}
@@ -98,6 +108,7 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
         if progress is not None:
             progress(done, total, message)
 
+    check_scenarios(run)
     with locked(out):
         inputs = manifest.describe_files([p for p in run.inputs if p.exists()], run.folder)
         tell(0, 4, "reading the panel")
@@ -106,11 +117,6 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
         total = len(segments) + 3
         counts = panel.counts
         lap("panel")
-        # a mistake in a scenario should not wait for the last segment's estimates
-        trial = run.model(segments[0])
-        for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
-            scenario.theta(trial, np.zeros(len(trial.names)))
-            scenario.state_map(trial)
         fits: dict[Any, Results] = {}
         for i, segment in enumerate(segments):
             tell(i + 1, total, f"estimating {segment}")
@@ -152,6 +158,39 @@ def run_forecast(run: Run, *, jobs: int = 1, progress: Progress | None = None) -
         folder = publish(out, run, panel, fits, result, facts, started)
         tell(total, total, f"published {folder}")
         return folder
+
+
+def check_scenarios(run: Run) -> None:
+    """Refuse mistakes of model and scenarios before a single row is read."""
+    trial = run.model(run.any_segment())
+    try:
+        for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
+            scenario.theta(trial, np.zeros(len(trial.names)))
+            scenario.state_map(trial)
+    except SpecificationError as error:
+        raise ConfigError(f"{run.source}: {error}") from error
+
+
+def in_words(fits: dict[Any, Results], scenarios: list[Scenario], result: Forecast) -> str:
+    """Return the last month's take-up by segment and scenario, and what each rests on."""
+    table = result.take_up[result.take_up["period"] == result.take_up["period"].max()]
+    lines = [f"Take-up in {table['label'].iloc[0]} (bands: {result.level:.0%} of parameter draws)"]
+    for segment, part in table.groupby("segment", sort=False):
+        lines.append(f"\n{segment}")
+        for scenario, rows in part.groupby("scenario", sort=False):
+            cells = [
+                f"{r.choice} {r.share:.1%}"
+                + (f" [{r.lower:.1%}, {r.upper:.1%}]" if r.lower == r.lower else "")
+                for r in rows.itertuples()
+            ]
+            lines.append(f"  {scenario}: " + "; ".join(cells))
+    lines.append("\nWhat the scenarios rest on")
+    for segment, fit in fits.items():
+        for scenario in scenarios:
+            found = counterfactual(fit, scenario)
+            verdict = "identified" if found.identified else "depends on the normalisation or form"
+            lines.append(f"  {segment}, {scenario.name}: {verdict} ({'; '.join(found.reasons)})")
+    return "\n".join(lines)
 
 
 def fit_segment(run: Run, panel: Panel, segment: Any) -> Results:
@@ -211,14 +250,18 @@ def publish(
     started: datetime,
 ) -> Path:
     """Write all outputs to a fresh folder, then let ``current`` point to it."""
-    work = Path(tempfile.mkdtemp(dir=out, prefix=".writing-"))
+    work = Path(tempfile.mkdtemp(dir=out, prefix=WRITING))
     try:
         result.save(work)
         estimates_table(fits).to_parquet(work / "estimates.parquet", index=False)
         for i, (segment, r) in enumerate(fits.items()):
             r.save(work / "results" / f"{i:03d}-{_slug(segment)}.npz")
-        text = "\n\n".join(f"Segment: {m}\n\n{r.summary()}" for m, r in fits.items())
+        text = "\n\n".join(
+            f"Segment: {m}\n\n{r.summary}\n\n{r.identification()}" for m, r in fits.items()
+        )
         (work / "summary.txt").write_text(text + "\n", encoding="utf-8")
+        words = in_words(fits, run.scenarios(), result)
+        (work / "forecast.txt").write_text(words + "\n", encoding="utf-8")
         (work / "panel.txt").write_text(f"{panel.report}\n", encoding="utf-8")
         if run.spec.output.picture:
             result.plot(path=work / "forecast.png")

@@ -34,11 +34,19 @@ def test_wald_test_by_restriction_and_formula(fitted):
     assert by_matrix.stat == pytest.approx(b @ np.linalg.solve(V, b))
     assert by_formula.stat == pytest.approx(by_matrix.stat)
     assert by_formula.df == 2 and 0 <= by_formula.pval <= 1
+    for form in ("pay = -2, join = 1", {"pay": -2, "join": 1.0}):
+        exact = fit.wald_test(np.eye(5)[[3, 4]], [-2.0, 1.0])
+        assert fit.wald_test(formula=form).stat == pytest.approx(exact.stat)
+    labelled = pd.DataFrame([[1.0, -1.0]], columns=["member:video", "member:ship"])
+    twin = fit.wald_test(formula="member:video - member:ship = 0")
+    assert fit.wald_test(labelled).stat == pytest.approx(twin.stat)
+    with pytest.raises(dc.SpecificationError, match=r"no parameter 'pya'\. Did you mean 'pay'"):
+        fit.wald_test(formula="pya = 0")
     single = fit.wald_test(np.eye(5)[0], [0.0])
     assert single.stat == pytest.approx(fit.tstats.iloc[0] ** 2)
     for bad, message in [
         ({}, "either restriction"),
-        ({"formula": "member:shop = 0"}, "restriction 'member:shop = 0'"),
+        ({"formula": "member:shop = 0"}, "no parameter 'member:shop'"),
         ({"restriction": np.ones((1, 2))}, "5 parameters need"),
         ({"restriction": np.ones((2, 5))}, "repeat each other"),
     ]:
@@ -95,7 +103,8 @@ def test_predict(fitted):
 
 def test_summary_in_every_form(fitted):
     fit, _ = fitted
-    summary = fit.summary()
+    summary = fit.summary
+    assert str(fit.summary()) == str(summary)
     for text in (str(summary), summary.as_html(), summary.as_latex(), summary.as_csv()):
         assert "member:ship" in text.replace(r"\_", "_")
         assert f"{fit.params['member:ship']:.4f}" in text

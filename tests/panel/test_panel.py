@@ -242,3 +242,29 @@ def test_above_the_member_limit_clusters_are_buckets(membership):
     assert b.cov_config["by"] == "bucket of members" and b.cov_config["clusters"] == 200
     ratio = b.std_errors / a.std_errors
     assert ratio.between(0.8, 1.25).all()
+
+
+def test_previous_does_not_bridge_gaps():
+    df = pd.DataFrame(
+        {
+            "id": [2, 1, 1, 1, 2],
+            "t": ["2023-01", "2023-04", "2022-12", "2023-01", "2023-02"],
+            "plan": ["a", "b", "c", "d", "e"],
+        },
+        index=[9, 8, 7, 6, 5],
+    )
+    got = dc.previous(df, member="id", time="t", column="plan")
+    assert list(got.index) == [9, 8, 7, 6, 5]
+    assert got.fillna("-").tolist() == ["-", "-", "-", "c", "a"]
+    numbers = df.assign(t=[1, 4, 1, 2, 2])
+    assert dc.previous(numbers, member="id", time="t", column="plan").fillna("-").tolist() == [
+        "-", "-", "-", "c", "a",
+    ]  # fmt: skip
+    with pytest.raises(dc.ColumnError, match="no column 'plam'"):
+        dc.previous(df, member="id", time="t", column="plam")
+    with pytest.raises(dc.DataError, match=r"1 value\(s\) of 't' are no dates: soon"):
+        dc.previous(df.assign(t=["soon", *df["t"][1:]]), member="id", time="t", column="plan")
+    with pytest.raises(dc.DataError, match=r"1 row\(s\) repeat a member and period.*member 1"):
+        dc.previous(
+            df.assign(t="2023-01", id=[1, 1, 2, 3, 4]), member="id", time="t", column="plan"
+        )

@@ -47,12 +47,14 @@ def test_forecast_publishes_a_whole_run(prime, capsys):
     assert all(f["converged"] for f in manifest["fits"].values())
     named = {f["name"] for f in manifest["outputs"]}
     assert {"take_up.parquet", "flows.parquet", "welfare.parquet", "estimates.parquet",
-            "forecast.png", "summary.txt", "panel.txt"} <= named  # fmt: skip
+            "forecast.png", "summary.txt", "panel.txt", "forecast.txt"} <= named  # fmt: skip
     take_up = pd.read_parquet(folder / "take_up.parquet")
     assert set(take_up["scenario"]) == {"baseline", "grocery everywhere", "annual 20% off"}
     assert take_up["period"].max() == 8 and take_up["label"].iloc[0] == "2024-01"
     fit = dc.load(next((folder / "results").glob("*.npz")))
     assert fit.converged
+    words = (folder / "forecast.txt").read_text()
+    assert "annual 20% off: none" in words and "What the scenarios rest on" in words
     leftovers = [p.name for p in (prime.parent / "out").iterdir() if p.name.startswith(".writing")]
     assert not leftovers
 
@@ -171,5 +173,26 @@ def test_help_is_quick_and_names_the_exit_codes():
 
 def test_an_output_folder_that_cannot_be_written(prime, capsys):
     (prime.parent / "out").write_text("a file")
-    assert cli.main(["forecast", str(prime)]) == 5
+    assert cli.main(["forecast", str(prime)]) == 2
     assert "cannot make the output folder" in capsys.readouterr().err
+
+
+def test_a_killed_run_leaves_nothing_and_the_next_one_sweeps(prime):
+    import signal
+    import time
+
+    out = prime.parent / "out"
+    (out / ".writing-old").mkdir(parents=True)
+    (out / ".writing-old" / "half.parquet").write_text("x")
+    code = "import sys; from dynchoice.run.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "forecast", str(prime)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "estimating" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    time.sleep(0.1)
+    assert not list(out.glob(".writing-*")) and not (out / "current").exists()

@@ -1,0 +1,83 @@
+"""What a member had one period before: the state column that plan histories seldom carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynchoice.errors import ColumnError, DataError, first_few, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Series:
+    """Return a column's value one period before, missing at entry and after a gap.
+
+    A plain ``groupby().shift()`` takes the previous *row*: across a gap that is a guess.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        One row per member and period, in any order.
+    member, time, column : str
+        ``time`` holds integers (consecutive periods differ by one), dates or texts ``YYYY-MM``
+        (months).
+
+    Returns
+    -------
+    pandas.Series
+        Aligned with ``df``; drop the rows where it is missing, or say what they mean.
+
+    Raises
+    ------
+    ColumnError
+        A column is missing.
+    DataError
+        A time that cannot be read; a member with two rows in one period.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> df = pd.DataFrame({"id": [1, 1, 1], "month": ["2023-01", "2023-02", "2023-04"],
+    ...                    "plan": ["none", "basic", "basic"]})
+    >>> previous(df, member="id", time="month", column="plan").tolist()
+    [nan, 'none', nan]
+    """
+    import pandas as pd
+
+    for name in (member, time, column):
+        if name not in df.columns:
+            raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
+    if pd.api.types.is_integer_dtype(df[time].dtype):
+        number = df[time].to_numpy(dtype=np.int64)
+    elif isinstance(df[time].dtype, pd.PeriodDtype):
+        number = df[time].astype("int64").to_numpy()
+    else:
+        text = pd.api.types.is_string_dtype(df[time].dtype)
+        stamp = (
+            pd.to_datetime(df[time].str.slice(0, 7), format="%Y-%m", errors="coerce")
+            if text
+            else pd.to_datetime(df[time], errors="coerce")
+        )
+        if stamp.isna().any():
+            bad = df.loc[stamp.isna(), time].astype(str).unique().tolist()
+            raise DataError(
+                f"{int(stamp.isna().sum()):,} value(s) of {time!r} are no dates: {first_few(bad)}"
+            )
+        number = (12 * stamp.dt.year + stamp.dt.month).to_numpy()
+    work = pd.DataFrame(
+        {"who": df[member].to_numpy(), "when": number, "what": df[column].to_numpy()}
+    )
+    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
+    work = work.loc[order]
+    step = work.groupby("who")["when"].diff()
+    if (step == 0).any():
+        who = work.loc[step == 0, "who"].astype(str).unique().tolist()
+        raise DataError(
+            f"{int((step == 0).sum()):,} row(s) repeat a member and period, first: member"
+            f" {first_few(who)}"
+        )
+    shifted = work.groupby("who")["what"].shift().where(step == 1)
+    return pd.Series(shifted.sort_index().to_numpy(), index=df.index, name=f"previous_{column}")

@@ -63,3 +63,45 @@ def test_docstring_examples():
                  "counterfactual.scenario"):  # fmt: skip
         failures += doctest.testmod(importlib.import_module(f"dynchoice.{name}")).failed
     assert failures == 0
+
+
+def test_the_sample_forecast_holds_what_the_truth_would_do(tmp_path):
+    """The published bands against the path of the true model from the same starting point."""
+    import importlib.util
+    import shutil
+
+    import pandas as pd
+
+    import dynchoice as dc
+    from dynchoice.counterfactual.forecast import Regime, push_path
+    from dynchoice.run.config import load_run
+    from dynchoice.run.job import run_forecast
+
+    prime = ROOT / "data" / "prime"
+    for name in ("run.toml", "contract.csv", "attributes.csv", "prime.parquet"):
+        shutil.copy(prime / name, tmp_path)
+    spec = importlib.util.spec_from_file_location("prime_make", prime / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    run = load_run(
+        tmp_path / "run.toml",
+        {"forecast.draws": 60, "forecast.level": 0.99, "output.picture": False},
+    )
+    take_up = pd.read_parquet(run_forecast(run) / "take_up.parquet")
+    panel = run.panel()
+    inside = []
+    for m, segment in enumerate(panel.segments):
+        model, theta = make.true_model(segment, make.truth())
+        last = panel.counts.at_period()[m]
+        mu = model.transitions.push(last) / last.sum()
+        scenario = next(s for s in run.scenarios() if s.name == "annual 20% off")
+        P = dc.solve(model, theta).ccp
+        regime = Regime(model, P)
+        shares, _ = push_path(regime, regime, mu, 24, scenario.starts, scenario.state_map(model))
+        rows = take_up[(take_up["segment"] == segment) & (take_up["scenario"] == scenario.name)]
+        true = shares.reshape(-1)
+        # laws of motion are held at their estimates, so allow them half a point
+        low, high = rows["lower"].to_numpy() - 0.005, rows["upper"].to_numpy() + 0.005
+        inside.append(((low <= true) & (true <= high)).mean())
+        assert np.abs(rows["share"].to_numpy() - true).max() < 0.05
+    assert np.mean(inside) > 0.9

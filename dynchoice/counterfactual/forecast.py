@@ -303,7 +303,9 @@ class Regime:
             S, J = P.shape
             # J stacked rows of a state, one after the other, are its row of sum_j diag(P_j) F_j
             weights = data * np.repeat(P.reshape(-1), np.diff(indptr))
-            self._moves = csr_array((weights, indices, indptr[::J]), shape=(S, S)).T
+            self._moves = csr_array(
+                (weights, indices, np.ascontiguousarray(indptr[::J])), shape=(S, S)
+            ).T
 
     def push(self, mu: FloatArray) -> FloatArray:
         """Return next period's distribution (S,)."""

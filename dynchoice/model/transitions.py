@@ -199,5 +199,8 @@ def connected_blocks(indptr: IntArray, indices: IntArray, S: int, J: int) -> Int
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    graph = csr_array((np.ones(len(indices), dtype=np.int8), indices, indptr[::J]), shape=(S, S))
+    graph = csr_array(
+        (np.ones(len(indices), dtype=np.int8), indices, np.ascontiguousarray(indptr[::J])),
+        shape=(S, S),
+    )
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)

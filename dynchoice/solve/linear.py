@@ -57,12 +57,17 @@ def choose_method(transitions: Transitions) -> tuple[str, str]:
     indptr, indices, _ = rows
     S = transitions.S
     graph = csr_array(
-        (np.ones(len(indices), dtype=np.int8), indices, indptr[:: transitions.J]), shape=(S, S)
+        (
+            np.ones(len(indices), dtype=np.int8),
+            indices,
+            np.ascontiguousarray(indptr[:: transitions.J]),
+        ),
+        shape=(S, S),
     )
     order = reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)
     place = np.empty(S, dtype=np.int64)
     place[order] = np.arange(S)
-    owner = np.repeat(np.arange(S), np.diff(indptr[:: transitions.J]))
+    owner = np.repeat(np.arange(S), np.diff(np.ascontiguousarray(indptr[:: transitions.J])))
     width = float(np.abs(place[owner] - place[indices]).max(initial=0))
     work = S * width**2
     method = "sparse" if work <= LU_WORK else "gmres"
@@ -136,7 +141,7 @@ class PolicySystem:
     def _prepare_sparse(self) -> None:
         indptr, indices, _ = self.transitions.stacked()
         S, J = self.transitions.S, self.transitions.J
-        row = np.repeat(np.arange(S), np.diff(indptr[::J]))
+        row = np.repeat(np.arange(S), np.diff(np.ascontiguousarray(indptr[::J])))
         key = np.r_[indices * S + row, np.arange(S) * (S + 1)]
         unique, place = np.unique(key, return_inverse=True)
         self._target = place[: len(indices)].astype(np.int64)

@@ -95,30 +95,20 @@ def hotz_miller(
 ) -> tuple[Any, Optimization, FloatArray]:
     """Return the pseudo-likelihood's evaluation, its optimisation and the value ``V`` (S,)."""
     P, start = smoothed_frequencies(model, n)
+
+    def fit(likelihood: Likelihood, start: FloatArray) -> tuple[Any, Optimization]:
+        evaluate, hessian = likelihood.evaluate, likelihood.hessian
+        return maximise(evaluate, hessian, start, likelihood.total, tol=tol, maxiter=maxiter)
+
     if model.beta == 0:
-        likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
-        best, optimization = maximise(
-            likelihood.evaluate,
-            likelihood.hessian,
-            start,
-            likelihood.total,
-            tol=tol,
-            maxiter=maxiter,
-        )
-        return best, optimization, np.zeros(len(n))
+        logit = Likelihood(static(model, model.utility.x, model.utility.offset), n)
+        return *fit(logit, start), np.zeros(len(n))
     # the static logit's parameters lie far from the dynamic ones; at zero the logit is flat
     start = np.zeros(len(model.names))
     system = PolicySystem(model.transitions, model.beta)
     for _ in range(steps):
         likelihood, Wz, We = pseudo_likelihood(model, system, n, P)
-        best, optimization = maximise(
-            likelihood.evaluate,
-            likelihood.hessian,
-            start,
-            likelihood.total,
-            tol=tol,
-            maxiter=maxiter,
-        )
+        best, optimization = fit(likelihood, start)
         P, start = best.P, best.params
     return best, optimization, Wz @ best.params + We
 

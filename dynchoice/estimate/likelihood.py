@@ -82,6 +82,7 @@ class Likelihood:
         self._offset = np.where(model.available, model.utility.offset, -np.inf)
         self._no_dV = np.zeros(self._x.shape[::2])
         self._last: Evaluation | None = None
+        self._factored: Evaluation | None = None
         self.value = value
 
     def warm(self, evaluation: Evaluation | None) -> None:
@@ -105,6 +106,7 @@ class Likelihood:
             if self.model.beta > 0:
                 start = start + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
         b, failed = self.bellman, len(self.system.failures)
+        self._factored = None
         point = fixed_point(b, self.system, self.flow(params), start)
         if start is not None and not point.converged:
             point = fixed_point(b, self.system, self.flow(params))
@@ -137,7 +139,14 @@ class Likelihood:
             dv,
             dlogp,
         )
+        self._factored = self._last
         return self._last
+
+    def _hold(self, at: Evaluation) -> None:
+        """Make the linear system that of an evaluation, which need not be the last one made."""
+        if self._factored is not at and self.model.beta > 0:
+            self.system.factor(at.P)
+            self._factored = at
 
     def _adjoint(self, m: FloatArray) -> FloatArray:
         """Return ``A^{-T} beta F' m`` (S,) for ``m`` (S, J)."""
@@ -148,6 +157,7 @@ class Likelihood:
 
     def hessian(self, at: Evaluation) -> FloatArray:
         """Return the exact second derivative (K, K) of the log-likelihood."""
+        self._hold(at)
         g, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P)
         lam = self._adjoint(g) * self.model.attention
         return second_order(self.model, lam - seen, extra, at.pi, at.dv)
@@ -156,6 +166,7 @@ class Likelihood:
         """Return the derivative of the log-likelihood by each estimated law's rows (R, m)."""
         transitions = self.model.transitions
         assert isinstance(transitions, Factored) and at.point is not None
+        self._hold(at)
         g, _, _ = choice_gradient(self.model, self.n, at.pi, at.P)
         q = self.model.beta * (g + self._adjoint(g)[:, None] * at.P)
         return transitions.law_gradient(q, at.point.h)
@@ -169,6 +180,7 @@ class Likelihood:
         model = self.model
         transitions = model.transitions
         assert isinstance(transitions, Factored) and at.point is not None
+        self._hold(at)
         g, seen, extra = choice_gradient(model, self.n, at.pi, at.P)
         lam = self._adjoint(g)
         first = model.beta * (g + lam[:, None] * at.P)

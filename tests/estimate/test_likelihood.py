@@ -76,6 +76,17 @@ def test_warm_starts_do_not_change_the_answer():
         np.testing.assert_allclose(warm.score, cold.score, rtol=1e-8, atol=1e-8)
 
 
+def test_derivatives_belong_to_the_evaluation_they_are_asked_of():
+    # an optimiser evaluates trial points and then asks for the curvature at an earlier one
+    spec, n = setting(0.99, True)
+    model = builders.from_oracle(spec)
+    likelihood = Likelihood(model, n)
+    at = likelihood.evaluate(spec["params"])
+    want = likelihood.hessian(at)
+    likelihood.evaluate(spec["params"] + 1.0)
+    np.testing.assert_allclose(likelihood.hessian(at), want, rtol=1e-12)
+
+
 def perturbed(membership, name, j, g, i, change):
     """The membership model with one row of one law moved by ``change``."""
     from dataclasses import replace

@@ -65,6 +65,14 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _function(folder: str, module: str) -> Any:
+    """Return the public function named like its folder, with the folder's modules as attributes."""
+    function = getattr(importlib.import_module(f"dynchoice.{folder}.{module}"), folder)
+    loaded = vars(sys.modules[f"dynchoice.{folder}"])
+    function.__dict__.update({k: v for k, v in loaded.items() if isinstance(v, ModuleType)})
+    return function
+
+
 class _Package(ModuleType):
     """Keeps ``dynchoice.solve`` and ``dynchoice.counterfactual`` the public functions.
 
@@ -72,10 +80,14 @@ class _Package(ModuleType):
     folder; a property on the package's class takes precedence over that binding.
     """
 
+    def __reduce__(self) -> Any:
+        """Pickle by name, as plain modules are (joblib's workers receive functions that use it)."""
+        return importlib.import_module, (self.__name__,)
+
     @property
     def solve(self) -> Any:
         """The function :func:`dynchoice.solve.solution.solve`."""
-        return importlib.import_module("dynchoice.solve.solution").solve
+        return _function("solve", "solution")
 
     @solve.setter
     def solve(self, folder: ModuleType) -> None:
@@ -85,7 +97,7 @@ class _Package(ModuleType):
     @property
     def counterfactual(self) -> Any:
         """The function :func:`dynchoice.counterfactual.scenario.counterfactual`."""
-        return importlib.import_module("dynchoice.counterfactual.scenario").counterfactual
+        return _function("counterfactual", "scenario")
 
     @counterfactual.setter
     def counterfactual(self, folder: ModuleType) -> None:

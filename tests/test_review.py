@@ -261,3 +261,145 @@ def test_solve_and_counterfactual_are_the_functions_whatever_was_imported():
     assert "weights" in inspect.signature(dc.counterfactual).parameters
     assert "Solve a dynamic choice model" in dc.solve.__doc__
     assert dynchoice.solve is dc.solve and dynchoice.solve.__name__ == "solve"
+
+
+def test_separation_along_a_combination_is_no_estimate():
+    rows = [
+        {
+            "s": s,
+            "choice": k,
+            "b": int(k == "b"),
+            "c": int(k == "c"),
+            "c0": int(k == "c" and s == 0),
+        }
+        for s in range(2)
+        for k in CHOICES
+    ]
+    model = simple(pd.DataFrame(rows), "0 + b + c + c0")
+    choice = np.random.default_rng(0).choice(CHOICES, 800)
+    choice[(np.arange(800) % 2 == 1) & (choice == "c")] = "a"
+    _, panel = panel_of(choice, model.states)
+    for cov_type in ("clustered", "unadjusted", "opg"):
+        with pytest.warns(dc.ConvergenceWarning, match="'c', 'c0' grow"):
+            fit = dc.NFXP(model, panel).fit(cov_type=cov_type)
+        assert not fit.converged
+        assert fit.std_errors.isna().tolist() == [False, True, True]
+
+
+def test_levels_units_weights_and_rare_choices_are_no_separation():
+    rng = np.random.default_rng(1)
+    choice = rng.choice(CHOICES, 4000, p=[0.6, 0.4, 0.0])
+    choice[[5, 900, 1700]] = "c"
+    model = simple()
+    _, panel = panel_of(choice, model.states)
+    rare = dc.NFXP(model, panel).fit()
+    assert rare.converged and rare.std_errors["c"] == pytest.approx(1 / np.sqrt(3), rel=0.1)
+    table = pd.DataFrame({"choice": CHOICES, "price": [1000.0, 1001.0, 1002.0]})
+    priced = dc.NFXP(simple(table, "0 + price"), panel).fit()
+    assert priced.converged and priced.std_errors.notna().all()
+    frame, _ = panel_of(choice, model.states)
+    light = dc.Panel(frame.assign(w=1e-6), member="id", time="t", choice="choice", weights="w",
+                     states=model.states, choices=CHOICES)  # fmt: skip
+    weighted = dc.NFXP(model, light).fit()
+    assert weighted.converged
+    np.testing.assert_allclose(weighted.params, rare.params, rtol=1e-6)
+
+
+def test_a_stationary_point_that_is_no_maximum_is_not_converged():
+    # mirror-image counts under inattention: k = 0 is a minimum between two maxima
+    states = dc.StateSpace(s=range(2))
+    x = np.zeros((2, 2, 1))
+    x[0, 0, 0], x[1, 1, 0] = 1.0, 1.0
+    model = dc.DDC(
+        states=states, choices=["a", "b"], beta=0.0, attention=0.95, default=[1, 0],
+        utility=dc.Utility.from_array(x, ["k"]),
+        transitions=dc.Transitions.dense(np.full((2, 2, 2), 0.5)),
+    )  # fmt: skip
+    from dynchoice.estimate.report import without_curvature
+
+    n = np.array([[10.0, 10.0], [10.0, 10.0]])
+    dead, falls = without_curvature(model, n, np.array([[5.0]]))
+    assert falls and not dead.any()
+    dead, falls = without_curvature(model, n, np.array([[-5.0]]))
+    assert not falls and not dead.any()
+
+
+def test_functions_that_use_the_package_travel_to_workers():
+    from joblib import Parallel, delayed
+
+    def size(i):
+        return dc.StateSpace(s=range(i + 1)).size
+
+    assert Parallel(n_jobs=2)(delayed(size)(i) for i in range(3)) == [1, 2, 3]
+
+
+def test_every_way_of_importing_works():
+    import dynchoice.solve.linear as by_name
+    from dynchoice.solve import linear
+
+    assert by_name is linear and dynchoice_attribute() is linear
+
+
+def dynchoice_attribute():
+    import dynchoice.solve.linear
+
+    return dynchoice.solve.linear
+
+
+def test_weighted_parts_add_their_members():
+    frame = pd.DataFrame({"id": [1, 2], "t": [0, 3], "s": 0, "choice": "a", "w": [2.25, 2.25]})
+    options = {"member": "id", "time": "t", "choice": "choice", "weights": "w",
+               "states": dc.StateSpace(s=range(2)), "choices": CHOICES}  # fmt: skip
+    parts = [dc.Panel(frame[frame["id"] == i], **options).counts for i in (1, 2)]
+    whole = parts[0] + parts[1]
+    assert whole.segment_members.tolist() == [4.5] and whole.origin == 0
+
+
+@pytest.mark.parametrize(
+    ("formula", "equal"),
+    [
+        ("pay = -8.5e-1", ([0, 0, 0, 1, 0], -0.85)),
+        ("pay = +2", ([0, 0, 0, 1, 0], 2.0)),
+        ("pay = -join", ([0, 0, 0, 1, 1], 0.0)),
+        ("pay = 1e-3", ([0, 0, 0, 1, 0], 1e-3)),
+        (["pay = 2"], ([0, 0, 0, 1, 0], 2.0)),
+    ],
+)
+def test_wald_formulas_as_people_write_them(fitted, formula, equal):
+    fit, _ = fitted
+    want = fit.wald_test([equal[0]], [equal[1]])
+    assert fit.wald_test(formula=formula).stat == pytest.approx(want.stat, rel=1e-9)
+
+
+def test_wald_formulas_that_are_refused(fitted):
+    fit, _ = fitted
+    for options in ({"formula": "pay = join = 0"}, {"formula": ""}, {"formula": []},
+                    {"formula": "pay = 0", "value": [3]}):  # fmt: skip
+        with pytest.raises(dc.SpecificationError):
+            fit.wald_test(**options)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [202311, 202312, 202401],
+        [1.0, 2.0, 3.0],
+        list(pd.period_range("2023-11", periods=3, freq="M")),
+        list(pd.date_range("2023-11-01", periods=3, freq="MS").date),
+        list(pd.date_range("2023-11-30", periods=3, freq="ME")),
+    ],
+)
+def test_previous_reads_every_kind_of_time(times):
+    frame = pd.DataFrame({"id": 1, "t": times, "plan": ["a", "b", "c"]})
+    got = dc.previous(frame, member="id", time="t", column="plan")
+    assert got.fillna("-").tolist() == ["-", "a", "b"]
+
+
+def test_previous_refuses_missing_times():
+    frame = pd.DataFrame({"id": 1, "t": pd.array([1, None, 3], dtype="Int64"), "plan": "a"})
+    with pytest.raises(dc.DataError, match=r"1 value\(s\) of 't' are missing"):
+        dc.previous(frame, member="id", time="t", column="plan")
+
+
+def test_an_axis_may_be_called_self():
+    assert dc.StateSpace.from_axes({"self": [0, 1]}).size == 2

@@ -105,12 +105,14 @@ class Likelihood:
             start = last.point.h
             if self.model.beta > 0:
                 start = start + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
-        b, failed = self.bellman, len(self.system.failures)
+        b = self.bellman
         self._factored = None
         point = fixed_point(b, self.system, self.flow(params), start)
         if start is not None and not point.converged:
             point = fixed_point(b, self.system, self.flow(params))
         self.solves += 1
+        # what failed on the way to a fixed point that converged does not matter
+        self.system.failures.clear()
         if self.model.beta == 0:
             # nothing below reads the derivative of V when the future does not count
             dV, dv = self._no_dV, self._x
@@ -118,7 +120,7 @@ class Likelihood:
             self.system.factor(b.P)
             dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
             dv = self._x + self.model.beta * self.model.transitions.expect(dV)
-        if len(self.system.failures) > failed:
+        if self.system.failures:
             # values may be right and their derivatives wrong: neither is to be trusted then
             point = replace(point, converged=False, message=self.system.failures[-1])
         dlogp = np.empty_like(dv)

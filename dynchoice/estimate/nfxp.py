@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError
+from dynchoice.errors import IdentificationError, SpecificationError
 from dynchoice.estimate.ccp import hotz_miller, smoothed_frequencies
 from dynchoice.estimate.first_stage import counts_of, first_stage
 from dynchoice.estimate.identified import refuse_unidentified
@@ -150,7 +150,12 @@ class NFXP:
             # what nothing identifies shows at any parameters but runaway ones, so neither a
             # user's start nor one that did not converge is where to look
             probe = theta if theta is not None and sound else np.zeros(len(model.names))
-            refuse_unidentified(model, likelihood, likelihood.evaluate(probe))
+            try:
+                refuse_unidentified(model, likelihood, likelihood.evaluate(probe))
+            except IdentificationError:
+                # a saturated start looks flat too: only what is flat at zero as well is refused
+                at_zero = likelihood.evaluate(np.zeros(len(model.names)))
+                refuse_unidentified(model, likelihood, at_zero)
             theta = model.vector(start) if theta is None else theta
             best, optimization = self._maximise(
                 likelihood, theta, tol, maxiter, starts, seed, progress

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from dynchoice import kernels
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
@@ -14,6 +15,7 @@ from dynchoice.estimate.optimise import Optimization
 from dynchoice.inference.covariance import FEW_CLUSTERS, CellScore, covariance
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
@@ -48,20 +50,41 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
         out = own * cells[:, 3, None]
         return out if by_cell is None else out + by_cell(cells)
 
-    return ScoreParts(likelihood.hessian(at), at.outer, psi, V1, label)
+    hessian = likelihood.hessian(at)
+    if likelihood.system.failures:
+        label = f"NOT reliable: {likelihood.system.failures[-1]}"
+        warnings.warn(
+            f"a linear solve behind the standard errors failed: {likelihood.system.failures[-1]}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return ScoreParts(hessian, at.outer, psi, V1, label)
 
 
-def without_curvature(first: FirstStage, hessian: FloatArray) -> BoolArray:
-    """Return parameters whose information is below a thousandth of one observation.
+def without_curvature(model: DDC, n: FloatArray, hessian: FloatArray) -> tuple[BoolArray, bool]:
+    """Return parameters that ran off to infinity (K,), and whether the point is no maximum.
 
-    In units of the largest feature; such a parameter has run off to infinity (separation). The
-    other rows of a joint Hessian (log-odds) are never marked.
+    Information left at the estimate is compared, direction by direction, with what the same
+    member-months would give in a static logit with equal probabilities. A direction that keeps
+    less than a millionth of it, and less than a thousandth of one observation, is one along which
+    the likelihood rises without bound (separation). Rare choices keep their few events.
     """
-    K = len(first.model.names)
-    extent = np.abs(first.model.utility.x).reshape(-1, K).max(axis=0)
-    out = np.zeros(len(hessian), dtype=bool)
-    out[:K] = ~(-np.diag(hessian)[:K] > 1e-3 * extent**2)
-    return out
+    K = len(model.names)
+    equal = model.available / model.available.sum(axis=1, keepdims=True)
+    possible = np.zeros((K, K))
+    seen = np.ascontiguousarray(n.sum(axis=1))
+    kernels.weighted_choice_covariance(seen, equal, model.utility.x, possible)
+    left = -hessian[:K, :K]
+    size = np.sqrt(np.maximum(np.diag(possible), 0.0))
+    acts = np.sqrt(np.maximum(np.diag(left), 0.0))
+    scale = np.where(size > 0, size, np.where(acts > 0, acts, 1.0))
+    values, vectors = np.linalg.eigh(left / np.outer(scale, scale))
+    static = np.einsum("ki,kl,li->i", vectors, possible / np.outer(scale, scale), vectors)
+    ratio = values / np.maximum(static, 1e-300)
+    gone = (np.abs(ratio) < 1e-6) & (np.abs(ratio) * seen.sum() < 1e-3) & (static > 1e-12)
+    dead = (np.abs(vectors[:, gone]) > 1e-3).any(axis=1)
+    falls = bool((values[~gone] < -1e-8 * np.abs(values).max()).any())
+    return dead, falls
 
 
 def as_results(
@@ -85,7 +108,9 @@ def as_results(
 
     model = first.model
     K = len(model.names)
-    dead = without_curvature(first, parts.hessian)
+    off, no_maximum = without_curvature(model, counts.n_sj(), parts.hessian)
+    dead = np.zeros(len(parts.hessian), dtype=bool)
+    dead[:K] = off
     cov = covariance(
         cov_type, parts.hessian, parts.outer, parts.psi, parts.first_stage, counts, dead
     )
@@ -94,6 +119,12 @@ def as_results(
     converged, message = optimization.converged, optimization.message
     if not at.converged:
         converged, message = False, f"not converged: {at.message}"
+    if no_maximum:
+        converged = False
+        message = (
+            "not converged: the likelihood is stationary but not at a maximum (its curvature has"
+            " the wrong sign along some direction): try start= or starts="
+        )
     if dead.any():
         names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=False) if d)
         message = (

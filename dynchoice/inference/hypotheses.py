@@ -66,6 +66,10 @@ def wald(
         A restricted parameter has no variance because the data leave it flat.
     """
     K = len(names)
+    if formula is not None and (value is not None or restriction is not None):
+        raise SpecificationError("give either formula, or restriction and value, not both")
+    if formula is not None and not formula:
+        raise SpecificationError("the restriction is empty")
     if isinstance(formula, Mapping):
         lost = [n for n in formula if n not in names]
         if lost:
@@ -91,14 +95,25 @@ def wald(
 
         def plain(text: str) -> str:
             text = pattern.sub(lambda m: stand_in[list(names).index(m.group(1))], text)
-            unknown = [w for w in re.findall(r"[A-Za-z_][\w:.\[\]]*", text) if w not in stand_in]
+            unknown = [
+                w for w in re.findall(r"(?<![\w.])[A-Za-z_][\w:.\[\]]*", text) if w not in stand_in
+            ]
             if unknown:
                 raise SpecificationError(
                     f"restriction {formula!r}: no parameter {unknown[0]!r}."
                     f"{suggest(unknown[0], names)} Parameters: {', '.join(names)}"
                 )
-            # formulaic reads '= -8' as one operator
-            return re.sub(r"=\s*-\s*([\d.eE+]+)", r"= (-\1)", text)
+            if any(part.count("=") != 1 for part in text.split(",")):
+                raise SpecificationError(
+                    f"restriction {formula!r}: write one '=' each, separated by commas"
+                )
+            # formulaic reads '= -8' as one operator, and knows no exponents
+            text = re.sub(
+                r"(?<![\w.])\d*\.?\d+[eE][+-]?\d+",
+                lambda m: np.format_float_positional(float(m.group(0))),
+                text,
+            )
+            return re.sub(r"=\s*([-+])\s*", r"= 0 \1 ", text)
 
         spec = plain(formula) if isinstance(formula, str) else [plain(str(f)) for f in formula]
         try:

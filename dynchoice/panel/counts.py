@@ -138,8 +138,8 @@ class Counts:
     period_cells : IntArray, shape (P, 5)
         Distinct (segment, period, state, choice, decides).
     period_n : FloatArray, shape (P,)
-    segment_members : IntArray, shape (M,)
-        Members seen in each segment.
+    segment_members : FloatArray, shape (M,)
+        Members seen in each segment (sum of weights).
     members : MemberCells or None
         ``None`` above the panel's ``member_limit``: then clusters are the buckets.
     period_kind : {"integer", "month", "quarter", "year"}
@@ -156,7 +156,7 @@ class Counts:
     n: FloatArray
     period_cells: IntArray
     period_n: FloatArray
-    segment_members: IntArray
+    segment_members: FloatArray
     members: MemberCells | None = None
     period_kind: str = "integer"
     origin: int | None = None
@@ -306,7 +306,7 @@ class Counts:
             period_cells=period_cells,
             period_n=period_n,
             segment_members=a.segment_members + b.segment_members,
-            origin=min((o for o in (a.origin, b.origin) if o is not None), default=None),
+            origin=min(c.first_period if c.origin is None else c.origin for c in (a, b)),
             members=members,
             _cache={},
         )
@@ -321,7 +321,7 @@ class Counts:
             own = members.cells.copy()
             own[:, 0] = new[own[:, 0]]
             members = replace(members, cells=own)
-        seen = np.zeros(len(segments), dtype=np.int64)
+        seen = np.zeros(len(segments))
         seen[new] = self.segment_members
         return replace(
             self,

@@ -22,8 +22,8 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     df : pandas.DataFrame
         One row per member and period, in any order.
     member, time, column : str
-        ``time`` holds integers (consecutive periods differ by one), dates or texts ``YYYY-MM``
-        (months).
+        ``time`` holds numbers (consecutive periods differ by one; ``YYYYMM`` reads as months),
+        periods, dates or texts ``YYYY-MM`` (months).
 
     Returns
     -------
@@ -50,19 +50,23 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     for name in (member, time, column):
         if name not in df.columns:
             raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
-    if pd.api.types.is_integer_dtype(df[time].dtype):
-        number = df[time].to_numpy(dtype=np.int64)
-    elif isinstance(df[time].dtype, pd.PeriodDtype):
-        number = df[time].astype("int64").to_numpy()
-    else:
-        text = pd.api.types.is_string_dtype(df[time].dtype)
-        stamp = (
-            pd.to_datetime(df[time].str.slice(0, 7), format="%Y-%m", errors="coerce")
-            if text
-            else pd.to_datetime(df[time], errors="coerce")
+    when = df[time]
+    if when.isna().any():
+        raise DataError(f"{int(when.isna().sum()):,} value(s) of {time!r} are missing")
+    if pd.api.types.is_numeric_dtype(when.dtype):
+        number = when.to_numpy(dtype=np.float64)
+        months = (
+            (number >= 190001) & (number <= 299912) & (number % 100 >= 1) & (number % 100 <= 12)
         )
+        if len(number) and months.all():
+            number = 12 * (number // 100) + number % 100  # YYYYMM
+    elif isinstance(when.dtype, pd.PeriodDtype):
+        number = when.astype("int64").to_numpy()
+    else:
+        text = when.astype(str).str.slice(0, 7)
+        stamp = pd.to_datetime(text, format="%Y-%m", errors="coerce")
         if stamp.isna().any():
-            bad = df.loc[stamp.isna(), time].astype(str).unique().tolist()
+            bad = when[stamp.isna()].astype(str).unique().tolist()
             raise DataError(
                 f"{int(stamp.isna().sum()):,} value(s) of {time!r} are no dates: {first_few(bad)}"
             )

@@ -94,6 +94,9 @@ class StateSpace:
     """
 
     def __init__(self, **axes: Iterable[object]) -> None:
+        self._set(axes)
+
+    def _set(self, axes: Mapping[str, Iterable[object]]) -> None:
         if not axes:
             raise SpecificationError("StateSpace needs at least one axis, e.g. mileage=range(90)")
         self.axes: dict[str, tuple[Level, ...]] = {
@@ -103,7 +106,9 @@ class StateSpace:
     @classmethod
     def from_axes(cls, axes: Mapping[str, Iterable[object]]) -> StateSpace:
         """Build from a mapping, for axis names that are no Python identifiers."""
-        return cls(**dict(axes))
+        new = cls.__new__(cls)
+        new._set(axes)
+        return new
 
     @property
     def names(self) -> tuple[str, ...]:

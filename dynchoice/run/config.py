@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import ConfigError, SpecificationError, suggest
@@ -22,7 +22,7 @@ from dynchoice.panel.states import StateSpace
 if TYPE_CHECKING:
     import pandas as pd
 
-Label = int | float | str
+Label = bool | int | float | str
 
 
 class Section(BaseModel):
@@ -92,7 +92,7 @@ class Estimate(Section):
 
     transitions: Literal["two-step", "joint"] = "two-step"
     cov_type: Literal["clustered", "robust", "opg", "unadjusted"] = "clustered"
-    tol: float = Field(default=1e-8, gt=0)
+    tol: float = Field(default=1e-8, gt=0, le=1e-4)
     maxiter: int = Field(default=100, ge=1)
 
 
@@ -102,7 +102,7 @@ class ForecastPart(Section):
     periods: int = Field(default=24, ge=1)
     draws: int = Field(default=100, ge=0)
     level: float = Field(default=0.9, gt=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class ScenarioPart(Section):
@@ -111,8 +111,8 @@ class ScenarioPart(Section):
     name: str
     starts: int = Field(default=1, ge=1)
     offer: dict[str, Label | dict[str, Label]] = {}
-    params: dict[str, float] = {}
-    scale: dict[str, float] = {}
+    params: dict[str, FiniteFloat] = {}
+    scale: dict[str, FiniteFloat] = {}
 
 
 class Output(Section):

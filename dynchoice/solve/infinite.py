@@ -61,6 +61,7 @@ def fixed_point(
         Not converged is a status, never an exception. ``bellman``'s arrays hold the operator at
         the returned ``h``.
     """
+    system.failures.clear()
     S = u.shape[0]
     h = np.zeros(S) if start is None else bellman.relative(start)
     residual = bellman.apply(u, h)
@@ -97,6 +98,6 @@ def fixed_point(
         else f"not converged: residual {residual:.1e} after {contractions} contraction and"
         f" {newton} Newton steps (bound {bound:.1e})"
     )
-    if system.failures:
+    if system.failures and not converged:
         message += "; " + system.failures[-1]
     return FixedPoint(h, bellman.gain.copy(), residual, converged, message, contractions, newton)

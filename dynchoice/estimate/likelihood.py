@@ -75,6 +75,7 @@ class Likelihood:
     def __init__(self, model: DDC, n: FloatArray, value: FloatArray | None = None) -> None:
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
+        self.attentive = bool((model.attention == 1).all())
         self.bellman = Bellman(model)
         self.system = PolicySystem(model.transitions, model.beta)
         self.solves = 0
@@ -160,7 +161,7 @@ class Likelihood:
     def hessian(self, at: Evaluation) -> FloatArray:
         """Return the exact second derivative (K, K) of the log-likelihood."""
         self._hold(at)
-        g, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P)
+        g, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P, self.attentive)
         lam = self._adjoint(g) * self.model.attention
         return second_order(self.model, lam - seen, extra, at.pi, at.dv)
 
@@ -169,7 +170,7 @@ class Likelihood:
         transitions = self.model.transitions
         assert isinstance(transitions, Factored) and at.point is not None
         self._hold(at)
-        g, _, _ = choice_gradient(self.model, self.n, at.pi, at.P)
+        g, _, _ = choice_gradient(self.model, self.n, at.pi, at.P, self.attentive)
         q = self.model.beta * (g + self._adjoint(g)[:, None] * at.P)
         return transitions.law_gradient(q, at.point.h)
 
@@ -183,7 +184,7 @@ class Likelihood:
         transitions = model.transitions
         assert isinstance(transitions, Factored) and at.point is not None
         self._hold(at)
-        g, seen, extra = choice_gradient(model, self.n, at.pi, at.P)
+        g, seen, extra = choice_gradient(model, self.n, at.pi, at.P, self.attentive)
         lam = self._adjoint(g)
         first = model.beta * (g + lam[:, None] * at.P)
         out: dict[str, list[FloatArray]] = {}
@@ -241,7 +242,7 @@ class FiniteLikelihood(Likelihood):
         out: dict[str, FloatArray] = {}
         lam, mu = np.zeros(S), np.zeros((K, S))
         for t in range(T - 1):
-            g, seen, extra = choice_gradient(model, self.n_t[t], at.pi[t], at.P[t])
+            g, seen, extra = choice_gradient(model, self.n_t[t], at.pi[t], at.P[t], self.attentive)
             m = model.beta * (g + lam[:, None] * at.P[t])
             weight = lam * model.attention - seen
             for k in range(K):
@@ -260,7 +261,9 @@ class FiniteLikelihood(Likelihood):
         total = np.zeros((len(at.params),) * 2)
         lam = np.zeros(at.P.shape[1])
         for t in range(at.P.shape[0]):
-            g, seen, extra = choice_gradient(self.model, self.n_t[t], at.pi[t], at.P[t])
+            g, seen, extra = choice_gradient(
+                self.model, self.n_t[t], at.pi[t], at.P[t], self.attentive
+            )
             weight = lam * self.model.attention - seen
             total += second_order(self.model, weight, extra, at.pi[t], at.dv[t])
             lam = self.model.beta * self.model.transitions.push(g + lam[:, None] * at.P[t])
@@ -268,14 +271,14 @@ class FiniteLikelihood(Likelihood):
 
 
 def choice_gradient(
-    model: DDC, n: FloatArray, pi: FloatArray, P: FloatArray
+    model: DDC, n: FloatArray, pi: FloatArray, P: FloatArray, attentive: bool
 ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
     """Return ``dl/dv`` (S, J), the effective counts (S,) and the default's curvature (S,) or None.
 
     ``l(v) = sum_j n_j log P_j``; with ``w_j = n_j omega_j``: ``dl/dv_j = w_j - pi_j sum_i w_i``,
     ``d2l = -(sum w) Cov_pi + n_d omega_d (1 - omega_d) (e_d - pi)(e_d - pi)'``.
     """
-    if (model.attention == 1).all():
+    if attentive:
         seen = n.sum(axis=1)
         return n - seen[:, None] * pi, seen, None
     rows = np.arange(n.shape[0])

@@ -78,9 +78,10 @@ def curvature(outer: FloatArray, hessian: FloatArray | None) -> FloatArray:
 
 def scaled_gradient(evaluation: Any, total: float) -> float:
     """Return ``max_k |g_k| / sqrt(B_kk / N) / N``: the gradient of the mean, free of units."""
-    scale = np.sqrt(np.maximum(np.diag(evaluation.outer) / total, 1e-300))
-    floor = 1e-12 * float(scale.max())
-    return float((np.abs(evaluation.score) / np.maximum(scale, floor)).max() / total)
+    diagonal = evaluation.outer.diagonal()
+    floor = max(1e-24 * float(diagonal.max()), 1e-300)
+    scale = np.sqrt(np.maximum(diagonal, floor) * total)
+    return float(np.abs(evaluation.score / scale).max())
 
 
 def newton_decrement(score: FloatArray, information: FloatArray) -> float:

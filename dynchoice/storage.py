@@ -40,11 +40,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)  # gone already where the rename came through
     return target
 
 

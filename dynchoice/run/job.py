@@ -273,11 +273,9 @@ def publish(
         target = _free(out, f"run-{started:%Y%m%dT%H%M%SZ}")
         os.rename(work, target)
     except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
         raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # gone already where the rename came through
     try:
         link = out / ".current-new"
         link.unlink(missing_ok=True)

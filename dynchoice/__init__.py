@@ -29,6 +29,8 @@ _HOME = {
     "Solution": "solve.solution",
     "NFXP": "estimate.nfxp",
     "CCP": "estimate.ccp",
+    "NPL": "estimate.ccp",
+    "finite_dependence": "model.dependence",
     "Results": "inference.results",
     "load": "inference.results",
     "compare": "inference.summary",

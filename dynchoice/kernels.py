@@ -319,3 +319,30 @@ def simulate_members(
                 q += 1
             s = indices[q]
         after[i] = s
+
+
+@njit(**_OPTIONS)
+def path_values(start, cdf_choice, indptr, indices, cdf_next, draws, flows, beta, out):
+    """Add discounted flows of one path from every state of ``start`` into ``out`` (states, K).
+
+    A path earns ``beta^t flows`` of the state it stands in, chooses by ``cdf_choice`` (S, J) and
+    moves. ``draws`` (T, 2) are uniforms shared by all states: the choice's and the move's.
+    """
+    J = cdf_choice.shape[1]
+    K = flows.shape[1]
+    for i in range(start.size):
+        s = start[i]
+        weight = 1.0
+        for t in range(draws.shape[0]):
+            for k in range(K):
+                out[i, k] += weight * flows[s, k]
+            weight *= beta
+            j = 0
+            while j < J - 1 and draws[t, 0] >= cdf_choice[s, j]:
+                j += 1
+            row = s * J + j
+            q = indptr[row]
+            stop = indptr[row + 1] - 1
+            while q < stop and draws[t, 1] >= cdf_next[q]:
+                q += 1
+            s = indices[q]

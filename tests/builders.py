@@ -48,7 +48,11 @@ def counts_from(
     N = int(member.max()) + 1
     own = np.stack([member, zero, state, choice, following, zero + 1], axis=1)
     grouped, n_own = group_sum(own, np.ones(len(state)))
-    members = MemberCells.from_rows(grouped[:, 0], grouped[:, 1:], n_own, np.ones(N))
+    opening = np.lexsort((period, member))
+    first = state[opening][np.unique(member[opening], return_index=True)[1]]
+    members = MemberCells.from_rows(
+        grouped[:, 0], grouped[:, 1:], n_own, np.ones(N), first, np.arange(N) % 50
+    )
     return Counts(
         states=model.states,
         choices=model.choices,

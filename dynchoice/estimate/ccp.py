@@ -1,110 +1,93 @@
-"""CCP: the conditional choice probability estimator of Hotz and Miller (1993).
+"""CCP and NPL: estimators that replace the fixed point by first-stage choice probabilities.
 
-With ``P`` a first-stage estimate of the choice probabilities, the value of following them is
-linear in the parameters (Aguirregabiria and Mira 2002, eq. 7-8; mean-zero shocks):
-
-    V = Wz theta + We,
-    Wz = (I - beta F^P)^{-1} sum_j P_j x_j,
-    We = (I - beta F^P)^{-1} (sum_j P_j offset_j - a sum_j pi_j log pi_j),
-
-so that ``v_j = (x_j + beta F_j Wz) theta + offset_j + beta F_j We`` and the pseudo-likelihood is
-that of a logit, globally concave with attention one. It is also where NFXP starts.
-
-The first stage shrinks frequencies to a static logit on the model's own features, with the
-weight of ``SMOOTHING`` observations a state: empty cells then hold the logit, large cells the data.
+:class:`CCP` is Hotz and Miller's (1993) pseudo-likelihood, with the values of
+:mod:`dynchoice.estimate.valuation` (policy inversion, simulated paths) or of
+:mod:`dynchoice.estimate.dependent` (finite dependence). :class:`NPL` repeats it with the
+probabilities that the last estimate implies (Aguirregabiria and Mira 2002); its fixed point is the
+maximum of the likelihood. It is also where NFXP starts.
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError
-from dynchoice.estimate.first_stage import FirstStage, counts_of, first_stage
+from dynchoice import kernels
+from dynchoice.errors import (
+    IdentificationError,
+    IdentificationWarning,
+    SpecificationError,
+    suggest,
+)
+from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.choice_probabilities import (
+    ChoiceProbabilities,
+    FirstStageChoice,
+    pooled,
+    smoothed,
+    static,
+)
+from dynchoice.estimate.dependent import DependentLikelihood, unmix
+from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.identified import refuse_unidentified
-from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.optimise import Optimization, check_options, maximise
-from dynchoice.estimate.report import as_results, score_parts
+from dynchoice.estimate.likelihood import (
+    Evaluation,
+    FiniteLikelihood,
+    Likelihood,
+    choice_gradient,
+    second_order,
+)
+from dynchoice.estimate.optimise import (
+    Optimization,
+    check_options,
+    maximise,
+    newton_decrement,
+    scaled_gradient,
+)
+from dynchoice.estimate.report import ScoreParts, as_results, score_parts
+from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.valuation import (
+    SimulatedValues,
+    policy_flows,
+    pseudo_likelihood,
+    valuation,
+)
 from dynchoice.inference.covariance import check_cov_type
+from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
-from dynchoice.model.transitions import Transitions
-from dynchoice.model.utility import Utility
 from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Progress
 
-SMOOTHING = 10.0
-
-
-def static(model: DDC, x: FloatArray, offset: FloatArray) -> DDC:
-    """Return the model of a static choice with features ``x`` and known part ``offset``."""
-    return model.unchecked(utility=Utility(x, model.names, offset), beta=0.0)
-
-
-def smoothed_frequencies(model: DDC, n: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return first-stage observed probabilities ``P`` (S, J) and the static logit's params.
-
-    ``P = (n_sj + SMOOTHING P_logit) / (n_s + SMOOTHING)``: never zero where a choice is offered.
-    """
-    likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
-    start = np.zeros(len(model.names))
-    best, _ = maximise(likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=1e-3)
-    seen = n.sum(axis=1, keepdims=True)
-    return (n + SMOOTHING * best.P) / (seen + SMOOTHING), best.params
-
-
-def unmix(model: DDC, P: FloatArray) -> FloatArray:
-    """Return attentive probabilities: ``pi = (P - (1 - a) 1{default}) / a``, kept positive."""
-    a = model.attention[:, None]
-    pi = P.copy()
-    pi[np.arange(len(P)), model.default] -= 1 - model.attention
-    pi = np.where(model.available, np.maximum(pi / a, 1e-10), 0.0)
-    return np.asarray(pi / pi.sum(axis=1, keepdims=True))
-
-
-def valuation(
-    model: DDC, system: PolicySystem, P: FloatArray, pi: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return ``Wz`` (S, K) and ``We`` (S,) of the policy; see the module docstring."""
-    system.factor(P)
-    logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
-    entropy = -model.attention * (pi * logs).sum(axis=1)
-    flow = np.where(model.available, model.utility.offset, 0.0)
-    right = np.column_stack(
-        [np.einsum("sj,sjk->sk", P, model.utility.x), (P * flow).sum(axis=1) + entropy]
-    )
-    W = system.solve(right)
-    return np.ascontiguousarray(W[:, :-1]), np.ascontiguousarray(W[:, -1])
-
-
-def pseudo_likelihood(
-    model: DDC, system: PolicySystem, n: FloatArray, P: FloatArray
-) -> tuple[Likelihood, FloatArray, FloatArray]:
-    """Return the pseudo-likelihood given first-stage probabilities ``P``, and ``Wz``, ``We``."""
-    Wz, We = valuation(model, system, P, unmix(model, P))
-    F: Transitions = model.transitions
-    x = model.utility.x + model.beta * F.expect(Wz)
-    offset = model.utility.offset + model.beta * F.expect(We)
-    return Likelihood(static(model, x, offset), n), Wz, We
+VALUATIONS = ("exact", "simulation", "finite-dependence")
+HINGES = 0.5
+"""Standard errors that an estimate may move when the probabilities of empty cells double."""
 
 
 def hotz_miller(
-    model: DDC, n: FloatArray, steps: int = 1, tol: float = 1e-8, maxiter: int = 100
+    model: DDC, n: FloatArray, steps: int = 1, tol: float = 1e-8, maxiter: int = 100, P: Any = None
 ) -> tuple[Any, Optimization, FloatArray]:
-    """Return the pseudo-likelihood's evaluation, its optimisation and the value ``V`` (S,)."""
-    P, start = smoothed_frequencies(model, n)
+    """Return the pseudo-likelihood's evaluation, its optimisation and the value ``V`` (S,).
+
+    ``P`` (S, J) are first-stage probabilities, by default smoothed frequencies; each of the
+    ``steps`` stages starts from the probabilities of the last one.
+    """
 
     def fit(likelihood: Likelihood, start: FloatArray) -> tuple[Any, Optimization]:
         evaluate, hessian = likelihood.evaluate, likelihood.hessian
         return maximise(evaluate, hessian, start, likelihood.total, tol=tol, maxiter=maxiter)
 
+    # the static logit's parameters lie far from the dynamic ones; at zero the logit is flat
+    start = np.zeros(len(model.names))
     if model.beta == 0:
         logit = Likelihood(static(model, model.utility.x, model.utility.offset), n)
         return *fit(logit, start), np.zeros(len(n))
-    # the static logit's parameters lie far from the dynamic ones; at zero the logit is flat
-    start = np.zeros(len(model.names))
+    if P is None:
+        P = smoothed(model, n).P
     system = PolicySystem(model.transitions, model.beta)
     for _ in range(steps):
         likelihood, Wz, We = pseudo_likelihood(model, system, n, P)
@@ -113,73 +96,249 @@ def hotz_miller(
     return best, optimization, Wz @ best.params + We
 
 
+class Stages:
+    """Stages of the nested pseudo-likelihood on preallocated arrays: one Newton step at a time."""
+
+    def __init__(self, model: DDC, n: FloatArray) -> None:
+        S, J, K = model.shape
+        self.model, self.n = model, np.ascontiguousarray(n)
+        self.total = float(n.sum())
+        self.seen = np.ascontiguousarray(n.sum(axis=1))
+        self.attentive = bool((model.attention == 1).all())
+        self.system = PolicySystem(model.transitions, model.beta)
+        self.masked = np.where(model.available, 0.0, -np.inf)
+        self.nothing = np.zeros((S, J))
+        self.v, self.pi, self.P = np.empty((S, J)), np.empty((S, J)), np.empty((S, J))
+        self.V, self.dlogp = np.empty(S), np.empty((S, J, K))
+        self.W = np.zeros((S, K + 1))
+
+    def values(self, P: FloatArray) -> None:
+        """Take first-stage probabilities: features and known part of the pseudo-likelihood."""
+        model = self.model
+        flows = policy_flows(model, P, P if self.attentive else unmix(model, P))
+        self.system.factor(P)
+        self.W = self.system.solve(flows)
+        ahead = model.beta * model.transitions.expect(self.W)
+        self.x = np.ascontiguousarray(model.utility.x + ahead[:, :, :-1])
+        self.offset = model.utility.offset + ahead[:, :, -1] + self.masked
+
+    def at(self, theta: FloatArray) -> float:
+        """Return the pseudo-log-likelihood; ``P`` holds the probabilities of ``theta``."""
+        model = self.model
+        u = self.offset + self.x @ theta
+        kernels.soft_bellman(
+            u, self.nothing, 0.0, model.attention, model.default, self.v, self.V, self.pi, self.P
+        )
+        return float(kernels.log_likelihood(self.n, self.P))
+
+    def derivatives(self) -> tuple[FloatArray, FloatArray]:
+        """Return score (K,) and information (K, K) where :meth:`at` was called last."""
+        model, K = self.model, self.x.shape[2]
+        score, outer = np.zeros(K), np.zeros((K, K))
+        kernels.log_ccp_derivative(
+            self.pi, self.P, model.attention, model.default, self.x, self.dlogp
+        )
+        kernels.score_and_outer(self.n, self.dlogp, score, outer)
+        if self.attentive:
+            information = np.zeros((K, K))
+            kernels.weighted_choice_covariance(self.seen, self.pi, self.x, information)
+        else:
+            _, seen, extra = choice_gradient(model, self.n, self.pi, self.P, False)
+            information = -second_order(model, -seen, extra, self.pi, self.x)
+        return score, information
+
+
+def npl(
+    model: DDC, n: FloatArray, P: FloatArray, tol: float, maxiter: int, progress: Any = None
+) -> tuple[FloatArray, FloatArray, int]:
+    """Iterate to the NPL fixed point: parameters (K,), value (S,) and stages taken.
+
+    Each stage takes one Newton step of its pseudo-likelihood (the first one several): with the
+    zero Jacobian the probabilities then follow at the same quadratic pace. It stops when the
+    scaled gradient of the pseudo-likelihood and the change of the probabilities are within
+    ``tol``; whether that is the maximum of the likelihood, the caller checks.
+    """
+    stages = Stages(model, n)
+    theta = np.zeros(len(model.names))
+    for stage in range(maxiter):
+        stages.values(P)
+        loglik = stages.at(theta)
+        for _ in range(20 if stage == 0 else 1):
+            score, information = stages.derivatives()
+            scale = np.sqrt(np.maximum(np.diag(information), 1e-300) * stages.total)
+            size = float(np.abs(score / scale).max())
+            if stage == 0 and size < 1e-2:
+                break
+            step = np.linalg.lstsq(information, score, rcond=None)[0]
+            if stage > 0 and size <= tol and float(np.abs(stages.P - P).max()) <= tol:
+                # the step at hand costs nothing more and squares the distance that is left
+                theta = theta + step
+                return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], stage + 1
+            slack = 1e-12 * abs(loglik)
+            for halving in range(12):
+                trial = theta + step / 2**halving
+                after = stages.at(trial)
+                if after >= loglik - slack:
+                    theta, loglik = trial, after
+                    break
+            else:
+                stages.at(theta)
+        P = stages.P.copy()
+        if progress is not None:
+            progress(stage + 1, maxiter, f"NPL stage, scaled gradient {size:.1e}")
+    return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], maxiter
+
+
 class CCP:
-    """Hotz-Miller pseudo-likelihood with a smoothed first stage and exact policy valuation.
+    """Conditional choice probability estimator of Hotz and Miller (1993).
 
     Parameters
     ----------
     model : DDC
-        Infinite horizon.
+        Infinite horizon; a finite one with ``valuation="finite-dependence"``.
     data : Panel or Counts
+    first_stage : str or Utility
+        Choice probabilities: ``"frequencies"`` (floored at 1e-6), ``"smoothed"`` (shrunk to a
+        static logit with the weight of ten observations a state), ``"logit"`` (flexible, in
+        every axis and their products), a formula over the axes (and ``period``, from 0, at a
+        finite horizon) for a flexible logit of your own, or a Utility with its features.
+    valuation : {"exact", "simulation", "finite-dependence"}
+        Policy inversion; simulated paths (Hotz, Miller, Sanders and Smith 1994); or weights over
+        one or two periods (Arcidiacono and Miller 2011), where they exist.
+    beta : None or "estimate"
+        ``"estimate"``: the discount factor as a further parameter ``beta`` (finite dependence).
+    dependence : {1, 2}
+        Longest finite dependence to use.
+    paths : int
+        Simulated paths from every state that can follow a seen one.
+
+    Raises
+    ------
+    SpecificationError
+        An option that is not known or does not fit; no finite dependence anywhere.
 
     Notes
     -----
-    Asymptotically equivalent to NFXP given the transitions (Aguirregabiria and Mira 2002,
-    Proposition 4), whose covariance it reports; in finite samples it leans on its first stage
-    where cells are empty. ``loglik`` is the likelihood at the estimates, the maximised
-    pseudo-likelihood stands in ``pseudo_loglik``.
+    With exact values the estimator is asymptotically equivalent to NFXP given the transitions
+    (Aguirregabiria and Mira 2002, Proposition 4) and reports its covariance; in finite samples it
+    leans on its first stage, and :class:`NPL` or the bootstrap is the remedy. With finite
+    dependence the first stage's influence is in the standard errors. ``loglik`` is the likelihood
+    at the estimates, the maximised pseudo-likelihood stands in ``pseudo_loglik``.
 
     References
     ----------
     Hotz and Miller (1993), Review of Economic Studies 60. Aguirregabiria and Mira (2002),
-    Econometrica 70.
+    Econometrica 70. Arcidiacono and Miller (2011), Econometrica 79.
     """
 
     name = "CCP"
 
-    def __init__(self, model: DDC, data: Any) -> None:
-        if model.horizon is not None:
-            raise SpecificationError("CCP is for infinite horizons; NFXP takes a finite one")
-        self.model = model
+    def __init__(
+        self,
+        model: DDC,
+        data: Any,
+        *,
+        first_stage: Any = "smoothed",
+        valuation: str = "exact",
+        beta: str | None = None,
+        dependence: int = 2,
+        paths: int = 1000,
+    ) -> None:
+        if valuation not in VALUATIONS:
+            raise SpecificationError(
+                f"valuation={valuation!r} is unknown.{suggest(valuation, VALUATIONS)} Known:"
+                f" {', '.join(VALUATIONS)}"
+            )
+        if beta not in (None, "estimate"):
+            raise SpecificationError(
+                f"beta={beta!r}: the model holds the discount factor; 'estimate' frees it"
+            )
+        if beta is not None and valuation != "finite-dependence":
+            raise SpecificationError("beta='estimate' needs valuation='finite-dependence'")
+        if model.horizon is not None and valuation != "finite-dependence":
+            raise SpecificationError(
+                f"{self.name} with {valuation} values is for infinite horizons; NFXP takes a finite"
+                " one, and so does valuation='finite-dependence'"
+            )
+        self.model, self.options = (
+            model,
+            {
+                "first_stage": first_stage,
+                "valuation": valuation,
+                "beta": beta,
+                "dependence": dependence,
+                "paths": paths,
+            },
+        )
+        self.valuation, self.free_beta = valuation, beta is not None
+        self.dependence, self.paths = dependence, paths
         self.counts: Counts
-        self.counts, self._panel = counts_of(data)
-        self._first: FirstStage = first_stage(model, self.counts, self._panel)
+        self.counts, self.panel = counts_of(data)
+        self._stage = FirstStageChoice.of(model, first_stage)
+        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+
+    def again(self, counts: Counts) -> CCP:
+        """Return the same estimator on other counts."""
+        return type(self)(self.model, counts, **self.options)
 
     def fit(
         self,
         *,
         start: Any = None,
         cov_type: str = "clustered",
+        cluster: str = "member",
         tol: float = 1e-8,
         maxiter: int = 100,
+        draws: int = 199,
+        jobs: int = 1,
         seed: int | None = None,
         progress: Progress | None = None,
         strict: bool = False,
     ) -> Results:
         """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
 
-        ``start`` is ignored: the pseudo-likelihood's own start is a static logit.
+        ``start`` is ignored: a pseudo-likelihood is globally concave (given the discount factor).
+        ``seed`` also draws the simulated paths.
         """
-        del start, progress
-        check_cov_type(cov_type)
+        del start
         check_options(tol, maxiter)
-        model, n = self._first.model, self.counts.n_sj()
-        with one_blas_thread():
-            probe = Likelihood(model, n)
-            refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
-            best, optimization, value = hotz_miller(model, n, tol=tol, maxiter=maxiter)
-            likelihood = Likelihood(model, n, value)
-            at = likelihood.evaluate(best.params)
-            parts = score_parts(likelihood, at, self._first)
-        empty = int((model.available & (n == 0))[n.sum(axis=1) > 0].sum())
-        notes = (
-            (
-                f"{empty:,} available choices were never taken in seen states: the first stage is"
-                " smoothed there and the one-step estimate leans on it",
+        if check_cov_type(cov_type) == "bootstrap":
+            return resampled(
+                self,
+                {"tol": tol, "maxiter": maxiter},
+                cluster=cluster,
+                draws=draws,
+                jobs=jobs,
+                seed=seed,
+                progress=progress,
+                strict=strict,
             )
-            if empty
-            else ()
-        )
+        options = {"cov_type": cov_type, "cluster": cluster, "seed": seed, "strict": strict}
+        with one_blas_thread():
+            if self.valuation == "finite-dependence":
+                return self._fit_dependent(tol, maxiter, options)
+            return self._fit_values(tol, maxiter, options)
+
+    # exact and simulated values ---------------------------------------------------------------
+
+    def _fit_values(self, tol: float, maxiter: int, options: dict[str, Any]) -> Results:
+        model, n = self._first.model, self.counts.n_sj()
+        probe = Likelihood(model, n)
+        refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
+        first = self._stage.estimate(model, n)
+        notes: list[str] = []
+        noise: FloatArray | None = None
+        if self.valuation == "exact" or model.beta == 0:
+            best, optimization, value = hotz_miller(model, n, 1, tol, maxiter, first.P)
+        else:
+            best, optimization, value, noise = self._simulated(first, tol, maxiter, options, notes)
+        likelihood = Likelihood(model, n, value)
+        at = likelihood.evaluate(best.params)
+        parts = score_parts(likelihood, at, self._first)
+        if noise is not None:
+            parts = replace(parts, noise=noise)
+        if first.empty:
+            notes.append(self._empties(first, best.params, parts.hessian, tol, maxiter))
         return as_results(
             self.name,
             self._first,
@@ -187,9 +346,337 @@ class CCP:
             at,
             parts,
             optimization,
+            pseudo_loglik=best.loglik,
+            notes=tuple(notes),
+            **options,
+        )
+
+    def _simulated(
+        self,
+        first: ChoiceProbabilities,
+        tol: float,
+        maxiter: int,
+        options: dict[str, Any],
+        notes: list[str],
+    ) -> tuple[Any, Optimization, FloatArray, FloatArray]:
+        """Maximise the pseudo-likelihood of simulated values; and the simulation's variance."""
+        model, n = self._first.model, self.counts.n_sj()
+        rows = np.flatnonzero(n.sum(axis=1) > 0)
+        values = SimulatedValues(model, rows, first.P, self.paths, options["seed"])
+        x, offset = values.index()
+        likelihood = Likelihood(static(model, x, offset, rows), n[rows])
+        best, optimization = maximise(
+            likelihood.evaluate,
+            likelihood.hessian,
+            np.zeros(len(model.names)),
+            likelihood.total,
+            tol=tol,
+            maxiter=maxiter,
+        )
+        pulls = np.stack([likelihood.pull(best, k) for k in range(len(model.names))])
+        noise = values.score_variance(pulls, best.params)
+        share = np.diag(noise) / np.maximum(np.diag(best.outer), 1e-300)
+        notes.append(
+            f"{values.paths:,} simulated paths of {values.periods:,} periods (what lies beyond"
+            f" weighs {values.truncation:.1e}); simulation adds up to {share.max():.1%} to the"
+            " variance of the scores"
+        )
+        system = PolicySystem(model.transitions, model.beta)
+        Wz, We = valuation(model, system, first.P, unmix(model, first.P))
+        return best, optimization, Wz @ best.params + We, noise
+
+    def _empties(
+        self,
+        first: ChoiceProbabilities,
+        params: FloatArray,
+        hessian: FloatArray,
+        tol: float,
+        maxiter: int,
+    ) -> str:
+        """Say how far the estimate moves when the probabilities of empty cells double."""
+        model, n = self._first.model, self.counts.n_sj()
+        text = f"{first.empty:,} available choices were never taken in seen states"
+        if self.valuation != "exact" or model.beta == 0:
+            return text
+        hollow = model.available & (n == 0) & (n.sum(axis=1, keepdims=True) > 0)
+        P = np.where(hollow, 2 * first.P, first.P)
+        moved, _, _ = hotz_miller(
+            model, n, 1, max(tol, 1e-6), maxiter, P / P.sum(axis=1, keepdims=True)
+        )
+        se = np.sqrt(np.abs(np.diag(np.linalg.pinv(-hessian, hermitian=True))))
+        shift = np.abs(moved.params - params) / np.where(se > 0, se, np.inf)
+        worst = int(shift.argmax())
+        name = model.names[worst]
+        if shift[worst] > HINGES:
+            warnings.warn(
+                f"{self.name}: the one-step estimate hinges on {first.empty:,} empty cells of the"
+                f" first stage: doubling their probabilities moves {name!r} by"
+                f" {shift[worst]:.1f} standard errors. Use NPL or NFXP",
+                IdentificationWarning,
+                stacklevel=5,
+            )
+        return (
+            f"{text}: the first stage is {first.kind} there, and doubling those probabilities moves"
+            f" {name!r} by {shift[worst]:.2g} standard errors"
+            + (": the one-step estimate hinges on them" if shift[worst] > HINGES else "")
+        )
+
+    # finite dependence ------------------------------------------------------------------------
+
+    def _fit_dependent(self, tol: float, maxiter: int, options: dict[str, Any]) -> Results:
+        model = self._first.model
+        horizon = model.horizon
+        n = self.counts.n_sj() if horizon is None else self.counts.n_tsj(horizon)
+        likelihood = DependentLikelihood(model, n, self.dependence, self.free_beta)
+        first = self._stage.estimate(model, n.reshape(-1, n.shape[-1]))
+        likelihood.set_probabilities(first.P)
+        K = len(model.names)
+        start = np.zeros(K + self.free_beta)
+        start[K:] = model.beta
+        at_zero = likelihood.evaluate(start)
+        extra = ("beta",) if self.free_beta else ()
+        _refuse_flat((*model.names, *extra), likelihood, at_zero)
+        best, optimization = maximise(
+            likelihood.evaluate,
+            likelihood.hessian,
+            start,
+            likelihood.total,
+            tol=tol,
+            maxiter=maxiter,
+        )
+        found = likelihood.found
+        notes = []
+        if not found.complete:
+            notes.append(
+                f"Finite dependence fails for {int((found.periods == -1).sum()):,} of the choices"
+                f" in seen states: {likelihood.dropped:,.0f} member-months are left out of the"
+                " pseudo-likelihood (a logit within the other choices)"
+            )
+        notes.append(
+            f"Finite dependence within {int(found.periods.max())} period(s), weights up to"
+            f" {found.largest.max():.3g} times the difference that they undo"
+        )
+        if first.empty:
+            notes.append(
+                f"{first.empty:,} available choices were never taken in seen states: the first"
+                f" stage is {first.kind} there"
+            )
+        own = model
+        if self.free_beta:
+            beta = float(best.params[K])
+            if 0 <= beta < 1 or (horizon is not None and beta == 1):
+                own = model.with_parts(beta=beta)
+            else:
+                notes.append(
+                    f"The estimated discount factor {beta:.4f} is outside [0, 1): the model below"
+                    f" keeps {model.beta:g}"
+                )
+        full = Likelihood(own, n) if horizon is None else FiniteLikelihood(own, n)
+        at = full.evaluate(best.params[:K])
+        parts = _dependent_parts(likelihood, best, first, self._first, at)
+        shown = replace(at, params=best.params)
+        counts = self.counts
+        if horizon is not None and options["cov_type"] in ("clustered", "robust", "cluster"):
+            counts = with_periods(counts, self.panel, options["cov_type"], options["cluster"])
+        return as_results(
+            f"{self.name} (finite dependence)",
+            self._first,
+            counts,
+            shown,
+            parts,
+            optimization,
+            pseudo_loglik=best.loglik,
+            notes=tuple(notes),
+            extra_names=extra,
+            model=own,
+            **options,
+        )
+
+
+def _dependent_parts(
+    likelihood: DependentLikelihood,
+    best: Any,
+    first: ChoiceProbabilities,
+    laws: FirstStage,
+    at: Evaluation,
+) -> ScoreParts:
+    """Return scores by cell with the influence of choice probabilities and of laws of motion."""
+    model = likelihood.model
+    S, J, _ = model.shape
+    K = len(best.params)
+    own = likelihood.by_state(best.dlogp)
+    from_P = first.influence(likelihood.probability_derivative(best)).reshape(-1, S, J, K)
+    table = own + from_P
+    by_cell, V1 = None, np.zeros((K, K))
+    label = "choice probabilities included"
+    if laws.estimates:
+        V = at.point.h if at.point is not None else at.V
+        assert V is not None
+        cross = likelihood.transition_derivative(best, V)
+        by_cell, V1 = influence(laws.model, laws.estimates, cross)
+        label = "included"
+    hessian = likelihood.hessian(best)
+    R = likelihood.n.shape[0]
+    rows = table[likelihood.t, likelihood.s]
+    seen = likelihood.n.sum(axis=1)
+    meat = np.einsum("r,rj,rjk,rjl->kl", seen, best.P, rows, rows) if R else np.zeros((K, K))
+
+    def psi(cells: IntArray) -> FloatArray:
+        period = cells[:, 4] if len(table) > 1 else 0
+        out = table[period, cells[:, 0], cells[:, 1]] * cells[:, 3, None]
+        return out if by_cell is None else out + by_cell(cells)
+
+    return ScoreParts(hessian, best.outer, psi, V1, label, choice_meat=meat)
+
+
+def _refuse_flat(names: tuple[str, ...], likelihood: Any, at: Any) -> None:
+    """Raise where the pseudo-likelihood does not move along some direction, whatever the data."""
+    weight = likelihood.n.sum(axis=1, keepdims=True) * at.P
+    flatter = at.dlogp.reshape(-1, len(names))
+    information = (flatter * weight.reshape(-1, 1)).T @ flatter
+    flat = Identification.of(names, information).flat
+    dead = [n for n, d in zip(names, np.diag(information), strict=True) if d <= 1e-18]
+    if dead or flat:
+        what = ", ".join(map(repr, dead)) if dead else "; ".join(flat)
+        raise IdentificationError(
+            f"the choices that finite dependence can compare do not identify {what}. Use"
+            " valuation='exact', NPL or NFXP, or drop the parameter"
+        )
+
+
+def with_periods(counts: Counts, panel: Any, cov_type: str, cluster: str) -> Counts:
+    """Return counts whose members' cells carry the period, as scores at a finite horizon need."""
+    if cluster == "region":
+        return counts
+    if panel is None:
+        raise SpecificationError(
+            f"cov_type={cov_type!r} at a finite horizon needs the Panel, not its Counts;"
+            " or use 'opg' or 'unadjusted'"
+        )
+    return replace(counts, members=panel.member_cells(by_period=True), _cache={})
+
+
+class NPL:
+    """Nested pseudo-likelihood: CCP stages repeated (Aguirregabiria and Mira 2002).
+
+    Parameters
+    ----------
+    model : DDC
+        Infinite horizon.
+    data : Panel or Counts
+    steps : int, optional
+        Number of stages ``K``; one is CCP. Default: to the fixed point, which is the maximum
+        likelihood estimate, and reported as converged only where the gradient of the likelihood
+        itself says so.
+    first_stage : str or Utility
+        Where the probabilities start; see :class:`dynchoice.CCP`.
+
+    Notes
+    -----
+    The covariance is that of NFXP at the estimate: the Jacobian by the probabilities is zero.
+    """
+
+    name = "NPL"
+
+    def __init__(
+        self, model: DDC, data: Any, *, steps: int | None = None, first_stage: Any = "smoothed"
+    ) -> None:
+        if model.horizon is not None:
+            raise SpecificationError("NPL is for infinite horizons; NFXP takes a finite one")
+        if steps is not None and (
+            isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
+        ):
+            raise SpecificationError(f"steps={steps!r}: a positive number of stages, or None")
+        self.model, self.steps = model, steps
+        self.options = {"steps": steps, "first_stage": first_stage}
+        self.counts, self.panel = counts_of(data)
+        self._stage = FirstStageChoice.of(model, first_stage)
+        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+
+    def again(self, counts: Counts) -> NPL:
+        """Return the same estimator on other counts."""
+        return type(self)(self.model, counts, **self.options)
+
+    def fit(
+        self,
+        *,
+        start: Any = None,
+        cov_type: str = "clustered",
+        cluster: str = "member",
+        tol: float = 1e-8,
+        maxiter: int = 100,
+        draws: int = 199,
+        jobs: int = 1,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        strict: bool = False,
+    ) -> Results:
+        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
+
+        ``start`` are parameters whose choice probabilities the first stage takes; ``maxiter``
+        bounds the stages.
+        """
+        check_options(tol, maxiter)
+        if check_cov_type(cov_type) == "bootstrap":
+            return resampled(
+                self,
+                {"tol": tol, "maxiter": maxiter},
+                cluster=cluster,
+                draws=draws,
+                jobs=jobs,
+                seed=seed,
+                progress=progress,
+                strict=strict,
+            )
+        model, n = self._first.model, self.counts.n_sj()
+        with one_blas_thread():
+            probe = Likelihood(model, n)
+            if start is None:
+                refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
+                own = self._stage
+                # a fixed point does not remember where it started: the cheapest start will do
+                cheap = self.steps is None and own.kind == "smoothed"
+                P = pooled(n, model.available) if cheap else own.estimate(model, n).P
+            else:
+                P = probe.evaluate(model.vector(start)).P
+            pseudo = None
+            if self.steps is None:
+                theta, value, stages = npl(model, n, P, tol, maxiter, progress)
+            else:
+                best, optimization, value = hotz_miller(model, n, self.steps, tol, maxiter, P)
+                theta, stages, pseudo = best.params, self.steps, best.loglik
+            likelihood = Likelihood(model, n, value)
+            at = likelihood.evaluate(theta)
+            parts = score_parts(likelihood, at, self._first)
+        if self.steps is None:
+            optimization = _fixed_point_status(at, parts.hessian, likelihood.total, tol, stages)
+        return as_results(
+            self.name if self.steps is None else f"NPL ({self.steps} steps)",
+            self._first,
+            self.counts,
+            at,
+            parts,
+            optimization,
             cov_type,
+            cluster=cluster,
             seed=seed,
             strict=strict,
-            pseudo_loglik=best.loglik,
-            notes=notes,
+            pseudo_loglik=pseudo,
         )
+
+
+def _fixed_point_status(
+    at: Evaluation, hessian: FloatArray, total: float, tol: float, stages: int
+) -> Optimization:
+    """Say whether the NPL fixed point is the maximum of the likelihood."""
+    size = scaled_gradient(at, total)
+    # the last stage is exact to tol in its own terms; the likelihood's gradient adds rounding
+    converged = bool(size <= 10 * tol and at.converged)
+    message = (
+        f"converged: {stages} stages, scaled gradient of the likelihood {size:.1e}"
+        if converged
+        else f"not converged: scaled gradient of the likelihood {size:.1e} > {10 * tol:.0e} after"
+        f" {stages} stages"
+    )
+    decrement = newton_decrement(at.score, -hessian)
+    return Optimization(converged, message, stages, stages, size, decrement, np.zeros(0))

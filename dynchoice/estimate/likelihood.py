@@ -165,6 +165,11 @@ class Likelihood:
         lam = self._adjoint(g) * self.model.attention
         return second_order(self.model, lam - seen, extra, at.pi, at.dv)
 
+    def pull(self, at: Evaluation, k: int) -> FloatArray:
+        """Return what a change of ``v`` (S, J) does to score ``k`` through its curvature."""
+        _, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P, self.attentive)
+        return through_values(self.model, -seen, extra, at.pi, at.dv[:, :, k])
+
     def transition_score(self, at: Evaluation) -> dict[str, FloatArray]:
         """Return the derivative of the log-likelihood by each estimated law's rows (R, m)."""
         transitions = self.model.transitions

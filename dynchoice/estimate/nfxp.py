@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
-from dynchoice.estimate.ccp import hotz_miller, smoothed_frequencies
+from dynchoice.estimate.ccp import hotz_miller, with_periods
+from dynchoice.estimate.choice_probabilities import smoothed
 from dynchoice.estimate.first_stage import counts_of, first_stage
 from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
+from dynchoice.estimate.resampling import resampled
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
+from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
@@ -80,13 +83,18 @@ class NFXP:
                 f"transitions={transitions!r}: use {' or '.join(map(repr, TREATMENTS))}"
             )
         self.model = model
-        self.counts, self._panel = counts_of(data)
-        self._first = first_stage(model, self.counts, self._panel)
+        self.counts, self.panel = counts_of(data)
+        self.options = {"transitions": transitions}
+        self._first = first_stage(model, self.counts, self.panel)
         self.joint = transitions == "joint"
         if self.joint and not self._first.estimates:
             raise SpecificationError("joint estimation: every transition law is given already")
         if self.joint and model.horizon is not None:
             raise SpecificationError("joint estimation is for infinite horizons")
+
+    def again(self, counts: Counts) -> NFXP:
+        """Return the same estimator on other counts."""
+        return type(self)(self.model, counts, **self.options)
 
     def likelihood(self) -> Likelihood:
         """Return the likelihood of the choices given the first stage's transitions."""
@@ -100,9 +108,12 @@ class NFXP:
         *,
         start: Any = None,
         cov_type: str = "clustered",
+        cluster: str = "member",
         tol: float = 1e-8,
         maxiter: int = 100,
         starts: int = 1,
+        draws: int = 199,
+        jobs: int = 1,
         seed: int | None = None,
         progress: Progress | None = None,
         strict: bool = False,
@@ -113,16 +124,20 @@ class NFXP:
         ----------
         start : array (K,), mapping or Series, optional
             Default: the CCP estimate.
-        cov_type : {"clustered", "robust", "opg", "unadjusted"}
-            Default by member. Rust (1987) printed ``"opg"``.
+        cov_type : {"clustered", "robust", "opg", "unadjusted", "bootstrap"}
+            Rust (1987) printed ``"opg"``. ``"bootstrap"`` redoes every stage on resampled panels.
+        cluster : {"member", "region"}
+            Unit of ``"clustered"`` and ``"bootstrap"`` (there: buckets of members).
         tol : float
             Bound on the gradient of the mean log-likelihood in scaled parameters.
         maxiter : int
             Iterations of the optimiser at most.
         starts : int
             Starting points in all; the further ones are drawn around the first with ``seed``.
+        draws, jobs : int
+            Resampled panels of the bootstrap, and processes that fit them.
         seed : int, optional
-            Of the further starting points.
+            Of the further starting points, and of the bootstrap.
         progress : callable, optional
             ``progress(done, total, message)`` after each iteration.
         strict : bool
@@ -143,6 +158,17 @@ class NFXP:
         if starts < 1:
             raise SpecificationError(f"starts={starts}: at least one is needed")
         check_options(tol, maxiter)
+        if check_cov_type(cov_type) == "bootstrap":
+            return resampled(
+                self,
+                {"tol": tol, "maxiter": maxiter, "start": start},
+                cluster=cluster,
+                draws=draws,
+                jobs=jobs,
+                seed=seed,
+                progress=progress,
+                strict=strict,
+            )
         model = self._first.model
         with one_blas_thread():
             likelihood = self.likelihood()
@@ -166,6 +192,7 @@ class NFXP:
                     self.counts,
                     best.params,
                     cov_type,
+                    cluster=cluster,
                     tol=tol,
                     maxiter=maxiter,
                     seed=seed,
@@ -174,14 +201,9 @@ class NFXP:
                 )
             parts = score_parts(likelihood, best, self._first)
         counts = self.counts
-        if model.horizon is not None and check_cov_type(cov_type) in ("robust", "clustered"):
+        if model.horizon is not None and cov_type in ("robust", "clustered", "cluster"):
             # scores differ by period there, so each member's cells must carry it
-            if self._panel is None:
-                raise SpecificationError(
-                    f"cov_type={cov_type!r} at a finite horizon needs the Panel, not its Counts;"
-                    " or use 'opg' or 'unadjusted'"
-                )
-            counts = replace(counts, members=self._panel.member_cells(by_period=True), _cache={})
+            counts = with_periods(counts, self.panel, cov_type, cluster)
         return as_results(
             self.name,
             self._first,
@@ -190,6 +212,7 @@ class NFXP:
             parts,
             optimization,
             cov_type,
+            cluster=cluster,
             seed=seed,
             strict=strict,
         )
@@ -198,7 +221,7 @@ class NFXP:
         """Return the default starting point and whether its own maximisation converged."""
         model, n = self._first.model, self.counts.n_sj()
         if model.horizon is not None:
-            return smoothed_frequencies(model.with_parts(horizon=None, beta=0.0), n)[1], True
+            return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
         best, status, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
         if status.converged:
             likelihood.value = value

@@ -12,7 +12,7 @@ from dynchoice.errors import ConvergenceError, ConvergenceWarning, Identificatio
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.inference.covariance import FEW_CLUSTERS, CellScore, covariance
+from dynchoice.inference.covariance import FEW_CLUSTERS, CellScore, check_cluster, covariance
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -29,6 +29,9 @@ class ScoreParts:
     psi: CellScore
     first_stage: FloatArray
     label: str
+    choice_meat: FloatArray | None = None
+    noise: FloatArray | None = None
+    """Variance of the scores from simulated values, on top of the data's."""
 
 
 def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> ScoreParts:
@@ -102,17 +105,34 @@ def as_results(
     notes: tuple[str, ...] = (),
     extra_params: int = 0,
     loglik_transitions: float | None = None,
+    cluster: str = "member",
+    extra_names: tuple[str, ...] = (),
+    model: DDC | None = None,
 ) -> Results:
-    """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
+    """Build the results; warn (or raise, if strict) where the estimate is not to be trusted.
+
+    ``parts`` may speak of more parameters than the results report (probabilities estimated
+    jointly); ``extra_names`` are those after the model's that are reported. ``model`` is the one
+    to report where it is not the first stage's (an estimated discount factor).
+    """
     from dynchoice import __version__
 
-    model = first.model
+    model = first.model if model is None else model
     K = len(model.names)
+    total = K + len(extra_names)
     off, no_maximum = without_curvature(model, counts.n_sj(), parts.hessian)
     dead = np.zeros(len(parts.hessian), dtype=bool)
     dead[:K] = off
     cov = covariance(
-        cov_type, parts.hessian, parts.outer, parts.psi, parts.first_stage, counts, dead
+        cov_type,
+        parts.hessian,
+        parts.outer,
+        parts.psi,
+        parts.first_stage,
+        check_cluster(cluster, counts),
+        dead,
+        parts.choice_meat,
+        parts.noise,
     )
     config = {**cov.config, "first_stage_label": parts.label}
     found = [*first.notes, *notes]
@@ -135,13 +155,16 @@ def as_results(
         converged = False
         found.append(f"No estimate of {names}: {message}")
     clusters = cov.config.get("clusters", FEW_CLUSTERS)
-    if clusters <= K:
-        text = f"{clusters} cluster(s) cannot carry standard errors of {K} parameters: none given"
+    if clusters <= total:
+        text = (
+            f"{clusters} cluster(s) cannot carry standard errors of {total} parameters: none given"
+        )
         found.append(text[0].upper() + text[1:])
         warnings.warn(text, IdentificationWarning, stacklevel=3)
     elif clusters < FEW_CLUSTERS:
         found.append(f"Only {clusters} clusters: standard errors are rough, likely too small")
-    flat = Identification.of(model.names, -parts.hessian[:K, :K]).flat if K else []
+    labels = (*model.names, *extra_names)
+    flat = Identification.of(labels, -parts.hessian[:total, :total]).flat if total else []
     if cov.flat.shape[1]:
         flat = flat or ["a direction that involves the transition probabilities"]
         text = f"the likelihood is flat along: {'; '.join(flat)}"
@@ -157,7 +180,7 @@ def as_results(
         estimator=estimator,
         model=model,
         theta=at.params[:K].copy(),
-        cov_matrix=cov.matrix[:K, :K],
+        cov_matrix=cov.matrix[:total, :total],
         cov_type=cov.cov_type,
         cov_config=config,
         loglik=at.loglik,
@@ -168,7 +191,10 @@ def as_results(
         message=message,
         optimization={**asdict(optimization), "inner": at.message},
         counts=n,
-        hessian=parts.hessian[:K, :K],
+        hessian=parts.hessian[:total, :total],
+        extra=at.params[K:total].copy(),
+        extra_names=extra_names,
+        influence=None if cov.influence is None else cov.influence[:, :total],
         value=np.zeros(0) if at.point is None else at.point.h,
         data_digest=counts.digest,
         package_version=__version__,

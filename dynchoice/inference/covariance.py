@@ -7,9 +7,12 @@ With ``H`` minus the second derivative of the log-likelihood (sum), ``psi`` the 
     unadjusted  H^-1 (H + V1) H^-1
     opg         B^-1 (B + V1) B^-1,   B = sum of outer products of the scores of choices
     robust      H^-1 (sum over member-months of psi psi') H^-1
-    clustered   H^-1 (sum over members of (sum psi)(sum psi)') H^-1
+    clustered   H^-1 (sum over members, or regions, of (sum psi)(sum psi)') H^-1
+    bootstrap   of the estimates over panels resampled by member bucket (or region), with every
+                stage redone: :mod:`dynchoice.estimate.resampling`
 
-No small-sample factor is applied.
+Where the choice probabilities of a first stage have no zero Jacobian, their influence is in psi,
+and ``choice_meat`` takes the place of H and B in the middle. No small-sample factor is applied.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
-COV_TYPES = ("unadjusted", "opg", "robust", "clustered")
+COV_TYPES = ("unadjusted", "opg", "robust", "clustered", "bootstrap")
+CLUSTERS = ("member", "region")
 ALIASES = {"cluster": "clustered", "hessian": "unadjusted", "nonrobust": "unadjusted"}
 FEW_CLUSTERS = 30
 FLAT = 1e-11
@@ -43,6 +47,8 @@ class Covariance:
     config: dict[str, Any]
     flat: FloatArray
     """Flat directions (K, F), unit vectors in scaled parameters; usually F = 0."""
+    influence: FloatArray | None = None
+    """Influence by bucket or region (G, K); only for clustered covariances."""
 
 
 def check_cov_type(cov_type: str) -> str:
@@ -54,6 +60,21 @@ def check_cov_type(cov_type: str) -> str:
             f" Known: {', '.join(COV_TYPES)}"
         )
     return name
+
+
+def check_cluster(cluster: str, counts: Counts) -> Counts:
+    """Return the counts with the asked unit of clustering as their buckets.
+
+    Raises
+    ------
+    SpecificationError
+        Neither ``"member"`` nor ``"region"``; a panel without regions.
+    """
+    if cluster not in CLUSTERS:
+        raise SpecificationError(
+            f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'member' or 'region'"
+        )
+    return counts.by_region() if cluster == "region" else counts
 
 
 def flat_directions(information: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -105,6 +126,8 @@ def covariance(
     first_stage: FloatArray,
     counts: Counts,
     dead: BoolArray | None = None,
+    choice_meat: FloatArray | None = None,
+    noise: FloatArray | None = None,
 ) -> Covariance:
     """Return the covariance of an estimate.
 
@@ -125,20 +148,28 @@ def covariance(
     dead : BoolArray, shape (K,), optional
         Parameters along which the likelihood has no curvature left at the estimate: no variance
         is made up for them.
+    choice_meat : FloatArray, shape (K, K), optional
+        Variance of the choices' part of psi, where it differs from the information.
+    noise : FloatArray, shape (K, K), optional
+        Further variance of the scores (simulated values), for every type.
     """
     name = check_cov_type(cov_type)
+    sums: FloatArray | None = None
     config: dict[str, Any] = {"first_stage": bool(first_stage.any())}
     if name == "opg":
         bread, flat = inverse(outer, dead)
-        meat = outer + first_stage
+        meat = (outer if choice_meat is None else choice_meat) + first_stage
     else:
         bread, flat = inverse(-hessian, dead)
         if name == "unadjusted":
-            meat = -hessian + first_stage
+            meat = (-hessian if choice_meat is None else choice_meat) + first_stage
         elif name == "robust":
             meat = robust_meat(psi, counts)
         else:
-            meat, config["clusters"], config["by"] = clustered_meat(psi, counts)
+            meat, config["clusters"], config["by"], sums = clustered_meat(psi, counts)
+            config["unit"] = counts.unit
+    if noise is not None:
+        meat = meat + noise
     known = np.isfinite(np.diag(bread))
     if "clusters" in config and config["clusters"] <= len(hessian):
         known[:] = False
@@ -146,7 +177,11 @@ def covariance(
     inner = np.ix_(known, known)
     matrix[inner] = bread[inner] @ meat[inner] @ bread[inner]
     matrix = (matrix + matrix.T) / 2
-    return Covariance(matrix, name, config, flat)
+    influence = None
+    if sums is not None:
+        influence = np.full_like(sums, np.nan)
+        influence[:, known] = sums[:, known] @ bread[inner]
+    return Covariance(matrix, name, config, flat, influence)
 
 
 def robust_meat(psi: CellScore, counts: Counts) -> FloatArray:
@@ -162,18 +197,32 @@ def robust_meat(psi: CellScore, counts: Counts) -> FloatArray:
     return (score * n[:, None]).T @ score
 
 
-def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str]:
-    """Return ``sum_i w_i G_i G_i'`` with ``G_i`` a cluster's summed score, N, and its name.
+def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str, FloatArray]:
+    """Return ``sum_i w_i G_i G_i'``, the number of clusters, their name, and sums by bucket.
 
     Clusters are members, or buckets of members where the panel was too long to keep each
     member's cells; buckets are unions of members, so the estimate stays valid, with fewer
-    clusters.
+    clusters. Or they are regions, see :func:`check_cluster`. The sums (B, K) are by bucket or
+    region in every case.
     """
     if counts.members is not None:
         members = counts.members
         sums = members.matrix() @ psi(members.cells[:, 1:])
-        return (sums * members.weights[:, None]).T @ sums, members.size, "member"
-    score = psi(counts.cells[:, 2:6]) * counts.n[:, None]
-    sums = np.zeros((counts.buckets, score.shape[1]))
-    np.add.at(sums, counts.cells[:, 1], score)
-    return sums.T @ sums, int(np.unique(counts.cells[:, 1]).size), "bucket of members"
+        meat = (sums * members.weights[:, None]).T @ sums
+        by_bucket = bucket_sums(members.bucket, sums * members.weights[:, None], counts.buckets)
+        return meat, members.size, "member", by_bucket
+    if counts.unit == "region" and counts.regions is not None:
+        own = counts.regions
+        cells = own.cells[:, [3, 4, 5, 6, 2]].copy()
+        cells[:, 4] -= counts.first_period if counts.origin is None else counts.origin
+        unit, score = own.cells[:, 1], psi(cells) * own.n[:, None]
+    else:
+        unit, score = counts.cells[:, 1], psi(counts.cells[:, 2:6]) * counts.n[:, None]
+    sums = bucket_sums(unit, score, counts.buckets)
+    return sums.T @ sums, int(np.unique(unit).size), counts.unit, sums
+
+
+def bucket_sums(unit: IntArray, values: FloatArray, buckets: int) -> FloatArray:
+    """Return the sum of the rows of ``values`` (C, K) by unit, (buckets, K)."""
+    columns = [np.bincount(unit, weights=v, minlength=buckets) for v in values.T]
+    return np.stack(columns, axis=1) if columns else np.zeros((buckets, 0))

@@ -39,32 +39,10 @@ class ChiSquaredTest:
     __repr__ = __str__
 
 
-def wald(
-    names: Sequence[str],
-    params: FloatArray,
-    cov: FloatArray,
-    restriction: Any = None,
-    value: Any = None,
-    formula: Any = None,
-) -> ChiSquaredTest:
-    """Test ``R params = value``: ``(R b - q)' (R cov R')^-1 (R b - q)``.
-
-    Parameters
-    ----------
-    restriction : array, shape (r, K), optional
-    value : array, shape (r,), optional
-        Zeros by default.
-    formula : str, list of str, or mapping of name -> value, optional
-        Instead of the two, e.g. ``"shipping = video, price = -1"``. A labelled ``restriction``
-        (DataFrame or Series) is aligned by its labels.
-
-    Raises
-    ------
-    SpecificationError
-        Neither or both forms; wrong shapes; restrictions that repeat each other; unknown names.
-    IdentificationError
-        A restricted parameter has no variance because the data leave it flat.
-    """
+def restrictions(
+    names: Sequence[str], restriction: Any = None, value: Any = None, formula: Any = None
+) -> tuple[FloatArray, FloatArray, str]:
+    """Return ``R`` (r, K), ``q`` (r,) and the null in words; the arguments are :func:`wald`'s."""
     K = len(names)
     if formula is not None and (value is not None or restriction is not None):
         raise SpecificationError("give either formula, or restriction and value, not both")
@@ -141,6 +119,36 @@ def wald(
         raise SpecificationError("restriction and value must be finite")
     if np.linalg.matrix_rank(R) < len(R):
         raise SpecificationError("the restrictions repeat each other (rank below their number)")
+    return R, q, null
+
+
+def wald(
+    names: Sequence[str],
+    params: FloatArray,
+    cov: FloatArray,
+    restriction: Any = None,
+    value: Any = None,
+    formula: Any = None,
+) -> ChiSquaredTest:
+    """Test ``R params = value``: ``(R b - q)' (R cov R')^-1 (R b - q)``.
+
+    Parameters
+    ----------
+    restriction : array, shape (r, K), optional
+    value : array, shape (r,), optional
+        Zeros by default.
+    formula : str, list of str, or mapping of name -> value, optional
+        Instead of the two, e.g. ``"shipping = video, price = -1"``. A labelled ``restriction``
+        (DataFrame or Series) is aligned by its labels.
+
+    Raises
+    ------
+    SpecificationError
+        Neither or both forms; wrong shapes; restrictions that repeat each other; unknown names.
+    IdentificationError
+        A restricted parameter has no variance because the data leave it flat.
+    """
+    R, q, null = restrictions(names, restriction, value, formula)
     used = (R != 0).any(axis=0)
     if not np.isfinite(np.diag(cov)[used]).all():
         lost = [n for n, u, v in zip(names, used, np.diag(cov), strict=True) if u and v != v]

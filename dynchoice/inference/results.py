@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, StorageError
 from dynchoice.inference.diagnostics import Identification, Support
-from dynchoice.inference.hypotheses import ChiSquaredTest, wald
+from dynchoice.inference.estimates import Estimates
+from dynchoice.inference.hypotheses import ChiSquaredTest
 from dynchoice.inference.summary import Summary, summarise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.stored import model_from_tree, model_to_tree
@@ -29,7 +30,7 @@ KIND = "dynchoice results"
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Estimates):
     """Estimates of one fit with everything needed to test, predict and simulate.
 
     Attributes
@@ -55,8 +56,16 @@ class Results:
         Honest status; ``optimization`` has iterations, gradient and starts.
     counts : FloatArray, shape (S, J)
         Choices that entered the likelihood.
-    hessian : FloatArray, shape (K, K)
-        Second derivative of the log-likelihood.
+    hessian : FloatArray, shape (K + E, K + E)
+        Second derivative of the (pseudo-)log-likelihood.
+    extra, extra_names
+        ``E`` estimates beside the model's parameters, for instance ``beta``.
+    bootstrap : FloatArray, shape (draws, K + E), or None
+        Estimates of the resampled panels (``cov_type="bootstrap"``).
+    influence : FloatArray, shape (clusters, K + E), or None
+        What each bucket of members (or region) adds to the estimate, for contrasts.
+    tests : dict
+        Specification tests of the estimator's own (linear IV: first-stage F, Hansen's J ...).
     """
 
     estimator: str
@@ -83,63 +92,37 @@ class Results:
     extra_params: int = 0
     notes: tuple[str, ...] = ()
     first_stage: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    extra: FloatArray = field(default_factory=lambda: np.zeros(0))
+    extra_names: tuple[str, ...] = ()
+    bootstrap: FloatArray | None = field(default=None, repr=False)
+    influence: FloatArray | None = field(default=None, repr=False)
+    tests: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    # estimates -------------------------------------------------------------------------------
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's parameters, then what else was estimated (``beta``)."""
+        return (*self.model.names, *self.extra_names)
 
-    def _series(self, values: FloatArray, name: str) -> pd.Series:
-        import pandas as pd
+    @property
+    def vector(self) -> FloatArray:
+        """:attr:`theta` and :attr:`extra`."""
+        return np.r_[self.theta, self.extra]
 
-        return pd.Series(np.array(values), index=list(self.model.names), name=name)
+    def restart(self) -> dict[str, Any]:
+        """Return the options of ``fit`` that start a refit from here."""
+        return {"start": self.theta}
 
-    @cached_property
-    def params(self) -> pd.Series:
-        """Estimates (K,), in utils per unit of each feature."""
-        return self._series(self.theta, "parameter")
-
-    @cached_property
-    def std_errors(self) -> pd.Series:
-        """Standard errors (K,); NaN for parameters on a flat direction."""
-        return self._series(np.sqrt(np.diag(self.cov_matrix)), "std_error")
-
-    @cached_property
-    def tstats(self) -> pd.Series:
-        """Estimates over standard errors (K,)."""
-        return (self.params / self.std_errors).rename("tstat")
-
-    @cached_property
-    def pvalues(self) -> pd.Series:
-        """Two-sided p-values (K,), normal reference."""
-        from scipy.stats import norm
-
-        return self._series(2 * norm.sf(np.abs(self.tstats.to_numpy())), "pvalue")
-
-    @cached_property
-    def cov(self) -> pd.DataFrame:
-        """Covariance of the estimates (K, K)."""
-        import pandas as pd
-
-        names = list(self.model.names)
-        return pd.DataFrame(np.array(self.cov_matrix), index=names, columns=names)
-
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
-        """Return normal confidence intervals, columns ``lower`` and ``upper``."""
-        import pandas as pd
-        from scipy.stats import norm
-
-        if not 0 < level < 1:
-            raise SpecificationError(f"level={level:g} must lie between 0 and 1 (0.95 for 95%)")
-        half = norm.ppf(0.5 + level / 2) * self.std_errors
-        return pd.DataFrame({"lower": self.params - half, "upper": self.params + half})
+    # fit -------------------------------------------------------------------------------------
 
     @property
     def aic(self) -> float:
         """Akaike's criterion of the choice likelihood."""
-        return 2 * len(self.theta) - 2 * self.loglik
+        return 2 * len(self.vector) - 2 * self.loglik
 
     @property
     def bic(self) -> float:
         """Bayes' criterion of the choice likelihood."""
-        return float(np.log(self.nobs)) * len(self.theta) - 2 * self.loglik
+        return float(np.log(self.nobs)) * len(self.vector) - 2 * self.loglik
 
     @property
     def rsquared_mcfadden(self) -> float:
@@ -150,27 +133,6 @@ class Results:
     def transitions(self) -> Transitions:
         """Transitions as given or estimated."""
         return self.model.transitions
-
-    # statsmodels' names
-
-    @property
-    def bse(self) -> pd.Series:
-        """Alias of :attr:`std_errors`."""
-        return self.std_errors
-
-    @property
-    def tvalues(self) -> pd.Series:
-        """Alias of :attr:`tstats`."""
-        return self.tstats
-
-    @property
-    def llf(self) -> float:
-        """Alias of :attr:`loglik`."""
-        return self.loglik
-
-    def cov_params(self) -> pd.DataFrame:
-        """Return :attr:`cov`."""
-        return self.cov
 
     # the model at the estimates --------------------------------------------------------------
 
@@ -208,15 +170,6 @@ class Results:
 
     # tests -----------------------------------------------------------------------------------
 
-    def wald_test(
-        self, restriction: Any = None, value: Any = None, *, formula: Any = None
-    ) -> ChiSquaredTest:
-        """Test linear restrictions; see :func:`dynchoice.inference.hypotheses.wald`.
-
-        Examples: ``wald_test(formula="video = 0")``, ``wald_test(np.eye(2))``.
-        """
-        return wald(self.model.names, self.theta, self.cov_matrix, restriction, value, formula)
-
     def lr_test(self, other: Results) -> ChiSquaredTest:
         """Test this fit against a nested one on the same data by the likelihood ratio.
 
@@ -249,64 +202,9 @@ class Results:
         null = f"the model with {len(small.theta)} parameters"
         return ChiSquaredTest("Likelihood ratio test", null, max(stat, 0.0), df)
 
-    def delta_method(
-        self, f: Callable[[Any], Any], *, level: float = 0.95, names: Any = None
-    ) -> pd.DataFrame:
-        """Return a function of the parameters with standard errors by the delta method.
-
-        Parameters
-        ----------
-        f : callable
-            Takes the parameters as a labelled Series and returns a number or a vector. Its
-            gradient is taken by central differences with steps of a thousandth of a standard
-            error.
-        level : float
-        names : sequence of str, optional
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns ``estimate``, ``std_error``, ``lower``, ``upper``.
-        """
-        import pandas as pd
-        from scipy.stats import norm
-
-        if not 0 < level < 1:
-            raise SpecificationError(f"level={level:g} must lie between 0 and 1 (0.95 for 95%)")
-        se = np.sqrt(np.diag(self.cov_matrix))
-        if not np.isfinite(se).all():
-            raise SpecificationError(
-                "the covariance has parameters without a variance (flat directions): "
-                + "; ".join(self.identification().flat)
-            )
-        first = f(self.params)
-        center = np.atleast_1d(np.asarray(first, dtype=np.float64))
-        if names is None and hasattr(first, "index") and len(center) == len(first.index):
-            names = list(first.index)
-        gradient = np.empty((len(center), len(self.theta)))
-        for k, step in enumerate(1e-3 * se):
-            up, down = self.params.copy(), self.params.copy()
-            up.iloc[k] += step
-            down.iloc[k] -= step
-            gradient[:, k] = (np.atleast_1d(f(up)) - np.atleast_1d(f(down))) / (2 * step)
-        spread = np.sqrt(np.einsum("ik,kl,il->i", gradient, self.cov_matrix, gradient))
-        half = norm.ppf(0.5 + level / 2) * spread
-        if names is not None and len(list(names)) != len(center):
-            raise SpecificationError(f"{len(center)} values need as many names, got {names!r}")
-        index = list(names) if names is not None else list(range(len(center)))
-        return pd.DataFrame(
-            {
-                "estimate": center,
-                "std_error": spread,
-                "lower": center - half,
-                "upper": center + half,
-            },
-            index=index,
-        )
-
     def identification(self) -> Identification:
         """Return which directions of the parameters the data tell apart, smallest first."""
-        return Identification.of(self.model.names, -self.hessian)
+        return Identification.of(self.names, -self.hessian)
 
     def support(self) -> Support:
         """Return where the panel has choices and where only the model speaks."""
@@ -326,9 +224,10 @@ class Results:
                 "no draws: the data leave these directions flat: "
                 + "; ".join(self.identification().flat)
             )
-        values, vectors = np.linalg.eigh(self.cov_matrix)
+        K = len(self.theta)
+        values, vectors = np.linalg.eigh(self.cov_matrix[:K, :K])
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        noise = np.random.default_rng(seed).standard_normal((n, len(self.theta)))
+        noise = np.random.default_rng(seed).standard_normal((n, K))
         return np.asarray(self.theta + noise @ root.T)
 
     # output ----------------------------------------------------------------------------------
@@ -346,11 +245,12 @@ class Results:
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("model", "first_stage", "notes")
+            if name not in ("model", "first_stage", "notes", "extra_names")
         }
         tree = {
             **plain,
             "notes": list(self.notes),
+            "extra_names": list(self.extra_names),
             "first_stage": list(self.first_stage),
             "model": model_to_tree(self.model),
         }
@@ -362,9 +262,6 @@ class Results:
             f" member-months, log-likelihood {self.loglik:.4f},"
             f" {'converged' if self.converged else 'NOT CONVERGED'})"
         )
-
-    def _repr_html_(self) -> str:
-        return self.summary.as_html()
 
 
 def load(path: str | os.PathLike[str]) -> Results:
@@ -381,6 +278,7 @@ def load(path: str | os.PathLike[str]) -> Results:
         fields["model"] = model_from_tree(fields["model"])
         fields["notes"] = tuple(fields["notes"])
         fields["first_stage"] = tuple(fields["first_stage"])
+        fields["extra_names"] = tuple(fields.get("extra_names", ()))
         return Results(**fields)
     except (KeyError, TypeError, DataError) as error:
         raise StorageError(f"{path} cannot be read by this version: {error}") from error

@@ -2,14 +2,14 @@
 
 ``n[s, j]`` and ``n[s, j, s']`` by segment and member bucket, plus the same choices by period
 (for finite horizons and for the distribution that a forecast starts from), plus, for panels
-small enough, each member's own cells (for standard errors clustered by member).
+small enough, each member's own cells (for standard errors clustered by member, and for types),
+and, where regions are named, the cells by region and period (for roll-outs).
 Counts add: parts of a panel split by member sum to the whole, bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,45 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.panel.cells import NO_NEXT, RegionCells, distinct_rows, group_sum
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-NO_NEXT = -1
-"""Next-state code of a row without an observed next month: it informs choices only."""
-
-
-def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Return the distinct rows of ``keys`` (rows, columns) in order and the sum of ``n`` of each.
-
-    Sums run in sorted order of the rows and of ``n``, so the result does not depend on the
-    order in which rows arrive.
-    """
-    if len(keys) == 0:
-        return keys, n
-    order = np.lexsort((n, *keys.T[::-1]))
-    sorted_keys, sorted_n = keys[order], n[order]
-    new = np.r_[True, (sorted_keys[1:] != sorted_keys[:-1]).any(axis=1)]
-    return sorted_keys[new], np.add.reduceat(sorted_n, np.flatnonzero(new))
-
-
-def distinct_rows(cells: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the distinct rows of an integer array in order, and the row number of each.
-
-    Rows are packed into single integers where they fit: sorting those is ten times faster.
-    """
-    if not len(cells):
-        return cells, np.zeros(0, dtype=np.int64)
-    low = cells.min(axis=0)
-    span = [int(x) + 1 for x in cells.max(axis=0) - low]
-    if math.prod(span) >= 2**62:
-        unique, index = np.unique(cells, axis=0, return_inverse=True)
-        return unique, index.reshape(-1)
-    packed = np.ravel_multi_index(tuple((cells - low).T), span)
-    _, first, index = np.unique(packed, return_index=True, return_inverse=True)
-    return cells[first], index.reshape(-1)
+__all__ = ["NO_NEXT", "Counts", "MemberCells", "group_sum", "period_label"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +33,8 @@ class MemberCells:
 
     ``cells`` (C, 5) holds the distinct (segment, state, choice, next state, decides);
     ``index`` points into it, ``n`` (entries,) counts months of one copy of the member and
-    ``weights`` (N,) says how many members each history stands for.
+    ``weights`` (N,) says how many members each history stands for. ``first`` (N,) is the state of
+    the member's first row and ``bucket`` (N,) the member's bucket.
     """
 
     indptr: IntArray
@@ -72,6 +42,8 @@ class MemberCells:
     n: FloatArray
     cells: IntArray
     weights: FloatArray
+    first: IntArray
+    bucket: IntArray
 
     @property
     def size(self) -> int:
@@ -86,7 +58,13 @@ class MemberCells:
 
     @classmethod
     def from_rows(
-        cls, member: IntArray, cells: IntArray, n: FloatArray, weights: FloatArray
+        cls,
+        member: IntArray,
+        cells: IntArray,
+        n: FloatArray,
+        weights: FloatArray,
+        first: IntArray,
+        bucket: IntArray,
     ) -> MemberCells:
         """Build from one row per (member code, cell), member codes 0 .. N-1."""
         unique, index = distinct_rows(cells)
@@ -98,6 +76,8 @@ class MemberCells:
             n[order],
             unique,
             weights,
+            first,
+            bucket,
         )
 
     def select(self, segment: int) -> MemberCells:
@@ -107,7 +87,13 @@ class MemberCells:
         kept, codes = np.unique(member, return_inverse=True)
         cells = self.cells[self.index[keep]].copy()
         cells[:, 0] = 0
-        return MemberCells.from_rows(codes, cells, self.n[keep], self.weights[kept])
+        return MemberCells.from_rows(
+            codes, cells, self.n[keep], self.weights[kept], self.first[kept], self.bucket[kept]
+        )
+
+    def reweighted(self, factor: FloatArray) -> MemberCells:
+        """Return each member's history standing for ``factor`` (N,) times as many members."""
+        return replace(self, weights=self.weights * factor)
 
     def __add__(self, other: MemberCells) -> MemberCells:
         member = [np.repeat(np.arange(m.size), np.diff(m.indptr)) for m in (self, other)]
@@ -116,6 +102,8 @@ class MemberCells:
             np.concatenate([m.cells[m.index] for m in (self, other)]),
             np.r_[self.n, other.n],
             np.r_[self.weights, other.weights],
+            np.r_[self.first, other.first],
+            np.r_[self.bucket, other.bucket],
         )
 
 
@@ -146,6 +134,10 @@ class Counts:
         How a period number reads.
     origin : int, optional
         First period of the whole panel: period 0 of a finite horizon, in every segment.
+    regions : RegionCells or None
+        Cells by region and period, where the panel names a region.
+    unit : str
+        What a bucket is: ``"bucket of members"`` or ``"region"``.
     """
 
     states: StateSpace
@@ -160,6 +152,8 @@ class Counts:
     members: MemberCells | None = None
     period_kind: str = "integer"
     origin: int | None = None
+    regions: RegionCells | None = None
+    unit: str = "bucket of members"
     _cache: dict[str, AnyArray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -268,6 +262,57 @@ class Counts:
             period_n=self.period_n[own_period],
             members=members,
             segment_members=self.segment_members[[code]],
+            regions=None if self.regions is None else self.regions.select(code),
+            _cache={},
+        )
+
+    def by_region(self) -> Counts:
+        """Return the counts with each region as one bucket: the unit of clustering and bootstrap.
+
+        Raises
+        ------
+        SpecificationError
+            The panel names no region.
+        """
+        if self.regions is None:
+            raise SpecificationError(
+                "the panel has no regions: build it with region= (the column of the region)"
+            )
+        own = self.regions
+        cells, n = group_sum(np.ascontiguousarray(own.cells[:, [0, 1, 3, 4, 5, 6]]), own.n)
+        return replace(
+            self, buckets=len(own.labels), cells=cells, n=n, members=None, unit="region", _cache={}
+        )
+
+    def reweighted(self, factor: FloatArray) -> Counts:
+        """Return the counts with bucket ``b`` standing for ``factor[b]`` copies of itself.
+
+        The bootstrap's resampling step. Cells by period carry no bucket and are left out, unless
+        the buckets are regions.
+        """
+        if len(factor) != self.buckets:
+            raise SpecificationError(f"{self.buckets} buckets need as many factors")
+        n = self.n * factor[self.cells[:, 1]]
+        kept = n > 0
+        members, regions = self.members, self.regions
+        period_cells, period_n = self.period_cells[:0], self.period_n[:0]
+        if members is not None:
+            members = members.reweighted(factor[members.bucket])
+        if self.unit == "region" and regions is not None:
+            regions = regions.reweighted(factor)
+            period_cells, period_n = group_sum(
+                np.ascontiguousarray(regions.cells[:, [0, 2, 3, 4, 6]]), regions.n
+            )
+        elif regions is not None:
+            regions = None
+        return replace(
+            self,
+            cells=self.cells[kept],
+            n=n[kept],
+            members=members,
+            regions=regions,
+            period_cells=period_cells,
+            period_n=period_n,
             _cache={},
         )
 
@@ -308,6 +353,7 @@ class Counts:
             segment_members=a.segment_members + b.segment_members,
             origin=min(c.first_period if c.origin is None else c.origin for c in (a, b)),
             members=members,
+            regions=None if a.regions is None or b.regions is None else a.regions + b.regions,
             _cache={},
         )
 
@@ -321,6 +367,9 @@ class Counts:
             own = members.cells.copy()
             own[:, 0] = new[own[:, 0]]
             members = replace(members, cells=own)
+        regions = self.regions
+        if regions is not None:
+            regions = regions.relabelled(new)
         seen = np.zeros(len(segments))
         seen[new] = self.segment_members
         return replace(
@@ -329,6 +378,7 @@ class Counts:
             cells=cells,
             period_cells=period_cells,
             members=members,
+            regions=regions,
             segment_members=seen,
         )
 

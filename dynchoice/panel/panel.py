@@ -25,7 +25,8 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.panel import query
-from dynchoice.panel.counts import Counts, MemberCells, group_sum, period_label
+from dynchoice.panel.cells import RegionCells, group_sum
+from dynchoice.panel.counts import Counts, MemberCells, period_label
 from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.typing import IntArray, Level
@@ -83,6 +84,9 @@ class Panel:
         Axis name -> column name, where they differ.
     segment : str, optional
         Column of the member's segment.
+    region : str, optional
+        Column of the region (or any group that roll-outs and prices differ by): what ECCP's cells,
+        event studies and standard errors clustered by region go by.
     weights : str, optional
         Column of positive weights, constant within a member: how many members a history
         stands for.
@@ -134,6 +138,7 @@ class Panel:
         choices: Iterable[Level],
         columns: Mapping[str, str] | None = None,
         segment: str | None = None,
+        region: str | None = None,
         weights: str | None = None,
         decision: str | None = None,
         freq: str | None = None,
@@ -159,7 +164,7 @@ class Panel:
             )
         self._sources = {name: sources.get(name, name) for name in states.axes}
         used = [member, time, choice, *self._sources.values()]
-        used += [c for c in (segment, weights, decision) if c]
+        used += [c for c in (segment, region, weights, decision) if c]
         table, self._con = as_table(data, used)
         rows, self._kind = query.coded_rows(
             table,
@@ -169,6 +174,7 @@ class Panel:
             axes={n: (self._sources[n], levels) for n, levels in states.axes.items()},
             choices=self.choices,
             segment=segment,
+            region=region,
             weights=weights,
             decision=decision,
             freq=freq,
@@ -176,7 +182,12 @@ class Panel:
         )
         self.buckets, self._member_limit = buckets, member_limit
         self._weighted, self._invalid = weights is not None, invalid
-        self._labels = {"segment": segment, "weights": weights, "decision": decision}
+        self._labels = {
+            "segment": segment,
+            "region": region,
+            "weights": weights,
+            "decision": decision,
+        }
         self._lazy = rows
         self._refused = self._check_rows(self._store(rows, "coded"), freq)
         self._members = self._check_members()
@@ -211,11 +222,9 @@ class Panel:
                 code.isnull() & raw.notnull(),
                 f"raw_axis_{k}",
             )
-        if self._labels["segment"]:
-            rules[f"missing {self._labels['segment']!r} (segment)"] = (
-                rows.segment.isnull(),
-                "segment",
-            )
+        for group in ("segment", "region"):
+            if self._labels[group]:
+                rules[f"missing {self._labels[group]!r} ({group})"] = (rows[group].isnull(), group)
         if self._labels["decision"]:
             rules[f"not 0 or 1 in {self._labels['decision']!r} (decision)"] = (
                 rows.decides.isnull(),
@@ -411,14 +420,25 @@ class Panel:
         found = self.rows.select("segment").distinct().execute()["segment"]
         return tuple(sorted(str(s) for s in found))
 
+    @cached_property
+    def regions(self) -> tuple[Level, ...]:
+        """Region labels, sorted; empty without a region column."""
+        if self._labels["region"] is None:
+            return ()
+        found = self.rows.select("region").distinct().execute()["region"]
+        return tuple(sorted(str(r) for r in found))
+
     def _fetch(self, keys: list[str]) -> pd.DataFrame:
         return query.cell_counts(self.rows, keys).execute()
 
     def _keyed(self, df: pd.DataFrame, keys: list[str]) -> IntArray:
-        """Return columns as one integer array (rows, keys), segments by their code."""
-        code = {s: i for i, s in enumerate(self.segments)}
-        parts = [df[k].map(code).to_numpy() if k == "segment" else df[k].to_numpy() for k in keys]
-        return np.ascontiguousarray(np.stack(parts, axis=1).astype(np.int64))
+        """Return columns as one integer array (rows, keys), segments and regions by code."""
+        codes = {
+            name: {label: i for i, label in enumerate(labels)}
+            for name, labels in (("segment", self.segments), ("region", self.regions))
+        }
+        parts = [df[k].map(codes[k]) if k in codes else df[k] for k in keys]
+        return np.ascontiguousarray(np.stack([p.to_numpy() for p in parts], axis=1), np.int64)
 
     def member_cells(self, by_period: bool = False) -> MemberCells:
         """Return each member's own cells, with the period since the first one on request."""
@@ -432,7 +452,38 @@ class Panel:
         if by_period:
             cells[:, -1] -= self._span[0]
         n = own["rows"].to_numpy(dtype=np.float64)
-        return MemberCells.from_rows(codes.reshape(-1).astype(np.int64), cells, n, weights)
+        first, bucket = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
+        starts = self._first_months()
+        at = np.searchsorted(who, starts["member"].to_numpy())
+        first[at] = starts["state"].to_numpy()
+        bucket[at] = starts["bucket"].to_numpy()
+        entries = codes.reshape(-1).astype(np.int64)
+        return MemberCells.from_rows(entries, cells, n, weights, first, bucket)
+
+    def _first_months(self) -> pd.DataFrame:
+        """Return member, bucket and state of each member's first row."""
+        import ibis
+
+        r = self.rows
+        opening = r.period.min().over(ibis.window(group_by=[r.member]))
+        marked = r.select("member", "bucket", "state", "period", opening=opening)
+        return marked.filter(marked.period == marked.opening).execute()
+
+    def _region_cells(self) -> RegionCells | None:
+        if not self.regions:
+            return None
+        keys = ["segment", "region", "period", "state", "choice", "next_state", "decides"]
+        found = self._fetch(keys)
+        n = (found["rows"] * found["weight"]).to_numpy(dtype=np.float64)
+        return RegionCells(self.regions, *group_sum(self._keyed(found, keys), n))
+
+    def bucket_cells(self) -> RegionCells:
+        """Return the cells by member bucket and period, in the form of those by region."""
+        keys = ["segment", "bucket", "period", "state", "choice", "next_state", "decides"]
+        found = self._fetch(keys)
+        n = (found["rows"] * found["weight"]).to_numpy(dtype=np.float64)
+        labels = tuple(range(self.buckets))
+        return RegionCells(labels, *group_sum(self._keyed(found, keys), n))
 
     @cached_property
     def counts(self) -> Counts:
@@ -462,6 +513,7 @@ class Panel:
             segment_members=np.array([float(by_segment[str(s)]) for s in self.segments]),
             origin=self._span[0],
             members=members,
+            regions=self._region_cells(),
             period_kind=self._kind,
         )
 

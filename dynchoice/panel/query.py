@@ -146,6 +146,7 @@ def coded_rows(
     axes: dict[str, tuple[str, tuple[Level, ...]]],
     choices: tuple[Level, ...],
     segment: str | None,
+    region: str | None,
     weights: str | None,
     decision: str | None,
     freq: str | None,
@@ -154,8 +155,8 @@ def coded_rows(
     """Return coded rows and the kind of period.
 
     Columns: ``member``, ``bucket``, ``period``, ``choice`` and ``axis_0`` ... (codes, null where
-    unknown), ``state``, ``segment`` (text), ``weight``, ``decides`` (0 or 1), and ``raw_...``
-    texts of what could not be coded.
+    unknown), ``state``, ``segment`` and ``region`` (texts), ``weight``, ``decides`` (0 or 1), and
+    ``raw_...`` texts of what could not be coded.
     """
     import ibis
 
@@ -181,6 +182,11 @@ def coded_rows(
     fields["segment"] = (
         without_nan(column(table, segment, "segment")).cast("string")
         if segment
+        else ibis.literal("all")
+    )
+    fields["region"] = (
+        without_nan(column(table, region, "region")).cast("string")
+        if region
         else ibis.literal("all")
     )
     fields["weight"] = (

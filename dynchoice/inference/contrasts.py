@@ -1,0 +1,139 @@
+"""Contrasts between estimators, and tests for few clusters, from influence by cluster.
+
+``influence`` (G, K) holds what each cluster adds to an estimate, ``H^-1`` times its summed score
+(with the first stage's part). Sums of outer products of influence are clustered variances, of one
+estimator or of the difference of two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+from dynchoice.inference.hypotheses import ChiSquaredTest, restrictions
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    from dynchoice.inference.estimates import Estimates
+
+
+@dataclass(frozen=True)
+class BootstrapTest:
+    """A statistic with its bootstrap distribution under the null: ``.stat .df .pval .null``."""
+
+    name: str
+    null: str
+    stat: float
+    df: int
+    distribution: FloatArray
+
+    @property
+    def pval(self) -> float:
+        """Share of bootstrap statistics at least as large (one draw counted in)."""
+        n = len(self.distribution)
+        return float((1 + (self.distribution >= self.stat).sum()) / (n + 1))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}\nH0: {self.null}\nStatistic: {self.stat:.4f}\nP-value: {self.pval:.4f}\n"
+            f"Distributed: {len(self.distribution):,} bootstrap draws, {self.df} restriction(s)"
+        )
+
+    __repr__ = __str__
+
+
+def _influence(fit: Estimates) -> FloatArray:
+    if fit.influence is None:
+        raise SpecificationError(
+            f"{fit.estimator} keeps no influence by cluster with cov_type={fit.cov_type!r}: fit"
+            " with cov_type='clustered'"
+        )
+    return fit.influence
+
+
+def hausman(one: Estimates, other: Estimates) -> ChiSquaredTest:
+    """Test that two estimators of the same parameters have one limit.
+
+    ``(b1 - b2)' V^+ (b1 - b2)`` with ``V`` the clustered variance of the difference, from the
+    influence of every cluster on both (Cameron and Trivedi 2005, section 8.3; Hausman 1978
+    when one of them is efficient). Directions in which the two cannot differ are left out:
+    the degrees of freedom are the rank of ``V``.
+
+    Raises
+    ------
+    SpecificationError
+        Other data or clusters; no parameter in common; influence not kept.
+    """
+    if not hasattr(other, "influence"):
+        raise SpecificationError(f"hausman_test takes a fit, got {type(other).__name__}")
+    if one.data_digest != other.data_digest:
+        raise SpecificationError("a contrast needs two fits of the same data")
+    a, b = _influence(one), _influence(other)
+    if len(a) != len(b) or one.cov_config.get("unit") != other.cov_config.get("unit"):
+        raise SpecificationError(
+            "a contrast needs the same clusters in both fits, got"
+            f" {one.cov_config.get('unit')} and {other.cov_config.get('unit')}: pass the same"
+            " cluster="
+        )
+    common = [n for n in one.names if n in other.names]
+    if not common:
+        raise SpecificationError("the two fits have no parameter in common")
+    i = [one.names.index(n) for n in common]
+    j = [other.names.index(n) for n in common]
+    gap = one.vector[i] - other.vector[j]
+    spread = a[:, i] - b[:, j]
+    V = spread.T @ spread
+    size = np.sqrt(np.diag(one.cov_matrix)[i] + np.diag(other.cov_matrix)[j])
+    if not np.isfinite(size).all():
+        raise SpecificationError("a contrast needs standard errors of every common parameter")
+    values, vectors = np.linalg.eigh(V / np.outer(size, size))
+    kept = values > 1e-8
+    if not kept.any():
+        null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
+        return ChiSquaredTest("Hausman contrast", null, 0.0, 1)
+    z = vectors[:, kept].T @ (gap / size)
+    stat = float((z**2 / values[kept]).sum())
+    null = f"{one.estimator} = {other.estimator} in {', '.join(common)}"
+    return ChiSquaredTest("Hausman contrast", null, stat, int(kept.sum()))
+
+
+def score_bootstrap(
+    fit: Estimates,
+    restriction: Any = None,
+    value: Any = None,
+    formula: Any = None,
+    draws: int = 999,
+    seed: int | None = 0,
+) -> BootstrapTest:
+    """Test linear restrictions by resampling the signs of the cluster scores.
+
+    No refit: every draw flips each cluster's influence with probability one half and recomputes
+    the clustered Wald statistic (Kline and Santos 2012, Journal of Econometric Methods 1). With
+    few clusters, or cells of very unequal size, its p-value is better than chi-squared.
+
+    Raises
+    ------
+    SpecificationError
+        Influence not kept; fewer than 19 draws; a restriction that cannot be read.
+    """
+    if draws < 19:
+        raise SpecificationError(f"draws={draws}: at least 19 are needed for a p-value of .05")
+    R, q, null = restrictions(fit.names, restriction, value, formula)
+    own = _influence(fit)
+    scores = (own - own.mean(axis=0)) @ R.T
+
+    def statistic(gap: FloatArray, parts: FloatArray) -> float:
+        return float(gap @ np.linalg.pinv(parts.T @ parts, hermitian=True) @ gap)
+
+    observed = statistic(R @ fit.vector - q, own @ R.T)
+    rng = np.random.default_rng(seed)
+    out = np.empty(draws)
+    for b in range(draws):
+        flipped = scores * rng.choice([-1.0, 1.0], len(scores))[:, None]
+        gap = flipped.sum(axis=0)
+        out[b] = statistic(gap, flipped - flipped.mean(axis=0))
+    name = f"Score bootstrap test ({len(own)} clusters)"
+    return BootstrapTest(name, null, observed, len(R), out)

@@ -51,7 +51,7 @@ def counts_from(
     opening = np.lexsort((period, member))
     first = state[opening][np.unique(member[opening], return_index=True)[1]]
     members = MemberCells.from_rows(
-        grouped[:, 0], grouped[:, 1:], n_own, np.ones(N), first, np.arange(N) % 50
+        grouped[:, 0], grouped[:, 1:], n_own, np.ones(N), first, np.arange(N) % 50, 0 * first
     )
     return Counts(
         states=model.states,

@@ -589,3 +589,86 @@ def factored_dense(shape, laws, J):
                     p *= laws[axis](axis, nxt[axis], now[axis], now, j)
                 F[s, j, t] = p
     return F
+
+
+def unmix(model, P):
+    """(S,J) attentive probabilities pi from observed P = a pi + (1-a) 1{default}."""
+    pi = np.array(P, dtype=float)
+    for s in range(len(pi)):
+        pi[s, model["default"][s]] -= 1.0 - model["attention"][s]
+        pi[s] /= model["attention"][s]
+    return pi
+
+
+def policy_values(model, ccp):
+    """ccp (S,J) -> (Wz (S,K), We (S,)) of following it, inattention included:
+    V = (I - beta M)^-1 sum_j P_j (x_j params + offset_j) - a sum_j pi_j log pi_j."""
+    pi = unmix(model, ccp)
+    flow, e = np.zeros((len(pi), model["x"].shape[2])), np.zeros(len(pi))
+    for s, j in itertools.product(*map(range, pi.shape)):
+        if model["available"][s, j]:
+            flow[s] += ccp[s, j] * model["x"][s, j]
+            e[s] += ccp[s, j] * model["offset"][s, j]
+            e[s] -= model["attention"][s] * pi[s, j] * np.log(pi[s, j])
+    A = np.eye(len(pi)) - model["beta"] * markov(ccp, model["F"])
+    return np.linalg.solve(A, flow), np.linalg.solve(A, e)
+
+
+# ---------------------------------------------------------------- finite dependence
+
+
+def dependence_index(model, params, P, s, j, k, weights):
+    """v_j - v_k in state s from flows and choice probabilities over the next periods.
+
+    weights: list of (S,J) arrays d_1, d_2 ...; P (S,J), or a list of them by period ahead
+    (a period past the horizon is None: its term is zero)."""
+    u = flow_utility(model, params)
+    out = u[s, j] - u[s, k]
+    for ahead, d in enumerate(weights, start=1):
+        now = P[ahead] if isinstance(P, list) else P
+        if now is None:
+            continue
+        pi = unmix(model, now)
+        for t, a in np.argwhere(d != 0):
+            psi = -np.log(pi[t, a])
+            psi += (1 - model["attention"][t]) * np.log(pi[t, model["default"][t]])
+            out += model["beta"] ** ahead * d[t, a] * (u[t, a] + psi)
+    return out
+
+
+def dependence_exists(model, s, j, k, periods):
+    """Whether weights over `periods` periods bring the paths of j and k from s together.
+
+    Unknowns are weights on (state, choice) that either path can reach; the linear system has
+    a solution where appending the right-hand side does not raise the rank."""
+    F, available = model["F"], model["available"]
+    change = F[s, j] - F[s, k]
+    reach = (F[s, j] > 0) | (F[s, k] > 0)
+    S, columns = len(F), []
+    for d in range(periods):
+        after = np.zeros(S, dtype=bool)
+        for t, a in itertools.product(np.flatnonzero(reach), range(F.shape[1])):
+            if available[t, a]:
+                column = np.zeros((periods + 1) * S)
+                column[d * S + t] = 1.0
+                column[(d + 1) * S : (d + 2) * S] = -F[t, a]
+                columns.append(column)
+                after |= F[t, a] > 0
+        reach = after
+    A = np.stack(columns, axis=1)
+    b = np.r_[change, np.zeros(periods * S)]
+    return np.linalg.matrix_rank(np.c_[A, b], tol=1e-9) == np.linalg.matrix_rank(A, tol=1e-9)
+
+
+# ---------------------------------------------------------------- simulated paths
+
+
+def path_values(start, P, F, draws, flows, beta):
+    """(states, K) discounted flows of one path from every start state; P (S,J), F (S,J,S)."""
+    out = np.zeros((len(start), flows.shape[1]))
+    for i, s in enumerate(start):
+        for t, (u_choice, u_move) in enumerate(draws):
+            out[i] += beta**t * flows[s]
+            j = int(np.searchsorted(np.cumsum(P[s]), u_choice, side="right"))
+            s = int(np.searchsorted(np.cumsum(F[s, j]), u_move, side="right"))
+    return out

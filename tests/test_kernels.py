@@ -151,6 +151,22 @@ def test_simulated_members_follow_their_draws():
     assert after.tolist() == [1]
 
 
+def test_path_values(rng):
+    spec = oracles.random_model(4, 7, 3, 2, 0.9, sparse=True)
+    P = rng.dirichlet(np.ones(3), size=7) * spec["available"]
+    P /= P.sum(axis=1, keepdims=True)
+    flows, draws, start = rng.normal(size=(7, 2)), rng.random((40, 2)), np.array([5, 0, 3])
+    rows = spec["F"].reshape(21, 7)
+    indices = [np.flatnonzero(row) for row in rows]
+    indptr = np.r_[0, np.cumsum([len(i) for i in indices])]
+    cdf_next = np.concatenate([np.cumsum(row[i]) for row, i in zip(rows, indices, strict=True)])
+    out = np.ones((3, 2))
+    flat = np.concatenate(indices)
+    kernels.path_values(start, np.cumsum(P, axis=1), indptr, flat, cdf_next, draws, flows, 0.9, out)
+    want = 1.0 + oracles.path_values(start, P, spec["F"], draws, flows, 0.9)
+    np.testing.assert_allclose(out, want, atol=1e-12)
+
+
 def test_every_kernel_is_tested_here():
     from pathlib import Path
 

@@ -1,10 +1,8 @@
-"""CCP and NPL: estimators that replace the fixed point by first-stage choice probabilities.
+"""CCP: the estimator that replaces the fixed point by first-stage choice probabilities.
 
-:class:`CCP` is Hotz and Miller's (1993) pseudo-likelihood, with the values of
-:mod:`dynchoice.estimate.valuation` (policy inversion, simulated paths) or of
-:mod:`dynchoice.estimate.dependent` (finite dependence). :class:`NPL` repeats it with the
-probabilities that the last estimate implies (Aguirregabiria and Mira 2002); its fixed point is the
-maximum of the likelihood. It is also where NFXP starts.
+Hotz and Miller's (1993) pseudo-likelihood, with the values of :mod:`dynchoice.estimate.valuation`
+(policy inversion, simulated paths) or of :mod:`dynchoice.estimate.dependent` (finite dependence).
+It is also where NFXP starts.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import (
     IdentificationError,
     IdentificationWarning,
@@ -26,7 +23,6 @@ from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.choice_probabilities import (
     ChoiceProbabilities,
     FirstStageChoice,
-    pooled,
     smoothed,
     static,
 )
@@ -37,21 +33,16 @@ from dynchoice.estimate.likelihood import (
     Evaluation,
     FiniteLikelihood,
     Likelihood,
-    choice_gradient,
-    second_order,
 )
 from dynchoice.estimate.optimise import (
     Optimization,
     check_options,
     maximise,
-    newton_decrement,
-    scaled_gradient,
 )
 from dynchoice.estimate.report import ScoreParts, as_results, score_parts
 from dynchoice.estimate.resampling import resampled
 from dynchoice.estimate.valuation import (
     SimulatedValues,
-    policy_flows,
     pseudo_likelihood,
     valuation,
 )
@@ -94,99 +85,6 @@ def hotz_miller(
         best, optimization = fit(likelihood, start)
         P, start = best.P, best.params
     return best, optimization, Wz @ best.params + We
-
-
-class Stages:
-    """Stages of the nested pseudo-likelihood on preallocated arrays: one Newton step at a time."""
-
-    def __init__(self, model: DDC, n: FloatArray) -> None:
-        S, J, K = model.shape
-        self.model, self.n = model, np.ascontiguousarray(n)
-        self.total = float(n.sum())
-        self.seen = np.ascontiguousarray(n.sum(axis=1))
-        self.attentive = bool((model.attention == 1).all())
-        self.system = PolicySystem(model.transitions, model.beta)
-        self.masked = np.where(model.available, 0.0, -np.inf)
-        self.nothing = np.zeros((S, J))
-        self.v, self.pi, self.P = np.empty((S, J)), np.empty((S, J)), np.empty((S, J))
-        self.V, self.dlogp = np.empty(S), np.empty((S, J, K))
-        self.W = np.zeros((S, K + 1))
-
-    def values(self, P: FloatArray) -> None:
-        """Take first-stage probabilities: features and known part of the pseudo-likelihood."""
-        model = self.model
-        flows = policy_flows(model, P, P if self.attentive else unmix(model, P))
-        self.system.factor(P)
-        self.W = self.system.solve(flows)
-        ahead = model.beta * model.transitions.expect(self.W)
-        self.x = np.ascontiguousarray(model.utility.x + ahead[:, :, :-1])
-        self.offset = model.utility.offset + ahead[:, :, -1] + self.masked
-
-    def at(self, theta: FloatArray) -> float:
-        """Return the pseudo-log-likelihood; ``P`` holds the probabilities of ``theta``."""
-        model = self.model
-        u = self.offset + self.x @ theta
-        kernels.soft_bellman(
-            u, self.nothing, 0.0, model.attention, model.default, self.v, self.V, self.pi, self.P
-        )
-        return float(kernels.log_likelihood(self.n, self.P))
-
-    def derivatives(self) -> tuple[FloatArray, FloatArray]:
-        """Return score (K,) and information (K, K) where :meth:`at` was called last."""
-        model, K = self.model, self.x.shape[2]
-        score, outer = np.zeros(K), np.zeros((K, K))
-        kernels.log_ccp_derivative(
-            self.pi, self.P, model.attention, model.default, self.x, self.dlogp
-        )
-        kernels.score_and_outer(self.n, self.dlogp, score, outer)
-        if self.attentive:
-            information = np.zeros((K, K))
-            kernels.weighted_choice_covariance(self.seen, self.pi, self.x, information)
-        else:
-            _, seen, extra = choice_gradient(model, self.n, self.pi, self.P, False)
-            information = -second_order(model, -seen, extra, self.pi, self.x)
-        return score, information
-
-
-def npl(
-    model: DDC, n: FloatArray, P: FloatArray, tol: float, maxiter: int, progress: Any = None
-) -> tuple[FloatArray, FloatArray, int]:
-    """Iterate to the NPL fixed point: parameters (K,), value (S,) and stages taken.
-
-    Each stage takes one Newton step of its pseudo-likelihood (the first one several): with the
-    zero Jacobian the probabilities then follow at the same quadratic pace. It stops when the
-    scaled gradient of the pseudo-likelihood and the change of the probabilities are within
-    ``tol``; whether that is the maximum of the likelihood, the caller checks.
-    """
-    stages = Stages(model, n)
-    theta = np.zeros(len(model.names))
-    for stage in range(maxiter):
-        stages.values(P)
-        loglik = stages.at(theta)
-        for _ in range(20 if stage == 0 else 1):
-            score, information = stages.derivatives()
-            scale = np.sqrt(np.maximum(np.diag(information), 1e-300) * stages.total)
-            size = float(np.abs(score / scale).max())
-            if stage == 0 and size < 1e-2:
-                break
-            step = np.linalg.lstsq(information, score, rcond=None)[0]
-            if stage > 0 and size <= tol and float(np.abs(stages.P - P).max()) <= tol:
-                # the step at hand costs nothing more and squares the distance that is left
-                theta = theta + step
-                return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], stage + 1
-            slack = 1e-12 * abs(loglik)
-            for halving in range(12):
-                trial = theta + step / 2**halving
-                after = stages.at(trial)
-                if after >= loglik - slack:
-                    theta, loglik = trial, after
-                    break
-            else:
-                stages.at(theta)
-        P = stages.P.copy()
-        if progress is not None:
-            progress(stage + 1, maxiter, f"NPL stage, scaled gradient {size:.1e}")
-    return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], maxiter
 
 
 class CCP:
@@ -554,129 +452,3 @@ def with_periods(counts: Counts, panel: Any, cov_type: str, cluster: str) -> Cou
             " or use 'opg' or 'unadjusted'"
         )
     return replace(counts, members=panel.member_cells(by_period=True), _cache={})
-
-
-class NPL:
-    """Nested pseudo-likelihood: CCP stages repeated (Aguirregabiria and Mira 2002).
-
-    Parameters
-    ----------
-    model : DDC
-        Infinite horizon.
-    data : Panel or Counts
-    steps : int, optional
-        Number of stages ``K``; one is CCP. Default: to the fixed point, which is the maximum
-        likelihood estimate, and reported as converged only where the gradient of the likelihood
-        itself says so.
-    first_stage : str or Utility
-        Where the probabilities start; see :class:`dynchoice.CCP`.
-
-    Notes
-    -----
-    The covariance is that of NFXP at the estimate: the Jacobian by the probabilities is zero.
-    """
-
-    name = "NPL"
-
-    def __init__(
-        self, model: DDC, data: Any, *, steps: int | None = None, first_stage: Any = "smoothed"
-    ) -> None:
-        if model.horizon is not None:
-            raise SpecificationError("NPL is for infinite horizons; NFXP takes a finite one")
-        if steps is not None and (
-            isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
-        ):
-            raise SpecificationError(f"steps={steps!r}: a positive number of stages, or None")
-        self.model, self.steps = model, steps
-        self.options = {"steps": steps, "first_stage": first_stage}
-        self.counts, self.panel = counts_of(data)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
-
-    def again(self, counts: Counts) -> NPL:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
-
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
-
-        ``start`` are parameters whose choice probabilities the first stage takes; ``maxiter``
-        bounds the stages.
-        """
-        check_options(tol, maxiter)
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(
-                self,
-                {"tol": tol, "maxiter": maxiter},
-                cluster=cluster,
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
-            )
-        model, n = self._first.model, self.counts.n_sj()
-        with one_blas_thread():
-            probe = Likelihood(model, n)
-            if start is None:
-                refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
-                own = self._stage
-                # a fixed point does not remember where it started: the cheapest start will do
-                cheap = self.steps is None and own.kind == "smoothed"
-                P = pooled(n, model.available) if cheap else own.estimate(model, n).P
-            else:
-                P = probe.evaluate(model.vector(start)).P
-            pseudo = None
-            if self.steps is None:
-                theta, value, stages = npl(model, n, P, tol, maxiter, progress)
-            else:
-                best, optimization, value = hotz_miller(model, n, self.steps, tol, maxiter, P)
-                theta, stages, pseudo = best.params, self.steps, best.loglik
-            likelihood = Likelihood(model, n, value)
-            at = likelihood.evaluate(theta)
-            parts = score_parts(likelihood, at, self._first)
-        if self.steps is None:
-            optimization = _fixed_point_status(at, parts.hessian, likelihood.total, tol, stages)
-        return as_results(
-            self.name if self.steps is None else f"NPL ({self.steps} steps)",
-            self._first,
-            self.counts,
-            at,
-            parts,
-            optimization,
-            cov_type,
-            cluster=cluster,
-            seed=seed,
-            strict=strict,
-            pseudo_loglik=pseudo,
-        )
-
-
-def _fixed_point_status(
-    at: Evaluation, hessian: FloatArray, total: float, tol: float, stages: int
-) -> Optimization:
-    """Say whether the NPL fixed point is the maximum of the likelihood."""
-    size = scaled_gradient(at, total)
-    # the last stage is exact to tol in its own terms; the likelihood's gradient adds rounding
-    converged = bool(size <= 10 * tol and at.converged)
-    message = (
-        f"converged: {stages} stages, scaled gradient of the likelihood {size:.1e}"
-        if converged
-        else f"not converged: scaled gradient of the likelihood {size:.1e} > {10 * tol:.0e} after"
-        f" {stages} stages"
-    )
-    decrement = newton_decrement(at.score, -hessian)
-    return Optimization(converged, message, stages, stages, size, decrement, np.zeros(0))

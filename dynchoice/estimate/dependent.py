@@ -138,6 +138,19 @@ class DependentLikelihood:
         J = self.model.shape[1]
         return np.asarray((self.u[rows][:, None] * J + np.arange(J)).reshape(-1), dtype=np.int64)
 
+    def copy(self) -> DependentLikelihood:
+        """Return the same rows and weights with counts and probabilities of its own."""
+        new = object.__new__(DependentLikelihood)
+        new.__dict__.update(self.__dict__)
+        new.known = [known.copy() for known in self.known]
+        return new
+
+    def recount(self, n: FloatArray) -> None:
+        """Take other counts of the same rows: (S, J), or (T, S, J) at a finite horizon."""
+        by_period = n.reshape(-1, *self.model.shape[:2])
+        self.n = np.ascontiguousarray(by_period[self.t, self.s] * self.offered)
+        self.total = float(self.n.sum())
+
     def set_probabilities(self, P: FloatArray) -> None:
         """Take first-stage probabilities ``P`` (S, J), or (T*S, J) at a finite horizon."""
         S, J, _ = self.model.shape

@@ -177,7 +177,7 @@ def influence(
     transitions = model.transitions
     assert isinstance(transitions, Factored)
     laws = {law.name: law for law in transitions.bound}
-    K = len(model.names)
+    K = len(next(iter(cross.values()))) if cross else len(model.names)
     tables: list[tuple[Any, FloatArray]] = []
     V1 = np.zeros((K, K))
     for e in estimates:

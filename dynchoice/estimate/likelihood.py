@@ -91,6 +91,22 @@ class Likelihood:
         if evaluation is not None and evaluation.converged:
             self._last = replace(evaluation, params=evaluation.params + np.nan)
 
+    def recount(self, n: FloatArray) -> None:
+        """Take other counts (S, J); a solution already made is kept."""
+        self.n = np.ascontiguousarray(n, dtype=np.float64)
+        self.total = float(n.sum())
+        last = self._last
+        if last is None:
+            return
+        K = len(last.params)
+        score, outer = np.zeros(K), np.zeros((K, K))
+        kernels.score_and_outer(self.n, last.dlogp, score, outer)
+        loglik = float(kernels.log_likelihood(self.n, last.P))
+        renewed = replace(last, score=score, outer=outer, loglik=loglik)
+        if self._factored is last:
+            self._factored = renewed
+        self._last = renewed
+
     def flow(self, params: FloatArray) -> FloatArray:
         """Return flow utility (S, J), minus infinity where a choice is not offered."""
         return self._offset + self._x @ params
@@ -147,7 +163,8 @@ class Likelihood:
 
     def _hold(self, at: Evaluation) -> None:
         """Make the linear system that of an evaluation, which need not be the last one made."""
-        if self._factored is not at and self.model.beta > 0:
+        held = self._factored
+        if (held is None or held.P is not at.P) and self.model.beta > 0:
             self.system.factor(at.P)
             self._factored = at
 
@@ -213,6 +230,18 @@ class FiniteLikelihood(Likelihood):
     def __init__(self, model: DDC, n: FloatArray) -> None:
         super().__init__(model.with_parts(horizon=None, beta=0.0), n.sum(axis=0))
         self.model, self.n_t = model, np.ascontiguousarray(n)
+
+    def recount(self, n: FloatArray) -> None:
+        """Take other counts (T, S, J)."""
+        self.n_t = np.ascontiguousarray(n, dtype=np.float64)
+        self.total = float(n.sum())
+        if self._last is not None:
+            last, K = self._last, len(self._last.params)
+            score, outer = np.zeros(K), np.zeros((K, K))
+            for t in range(len(n)):
+                kernels.score_and_outer(self.n_t[t], last.dlogp[t], score, outer)
+            loglik = sum(kernels.log_likelihood(m, P) for m, P in zip(n, last.P, strict=True))
+            self._last = replace(last, score=score, outer=outer, loglik=float(loglik))
 
     def evaluate(self, params: FloatArray) -> Evaluation:
         from dynchoice.solve.finite import backward_induction

@@ -205,7 +205,7 @@ def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str
     clusters. Or they are regions, see :func:`check_cluster`. The sums (B, K) are by bucket or
     region in every case.
     """
-    if counts.members is not None:
+    if counts.members is not None and counts.unit != "region":
         members = counts.members
         sums = members.matrix() @ psi(members.cells[:, 1:])
         meat = (sums * members.weights[:, None]).T @ sums

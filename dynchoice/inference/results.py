@@ -15,7 +15,7 @@ from dynchoice.errors import DataError, SpecificationError, StorageError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
-from dynchoice.inference.summary import Summary, summarise
+from dynchoice.inference.summary import Summary, number, summarise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.stored import model_from_tree, model_to_tree
 from dynchoice.model.transitions import Transitions
@@ -238,23 +238,35 @@ class Results(Estimates):
 
         ``results.summary`` and ``results.summary()`` are the same.
         """
-        return summarise(self)
+        return summarise(self, self.model, [("Pseudo R-squared:", number(self.rsquared_mcfadden))])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save to one file (``.npz`` with a JSON skeleton, no pickle); :func:`load` reads it."""
+        return save_tree(path, KIND, self.to_tree())
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return everything as nested dicts of arrays and plain values, for saving."""
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
             if name not in ("model", "first_stage", "notes", "extra_names")
         }
-        tree = {
+        return {
             **plain,
             "notes": list(self.notes),
             "extra_names": list(self.extra_names),
             "first_stage": list(self.first_stage),
             "model": model_to_tree(self.model),
         }
-        return save_tree(path, KIND, tree)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Results:
+        """Rebuild from :meth:`to_tree`."""
+        own = dict(tree)
+        own["model"] = model_from_tree(own["model"])
+        for name in ("notes", "first_stage", "extra_names"):
+            own[name] = tuple(own.get(name, ()))
+        return cls(**own)
 
     def __repr__(self) -> str:
         return (
@@ -264,21 +276,21 @@ class Results(Estimates):
         )
 
 
-def load(path: str | os.PathLike[str]) -> Results:
-    """Load results saved by :meth:`Results.save`.
+def load(path: str | os.PathLike[str]) -> Any:
+    """Load a fit saved by its ``save``: :class:`Results` or :class:`MixtureResults`.
 
     Raises
     ------
     StorageError
         No such file, damaged, or no results of this package.
     """
-    tree: Mapping[str, Any] = load_tree(path, KIND)
-    fields = dict(tree)
+    tree = dict(load_tree(path, KIND))
+    mixture = tree.pop("mixture", False)
     try:
-        fields["model"] = model_from_tree(fields["model"])
-        fields["notes"] = tuple(fields["notes"])
-        fields["first_stage"] = tuple(fields["first_stage"])
-        fields["extra_names"] = tuple(fields.get("extra_names", ()))
-        return Results(**fields)
+        if mixture:
+            from dynchoice.inference.mixture import MixtureResults
+
+            return MixtureResults.from_tree(tree)
+        return Results.from_tree(tree)
     except (KeyError, TypeError, DataError) as error:
         raise StorageError(f"{path} cannot be read by this version: {error}") from error

@@ -14,7 +14,8 @@ from dynchoice.errors import SpecificationError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynchoice.inference.results import Results
+    from dynchoice.inference.estimates import Estimates
+    from dynchoice.model.ddc import DDC
 
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
@@ -142,11 +143,13 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
-def summarise(results: Results) -> Summary:
-    """Return the summary of one fit."""
-    r = results
+HEADER = ("Parameter", "Estimate", "Std. Err.", "T-stat", "P-value", "Lower CI", "Upper CI")
+
+
+def parameter_rows(r: Estimates) -> tuple[tuple[str, ...], ...]:
+    """Return one row a parameter, in the columns of ``HEADER``."""
     interval = r.conf_int()
-    rows = tuple(
+    return tuple(
         (
             name,
             number(r.params.iloc[k]),
@@ -158,39 +161,50 @@ def summarise(results: Results) -> Summary:
         )
         for k, name in enumerate(r.params.index)
     )
-    S, J, _ = r.model.shape
+
+
+def facts_of(r: Any, model: DDC) -> list[tuple[str, str]]:
+    """Return the facts above the table that every fit has."""
+    S, J, _ = model.shape
     cov = r.cov_type
     if "clusters" in r.cov_config:
         cov += f" ({r.cov_config['clusters']:,} by {r.cov_config['by']})"
-    facts: list[tuple[str, str]] = [
+    facts = [
         ("Estimator:", r.estimator),
         ("Member-months:", f"{r.nobs:,.0f}"),
         ("Members:", f"{r.nmembers:,}"),
         ("States x choices:", f"{S:,} x {J}"),
-        ("Discount factor:", f"{r.model.beta:g}"),
-        ("Log-likelihood:", f"{r.loglik:.4f}"),
+        ("Discount factor:", f"{model.beta:g}"),
+        ("Log-likelihood:", number(r.loglik)),
         ("Converged:", "yes" if r.converged else "NO"),
         ("Covariance:", cov),
         ("First-stage error:", r.cov_config.get("first_stage_label", "none")),
-        ("Pseudo R-squared:", number(r.rsquared_mcfadden)),
-        ("AIC:", f"{r.aic:.2f}"),
-        ("BIC:", f"{r.bic:.2f}"),
+        ("AIC:", number(r.aic, 2)),
+        ("BIC:", number(r.bic, 2)),
     ]
-    if r.loglik_transitions is not None:
-        facts.append(("Log-lik. with transitions:", f"{r.loglik + r.loglik_transitions:.4f}"))
+    if r.loglik_transitions is not None and np.isfinite(r.loglik):
+        facts.append(("Log-lik. with transitions:", number(r.loglik + r.loglik_transitions)))
     if r.pseudo_loglik is not None:
-        facts.append(("Pseudo-log-likelihood:", f"{r.pseudo_loglik:.4f}"))
+        facts.append(("Pseudo-log-likelihood:", number(r.pseudo_loglik)))
+    return facts
+
+
+def summarise(r: Any, model: DDC, more: Sequence[tuple[str, str]] = ()) -> Summary:
+    """Return the summary of one fit; ``more`` are facts of its own kind."""
     notes = [] if r.converged else [f"NOT CONVERGED: {r.message}"]
-    header = ("Parameter", "Estimate", "Std. Err.", "T-stat", "P-value", "Lower CI", "Upper CI")
     return Summary(
-        f"{r.estimator} estimation summary", tuple(facts), header, rows, (*notes, *r.notes)
+        f"{r.estimator} estimation summary",
+        (*facts_of(r, model), *more),
+        HEADER,
+        parameter_rows(r),
+        (*notes, *r.notes),
     )
 
 
 class Comparison:
     """Several fits side by side: ``params``, ``std_errors``, ``tstats``, ``summary()``."""
 
-    def __init__(self, results: Mapping[str, Results], precision: str = "std_errors") -> None:
+    def __init__(self, results: Mapping[str, Estimates], precision: str = "std_errors") -> None:
         self.results = dict(results)
         if precision not in ("std_errors", "tstats", "pvalues"):
             raise SpecificationError(
@@ -230,11 +244,11 @@ class Comparison:
             rows.append((str(name), *(number(v) if v == v else "" for v in row)))
             rows.append(("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)])))
         facts: list[tuple[str, Any]] = [
-            ("Log-likelihood", lambda r: f"{r.loglik:.4f}"),
+            ("Log-likelihood", lambda r: number(r.loglik)),
             ("Member-months", lambda r: f"{r.nobs:,.0f}"),
             ("Covariance", lambda r: r.cov_type),
             ("Converged", lambda r: "yes" if r.converged else "NO"),
-            ("AIC", lambda r: f"{r.aic:.2f}"),
+            ("AIC", lambda r: number(r.aic, 2)),
         ]
         for label, read in facts:
             rows.append((label, *(read(r) for r in self.results.values())))
@@ -253,13 +267,13 @@ class Comparison:
 
 
 def compare(
-    results: Mapping[str, Results] | Sequence[Results], *, precision: str = "std_errors"
+    results: Mapping[str, Estimates] | Sequence[Estimates], *, precision: str = "std_errors"
 ) -> Comparison:
     """Put several fits side by side.
 
     Parameters
     ----------
-    results : mapping of label to Results, or sequence
+    results : mapping of label to fit, or sequence
     precision : {"std_errors", "tstats", "pvalues"}
         What stands in brackets below each estimate.
 
@@ -268,7 +282,7 @@ def compare(
     SpecificationError
         Nothing to compare, or an entry that is no Results.
     """
-    from dynchoice.inference.results import Results as Kind
+    from dynchoice.inference.estimates import Estimates as Kind
 
     if isinstance(results, Kind):
         results = [results]

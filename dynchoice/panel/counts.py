@@ -34,7 +34,8 @@ class MemberCells:
     ``cells`` (C, 5) holds the distinct (segment, state, choice, next state, decides);
     ``index`` points into it, ``n`` (entries,) counts months of one copy of the member and
     ``weights`` (N,) says how many members each history stands for. ``first`` (N,) is the state of
-    the member's first row and ``bucket`` (N,) the member's bucket.
+    the member's first row, ``bucket`` and ``region`` (N,) the member's bucket and the region
+    of that row.
     """
 
     indptr: IntArray
@@ -44,6 +45,7 @@ class MemberCells:
     weights: FloatArray
     first: IntArray
     bucket: IntArray
+    region: IntArray
 
     @property
     def size(self) -> int:
@@ -65,6 +67,7 @@ class MemberCells:
         weights: FloatArray,
         first: IntArray,
         bucket: IntArray,
+        region: IntArray,
     ) -> MemberCells:
         """Build from one row per (member code, cell), member codes 0 .. N-1."""
         unique, index = distinct_rows(cells)
@@ -78,6 +81,7 @@ class MemberCells:
             weights,
             first,
             bucket,
+            region,
         )
 
     def select(self, segment: int) -> MemberCells:
@@ -88,7 +92,13 @@ class MemberCells:
         cells = self.cells[self.index[keep]].copy()
         cells[:, 0] = 0
         return MemberCells.from_rows(
-            codes, cells, self.n[keep], self.weights[kept], self.first[kept], self.bucket[kept]
+            codes,
+            cells,
+            self.n[keep],
+            self.weights[kept],
+            self.first[kept],
+            self.bucket[kept],
+            self.region[kept],
         )
 
     def reweighted(self, factor: FloatArray) -> MemberCells:
@@ -104,6 +114,7 @@ class MemberCells:
             np.r_[self.weights, other.weights],
             np.r_[self.first, other.first],
             np.r_[self.bucket, other.bucket],
+            np.r_[self.region, other.region],
         )
 
 
@@ -280,9 +291,7 @@ class Counts:
             )
         own = self.regions
         cells, n = group_sum(np.ascontiguousarray(own.cells[:, [0, 1, 3, 4, 5, 6]]), own.n)
-        return replace(
-            self, buckets=len(own.labels), cells=cells, n=n, members=None, unit="region", _cache={}
-        )
+        return replace(self, buckets=len(own.labels), cells=cells, n=n, unit="region", _cache={})
 
     def reweighted(self, factor: FloatArray) -> Counts:
         """Return the counts with bucket ``b`` standing for ``factor[b]`` copies of itself.
@@ -297,7 +306,8 @@ class Counts:
         members, regions = self.members, self.regions
         period_cells, period_n = self.period_cells[:0], self.period_n[:0]
         if members is not None:
-            members = members.reweighted(factor[members.bucket])
+            unit = members.region if self.unit == "region" else members.bucket
+            members = members.reweighted(factor[unit])
         if self.unit == "region" and regions is not None:
             regions = regions.reweighted(factor)
             period_cells, period_n = group_sum(
@@ -341,9 +351,10 @@ class Counts:
         period_cells, period_n = group_sum(
             np.concatenate([a.period_cells, b.period_cells]), np.r_[a.period_n, b.period_n]
         )
+        regions = None if a.regions is None or b.regions is None else a.regions + b.regions
         members = None
         if a.members is not None and b.members is not None:
-            members = a.members + b.members
+            members = a._in_regions(regions) + b._in_regions(regions)
         return replace(
             a,
             cells=cells,
@@ -353,9 +364,17 @@ class Counts:
             segment_members=a.segment_members + b.segment_members,
             origin=min(c.first_period if c.origin is None else c.origin for c in (a, b)),
             members=members,
-            regions=None if a.regions is None or b.regions is None else a.regions + b.regions,
+            regions=regions,
             _cache={},
         )
+
+    def _in_regions(self, regions: RegionCells | None) -> MemberCells:
+        """Return the members with region codes of a union of regions."""
+        assert self.members is not None
+        if regions is None or self.regions is None:
+            return self.members
+        code = np.array([regions.labels.index(x) for x in self.regions.labels], dtype=np.int64)
+        return replace(self.members, region=code[self.members.region])
 
     def _relabelled(self, segments: tuple[Level, ...]) -> Counts:
         new = np.array([segments.index(s) for s in self.segments], dtype=np.int64)

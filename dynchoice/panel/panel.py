@@ -452,21 +452,23 @@ class Panel:
         if by_period:
             cells[:, -1] -= self._span[0]
         n = own["rows"].to_numpy(dtype=np.float64)
-        first, bucket = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
+        first, bucket, region = (np.zeros(len(who), np.int64) for _ in range(3))
         starts = self._first_months()
         at = np.searchsorted(who, starts["member"].to_numpy())
         first[at] = starts["state"].to_numpy()
         bucket[at] = starts["bucket"].to_numpy()
+        if self.regions:
+            region[at] = self._keyed(starts, ["region"])[:, 0]
         entries = codes.reshape(-1).astype(np.int64)
-        return MemberCells.from_rows(entries, cells, n, weights, first, bucket)
+        return MemberCells.from_rows(entries, cells, n, weights, first, bucket, region)
 
     def _first_months(self) -> pd.DataFrame:
-        """Return member, bucket and state of each member's first row."""
+        """Return member, bucket, region and state of each member's first row."""
         import ibis
 
         r = self.rows
         opening = r.period.min().over(ibis.window(group_by=[r.member]))
-        marked = r.select("member", "bucket", "state", "period", opening=opening)
+        marked = r.select("member", "bucket", "region", "state", "period", opening=opening)
         return marked.filter(marked.period == marked.opening).execute()
 
     def _region_cells(self) -> RegionCells | None:

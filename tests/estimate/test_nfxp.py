@@ -234,7 +234,7 @@ def test_states_never_seen_are_counted(fitted, membership):
                                                   np.full((40, 3, 40), 1 / 40))), p),
             "the order counts",
         ),
-        (lambda m, p: dc.CCP(m.with_parts(horizon=3), p), "CCP with exact values is for infinite horizons"),
+        (lambda m, p: dc.CCP(m.with_parts(horizon=3), p), "exact values is for infinite horizons"),
     ],
 )  # fmt: skip
 def test_model_and_panel_must_fit(membership, fitted, build, message):

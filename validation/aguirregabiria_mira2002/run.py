@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Study, expected, main
 
 import dynchoice as dc
-from dynchoice.estimate.ccp import pseudo_likelihood, smoothed_frequencies
+from dynchoice.estimate.choice_probabilities import smoothed
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.optimise import maximise
+from dynchoice.estimate.valuation import pseudo_likelihood
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 
 HERE = Path(__file__).resolve().parent
@@ -121,9 +122,7 @@ def run(quick: bool) -> Study:
         np.add.at(n, (paths.states[:, 0], paths.choices[:, 0]), 1)
         with one_blas_thread():
             rows.setdefault(("MLE", 0), []).append(solved(Likelihood(model, n), truth)[1])
-            for start, P in zip(
-                STARTS, (kernel_smoothed(n), smoothed_frequencies(model, n)[0]), strict=True
-            ):
+            for start, P in zip(STARTS, (kernel_smoothed(n), smoothed(model, n).P), strict=True):
                 for k, row in enumerate(stages(model, system, n, P)):
                     rows.setdefault((start, k + 1), []).append(row)
         if r < PANELS:

@@ -1,0 +1,173 @@
+"""Results of a finite mixture of unobserved types."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+from dynchoice.inference.diagnostics import Identification
+from dynchoice.inference.estimates import Estimates
+from dynchoice.inference.results import KIND, Results
+from dynchoice.inference.summary import Summary, summarise
+from dynchoice.storage import save_tree
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class MixtureResults(Estimates):
+    """Estimates of a mixture: parameters of every type, shares, and who is probably which.
+
+    Attributes
+    ----------
+    theta : FloatArray, shape (P,)
+        All parameters; :attr:`params` labels them (``taste[0]``, ``taste[1]``, ``price``,
+        ``share[1]`` ...). Share coefficients are log-odds against type 0.
+    type_shares : FloatArray, shape (Q,)
+        Share of each type among the members.
+    posteriors : FloatArray, shape (members, Q)
+        Probability of each type given a member's whole history, in order of the member's id.
+    by_type : tuple of Results
+        One ordinary fit a type, for solving, forecasting and counterfactuals; its counts are the
+        posterior-weighted ones.
+    loglik : float
+        Log-likelihood of the mixture; with CCPs inside, of the pseudo-likelihood's mixture
+        (``pseudo_loglik``), and NaN here.
+    """
+
+    estimator: str
+    labels: tuple[str, ...]
+    theta: FloatArray
+    cov_matrix: FloatArray
+    cov_type: str
+    cov_config: dict[str, Any]
+    loglik: float
+    nobs: float
+    nmembers: int
+    converged: bool
+    message: str
+    optimization: dict[str, Any]
+    hessian: FloatArray
+    type_shares: FloatArray
+    posteriors: FloatArray = field(repr=False)
+    by_type: tuple[Results, ...] = field(repr=False)
+    data_digest: str
+    package_version: str
+    seed: int | None = None
+    pseudo_loglik: float | None = None
+    loglik_transitions: float | None = None
+    notes: tuple[str, ...] = ()
+    bootstrap: FloatArray | None = field(default=None, repr=False)
+    influence: FloatArray | None = field(default=None, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter labels."""
+        return self.labels
+
+    @property
+    def vector(self) -> FloatArray:
+        """Estimates, unlabelled."""
+        return self.theta
+
+    def restart(self) -> dict[str, Any]:
+        """Return the options of ``fit`` that start a refit from here."""
+        return {"start": self.theta if self.pseudo_loglik is None else self.posteriors}
+
+    @property
+    def types(self) -> int:
+        """Number of types ``Q``."""
+        return len(self.by_type)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion."""
+        return 2 * len(self.theta) - 2 * self._criterion
+
+    @property
+    def bic(self) -> float:
+        """Bayes' criterion with log(member-months), comparable to :attr:`Results.bic`."""
+        return float(np.log(self.nobs)) * len(self.theta) - 2 * self._criterion
+
+    @property
+    def _criterion(self) -> float:
+        return self.loglik if self.pseudo_loglik is None else self.pseudo_loglik
+
+    @property
+    def shares(self) -> pd.Series:
+        """Share of each type among the members."""
+        import pandas as pd
+
+        return pd.Series(self.type_shares, index=[f"type {q}" for q in range(self.types)])
+
+    @property
+    def entropy(self) -> float:
+        """How well histories tell types apart: 1 for certain, 0 for not at all."""
+        if self.types == 1:
+            return 1.0
+        p = np.maximum(self.posteriors, 1e-300)
+        return float(1 + (p * np.log(p)).sum(axis=1).mean() / np.log(self.types))
+
+    def type(self, q: int) -> Results:
+        """Return the fit of one type, ready for ``dc.forecast`` and ``dc.counterfactual``.
+
+        Raises
+        ------
+        SpecificationError
+            No such type.
+        """
+        if isinstance(q, bool) or not isinstance(q, (int, np.integer)) or not 0 <= q < self.types:
+            raise SpecificationError(f"no type {q!r}: types are 0 to {self.types - 1}")
+        return self.by_type[int(q)]
+
+    def identification(self) -> Identification:
+        """Return which directions of the parameters the data tell apart, smallest first."""
+        return Identification.of(self.names, -self.hessian)
+
+    @property
+    def summary(self) -> Summary:
+        """The table of estimates (also callable)."""
+        more = [
+            ("Types:", str(self.types)),
+            ("Shares:", ", ".join(f"{s:.3f}" for s in self.type_shares)),
+            ("Entropy of posteriors:", f"{self.entropy:.3f}"),
+        ]
+        return summarise(self, self.by_type[0].model, more)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save to one file; :func:`dynchoice.load` reads it."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("by_type", "labels", "notes")
+        }
+        tree = {
+            **plain,
+            "mixture": True,
+            "labels": list(self.labels),
+            "notes": list(self.notes),
+            "by_type": [r.to_tree() for r in self.by_type],
+        }
+        return save_tree(path, KIND, tree)
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> MixtureResults:
+        """Rebuild from what :meth:`save` wrote."""
+        own = dict(tree)
+        own["labels"], own["notes"] = tuple(own["labels"]), tuple(own["notes"])
+        own["by_type"] = tuple(Results.from_tree(t) for t in own["by_type"])
+        return cls(**own)
+
+    def __repr__(self) -> str:
+        return (
+            f"MixtureResults({self.estimator}: {self.types} types,"
+            f" {len(self.theta)} parameters, {self.nobs:,.0f} member-months,"
+            f" {'converged' if self.converged else 'NOT CONVERGED'})"
+        )

@@ -151,6 +151,7 @@ class CCPEM:
         self.data: Histories = histories(self._members, model.horizon is not None)
         self._phi, names = share_features(model, shares, self.data)
         extra = ("beta",) if beta is not None else ()
+        self._dependent_part: DependentLikelihood | None = None
         self.layout = TypeLayout.of(model.names, varying, types, names, extra)
         S, J, _ = model.shape
         self.shape = (S, J) if model.horizon is None else (model.horizon, S, J)
@@ -228,6 +229,20 @@ class CCPEM:
 
     # EM --------------------------------------------------------------------------------------
 
+    def _dependent(self) -> DependentLikelihood:
+        """Return the pseudo-likelihood of all members, made once."""
+        if self._dependent_part is None:
+            n = self.data.counts(np.ones(len(self.data.weight)), self.shape)
+            model, free = self._first.model, bool(self.layout.extra)
+            part = DependentLikelihood(model, n, self.dependence, free)
+            if part.dropped:
+                raise SpecificationError(
+                    f"finite dependence leaves out {part.dropped:,.0f} member-months: a history"
+                    " needs all its choices. Use valuation='exact' or inner='NFXP'"
+                )
+            self._dependent_part = part
+        return self._dependent_part
+
     def _make_inner(self) -> Any:
         if self.inner == "NFXP":
             return FullInner(self._first.model, self.data, self.layout)
@@ -236,8 +251,7 @@ class CCPEM:
             self.data,
             self.layout,
             self._stage,
-            self.valuation,
-            self.dependence,
+            self._dependent() if self.valuation == "finite-dependence" else None,
         )
 
     def _em(
@@ -327,12 +341,7 @@ class CCPEM:
         one = TypeLayout(model.names, L.varying, 1, L.share_names, L.extra)
         n = self.data.counts(np.ones(len(self.data.weight)), self.shape)
         if self.inner == "CCP" and self.valuation == "finite-dependence":
-            part = DependentLikelihood(model, n, self.dependence, bool(L.extra))
-            if part.dropped:
-                raise SpecificationError(
-                    f"finite dependence leaves out {part.dropped:,.0f} member-months: a history"
-                    " needs all its choices. Use valuation='exact' or inner='NFXP'"
-                )
+            part = self._dependent().copy()
             part.set_probabilities(self._stage.estimate(model, n.reshape(-1, n.shape[-1])).P)
             zero = np.zeros(len(model.names) + len(L.extra))
             zero[len(model.names) :] = model.beta

@@ -134,11 +134,15 @@ def flexible_logit(
     gamma = np.zeros((J - 1, G)) if start is None else start.reshape(J - 1, G).copy()
 
     def probabilities(features: FloatArray, offered: BoolArray, g: FloatArray) -> FloatArray:
-        index = np.concatenate([np.zeros((len(features), 1)), features @ g.T], axis=1)
-        index = np.where(offered, index, -np.inf)
-        index -= index.max(axis=1, keepdims=True)
-        e = np.exp(index)
-        return np.asarray(e / e.sum(axis=1, keepdims=True))
+        # choices outside, rows inside: contiguous passes over many rows
+        index = np.zeros((J, len(features)))
+        index[1:] = g @ features.T
+        if not offered.all():
+            index[~offered.T] = -np.inf
+        index -= np.maximum.reduce(index)
+        np.exp(index, out=index)
+        index /= np.add.reduce(index)
+        return np.ascontiguousarray(index.T)
 
     def objective(g: FloatArray, P: FloatArray) -> float:
         logs = np.log(np.where(m > 0, np.maximum(P, 1e-300), 1.0))
@@ -194,7 +198,8 @@ def row_influence(D: FloatArray, P: FloatArray, size: FloatArray) -> FloatArray:
 
 def empty_cells(n: FloatArray, available: BoolArray) -> int:
     """Return the offered choices never taken in rows that were seen."""
-    return int((available & (n == 0))[n.sum(axis=1) > 0].sum())
+    seen = np.flatnonzero(n @ np.ones(n.shape[1]))
+    return int((available[seen] & (n[seen] == 0)).sum())
 
 
 def state_features(states: StateSpace, formula: str | None, periods: int | None) -> FloatArray:

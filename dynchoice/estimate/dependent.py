@@ -14,6 +14,7 @@ the weights: at the truth the index is the same for every valid choice of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,11 @@ from dynchoice.errors import SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.likelihood import choice_gradient, second_order, through_values
 from dynchoice.model.ddc import DDC
-from dynchoice.model.dependence import describe_failures, finite_dependence
+from dynchoice.model.dependence import (
+    FiniteDependence,
+    describe_failures,
+    finite_dependence,
+)
 from dynchoice.model.factored import Factored
 from dynchoice.typing import FloatArray, IntArray
 
@@ -65,6 +70,8 @@ class DependentLikelihood:
         Dependence to use.
     free_beta : bool
         Append the discount factor to the parameters.
+    found : FiniteDependence, optional
+        Of an earlier likelihood on the same model and seen states, to save the search.
 
     Raises
     ------
@@ -72,14 +79,23 @@ class DependentLikelihood:
         No state has two choices that are finitely dependent.
     """
 
-    def __init__(self, model: DDC, n: FloatArray, periods: int, free_beta: bool) -> None:
+    def __init__(
+        self,
+        model: DDC,
+        n: FloatArray,
+        periods: int,
+        free_beta: bool,
+        found: FiniteDependence | None = None,
+    ) -> None:
         self.model, self.free_beta = model, free_beta
         S, J, K = model.shape
         self.horizon = 1 if model.horizon is None else model.horizon
         by_period = n.reshape(-1, S, J)
         pooled = by_period.sum(axis=0)
         seen = np.flatnonzero(pooled.sum(axis=1) > 0)
-        self.found = finite_dependence(model, periods, states=seen, precision=pooled)
+        if found is None:
+            found = finite_dependence(model, periods, states=seen, precision=pooled)
+        self.found = found
         # with inattention the default's mixture ties all choices together, without it a logit
         # holds within any subset of the choices
         partial = np.flatnonzero(
@@ -106,6 +122,7 @@ class DependentLikelihood:
         self.rows = static(model, model.utility.x[self.s], model.utility.offset[self.s], self.s)
         self.rows = self.rows.unchecked(available=self.offered)
         self.attentive = bool((self.rows.attention == 1).all())
+        self.everywhere = bool((model.attention == 1).all() and model.available.all())
         self.default = np.ascontiguousarray(self.rows.default)
         self._flatten(model)
 
@@ -125,18 +142,23 @@ class DependentLikelihood:
             xw = np.asarray(W @ flat).reshape(-1, J, K)[self.u] * ahead[:, None, None]
             self.layers.append((W, ahead, xw))
         self.known = [np.zeros((len(self.u), J)) for _ in self.layers]
+        self._looks: dict[int, list[tuple[int, IntArray, Any]]] = {}
 
-    def _rows_of(self, depth: int) -> list[tuple[int, IntArray]]:
-        """Return (period looked at, rows that look at it) for a layer of weights."""
-        if self.model.horizon is None:
-            return [(0, np.arange(len(self.t)))]
-        ahead = self.t + depth
-        return [(int(p), np.flatnonzero(ahead == p)) for p in np.unique(ahead) if p < self.horizon]
-
-    def _expand(self, rows: IntArray) -> IntArray:
-        """Return the rows of the weights (seen state x choice) behind likelihood rows."""
-        J = self.model.shape[1]
-        return np.asarray((self.u[rows][:, None] * J + np.arange(J)).reshape(-1), dtype=np.int64)
+    def _rows_of(self, depth: int) -> list[tuple[int, IntArray, Any]]:
+        """Return (period looked at, rows that look at it, their weights) for a layer."""
+        if depth not in self._looks:
+            if self.model.horizon is None:
+                pairs = [(0, np.arange(len(self.t)))]
+            else:
+                ahead = self.t + depth
+                periods = [int(p) for p in np.unique(ahead) if p < self.horizon]
+                pairs = [(p, np.flatnonzero(ahead == p)) for p in periods]
+            W, J = self.layers[depth - 1][0], self.model.shape[1]
+            self._looks[depth] = [
+                (p, rows, W[(self.u[rows][:, None] * J + np.arange(J)).reshape(-1)])
+                for p, rows in pairs
+            ]
+        return self._looks[depth]
 
     def copy(self) -> DependentLikelihood:
         """Return the same rows and weights with counts and probabilities of its own."""
@@ -156,17 +178,18 @@ class DependentLikelihood:
         S, J, _ = self.model.shape
         own = P.reshape(-1, S, J)
         self.P = own
-        for depth, (W, _, _) in enumerate(self.layers, start=1):
-            known = self.known[depth - 1]
+        for depth, known in enumerate(self.known, start=1):
             known[:] = 0.0
-            for period, rows in self._rows_of(depth):
+            for period, rows, W in self._rows_of(depth):
                 q = self.model.utility.offset + self.psi(own[period])
-                value = W[self._expand(rows)] @ q.reshape(-1)
+                value = W @ q.reshape(-1)
                 known[rows] = np.asarray(value).reshape(-1, J)
 
     def psi(self, P: FloatArray) -> FloatArray:
         """Return ``-log pi_a + (1 - attention) log pi_default`` (S, J); 0 where not offered."""
         model = self.model
+        if self.everywhere:
+            return np.asarray(-np.log(P))
         pi = unmix(model, P)
         logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
         at_default = logs[np.arange(len(P)), model.default]
@@ -243,10 +266,10 @@ class DependentLikelihood:
         G = self._pulls(at)
         K = len(G)
         D = np.zeros((self.P.shape[0], S * J, K))
-        for depth, (W, _, _) in enumerate(self.layers, start=1):
-            for period, rows in self._rows_of(depth):
+        for depth in range(1, len(self.layers) + 1):
+            for period, rows, W in self._rows_of(depth):
                 g = G[:, rows].reshape(K, -1).T
-                D[period] += beta**depth * np.asarray(W[self._expand(rows)].T @ g)
+                D[period] += beta**depth * np.asarray(W.T @ g)
         out = np.empty((K, self.P.shape[0] * S, J))
         for period, P in enumerate(self.P):
             pi = unmix(model, P)
@@ -283,11 +306,11 @@ class DependentLikelihood:
                 rows = np.arange(len(self.t)) if stationary else np.flatnonzero(self.t == period)
                 target = 0 if stationary else period + 1
                 np.add.at(M[target, :, k], at_row[rows], G[k, rows])
-        for depth, (W, _, _) in enumerate(self.layers, start=1):
-            for period, rows in self._rows_of(depth):
+        for depth in range(1, len(self.layers) + 1):
+            for period, rows, W in self._rows_of(depth):
                 g = G[:, rows].reshape(K, -1).T
                 target = 0 if stationary else period + 1
-                M[target] += beta**depth * np.asarray(W[self._expand(rows)].T @ g)
+                M[target] += beta**depth * np.asarray(W.T @ g)
         out: dict[str, FloatArray] = {}
         for period, value in enumerate(values):
             for k in range(K):

@@ -125,12 +125,11 @@ class PseudoInner:
         data: Histories,
         layout: TypeLayout,
         stage: FirstStageChoice,
-        valuation: str,
-        dependence: int,
+        dependent: DependentLikelihood | None,
     ) -> None:
         S, J, _ = model.shape
-        Q, E = layout.types, len(layout.extra)
-        self.model, self.stage, self.dependent = model, stage, valuation == "finite-dependence"
+        Q, E = layout.types, len(layout.extra)  # E extra parameters stand at the end
+        self.model, self.stage, self.dependent = model, stage, dependent is not None
         self.shape = (S, J) if model.horizon is None else (model.horizon, S, J)
         self.n = data.counts(np.ones(len(data.weight)), self.shape)
         tail = layout.utility + np.arange(E)
@@ -139,9 +138,8 @@ class PseudoInner:
         self.P: list[FloatArray | None] = [None] * Q
         self.now: list[Any] = []
         self.parts: list[Any] = []
-        if self.dependent:
-            first = DependentLikelihood(model, self.n, dependence, E > 0)
-            self.parts = [first] + [first.copy() for _ in range(Q - 1)]
+        if dependent is not None:
+            self.parts = [dependent.copy() for _ in range(Q)]
         else:
             self.system = PolicySystem(model.transitions, model.beta)
 

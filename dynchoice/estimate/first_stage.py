@@ -19,7 +19,7 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, LawEstimate
 from dynchoice.panel.counts import NO_NEXT, Counts
 from dynchoice.panel.panel import Panel
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ def first_stage(model: DDC, counts: Counts, panel: Panel | None) -> FirstStage:
                     " take the frequencies pooled over choices and parents"
                 )
     elif len(moves):
-        indptr, indices, data = transitions.stacked()
-        key = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)) * model.states.size + indices
-        J = len(model.choices)
-        asked = (moves[:, 0] * J + moves[:, 1]) * model.states.size + moves[:, 2]
-        refuse_moves(model, ~np.isin(asked, key[data > 0]), moves, n, panel)
+        refuse_moves(model, ~reachable(transitions.stacked(), moves, model), moves, n, panel)
     seen = int((counts.n_sj().sum(axis=1) > 0).sum())
     if seen < model.states.size:
         notes.append(
@@ -118,6 +114,17 @@ def first_stage(model: DDC, counts: Counts, panel: Panel | None) -> FirstStage:
             " the model speaks, not the data (see support())"
         )
     return FirstStage(model, tuple(estimates), tuple(notes))
+
+
+def reachable(stacked: Any, moves: IntArray, model: DDC) -> BoolArray:
+    """Return which observed (s, j, s') moves have positive probability in stacked rows."""
+    indptr, indices, data = stacked
+    row = moves[:, 0] * len(model.choices) + moves[:, 1]
+    out = np.zeros(len(moves), dtype=bool)
+    for i, (first, last) in enumerate(zip(indptr[row], indptr[row + 1], strict=True)):
+        at = first + np.searchsorted(indices[first:last], moves[i, 2])
+        out[i] = at < last and indices[at] == moves[i, 2] and data[at] > 0
+    return out
 
 
 def refuse_unavailable(model: DDC, counts: Counts, panel: Panel | None) -> None:

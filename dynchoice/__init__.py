@@ -31,6 +31,7 @@ _HOME = {
     "CCP": "estimate.ccp",
     "NPL": "estimate.npl",
     "CCPEM": "estimate.ccpem",
+    "ECCP": "estimate.eccp",
     "MixtureResults": "inference.mixture",
     "finite_dependence": "model.dependence",
     "Results": "inference.results",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, first_few
+from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
@@ -132,6 +132,7 @@ def finite_dependence(
     *,
     states: Any = None,
     precision: FloatArray | None = None,
+    through: Level | None = None,
 ) -> FiniteDependence:
     """Find one- and two-period finite dependence of a model, state by state.
 
@@ -146,6 +147,8 @@ def finite_dependence(
     precision : FloatArray, shape (S, J), optional
         Observations behind each choice probability: of the many weights that do, those that
         lean on well-observed choices are taken. Default: the smallest weights.
+    through : label, optional
+        Put weight on this choice only (the renewal or terminal action of the literature).
 
     Returns
     -------
@@ -179,19 +182,30 @@ def finite_dependence(
             "finite dependence needs the transitions expanded, and they are too large"
         )
     rows = np.arange(model.states.size) if states is None else np.asarray(states, dtype=np.int64)
-    search = _Search(model, stacked, precision)
+    allowed = model.available
+    if through is not None:
+        if through not in model.choices:
+            raise SpecificationError(
+                f"no choice {through!r}.{suggest(through, model.choices)} Choices:"
+                f" {', '.join(map(str, model.choices))}"
+            )
+        only = np.arange(len(model.choices)) == model.choices.index(through)
+        allowed = model.available & only
+    search = _Search(model, stacked, precision, allowed)
     return search.run(rows, periods)
 
 
 class _Search:
     """Linear systems of one model; ``run`` goes through the states."""
 
-    def __init__(self, model: DDC, stacked: Any, precision: FloatArray | None) -> None:
-        self.model = model
+    def __init__(
+        self, model: DDC, stacked: Any, precision: FloatArray | None, allowed: BoolArray
+    ) -> None:
+        self.model, self.allowed = model, allowed
         self.S, self.J = model.shape[:2]
         self.indptr, self.indices, self.data = stacked
         self.scale = np.ones((self.S, self.J)) if precision is None else np.sqrt(precision + 1e-3)
-        self.scale = np.where(model.available, self.scale, 0.0)
+        self.scale = np.where(allowed, self.scale, 0.0)
         self.label = self._row_labels()
         self.renewal = self._renewals()
 
@@ -221,9 +235,8 @@ class _Search:
             order = np.arange(self.S - 1, -1, -1)
             first[blocks[order]] = self.label[order, a]
             differs = np.zeros(len(best), dtype=bool)
-            differs[blocks[(self.label[:, a] != first[blocks]) | ~self.model.available[:, a]]] = (
-                True
-            )
+            stays = (self.label[:, a] == first[blocks]) & self.allowed[:, a]
+            differs[blocks[~stays]] = True
             support = np.bincount(blocks, weights=self.scale[:, a] ** 2, minlength=len(best))
             better = ~differs & (support > best)
             out[better[blocks]] = a
@@ -318,7 +331,9 @@ class _Search:
         layers: list[tuple[IntArray, IntArray]] = []
         at = support
         for _ in range(span):
-            s, a = np.nonzero(self.model.available[at])
+            if not self.allowed[at].any(axis=1).all():
+                return None, True
+            s, a = np.nonzero(self.allowed[at])
             layers.append((at[s], a))
             after = [self.row(int(x), int(y))[0] for x, y in zip(at[s], a, strict=True)]
             following = np.unique(np.concatenate(after))

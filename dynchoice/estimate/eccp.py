@@ -1,0 +1,559 @@
+"""ECCP: linear regression of log-odds by region and month, without solving anything.
+
+Kalouptsidi, Scott and Souza-Rodrigues (2021, Journal of Econometrics). With one-period finite
+dependence (weights ``d``, for instance on a renewal choice) the choice probabilities of a region at
+``t`` and ``t + 1`` give, for every state and pair of choices,
+
+    log(pi_j / pi_k) - beta sum d psi_{t+1} = [x_j - x_k + beta sum d x_{t+1}] theta + e,
+
+where ``psi = -log pi + (1 - attention) log pi_default`` and ``e`` holds unobserved tastes of the
+region and the members' forecast error, realised less expected. No law of motion of prices, bundles
+or any other market state is needed; what is dated ``t + 1`` or measured with error needs
+instruments known at ``t``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.dependent import unmix
+from dynchoice.estimate.first_stage import FirstStage, counts_of
+from dynchoice.estimate.likelihood import Likelihood
+from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv
+from dynchoice.estimate.optimise import Optimization
+from dynchoice.model.regions import RegionGrid
+from dynchoice.estimate.resampling import resampled
+from dynchoice.inference.covariance import bucket_sums, check_cov_type
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
+from dynchoice.panel.counts import Counts
+from dynchoice.solve.linear import one_blas_thread
+from dynchoice.typing import FloatArray, IntArray, Level, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CORRECTIONS = ("half", "none", "jackknife")
+WEIGHTS = ("precision", "members", "none")
+EFFECTS = ("region", "period", "state", "choice")
+METHODS = ("2sls", "gmm")
+CLUSTERS = ("region", "period")
+
+
+class ECCP:
+    """Linear instrumental-variable estimator from Euler equations in CCPs.
+
+    Parameters
+    ----------
+    model : DDC
+        Infinite horizon, with one-period finite dependence between some choices. ``Fixed`` axes
+        (prices, bundle) are the market state: each region's own path of them is read off the
+        panel.
+    data : Panel or Counts
+        With regions.
+    renewal : label, optional
+        The choice to condition on in the next period; default: what the data support best.
+    market : DataFrame, optional
+        Columns ``region``, ``period`` and market variables. A variable named like a parameter
+        multiplies its feature: it need not be discrete, nor an axis.
+    instruments : mapping, optional
+        Parameter -> market variable(s) to stand in for its own, or ``"lag"``, ``"lag2"`` ... for
+        the variable's own past. Default for every parameter: its regressor with everything dated
+        ``t + 1`` set back to ``t``.
+    effects : sequence of str
+        Fixed effects to remove: ``"region"``, ``"period"``, ``"state"``, ``"choice"`` or products
+        like ``"region:state:choice"``.
+    correction : {"half", "none", "jackknife"}
+        Log-odds of small cells: ``(n + 1/2) / (N + J/2)``, raw frequencies, or the split-sample
+        jackknife on top of the first.
+    minimum : float
+        Members that a cell needs, at ``t`` and at ``t + 1``.
+    weights : {"precision", "members", "none"}
+        Inverse of the sampling variance of the dependent variable; cell sizes; none.
+    method : {"2sls", "gmm"}
+        linearmodels' IV2SLS, or IVGMM with clustered weights (where overidentified).
+
+    Raises
+    ------
+    SpecificationError
+        No regions; no finite dependence; names that are not known.
+    DataError
+        No cell large enough; market variables missing for a region and period.
+
+    References
+    ----------
+    Kalouptsidi, Scott and Souza-Rodrigues (2021), Journal of Econometrics 222.
+    """
+
+    name = "ECCP"
+
+    def __init__(
+        self,
+        model: DDC,
+        data: Any,
+        *,
+        renewal: Level | None = None,
+        market: Any = None,
+        instruments: Mapping[str, Any] | None = None,
+        effects: Sequence[str] = (),
+        correction: str = "half",
+        minimum: float = 20.0,
+        weights: str = "precision",
+        method: str = "2sls",
+    ) -> None:
+        if model.horizon is not None:
+            raise SpecificationError("ECCP is for infinite horizons; NFXP takes a finite one")
+        for what, value, known in (
+            ("correction", correction, CORRECTIONS),
+            ("weights", weights, WEIGHTS),
+            ("method", method, METHODS),
+        ):
+            if value not in known:
+                raise SpecificationError(
+                    f"{what}={value!r} is unknown.{suggest(value, known)} Known: {', '.join(known)}"
+                )
+        if isinstance(effects, str):
+            effects = (effects,)
+        for effect in effects:
+            for part in effect.split(":"):
+                if part not in EFFECTS:
+                    raise SpecificationError(
+                        f"effects: {part!r} is unknown.{suggest(part, EFFECTS)} Known:"
+                        f" {', '.join(EFFECTS)}, and products of them"
+                    )
+        self.model = model
+        self.options = {
+            "renewal": renewal,
+            "market": market,
+            "instruments": instruments,
+            "effects": effects,
+            "correction": correction,
+            "minimum": minimum,
+            "weights": weights,
+            "method": method,
+        }
+        self.effects, self.correction, self.minimum = tuple(effects), correction, float(minimum)
+        self.weights, self.method = weights, method
+        self.counts: Counts
+        self.counts, self.panel = counts_of(data)
+        if self.counts.regions is None:
+            self.counts.by_region()  # says what to do
+        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+        own = self._first.model
+        pooled = self.counts.n_sj()
+        seen = np.flatnonzero(pooled.sum(axis=1) > 0)
+        self.found: FiniteDependence = finite_dependence(
+            own, 1, states=seen, precision=pooled, through=renewal
+        )
+        usable = (self.found.periods >= 0) & (
+            np.arange(len(own.choices)) != self.found.reference[:, None]
+        )
+        if not usable.any():
+            raise SpecificationError(
+                "no pair of choices has one-period finite dependence, for instance"
+                f" {describe_failures(self.found, own.choices)}: where engagement depends on"
+                " membership no choice renews (finite_dependence(model) tells more). Use NFXP, NPL"
+                " or CCP"
+            )
+        self._pairs = [(int(u), int(j)) for u, j in np.argwhere(usable)]
+        self._grid = RegionGrid(own, self.counts)
+        self.multipliers, self.standins = self._market(market, instruments)
+
+    def again(self, counts: Counts) -> ECCP:
+        """Return the same estimator on other counts."""
+        return type(self)(self.model, counts, **self.options)
+
+    # market variables -------------------------------------------------------------------------
+
+    def _market(
+        self, market: Any, instruments: Mapping[str, Any] | None
+    ) -> tuple[dict[str, FloatArray], dict[str, list[FloatArray | None]]]:
+        """Return each multiplier (R, T) by parameter, and the stand-ins for instruments."""
+        names, grid = self.model.names, self._grid
+        tables: dict[str, FloatArray] = {}
+        if market is not None:
+            for column in ("region", "period"):
+                if column not in market:
+                    raise SpecificationError(f"market has no column {column!r}")
+            region = {str(x): i for i, x in enumerate(grid.labels)}
+            r = market["region"].astype(str).map(region)
+            t = grid.period_codes(market["period"])
+            inside = r.notna().to_numpy() & (t >= 0) & (t < grid.T)
+            for column in market.columns.drop(["region", "period"]):
+                table = np.full((len(grid.labels), grid.T), np.nan)
+                table[r[inside].astype(int), t[inside]] = market[column].to_numpy(float)[inside]
+                tables[str(column)] = table
+        own = {n: tables[n] for n in names if n in tables}
+        for name, table in own.items():
+            missing = np.isnan(table) & grid.alive
+            if missing.any():
+                i, j = np.argwhere(missing)[0]
+                raise DataError(
+                    f"market variable {name!r} is missing for {int(missing.sum()):,} region-periods"
+                    f" with members, first: region {grid.labels[i]!r} at"
+                    f" {self.counts.period_label(grid.first + int(j))}"
+                )
+        stand: dict[str, list[FloatArray | None]] = {n: [own.get(n)] for n in names}
+        for name, given in (instruments or {}).items():
+            if name not in names:
+                raise SpecificationError(
+                    f"instruments: no parameter {name!r}.{suggest(name, names)} Parameters:"
+                    f" {', '.join(names)}"
+                )
+            chosen: list[FloatArray | None] = []
+            for item in [given] if isinstance(given, str) else list(given):
+                if item in tables:
+                    chosen.append(tables[item])
+                elif isinstance(item, str) and item.startswith("lag") and name in own:
+                    depth = int(item[3:] or 1)
+                    lagged = np.full_like(own[name], np.nan)
+                    lagged[:, depth:] = own[name][:, :-depth]
+                    chosen.append(lagged)
+                else:
+                    raise SpecificationError(
+                        f"instruments for {name!r}: no market variable {item!r}."
+                        f"{suggest(item, tables)} Market variables: {', '.join(tables) or 'none'};"
+                        " 'lag' is the past of the parameter's own"
+                    )
+            stand[name] = chosen
+        return own, stand
+
+    # regression -------------------------------------------------------------------------------
+
+    def regression(self, n: FloatArray | None = None) -> Regression:
+        """Return the regression that :meth:`fit` runs, to look at or to run otherwise.
+
+        Parameters
+        ----------
+        n : FloatArray, shape (R, T, S, J), optional
+            Counts by region and period; default those of the data.
+        """
+        import pandas as pd
+
+        model, grid, found = self._first.model, self._grid, self.found
+        n = grid.n if n is None else n
+        N = n.sum(axis=3)
+        logs, psi = self._log_odds(n)
+        beta, J = model.beta, len(model.choices)
+        x, offset = model.utility.x, model.utility.offset
+        parts: list[dict[str, Any]] = []
+        instruments: list[list[FloatArray]] = [[] for _ in self._instrument_names()]
+        regressors: list[FloatArray] = []
+        W = found.weights[0] if found.weights else None
+        least = max(self.minimum, 1e-12)
+        dropped = {"small cell": 0, "small cell next period": 0, "mixed market": 0}
+        for u, j in self._pairs:
+            s, k = int(found.rows[u]), int(found.reference[u])
+            row = W[[u * J + j]] if W is not None else None
+            cols = np.zeros(0, np.int64) if row is None else row.indices
+            d = np.zeros(0) if row is None else row.data
+            to, act = cols // J, cols % J
+            here = N[:, :-1, s]
+            target = grid.ahead(s, to)
+            enough = here >= least
+            after = np.asarray((np.take_along_axis(N[:, 1:], target, axis=2) >= least).all(axis=2))
+            clear = grid.clear[:, :, grid.fixed[s]]
+            dropped["small cell"] += int(((here > 0) & ~enough).sum())
+            dropped["small cell next period"] += int((enough & ~after).sum())
+            dropped["mixed market"] += int((enough & after & ~clear).sum())
+            use = enough & after & clear
+            if not use.any():
+                continue
+            r, t = np.nonzero(use)
+            at = target[r, t]
+            q = psi[r[:, None], t[:, None] + 1, at, act]
+            y = logs[r, t, s, j] - logs[r, t, s, k] - (offset[s, j] - offset[s, k])
+            y = y - beta * ((q + offset[at, act]) * d).sum(axis=1)
+            now, then = x[s, j] - x[s, k], x[at, act] * d[None, :, None]
+            regressors.append(self._multiplied(now, then.sum(axis=1), r, t, 1, None))
+            behind = (x[to, act] * d[:, None]).sum(axis=0)
+            for column, (name, table) in enumerate(self._instrument_names()):
+                p = model.names.index(name)
+                z = self._multiplied(now, np.tile(behind, (len(r), 1)), r, t, 0, (name, table))
+                instruments[column].append(z[:, p])
+            count = n[r, t]
+            noise = 1 / (count[:, s, j] + 0.5) + 1 / (count[:, s, k] + 0.5)
+            if len(to):
+                following = n[r[:, None], t[:, None] + 1, at, act]
+                noise = noise + beta**2 * (d**2 / (following + 0.5)).sum(axis=1)
+            parts.append(
+                {
+                    "y": y,
+                    "weight": {"precision": 1 / noise, "members": here[r, t]}.get(
+                        self.weights, np.ones(len(r))
+                    ),
+                    "region": r,
+                    "period": t,
+                    "state": np.full(len(r), s),
+                    "choice": np.full(len(r), j),
+                    "reference": np.full(len(r), k),
+                    "members": here[r, t],
+                }
+            )
+        if not parts:
+            raise DataError(
+                f"no region-month has cells of {self.minimum:g} members at t and t + 1 in states"
+                f" that can be compared (dropped: {dropped}): lower minimum=, or coarsen the states"
+            )
+        whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+        X = np.concatenate(regressors)
+        Z = np.stack([np.concatenate(z) for z in instruments], axis=1)
+        good = np.isfinite(Z).all(axis=1)
+        dropped["instrument not observed yet"] = int((~good).sum())
+        names = list(model.names)
+        znames = [f"z{i}: {name}" for i, (name, _) in enumerate(self._instrument_names())]
+        if not good.any():
+            raise DataError("no row has all its instruments")
+        cells = pd.DataFrame(
+            {
+                "region": np.asarray(grid.labels, dtype=object)[whole["region"][good]],
+                "period": whole["period"][good] + grid.first,
+                "state": whole["state"][good],
+                "choice": whole["choice"][good],
+                "reference": whole["reference"][good],
+                "members": whole["members"][good],
+            }
+        )
+        return Regression(
+            pd.Series(whole["y"][good], name="log-odds"),
+            pd.DataFrame(X[good], columns=names),
+            pd.DataFrame(Z[good], columns=znames),
+            pd.Series(whole["weight"][good], name="weight"),
+            cells,
+            dropped,
+        )
+
+    def _instrument_names(self) -> list[tuple[str, FloatArray | None]]:
+        return [(name, table) for name, tables in self.standins.items() for table in tables]
+
+    def _multiplied(
+        self,
+        now: FloatArray,
+        then: FloatArray,
+        r: IntArray,
+        t: IntArray,
+        ahead: int,
+        standin: tuple[str, FloatArray | None] | None,
+    ) -> FloatArray:
+        """Return ``w_t now + beta w_{t+ahead} then`` (rows, K) with market multipliers ``w``."""
+        beta = self._first.model.beta
+        out = np.empty((len(r), len(now)))
+        for k, name in enumerate(self._first.model.names):
+            table = self.multipliers.get(name)
+            if standin is not None and standin[0] == name:
+                table = standin[1]
+            if table is None:
+                out[:, k] = now[k] + beta * then[:, k]
+            else:
+                last = np.minimum(t + ahead, table.shape[1] - 1)
+                out[:, k] = table[r, t] * now[k] + beta * table[r, last] * then[:, k]
+        return out
+
+    def _log_odds(self, n: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return logs of attentive probabilities, and psi, each (R, T, S, J)."""
+        model = self._first.model
+        offered = model.available
+        N = n.sum(axis=3, keepdims=True)
+        if self.correction == "none":
+            P = np.where(N > 0, n / np.maximum(N, 1e-300), 1 / offered.sum(axis=1, keepdims=True))
+            P = np.where(offered, np.maximum(P, 1e-6), 0.0)
+            P /= P.sum(axis=3, keepdims=True)
+        else:
+            P = np.where(offered, (n + 0.5) / (N + offered.sum(axis=1, keepdims=True) / 2), 0.0)
+        pi = P
+        if (model.attention < 1).any():
+            R, T = n.shape[:2]
+            pi = np.stack([[unmix(model, P[r, t]) for t in range(T)] for r in range(R)])
+        logs = np.log(np.where(pi > 0, pi, 1.0))
+        default = logs[:, :, np.arange(len(offered)), model.default]
+        psi = -logs + ((1 - model.attention) * default)[..., None]
+        return logs, np.where(offered, psi, 0.0)
+
+    # fit --------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        *,
+        start: Any = None,
+        cov_type: str = "clustered",
+        cluster: str = "region",
+        tol: float = 1e-8,
+        maxiter: int = 100,
+        draws: int = 199,
+        jobs: int = 1,
+        seed: int | None = 0,
+        progress: Progress | None = None,
+        strict: bool = False,
+    ) -> Results:
+        """Estimate by instrumental variables.
+
+        Parameters
+        ----------
+        cov_type : {"clustered", "robust", "unadjusted", "bootstrap"}
+        cluster : {"region", "period"}
+            Unit of the clustered covariance (with one region: period).
+        seed : int
+            Of the jackknife's split and the bootstrap.
+        start, tol, maxiter
+            Accepted for the common signature; a linear estimator has no use for them.
+
+        Returns
+        -------
+        Results
+            ``tests`` holds linearmodels' first-stage diagnostics, over-identification test and
+            weak-instrument F under its names. ``loglik`` is the likelihood of the model solved at
+            the estimates, or NaN where market variables leave no model to solve.
+        """
+        del start, tol, maxiter
+        kind = check_cov_type(cov_type)
+        if kind == "opg":
+            raise SpecificationError("a linear estimator has no 'opg' covariance: use 'robust'")
+        if cluster not in CLUSTERS:
+            raise SpecificationError(
+                f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'region' or"
+                " 'period'"
+            )
+        if kind == "bootstrap":
+            return resampled(
+                self,
+                {},
+                cluster="region",
+                draws=draws,
+                jobs=jobs,
+                seed=seed,
+                progress=progress,
+                strict=strict,
+            )
+        with one_blas_thread():
+            found = self.regression()
+            fit, pieces = run_iv(found, self._groups(found.cells), self.method, kind, cluster)
+            theta = np.asarray(fit.params, dtype=np.float64)
+            cov = np.asarray(fit.cov, dtype=np.float64)
+            notes = list(self._first.notes)
+            if self.correction == "jackknife":
+                halves = self._halves(seed)
+                split = [
+                    run_iv(h, self._groups(h.cells), self.method, "unadjusted", cluster)[0].params
+                    for h in halves
+                ]
+                theta = 2 * theta - np.mean(split, axis=0)
+                notes.append("Split-sample jackknife: 2 theta - mean of the two halves'")
+            return self._results(found, fit, pieces, theta, cov, kind, cluster, notes, seed)
+
+    def _groups(self, cells: pd.DataFrame) -> list[IntArray]:
+        out = []
+        for effect in self.effects:
+            key = cells[effect.split(":")].astype(str).agg("|".join, axis=1)
+            out.append(np.unique(key.to_numpy(), return_inverse=True)[1].reshape(-1))
+        return out
+
+    def _halves(self, seed: int | None) -> list[Regression]:
+        """Return the regressions of two random halves of every cell's members."""
+        n = self._grid.n
+        whole = np.rint(n).astype(np.int64)
+        if not np.allclose(whole, n):
+            raise SpecificationError(
+                "the jackknife splits cells in whole members: weights must be integers"
+            )
+        rng = np.random.default_rng(seed)
+        half = rng.binomial(whole, 0.5).astype(np.float64)
+        return [self.regression(half), self.regression(n - half)]
+
+    def _results(
+        self,
+        found: Regression,
+        fit: Ordered,
+        pieces: dict[str, Any],
+        theta: FloatArray,
+        cov: FloatArray,
+        kind: str,
+        cluster: str,
+        notes: list[str],
+        seed: int | None,
+    ) -> Results:
+        from dynchoice import __version__
+
+        model, counts = self._first.model, self.counts
+        tests = fit.tests()
+        sizes = found.cells["members"]
+        notes.append(
+            f"{len(found.dependent):,} equations in {found.cells['region'].nunique()} regions and"
+            f" {found.cells['period'].nunique()} periods; cells of {sizes.median():,.0f} members"
+            f" (median), {sizes.min():,.0f} (least); log-odds of a cell of N members are biased by"
+            f" about 1/N without correction ({self.correction!r} here)"
+        )
+        lost = {k: v for k, v in found.dropped.items() if v}
+        if lost:
+            notes.append(
+                "Left out: " + ", ".join(f"{v:,} equations ({k})" for k, v in lost.items())
+            )
+        notes.append("Laws of motion are taken as known; cov_type='bootstrap' redoes them")
+        weak = tests.get("weakest F")
+        if weak is not None and weak < 10:
+            notes.append(f"Weak instruments: the smallest first-stage F is {weak:.1f} (below 10)")
+        # influence by cluster from the second stage's moments
+        X, Z, w = pieces["X"], pieces["Z"], pieces["w"]
+        fitted = (
+            Z @ np.linalg.lstsq(Z * np.sqrt(w)[:, None], X * np.sqrt(w)[:, None], rcond=None)[0]
+        )
+        residual = pieces["y"] - X @ np.asarray(fit.params)
+        bread = np.linalg.inv((fitted * w[:, None]).T @ X)
+        moments = bucket_sums(
+            pieces["unit"], fitted * (w * residual)[:, None], int(pieces["unit"].max()) + 1
+        )
+        units = int(np.unique(pieces["unit"]).size)
+        config: dict[str, Any] = {"first_stage_label": "CCPs in the regression error"}
+        influence = None
+        if kind == "clustered":
+            config.update(clusters=units, by=cluster, unit=cluster)
+            influence = moments @ bread.T
+            if cluster == "region":
+                labels = list(self._grid.labels)
+                full = np.zeros((len(labels), len(theta)))
+                names = np.unique(found.cells["region"].to_numpy())
+                full[[labels.index(x) for x in names]] = influence
+                influence = full
+        sigma2 = float((w * residual**2).mean())
+        information = (fitted * w[:, None]).T @ fitted / sigma2
+        n = counts.n_sj()
+        offered = np.log(model.available.sum(axis=1))
+        loglik, value = float("nan"), np.zeros(0)
+        if not self.multipliers:
+            at = Likelihood(model, n).evaluate(theta)
+            loglik = at.loglik
+            value = np.zeros(0) if at.point is None else at.point.h
+        message = "converged: a linear estimator"
+        status = Optimization(True, message, 1, 1, 0.0, 0.0, np.zeros(0))
+        return Results(
+            estimator=f"{self.name} ({self.method})",
+            model=model,
+            theta=theta,
+            cov_matrix=(cov + cov.T) / 2,
+            cov_type=kind,
+            cov_config=config,
+            loglik=loglik,
+            loglik_null=-float(n.sum(axis=1) @ offered),
+            nobs=counts.nobs,
+            nmembers=counts.nmembers,
+            converged=True,
+            message=message,
+            optimization=asdict(status),
+            counts=n,
+            hessian=-information,
+            value=value,
+            data_digest=counts.digest,
+            package_version=__version__,
+            seed=seed,
+            loglik_transitions=self._first.loglik,
+            notes=tuple(notes),
+            first_stage=self._first.records(),
+            influence=influence,
+            tests=tests,
+        )

@@ -1,0 +1,107 @@
+"""Counts by region and period, and the path of prices and bundles in each region."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import DataError, SpecificationError
+from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
+from dynchoice.model.laws import Fixed
+from dynchoice.panel.counts import Counts
+from dynchoice.typing import IntArray
+
+UNANIMOUS = 0.98
+"""Share of a region's members that must see the same new prices and bundle."""
+
+
+class RegionGrid:
+    """Counts by region and period, and where each region's market moves.
+
+    Attributes
+    ----------
+    labels : tuple
+        ``R`` regions.
+    n : FloatArray, shape (R, T, S, J)
+        Choices that enter the likelihood.
+    to : IntArray, shape (R, T-1, F)
+        Which Fixed levels (prices, bundle) members at level ``f`` face in the next period.
+    clear : BoolArray, shape (R, T-1, F)
+        Whether nearly all of them do.
+    """
+
+    def __init__(self, model: DDC, counts: Counts) -> None:
+        own = counts.regions
+        if own is None:
+            raise SpecificationError(
+                "this goes by region and period: build the Panel with region= (a constant column"
+                " for a single one)"
+            )
+        S, J = counts.shape
+        self.labels = own.labels
+        self.first, self.kind = counts.first_period, counts.period_kind
+        R, self.T = len(own.labels), counts.last_period - counts.first_period + 1
+        if self.T < 2:
+            raise DataError("two consecutive periods are needed at least")
+        _, r, t, s, j, following, decides = own.cells.T
+        t = t - self.first
+        used = decides == 1
+        code = ((r * self.T + t) * S + s) * J + j
+        flat = np.bincount(code[used], weights=own.n[used], minlength=R * self.T * S * J)
+        self.n = np.asarray(flat, dtype=np.float64).reshape(R, self.T, S, J)
+        self.alive = self.n.sum(axis=(2, 3)) > 0
+        self.fixed, self.base, self.offset = market_axes(model)
+        F = len(self.offset)
+        moves = np.zeros((R, self.T - 1, F, F))
+        seen = (following >= 0) & (t < self.T - 1)
+        np.add.at(
+            moves,
+            (r[seen], t[seen], self.fixed[s[seen]], self.fixed[following[seen]]),
+            own.n[seen],
+        )
+        total = moves.sum(axis=3)
+        self.to = np.where(total > 0, moves.argmax(axis=3), np.arange(F))
+        share = np.divide(moves.max(axis=3), total, out=np.ones_like(total), where=total > 0)
+        self.clear = share >= UNANIMOUS
+
+    def ahead(self, s: int, to: IntArray) -> IntArray:
+        """Return states ``to`` as they read next period in every region, (R, T-1, m)."""
+        after = self.offset[self.to[:, :, self.fixed[s]]]
+        return np.asarray(self.base[to][None, None, :] + after[:, :, None], dtype=np.int64)
+
+    def period_codes(self, column: Any) -> IntArray:
+        """Return periods of a market table as numbers from the first period."""
+        import pandas as pd
+
+        if pd.api.types.is_integer_dtype(column):
+            return np.asarray(column.to_numpy() - self.first, dtype=np.int64)
+        text = column.astype(str)
+        year, month = text.str[:4].astype(int), text.str[5:7].astype(int)
+        number = year * 12 + month - 1
+        if self.kind == "quarter":
+            number = year * 4 + (month - 1) // 3
+        elif self.kind == "year":
+            number = year
+        return np.asarray(number.to_numpy() - self.first, dtype=np.int64)
+
+
+def market_axes(model: DDC) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the Fixed part of each state (S,), its code without it (S,), and offsets (F,)."""
+    S = model.states.size
+    F = model.transitions
+    zero = np.zeros(S, dtype=np.int64)
+    if not isinstance(F, Factored):
+        return zero, np.arange(S), np.zeros(1, dtype=np.int64)
+    axes = [a for law in F.bound if isinstance(law.family, Fixed) for a in law.axes]
+    shape = model.states.shape
+    levels = np.unravel_index(np.arange(S), shape)
+    strides = np.r_[np.cumprod(shape[:0:-1])[::-1], 1].astype(np.int64)
+    code, offsets = zero.copy(), np.zeros(1, dtype=np.int64)
+    base = np.arange(S)
+    for a in sorted(axes):
+        code = code * shape[a] + levels[a]
+        base = base - levels[a] * strides[a]
+        offsets = (offsets[:, None] + np.arange(shape[a]) * strides[a]).reshape(-1)
+    return np.asarray(code, dtype=np.int64), base, offsets

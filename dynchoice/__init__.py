@@ -36,6 +36,7 @@ _HOME = {
     "finite_dependence": "model.dependence",
     "Results": "inference.results",
     "load": "inference.results",
+    "identification": "inference.identification",
     "compare": "inference.summary",
     "Scenario": "counterfactual.scenario",
     "counterfactual": "counterfactual.scenario",

@@ -359,6 +359,11 @@ class CCP:
                 f"{first.empty:,} available choices were never taken in seen states: the first"
                 f" stage is {first.kind} there"
             )
+        if likelihood.clamped:
+            notes.append(
+                f"{likelihood.clamped:,} first-stage probabilities of the default lie below what"
+                " inattention alone gives: the attention assumed is doubtful there"
+            )
         own = model
         if self.free_beta:
             beta = float(best.params[K])
@@ -414,10 +419,8 @@ def _dependent_parts(
         by_cell, V1 = influence(laws.model, laws.estimates, cross)
         label = "included"
     hessian = likelihood.hessian(best)
-    R = likelihood.n.shape[0]
-    rows = table[likelihood.t, likelihood.s]
-    seen = likelihood.n.sum(axis=1)
-    meat = np.einsum("r,rj,rjk,rjl->kl", seen, best.P, rows, rows) if R else np.zeros((K, K))
+    # rows that the pseudo-likelihood leaves out still inform the first stage, so all are summed
+    meat = np.einsum("tsj,tsjk,tsjl->kl", likelihood.everything, table, table)
 
     def psi(cells: IntArray) -> FloatArray:
         period = cells[:, 4] if len(table) > 1 else 0
@@ -444,7 +447,7 @@ def _refuse_flat(names: tuple[str, ...], likelihood: Any, at: Any) -> None:
 
 def with_periods(counts: Counts, panel: Any, cov_type: str, cluster: str) -> Counts:
     """Return counts whose members' cells carry the period, as scores at a finite horizon need."""
-    if cluster == "region":
+    if cluster == "region" and cov_type != "robust":
         return counts
     if panel is None:
         raise SpecificationError(

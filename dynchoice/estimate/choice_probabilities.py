@@ -19,7 +19,7 @@ from dynchoice.estimate.optimise import maximise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace
-from dynchoice.typing import BoolArray, FloatArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SMOOTHING = 10.0
 """Observations a state that the static logit is worth in smoothed frequencies."""
@@ -99,7 +99,8 @@ def smoothed(model: DDC, n: FloatArray, weight: float = SMOOTHING) -> ChoiceProb
     """
     likelihood = Likelihood(static(model, model.utility.x, model.utility.offset), n)
     start = np.zeros(len(model.names))
-    best, _ = maximise(likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=1e-3)
+    tol = 1e-8 if np.isinf(weight) else 1e-3
+    best, _ = maximise(likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=tol)
     seen = n.sum(axis=1, keepdims=True)
     pure = np.isinf(weight)
     size = np.where(seen >= 0, np.inf, 0.0) if pure else seen + weight
@@ -119,19 +120,25 @@ def smoothed(model: DDC, n: FloatArray, weight: float = SMOOTHING) -> ChoiceProb
 
 
 def flexible_logit(
-    phi: FloatArray, n: FloatArray, available: BoolArray, start: FloatArray | None = None
+    phi: FloatArray,
+    n: FloatArray,
+    available: BoolArray,
+    start: FloatArray | None = None,
+    attention: FloatArray | None = None,
+    default: IntArray | None = None,
 ) -> ChoiceProbabilities:
     """Return a multinomial logit of the choices on features ``phi`` (R, G), own by choice.
 
-    The first offered choice of a row needs no special place: the coefficients of choice 0 are
-    zero, and a slight ridge keeps what masks leave unidentified in place.
+    The coefficients of choice 0 are zero, and a slight ridge keeps what masks leave unidentified
+    in place. With inattention (``attention`` (R,), ``default`` (R,)) the logit is of the attentive
+    choices, fitted by EM over who attended: ``P = a pi + (1 - a) 1{default}``.
     """
     R, G = phi.shape
     J = n.shape[1]
     seen = np.flatnonzero(n.sum(axis=1) > 0)
     f, m, mask = phi[seen], n[seen], available[seen]
-    total = m.sum(axis=1)
     gamma = np.zeros((J - 1, G)) if start is None else start.reshape(J - 1, G).copy()
+    mixed = attention is not None and default is not None and bool((attention < 1).any())
 
     def probabilities(features: FloatArray, offered: BoolArray, g: FloatArray) -> FloatArray:
         # choices outside, rows inside: contiguous passes over many rows
@@ -144,49 +151,85 @@ def flexible_logit(
         index /= np.add.reduce(index)
         return np.ascontiguousarray(index.T)
 
-    def objective(g: FloatArray, P: FloatArray) -> float:
-        logs = np.log(np.where(m > 0, np.maximum(P, 1e-300), 1.0))
-        return float((m * logs).sum() - RIDGE / 2 * (g**2).sum())
+    def attending(pi: FloatArray, rows: Any) -> FloatArray:
+        """Return the probability that a choice was an active one, (rows, J)."""
+        omega = np.ones_like(pi)
+        if mixed:
+            assert attention is not None and default is not None
+            a, d, i = attention[rows], default[rows], np.arange(len(pi))
+            omega[i, d] = a * pi[i, d] / (a * pi[i, d] + 1 - a)
+        return omega
 
-    def information(P: FloatArray) -> FloatArray:
+    def information(pi: FloatArray, active: FloatArray) -> FloatArray:
         H = np.empty((J - 1, G, J - 1, G))
+        total = active.sum(axis=1)
         for a in range(J - 1):
             for b in range(a + 1):
-                w = total * P[:, a + 1] * ((a == b) - P[:, b + 1])
+                w = total * pi[:, a + 1] * ((a == b) - pi[:, b + 1])
                 H[a, :, b] = (f * w[:, None]).T @ f
                 H[b, :, a] = H[a, :, b].T
         return H.reshape((J - 1) * G, -1) + RIDGE * np.eye((J - 1) * G)
 
-    P = probabilities(f, mask, gamma)
-    value = objective(gamma, P)
-    for _ in range(100):
-        score = ((m - total[:, None] * P)[:, 1:].T @ f) - RIDGE * gamma
-        H = information(P)
-        step = np.linalg.solve(H, score.reshape(-1))
-        decrement = float(score.reshape(-1) @ step)
-        if decrement < 1e-10:
-            break
-        for halving in range(20):
-            trial = gamma + step.reshape(J - 1, G) / 2**halving
-            P_trial = probabilities(f, mask, trial)
-            new = objective(trial, P_trial)
-            if new >= value - 1e-12 * abs(value):
+    def climb(active: FloatArray, g: FloatArray) -> tuple[FloatArray, FloatArray]:
+        pi = probabilities(f, mask, g)
+
+        def objective(g: FloatArray, pi: FloatArray) -> float:
+            logs = np.log(np.where(active > 0, np.maximum(pi, 1e-300), 1.0))
+            return float((active * logs).sum() - RIDGE / 2 * (g**2).sum())
+
+        value = objective(g, pi)
+        total = active.sum(axis=1, keepdims=True)
+        for _ in range(100):
+            score = ((active - total * pi)[:, 1:].T @ f) - RIDGE * g
+            step = np.linalg.solve(information(pi, active), score.reshape(-1))
+            if float(score.reshape(-1) @ step) < 1e-10:
                 break
-        gamma, P, value = trial, P_trial, new
+            for halving in range(20):
+                trial = g + step.reshape(J - 1, G) / 2**halving
+                pi_trial = probabilities(f, mask, trial)
+                new = objective(trial, pi_trial)
+                if new >= value - 1e-12 * abs(value):
+                    break
+            g, pi, value = trial, pi_trial, new
+        return g, pi
+
+    active = m
+    gamma, pi = climb(active, gamma)
+    for _ in range(500 if mixed else 0):
+        before = gamma
+        active = m * attending(pi, seen)
+        gamma, pi = climb(active, gamma)
+        if np.abs(gamma - before).max() < 1e-9:
+            break
     everywhere = probabilities(phi, available, gamma)
 
     def influence(D: FloatArray) -> FloatArray:
-        # d P_i / d gamma_m = P_i (1{i = m} - P_m) phi
-        centred = everywhere * (D - (D * everywhere).sum(axis=2, keepdims=True))
+        # d pi_i / d gamma_m = pi_i (1{i = m} - pi_m) phi
+        scale = 1.0 if attention is None else attention[:, None]
+        centred = scale * everywhere * (D - (D * everywhere).sum(axis=2, keepdims=True))
         pull = np.einsum("krj,rg->kjg", centred[:, :, 1:], phi).reshape(len(D), -1)
-        weight = np.linalg.solve(information(P), pull.T).reshape(J - 1, G, len(D))
+        H = information(pi, active)
+        if mixed:
+            assert default is not None
+            omega = attending(pi, seen)
+            i, d = np.arange(len(pi)), default[seen]
+            lost = active[i, d] * (1 - omega[i, d])
+            gap = -pi.copy()
+            gap[i, d] += 1
+            rows = np.einsum("rj,rg->rjg", gap[:, 1:], f).reshape(len(f), -1)
+            H = H - (rows * lost[:, None]).T @ rows
+        weight = np.linalg.solve(H, pull.T).reshape(J - 1, G, len(D))
         along = np.zeros((R, J, len(D)))
         along[:, 1:] = np.einsum("rg,jgk->rjk", phi, weight)
-        return np.asarray(along - (everywhere[:, :, None] * along).sum(axis=1, keepdims=True))
+        along -= (everywhere[:, :, None] * along).sum(axis=1, keepdims=True)
+        return np.asarray(attending(everywhere, np.arange(R))[:, :, None] * along)
 
-    return ChoiceProbabilities(
-        everywhere, "logit", influence, empty_cells(n, available), gamma.reshape(-1)
-    )
+    P = everywhere
+    if mixed:
+        assert attention is not None and default is not None
+        P = attention[:, None] * everywhere
+        P[np.arange(R), default] += 1 - attention
+    return ChoiceProbabilities(P, "logit", influence, empty_cells(n, available), gamma.reshape(-1))
 
 
 def row_influence(D: FloatArray, P: FloatArray, size: FloatArray) -> FloatArray:
@@ -324,7 +367,9 @@ class FirstStageChoice:
             return frequencies(n, available)
         if self.kind == "logit":
             assert self.phi is not None
-            return flexible_logit(self.phi, n, available, start)
+            attention = np.tile(model.attention, repeat).astype(np.float64)
+            default = np.tile(model.default, repeat).astype(np.int64)
+            return flexible_logit(self.phi, n, available, start, attention, default)
         if self.kind == "features":
             assert self.phi is not None
             x = self.phi.reshape(*model.shape[:2], -1)

@@ -92,6 +92,7 @@ class DependentLikelihood:
         self.horizon = 1 if model.horizon is None else model.horizon
         by_period = n.reshape(-1, S, J)
         pooled = by_period.sum(axis=0)
+        self.everything = by_period
         seen = np.flatnonzero(pooled.sum(axis=1) > 0)
         if found is None:
             found = finite_dependence(model, periods, states=seen, precision=pooled)
@@ -185,6 +186,13 @@ class DependentLikelihood:
                 value = W @ q.reshape(-1)
                 known[rows] = np.asarray(value).reshape(-1, J)
 
+    @property
+    def clamped(self) -> int:
+        """Cells whose probability is below what inattention alone gives: read as almost zero."""
+        model = self.model
+        floor = self.P[:, np.arange(model.states.size), model.default] - (1 - model.attention)
+        return int((floor <= 1e-10 * model.attention).sum()) if (model.attention < 1).any() else 0
+
     def psi(self, P: FloatArray) -> FloatArray:
         """Return ``-log pi_a + (1 - attention) log pi_default`` (S, J); 0 where not offered."""
         model = self.model
@@ -274,7 +282,10 @@ class DependentLikelihood:
         for period, P in enumerate(self.P):
             pi = unmix(model, P)
             d = D[period].reshape(S, J, K)
-            steep = np.where(pi > 0, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
+            raw = P.copy()
+            raw[np.arange(S), model.default] -= 1 - model.attention
+            free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
+            steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
             by_P = -d * steep[:, :, None]
             lost = ((1 - model.attention)[:, None] * d.sum(axis=1)) * steep[
                 np.arange(S), model.default

@@ -27,12 +27,12 @@ from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.model.regions import RegionGrid
 from dynchoice.estimate.resampling import resampled
 from dynchoice.inference.covariance import bucket_sums, check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
+from dynchoice.model.regions import RegionGrid
 from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Level, Progress

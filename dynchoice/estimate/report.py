@@ -194,7 +194,9 @@ def as_results(
         hessian=parts.hessian[:total, :total],
         extra=at.params[K:total].copy(),
         extra_names=extra_names,
-        influence=None if cov.influence is None else cov.influence[:, :total],
+        influence=None
+        if cov.influence is None or parts.noise is not None
+        else cov.influence[:, :total],
         value=np.zeros(0) if at.point is None else at.point.h,
         data_digest=counts.digest,
         package_version=__version__,

@@ -110,17 +110,24 @@ def resampled(
     if filled < 2:
         raise SpecificationError(f"{filled} {cluster} unit(s): nothing to resample")
     weights = weights_of(counts, draws, seed)
-    inner = {**options, "cov_type": "unadjusted", "seed": seed, **point.restart()}
+    inner = {**options, "cov_type": "unadjusted", **point.restart()}
+    if getattr(estimator, "steps", None) is not None:
+        inner.pop("start", None)  # K stages count from the first stage, redone in every draw
+    # a seed of its own for every draw: simulated values carry their noise into the spread
+    tasks = [
+        (w, {**inner, "seed": int(x)})
+        for w, x in zip(weights, np.random.SeedSequence(seed).generate_state(draws), strict=True)
+    ]
     found: list[Any] = []
     for first in range(0, draws, BATCH * jobs):
-        batch = weights[first : first + BATCH * jobs]
+        batch = tasks[first : first + BATCH * jobs]
         if jobs == 1:
-            found += [one_draw(estimator, counts, w, inner) for w in batch]
+            found += [one_draw(estimator, counts, w, o) for w, o in batch]
         else:
             from joblib import Parallel, delayed
 
             bare = estimator.again(estimator.counts)
-            found += Parallel(n_jobs=jobs)(delayed(one_draw)(bare, counts, w, inner) for w in batch)
+            found += Parallel(n_jobs=jobs)(delayed(one_draw)(bare, counts, w, o) for w, o in batch)
         if progress is not None:
             progress(len(found), draws, "bootstrap")
     good = [f for f in found if not isinstance(f, str)]

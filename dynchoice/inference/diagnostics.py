@@ -82,6 +82,10 @@ class Identification:
     __repr__ = __str__
 
 
+THIN = 5.0
+"""Choices below which a cell is called thin."""
+
+
 @dataclass(frozen=True)
 class Support:
     """Where the panel has choices: counts by state and choice."""
@@ -102,6 +106,19 @@ class Support:
         visited = self.n.sum(axis=1) > 0
         return int((self.available & (self.n == 0))[visited].sum())
 
+    @property
+    def thin_cells(self) -> int:
+        """Available choices taken fewer than five times, but taken."""
+        return int((self.available & (self.n > 0) & (self.n < THIN)).sum())
+
+    @property
+    def overlap(self) -> float:
+        """Share of the member-months with a choice that stand where two choices were taken."""
+        free = self.available.sum(axis=1) > 1
+        total = float(self.n[free].sum())
+        both = (self.n > 0).sum(axis=1) > 1
+        return float(self.n[free & both].sum() / total) if total else 0.0
+
     def frame(self) -> pd.DataFrame:
         """Return one row a choice: where it is available, seen, taken, and the smallest cell."""
         import pandas as pd
@@ -118,16 +135,35 @@ class Support:
                     "states offering it": int(self.available[:, j].sum()),
                     "of them seen": int(at.sum()),
                     "never taken there": int((taken == 0).sum()),
+                    "thin cells": int(((taken > 0) & (taken < THIN)).sum()),
                     "smallest positive cell": float(taken[taken > 0].min(initial=np.inf)),
                 }
             )
         return pd.DataFrame(rows).set_index("choice")
 
+    def thin(self, limit: int = 20) -> pd.DataFrame:
+        """Return the busiest states' cells with fewer than five choices, empty ones included."""
+        import pandas as pd
+
+        size = self.n.sum(axis=1)
+        s, j = np.nonzero(self.available & (self.n < THIN) & (size > 0)[:, None])
+        order = np.argsort(-size[s], kind="stable")[:limit]
+        return pd.DataFrame(
+            {
+                "state": [self.states.describe(int(x)) for x in s[order]],
+                "choice": [self.choices[int(x)] for x in j[order]],
+                "taken": self.n[s[order], j[order]],
+                "choices in the state": size[s[order]],
+            }
+        )
+
     def __str__(self) -> str:
         S = self.states.size
         head = (
             f"Support: {self.seen:,} of {S:,} states are seen, {S - self.seen:,} never seen (there"
-            f" the model speaks, not the data); {self.empty_cells:,} empty cells in seen states"
+            f" the model speaks, not the data); {self.empty_cells:,} empty and"
+            f" {self.thin_cells:,} thin cells (below {THIN:g}) in seen states;"
+            f" {self.overlap:.1%} of the free choices were made where another was made as well"
         )
         return head + "\n" + self.frame().to_string()
 

@@ -202,9 +202,29 @@ class Results(Estimates):
         null = f"the model with {len(small.theta)} parameters"
         return ChiSquaredTest("Likelihood ratio test", null, max(stat, 0.0), df)
 
-    def identification(self) -> Identification:
-        """Return which directions of the parameters the data tell apart, smallest first."""
-        return Identification.of(self.names, -self.hessian)
+    def identification(self, data: Any = None) -> Identification:
+        """Return which directions of the parameters the data tell apart, smallest first.
+
+        Parameters
+        ----------
+        data : Panel or Counts, optional
+            The data of the fit: adds hard pairs and what separates them, roll-outs' shares of the
+            information, and what varies where
+            (:class:`dynchoice.inference.identification.IdentificationReport`).
+        """
+        if data is None:
+            return Identification.of(self.names, -self.hessian)
+        from dynchoice.inference.identification import identification_report
+
+        counts = data.counts if hasattr(data, "report") else data
+        if not hasattr(counts, "n_sj"):
+            raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
+        if counts.digest != self.data_digest:
+            raise SpecificationError("these are not the data of the fit (their digests differ)")
+        if self.model.horizon is not None:
+            raise SpecificationError("the identification report is for infinite horizons")
+        start = self.value if self.value.size else None
+        return identification_report(self.model, counts, self.theta, start)
 
     def support(self) -> Support:
         """Return where the panel has choices and where only the model speaks."""

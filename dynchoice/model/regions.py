@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Fixed
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import IntArray
+from dynchoice.typing import IntArray, Level
 
 UNANIMOUS = 0.98
 """Share of a region's members that must see the same new prices and bundle."""
@@ -105,3 +106,80 @@ def market_axes(model: DDC) -> tuple[IntArray, IntArray, IntArray]:
         base = base - levels[a] * strides[a]
         offsets = (offsets[:, None] + np.arange(shape[a]) * strides[a]).reshape(-1)
     return np.asarray(code, dtype=np.int64), base, offsets
+
+
+@dataclass(frozen=True)
+class MarketEvent:
+    """A roll-out, a price change: one axis moves from one level to another, region by region.
+
+    Attributes
+    ----------
+    axis, before, after
+        Axis of the states, and its levels.
+    starts : dict
+        Region label -> number of the first period under the new level.
+    regions : int
+        Regions in all.
+    label : str
+        In words, with the dates.
+    """
+
+    axis: str
+    before: Level
+    after: Level
+    starts: dict[Level, int]
+    regions: int
+    label: str
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every region is affected."""
+        return len(self.starts) == self.regions
+
+    @property
+    def at_once(self) -> bool:
+        """Whether every region is affected in the same period: there is no comparison."""
+        return self.everywhere and len(set(self.starts.values())) == 1
+
+
+def market_events(model: DDC, counts: Counts, grid: RegionGrid | None = None) -> list[MarketEvent]:
+    """Find when the levels of ``Fixed`` axes (prices, bundle) change, region by region.
+
+    A change counts where more than half of a region's members move between the same two levels of
+    one axis from one period to the next. Axes that describe members (a segment) never do.
+    """
+    if not isinstance(model.transitions, Factored) or counts.regions is None:
+        return []
+    grid = RegionGrid(model, counts) if grid is None else grid
+    cells, n = counts.regions.cells, counts.regions.n
+    known = (cells[:, 5] >= 0) & (cells[:, 2] < counts.last_period)
+    _, r, t, s, _, following, _ = cells[known].T
+    n, t = n[known], t - grid.first
+    R = len(grid.labels)
+    total = np.bincount(r * grid.T + t, weights=n, minlength=R * grid.T)
+    found: list[MarketEvent] = []
+    axes = [a for law in model.transitions.bound if isinstance(law.family, Fixed) for a in law.axes]
+    for a in sorted(axes):
+        name, levels = model.states.names[a], list(model.states.axes[model.states.names[a]])
+        code = model.states.axis_codes(name)
+        for before in range(len(levels)):
+            for after in range(len(levels)):
+                if before == after:
+                    continue
+                hit = (code[s] == before) & (code[following] == after)
+                moved = np.bincount((r * grid.T + t)[hit], weights=n[hit], minlength=R * grid.T)
+                share = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+                where = np.argwhere(share.reshape(R, grid.T) > 0.5)
+                if not len(where):
+                    continue
+                starts = {grid.labels[i]: int(grid.first + j + 1) for i, j in where[::-1]}
+                low, high = min(starts.values()), max(starts.values())
+                span = counts.period_label(low)
+                if high > low:
+                    span += f" to {counts.period_label(high)}"
+                label = (
+                    f"{name} {levels[before]} -> {levels[after]} in {len(starts)} of {R} regions"
+                    f" ({span})"
+                )
+                found.append(MarketEvent(name, levels[before], levels[after], starts, R, label))
+    return found

@@ -1,0 +1,42 @@
+"""How choice probabilities answer to the parameters, at a solution."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynchoice import kernels
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.infinite import fixed_point
+from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.typing import FloatArray
+
+
+def ccp_derivative(
+    model: DDC, theta: FloatArray, start: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Return observed probabilities ``P`` (S, J) and ``d log P / d theta`` (S, J, K).
+
+    By the implicit function theorem: ``dV = (I - beta F^P)^{-1} sum_j P_j x_j`` and
+    ``dv_j = x_j + beta F_j dV`` (Rust 1988; Iskhakov et al. 2016). Infinite horizon.
+    """
+    with one_blas_thread():
+        bellman = Bellman(model)
+        system = PolicySystem(model.transitions, model.beta)
+        u = model.utility.flow(theta)
+        u[~model.available] = -np.inf
+        fixed_point(bellman, system, u, start)
+        x = model.utility.x
+        dv = np.array(x)
+        if model.beta > 0:
+            system.factor(bellman.P)
+            dV = system.solve(np.einsum("sj,sjk->sk", bellman.P, x))
+            dv = x + model.beta * model.transitions.expect(dV)
+        dlogp = np.empty_like(dv)
+        kernels.log_ccp_derivative(bellman.pi, bellman.P, model.attention, model.default, dv, dlogp)
+    return bellman.P.copy(), dlogp
+
+
+def state_information(P: FloatArray, dlogp: FloatArray) -> FloatArray:
+    """Return one choice's information by state, ``sum_j P_j dlogP_j dlogP_j'`` (S, K, K)."""
+    return np.asarray(np.einsum("sj,sjk,sjl->skl", P, dlogp, dlogp))

@@ -42,6 +42,7 @@ _HOME = {
     "counterfactual": "counterfactual.scenario",
     "forecast": "counterfactual.forecast",
     "Forecast": "counterfactual.forecast",
+    "causal_check": "counterfactual.causal",
     "simulate": "counterfactual.simulate",
     "DynChoiceError": "errors",
     "SpecificationError": "errors",

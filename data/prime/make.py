@@ -101,8 +101,9 @@ def true_laws(spec: dict) -> dict:
         return [[[1 - p, p] for p in spec["engagement"][name][c]] for c in CHOICES]
 
     laws = {b: dc.Markov(("choice",), rows(b)) for b in BENEFITS[:3]}
-    on, off = rows("grocery"), rows("no_grocery")
-    laws["grocery"] = dc.Markov(("choice", "bundle"), [[off[c], on[c]] for c in range(3)])
+    off, alone, along = (rows(f"{k}") for k in ("no_grocery", "grocery_alone", "grocery_shipping"))
+    table = [[[off[c], off[c]], [alone[c], along[c]]] for c in range(3)]
+    laws["grocery"] = dc.Markov(("choice", "bundle", "shipping"), table)
     return laws
 
 
@@ -119,12 +120,14 @@ def simulate_segment(segment: str, spec: dict, rng: np.random.Generator) -> pd.D
     model, theta = true_model(segment, spec)
     s = spec["segments"][segment]
     N, T = s["members"], spec["months"]
-    start = pd.DataFrame({"contract": ["none"] * N, "prices": "old", "bundle": "no_grocery"})
+    region = rng.integers(0, len(s["grocery_from"]), N)
+    roll_out = np.array(s["grocery_from"])[region]
+    start = pd.DataFrame({"contract": ["none"] * N, "prices": "old"})
+    start["bundle"] = np.where(roll_out == 0, "with_grocery", "no_grocery")
     for b in BENEFITS:
         start[b] = rng.integers(0, 2, N) if b != "grocery" else 0
     codes = model.states.codes(start)
-    roll_out = rng.choice(s["grocery_from"], N)
-    changes = sorted({spec["price_change"], *(m for m in s["grocery_from"] if m <= T)})
+    changes = sorted({spec["price_change"], *(m for m in s["grocery_from"] if 0 < m <= T)})
     states, choices = [], []
     burn = dc.simulate(model, params=theta, members=N, periods=BURN_IN, seed=rng, start=codes)
     codes, month = burn.after, 1
@@ -152,6 +155,8 @@ def simulate_segment(segment: str, spec: dict, rng: np.random.Generator) -> pd.D
     table.insert(0, "member", np.repeat(np.arange(N), T))
     table.insert(1, "month", names[month_no])
     table.insert(2, "segment", segment)
+    places = np.array([f"{s['country']}{r + 1:02d}" for r in range(len(s["grocery_from"]))])
+    table.insert(3, "region", np.repeat(places[region], T))
     table["plan"] = np.array(CHOICES)[choice.reshape(-1)]
     return table[inside].reset_index(drop=True)
 

@@ -23,7 +23,7 @@ def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[st
     raw = vector / scale
     raw = raw / np.abs(raw).max()
     order = np.argsort(-np.abs(vector))
-    parts = [f"{raw[k]:+.3g} {names[k]}" for k in order if abs(vector[k]) > 0.05]
+    parts = [f"{raw[k]:+.3g} {names[k]}" for k in order[:5] if abs(vector[k]) > 0.05]
     return " ".join(parts)
 
 

@@ -217,6 +217,21 @@ class IdentificationReport(Identification):
             f" {ratio:.1f} times as large."
         )
 
+    def _separates(self, source: Source) -> str:
+        """Say which pair a roll-out separates best."""
+        own = np.abs(correlations(self.information))
+        without = np.abs(correlations(source.information))
+        K = len(self.names)
+        # by how much the part that is not shared shrinks
+        gain = np.tril((1 - own) / np.maximum(1 - without, 1e-9), -1)
+        i, j = np.unravel_index(int(gain.argmax()), (K, K))
+        if gain[i, j] < 1.5:
+            return "it separates no pair that is not told apart without it"
+        return (
+            f"it separates {self.names[j]} and {self.names[i]}: {own[i, j]:.2f} correlated with it,"
+            f" {without[i, j]:.2f} without"
+        )
+
     @staticmethod
     def _told_together(information: FloatArray, i: int, j: int) -> bool:
         scale = np.sqrt(np.maximum(np.diag(information), 0.0))
@@ -242,7 +257,7 @@ class IdentificationReport(Identification):
                 kind = "regions" if not s.event.everywhere else "months after it"
                 lines.append(
                     f"{s.event.label}: its {kind} hold {s.rows:.0%} of the rows and, of the"
-                    f" information, {', '.join(top)}"
+                    f" information, {', '.join(top)}; {self._separates(s)}"
                 )
         lines.append("")
         lines.append(self.frame().to_string(index=False, float_format="{:.3g}".format))
@@ -289,7 +304,7 @@ def identification_report(
         for event in market_events(model, counts):
             cells, weight = own.cells, own.n * (own.cells[:, 6] == 1)
             if event.everywhere:
-                first = np.array([event.starts[x] for x in own.labels])
+                first = np.array([event.starts.get(x, counts.last_period + 1) for x in own.labels])
                 drop = cells[:, 2] >= first[cells[:, 1]]
                 dropped = "the months after it"
             else:

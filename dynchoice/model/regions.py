@@ -155,7 +155,7 @@ def market_events(model: DDC, counts: Counts, grid: RegionGrid | None = None) ->
     known = (cells[:, 5] >= 0) & (cells[:, 2] < counts.last_period)
     _, r, t, s, _, following, _ = cells[known].T
     n, t = n[known], t - grid.first
-    R = len(grid.labels)
+    R, seen = len(grid.labels), int(grid.alive.any(axis=1).sum())
     total = np.bincount(r * grid.T + t, weights=n, minlength=R * grid.T)
     found: list[MarketEvent] = []
     axes = [a for law in model.transitions.bound if isinstance(law.family, Fixed) for a in law.axes]
@@ -168,7 +168,7 @@ def market_events(model: DDC, counts: Counts, grid: RegionGrid | None = None) ->
                     continue
                 hit = (code[s] == before) & (code[following] == after)
                 moved = np.bincount((r * grid.T + t)[hit], weights=n[hit], minlength=R * grid.T)
-                share = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+                share = np.divide(moved, total, out=np.zeros(len(total)), where=total > 0)
                 where = np.argwhere(share.reshape(R, grid.T) > 0.5)
                 if not len(where):
                     continue
@@ -178,8 +178,8 @@ def market_events(model: DDC, counts: Counts, grid: RegionGrid | None = None) ->
                 if high > low:
                     span += f" to {counts.period_label(high)}"
                 label = (
-                    f"{name} {levels[before]} -> {levels[after]} in {len(starts)} of {R} regions"
+                    f"{name} {levels[before]} -> {levels[after]} in {len(starts)} of {seen} regions"
                     f" ({span})"
                 )
-                found.append(MarketEvent(name, levels[before], levels[after], starts, R, label))
+                found.append(MarketEvent(name, levels[before], levels[after], starts, seen, label))
     return found

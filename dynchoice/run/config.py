@@ -39,6 +39,7 @@ class Data(Section):
     time: str
     choice: str
     segment: str | None = None
+    region: str | None = None
     weights: str | None = None
     decision: str | None = None
     freq: Literal["integer", "month", "quarter", "year"] | None = None
@@ -257,6 +258,7 @@ class Run:
             choices=self.spec.model.choices,
             columns={n: a.column for n, a in self.spec.axes.items() if a.column},
             segment=d.segment,
+            region=d.region,
             weights=d.weights,
             decision=d.decision,
             freq=d.freq,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -196,3 +196,58 @@ def membership_panel(membership: Membership, frame: pd.DataFrame, **options: Any
         choices=CHOICES,
         **options,
     )
+
+
+@dataclass
+class TypedRows:
+    """Rows of a panel of unobserved types: arrays (rows,), and each member's type (N,)."""
+
+    member: np.ndarray
+    period: np.ndarray
+    state: np.ndarray
+    choice: np.ndarray
+    following: np.ndarray
+    kind: np.ndarray
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table with columns id, t, s, choice."""
+        label = np.array([f"c{j}" for j in range(self.choice.max() + 1)])
+        columns = {"id": self.member, "t": self.period, "s": self.state}
+        return pd.DataFrame({**columns, "choice": label[self.choice]})
+
+
+def typed_rows(
+    spec: dict[str, Any], params: Any, members: Any, periods: int, seed: int
+) -> TypedRows:
+    """Simulate members of several types (``members`` of each), in shuffled order of id."""
+    parts = [
+        oracles.simulate(spec, np.asarray(p), int(m), periods, seed + 1000 * q)
+        for q, (p, m) in enumerate(zip(params, members, strict=True))
+    ]
+    total = int(np.sum(members))
+    name = np.random.default_rng(seed).permutation(total)
+    member = name[np.concatenate([p[0] + o for p, o in _offsets(parts, members)])]
+    rest = [np.concatenate([p[i] for p in parts]) for i in range(1, 5)]
+    order = np.lexsort((rest[0], member))
+    kind = np.empty(total, dtype=np.int64)
+    kind[name] = np.repeat(np.arange(len(parts)), members)
+    return TypedRows(member[order], *(x[order] for x in rest), kind)
+
+
+def _offsets(parts: list[Any], members: Any) -> list[tuple[Any, int]]:
+    return list(zip(parts, np.r_[0, np.cumsum(members)[:-1]].tolist(), strict=True))
+
+
+def typed_counts(model: dc.DDC, rows: TypedRows, by_period: bool = False) -> Counts:
+    """Counts of typed rows; members' cells carry the period on request."""
+    last = rows.period == rows.period.max()
+    moved = np.where(last, NO_NEXT, rows.following)
+    counts = counts_from(model, rows.member, rows.period, rows.state, rows.choice, moved)
+    if not by_period:
+        return counts
+    m, zero = counts.members, np.zeros_like(rows.state)
+    own = np.stack([zero, rows.state, rows.choice, moved, zero + 1, rows.period], axis=1)
+    cells = MemberCells.from_rows(
+        rows.member, own, np.ones(len(own)), m.weights, m.first, m.bucket, m.region
+    )
+    return replace(counts, members=cells)

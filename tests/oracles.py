@@ -672,3 +672,52 @@ def path_values(start, P, F, draws, flows, beta):
             j = int(np.searchsorted(np.cumsum(P[s]), u_choice, side="right"))
             s = int(np.searchsorted(np.cumsum(F[s, j]), u_move, side="right"))
     return out
+
+
+# ---------------------------------------------------------------- mixtures of types
+
+
+def type_tables(model, params_by_type, T=None):
+    """P(j|s) of every type, (S,J) each, or by period (T,S,J) at a finite horizon."""
+    if T is None:
+        return [solve_newton(model, params)[3] for params in params_by_type]
+    return [solve_finite(model, params, T)[2] for params in params_by_type]
+
+
+def history_logs(tables, member, where):
+    """(N,Q) log-likelihood of each member's rows were it of type q; member codes 0..N-1,
+    where: index arrays of the rows, (state, choice) or (period, state, choice)."""
+    rows = np.stack([P[where] for P in tables], axis=1)
+    out = np.zeros((int(np.max(member)) + 1, len(tables)), dtype=rows.dtype)
+    np.add.at(out, member, np.log(rows))
+    return out
+
+
+def share_logit(phi, gamma):
+    """(N,Q) shares: type 0 has index 0, type q index phi @ gamma[q-1]."""
+    index = np.concatenate([np.zeros((len(phi), 1)), phi @ np.asarray(gamma).T], axis=1)
+    e = np.exp(index)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def mixture(logs, shares):
+    """(N,) log sum_q share_q L_q, and (N,Q) the posteriors."""
+    joint = logs + np.log(shares)
+    top = joint.real.max(axis=1, keepdims=True)
+    e = np.exp(joint - top)
+    return top[:, 0] + np.log(e.sum(axis=1)), e / e.sum(axis=1, keepdims=True)
+
+
+def complex_gradient(f, theta):
+    """(P,) gradient of f at a flat vector by complex step."""
+    steps = 1j * CS * np.eye(len(theta))
+    return np.array([f(theta + h).imag for h in steps]) / CS
+
+
+def complex_hessian(f, theta, step=2e-3):
+    """(P,P) second derivatives: central differences of complex-step gradients."""
+    columns = [
+        central5(lambda p: complex_gradient(f, p), theta, k, step) for k in range(len(theta))
+    ]
+    out = np.stack(columns, axis=1)
+    return 0.5 * (out + out.T)

@@ -392,6 +392,10 @@ class CCP:
             notes=tuple(notes),
             extra_names=extra,
             model=own,
+            uses={
+                "share": likelihood.total / self.counts.nobs,
+                "states": int(np.unique(likelihood.s).size),
+            },
             **options,
         )
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import (
-    ConvergenceError,
-    ConvergenceWarning,
-    DataError,
     SpecificationError,
     suggest,
 )
@@ -21,26 +18,23 @@ from dynchoice.estimate.ccp import CCP, VALUATIONS
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
 from dynchoice.estimate.dependent import DependentLikelihood
 from dynchoice.estimate.em import EM, EMState, FullInner, PseudoInner, opening_posteriors
-from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
+from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.histories import Histories, histories
 from dynchoice.estimate.mixture import (
     MixtureEvaluation,
     MixtureLikelihood,
     TypeLayout,
+    share_features,
     share_probabilities,
 )
+from dynchoice.estimate.mixture_report import mixture_results
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.resampling import resampled
 from dynchoice.inference.covariance import (
-    FEW_CLUSTERS,
-    bucket_sums,
-    check_cluster,
     check_cov_type,
-    inverse,
 )
 from dynchoice.inference.mixture import MixtureResults
-from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.solve.linear import one_blas_thread
@@ -146,9 +140,9 @@ class CCPEM:
         self.counts: Counts
         self.counts, self.panel = counts_of(data)
         self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
-        self._members = self._member_cells()
-        self.data: Histories = histories(self._members, model.horizon is not None)
+        self.first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+        self.members = self._member_cells()
+        self.data: Histories = histories(self.members, model.horizon is not None)
         self._phi, names = share_features(model, shares, self.data)
         extra = ("beta",) if beta is not None else ()
         self._dependent_part: DependentLikelihood | None = None
@@ -233,7 +227,7 @@ class CCPEM:
         """Return the pseudo-likelihood of all members, made once."""
         if self._dependent_part is None:
             n = self.data.counts(np.ones(len(self.data.weight)), self.shape)
-            model, free = self._first.model, bool(self.layout.extra)
+            model, free = self.first.model, bool(self.layout.extra)
             part = DependentLikelihood(model, n, self.dependence, free)
             if part.dropped:
                 raise SpecificationError(
@@ -245,9 +239,9 @@ class CCPEM:
 
     def _make_inner(self) -> Any:
         if self.inner == "NFXP":
-            return FullInner(self._first.model, self.data, self.layout)
+            return FullInner(self.first.model, self.data, self.layout)
         return PseudoInner(
-            self._first.model,
+            self.first.model,
             self.data,
             self.layout,
             self._stage,
@@ -331,13 +325,13 @@ class CCPEM:
         return np.r_[theta[: self.layout.utility], theta[len(theta) - E :]]
 
     def _posterior_at(self, theta: FloatArray) -> FloatArray:
-        model = self._first.model
+        model = self.first.model
         likelihood = MixtureLikelihood(model, self.data, self.layout, self._phi)
         return likelihood.evaluate(theta).post
 
     def _without_types(self, tol: float, maxiter: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the fit without types in every type's place, members' scores and variances."""
-        model, L = self._first.model, self.layout
+        model, L = self.first.model, self.layout
         one = TypeLayout(model.names, L.varying, 1, L.share_names, L.extra)
         n = self.data.counts(np.ones(len(self.data.weight)), self.shape)
         if self.inner == "CCP" and self.valuation == "finite-dependence":
@@ -396,7 +390,7 @@ class CCPEM:
         """Take EM's best point to the maximum of the likelihood, and report."""
         L = self.layout
         theta, _ = self._ordered(np.r_[state.params, state.gamma.reshape(-1)])
-        likelihood = MixtureLikelihood(self._first.model, self.data, L, self._phi)
+        likelihood = MixtureLikelihood(self.first.model, self.data, L, self._phi)
         best, optimization = maximise(
             likelihood.evaluate,
             likelihood.hessian,
@@ -409,13 +403,14 @@ class CCPEM:
         hessian = likelihood.hessian(at)
         cross = None
         label = "none: transitions given"
-        if self._first.estimates and self.model.beta > 0:
+        if self.first.estimates and self.model.beta > 0:
             if self.model.horizon is None:
                 cross = likelihood.transition_derivative(at)
                 label = "included"
             else:
                 label = "NOT included: use cov_type='bootstrap'"
-        return self._results(
+        return mixture_results(
+            self,
             at.params,
             at.loglik,
             at.post,
@@ -431,6 +426,7 @@ class CCPEM:
             seed,
             strict,
             iterations=state.iterations,
+            each=at.each,
         )
 
     def _by_ccp(
@@ -458,13 +454,14 @@ class CCPEM:
             converged, message, state.iterations, state.iterations, np.nan, np.nan, np.zeros(0)
         )
         if self.valuation == "exact":
-            likelihood = MixtureLikelihood(self._first.model, self.data, L, self._phi)
+            likelihood = MixtureLikelihood(self.first.model, self.data, L, self._phi)
             at = likelihood.evaluate(theta)
             cross = None
             label = "none: transitions given"
-            if self._first.estimates and self.model.beta > 0:
+            if self.first.estimates and self.model.beta > 0:
                 cross, label = likelihood.transition_derivative(at), "included"
-            return self._results(
+            return mixture_results(
+                self,
                 theta,
                 at.loglik,
                 at.post,
@@ -480,10 +477,12 @@ class CCPEM:
                 seed,
                 strict,
                 iterations=state.iterations,
+                each=at.each,
             )
         by_history, hessian = self._pseudo_scores(state, theta, order)
         weighted = by_history * self.data.weight[:, None]
-        return self._results(
+        return mixture_results(
+            self,
             theta,
             float("nan"),
             post,
@@ -530,196 +529,3 @@ class CCPEM:
                 out[:, first : first + G] += gap * self._phi
         weighted = out * self.data.weight[:, None]
         return out, -(weighted.T @ out)
-
-    def _results(
-        self,
-        theta: FloatArray,
-        loglik: float,
-        post: FloatArray,
-        hessian: FloatArray,
-        outer: FloatArray,
-        by_history: FloatArray,
-        cross: dict[str, FloatArray] | None,
-        label: str,
-        optimization: Optimization,
-        trace: tuple[dict[str, Any], ...],
-        kind: str,
-        cluster: str,
-        seed: int | None,
-        strict: bool,
-        *,
-        iterations: int,
-        pseudo: float | None = None,
-    ) -> MixtureResults:
-        from dynchoice import __version__
-
-        L, data, members = self.layout, self.data, self._members
-        assert members is not None
-        counts = check_cluster(cluster, self.counts)
-        own = by_history[data.member]
-        V1 = np.zeros((len(theta),) * 2)
-        if cross:
-            by_cell, V1 = influence(self._first.model, self._first.estimates, cross)
-            own = own + members.matrix() @ by_cell(members.cells[:, 1:])
-        config: dict[str, Any] = {"first_stage_label": label, "first_stage": bool(V1.any())}
-        bread, flat = inverse(outer if kind == "opg" else -hessian)
-        weighted = own * members.weights[:, None]
-        by_unit = None
-        if kind == "opg":
-            meat = outer + V1
-        elif kind == "unadjusted":
-            meat = -hessian + V1
-        elif kind == "robust" or cluster == "member":
-            meat = weighted.T @ own
-            config.update(clusters=members.size, by="member")
-        else:
-            by_unit = bucket_sums(members.region, weighted, counts.buckets)
-            meat = by_unit.T @ by_unit
-            config.update(clusters=int(np.unique(members.region).size), by="region")
-        if kind == "clustered":
-            if by_unit is None:
-                by_unit = bucket_sums(members.bucket, weighted, counts.buckets)
-            config["unit"] = counts.unit
-        known = np.isfinite(np.diag(bread))
-        at = np.ix_(known, known)
-        cov = np.full_like(bread, np.nan)
-        cov[at] = bread[at] @ meat[at] @ bread[at]
-        pull = None
-        if by_unit is not None:
-            pull = np.full_like(by_unit, np.nan)
-            pull[:, known] = by_unit[:, known] @ bread[at]
-        notes = list(self._first.notes)
-        values = np.linalg.eigvalsh(-hessian) if pseudo is None else np.ones(1)
-        converged, message = optimization.converged, optimization.message
-        if converged and values[0] < -1e-8 * abs(values[-1]):
-            converged = False
-            message = "not converged: stationary but not at a maximum; try more starts"
-        if flat.shape[1]:
-            converged = False
-            message = (
-                "not converged: the likelihood is flat along some direction: types may be too many"
-                " or parameters that vary may not be told apart (see identification())"
-            )
-        if config.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
-            notes.append(f"Only {config['clusters']} clusters: standard errors are rough")
-        if pseudo is not None and kind != "opg":
-            notes.append(
-                "Standard errors take the first-stage choice probabilities as known: use"
-                " cov_type='bootstrap'"
-            )
-        weights = data.weight[:, None] * post
-        type_shares = weights.sum(axis=0) / weights.sum()
-        if type_shares.min() < 0.01:
-            notes.append(
-                f"The smallest type has {type_shares.min():.2%} of the members: intervals are not"
-                " normal there, and fewer types may do"
-            )
-        if not converged:
-            if strict:
-                raise ConvergenceError(message)
-            warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
-        inner = self.inner if self.valuation == "exact" else "CCP, finite dependence"
-        status = {**asdict(optimization), "starts": [dict(t) for t in trace], "em": iterations}
-        return MixtureResults(
-            estimator=f"{self.name} ({L.types} types, {inner})",
-            labels=L.names,
-            theta=theta,
-            cov_matrix=(cov + cov.T) / 2,
-            cov_type=kind,
-            cov_config=config,
-            loglik=loglik,
-            nobs=self.counts.nobs,
-            nmembers=self.counts.nmembers,
-            converged=converged,
-            message=message,
-            optimization=status,
-            hessian=hessian,
-            type_shares=type_shares,
-            posteriors=post[data.member],
-            by_type=self._each(theta, cov, post, kind, config, converged, message),
-            data_digest=self.counts.digest,
-            package_version=__version__,
-            seed=seed,
-            pseudo_loglik=pseudo,
-            loglik_transitions=self._first.loglik,
-            notes=tuple(notes),
-            influence=pull,
-        )
-
-    def _each(
-        self,
-        theta: FloatArray,
-        cov: FloatArray,
-        post: FloatArray,
-        kind: str,
-        config: dict[str, Any],
-        converged: bool,
-        message: str,
-    ) -> tuple[Results, ...]:
-        """Return one ordinary fit a type."""
-        from dynchoice import __version__
-
-        L, model = self.layout, self._first.model
-        if L.extra and 0 <= theta[-1] < 1:
-            model = model.with_parts(beta=float(theta[-1]))
-        out = []
-        for q in range(L.types):
-            where = L.places(q)
-            n = self.data.counts(post[:, q], self.shape)
-            flat = n if n.ndim == 2 else n.sum(axis=0)
-            offered = np.log(model.available.sum(axis=1))
-            out.append(
-                Results(
-                    estimator=f"{self.name}, type {q}",
-                    model=model,
-                    theta=theta[where].copy(),
-                    cov_matrix=cov[np.ix_(where, where)],
-                    cov_type=kind,
-                    cov_config=dict(config),
-                    loglik=float("nan"),
-                    loglik_null=-float(flat.sum(axis=1) @ offered),
-                    nobs=float(flat.sum()),
-                    nmembers=round(float(self.data.weight @ post[:, q])),
-                    converged=converged,
-                    message=message,
-                    optimization={},
-                    counts=flat,
-                    hessian=-np.linalg.pinv(np.nan_to_num(cov[np.ix_(where, where)])),
-                    value=np.zeros(model.states.size),
-                    data_digest=self.counts.digest,
-                    package_version=__version__,
-                    first_stage=self._first.records(),
-                )
-            )
-        return tuple(out)
-
-
-def share_features(model: DDC, shares: str, data: Histories) -> tuple[FloatArray, tuple[str, ...]]:
-    """Return features of the first states (N, G) for the type shares, and their names.
-
-    Raises
-    ------
-    SpecificationError
-        A formula that names something other than an axis.
-    """
-    if shares == "constant":
-        return np.ones((len(data.weight), 1)), ("1",)
-    from formulaic import model_matrix
-
-    frame = model.states.frame()
-    try:
-        matrix = model_matrix(shares, frame, na_action="raise")
-    except Exception as error:
-        raise SpecificationError(
-            f"shares={shares!r}: use 'constant' or a formula over the axes"
-            f" ({', '.join(frame.columns)}): {error}"
-        ) from error
-    x = np.asarray(matrix, dtype=np.float64)[data.first]
-    if not np.isfinite(x).all():
-        raise DataError(f"shares={shares!r}: some features of the first states are not finite")
-    names = tuple("1" if c == "Intercept" else str(c) for c in matrix.columns)
-    if np.linalg.matrix_rank(x) < x.shape[1]:
-        raise SpecificationError(
-            f"shares={shares!r}: its features are collinear in the first states seen"
-        )
-    return np.ascontiguousarray(x), names

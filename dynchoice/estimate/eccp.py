@@ -25,10 +25,10 @@ from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv
+from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv, second_stage
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.resampling import resampled
-from dynchoice.inference.covariance import bucket_sums, check_cov_type
+from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
@@ -454,6 +454,11 @@ class ECCP:
             out.append(np.unique(key.to_numpy(), return_inverse=True)[1].reshape(-1))
         return out
 
+    def _share(self, found: Regression) -> float:
+        """Return the share of the member-months whose cell enters some equation."""
+        cells = found.cells.drop_duplicates(["region", "period", "state"])
+        return float(cells["members"].sum() / self._grid.n.sum())
+
     def _halves(self, seed: int | None) -> list[Regression]:
         """Return the regressions of two random halves of every cell's members."""
         n = self._grid.n
@@ -498,30 +503,19 @@ class ECCP:
         weak = tests.get("weakest F")
         if weak is not None and weak < 10:
             notes.append(f"Weak instruments: the smallest first-stage F is {weak:.1f} (below 10)")
-        # influence by cluster from the second stage's moments
-        X, Z, w = pieces["X"], pieces["Z"], pieces["w"]
-        fitted = (
-            Z @ np.linalg.lstsq(Z * np.sqrt(w)[:, None], X * np.sqrt(w)[:, None], rcond=None)[0]
-        )
-        residual = pieces["y"] - X @ np.asarray(fit.params)
-        bread = np.linalg.inv((fitted * w[:, None]).T @ X)
-        moments = bucket_sums(
-            pieces["unit"], fitted * (w * residual)[:, None], int(pieces["unit"].max()) + 1
-        )
+        moments, information = second_stage(pieces, np.asarray(fit.params))
         units = int(np.unique(pieces["unit"]).size)
         config: dict[str, Any] = {"first_stage_label": "CCPs in the regression error"}
         influence = None
         if kind == "clustered":
             config.update(clusters=units, by=cluster, unit=cluster)
-            influence = moments @ bread.T
+            influence = moments
             if cluster == "region":
                 labels = list(self._grid.labels)
                 full = np.zeros((len(labels), len(theta)))
                 names = np.unique(found.cells["region"].to_numpy())
                 full[[labels.index(x) for x in names]] = influence
                 influence = full
-        sigma2 = float((w * residual**2).mean())
-        information = (fitted * w[:, None]).T @ fitted / sigma2
         n = counts.n_sj()
         offered = np.log(model.available.sum(axis=1))
         loglik, value = float("nan"), np.zeros(0)
@@ -556,4 +550,9 @@ class ECCP:
             first_stage=self._first.records(),
             influence=influence,
             tests=tests,
+            uses={
+                "share": self._share(found),
+                "states": int(found.cells["state"].nunique()),
+                "equations": len(found.dependent),
+            },
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.inference.covariance import bucket_sums
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.typing import FloatArray, IntArray
 
@@ -140,6 +141,19 @@ class Ordered:
             if test is not None and np.isfinite(getattr(test, "stat", np.nan)):
                 out[name] = {"stat": float(test.stat), "pval": float(test.pval), "df": test.df}
         return out
+
+
+def second_stage(pieces: dict[str, Any], params: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return influence by cluster (G, K) and information (K, K) of two-stage least squares."""
+    X, Z, w = pieces["X"], pieces["Z"], pieces["w"]
+    root = np.sqrt(w)[:, None]
+    fitted = Z @ np.linalg.lstsq(Z * root, X * root, rcond=None)[0]
+    residual = pieces["y"] - X @ params
+    bread = np.linalg.inv((fitted * w[:, None]).T @ X)
+    clusters = int(pieces["unit"].max()) + 1
+    moments = bucket_sums(pieces["unit"], fitted * (w * residual)[:, None], clusters)
+    sigma2 = float((w * residual**2).mean())
+    return moments @ bread.T, (fitted * w[:, None]).T @ fitted / sigma2
 
 
 def demeaned(values: FloatArray, w: FloatArray, groups: list[IntArray]) -> FloatArray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.histories import Histories
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
@@ -137,6 +137,37 @@ def posterior(log_joint: FloatArray) -> tuple[FloatArray, FloatArray]:
     return e / total, (top + np.log(total))[:, 0]
 
 
+def share_features(model: DDC, shares: str, data: Histories) -> tuple[FloatArray, tuple[str, ...]]:
+    """Return features of the first states (N, G) for the type shares, and their names.
+
+    Raises
+    ------
+    SpecificationError
+        A formula that names something other than an axis.
+    """
+    if shares == "constant":
+        return np.ones((len(data.weight), 1)), ("1",)
+    from formulaic import model_matrix
+
+    frame = model.states.frame()
+    try:
+        matrix = model_matrix(shares, frame, na_action="raise")
+    except Exception as error:
+        raise SpecificationError(
+            f"shares={shares!r}: use 'constant' or a formula over the axes"
+            f" ({', '.join(frame.columns)}): {error}"
+        ) from error
+    x = np.asarray(matrix, dtype=np.float64)[data.first]
+    if not np.isfinite(x).all():
+        raise DataError(f"shares={shares!r}: some features of the first states are not finite")
+    names = tuple("1" if c == "Intercept" else str(c) for c in matrix.columns)
+    if np.linalg.matrix_rank(x) < x.shape[1]:
+        raise SpecificationError(
+            f"shares={shares!r}: its features are collinear in the first states seen"
+        )
+    return np.ascontiguousarray(x), names
+
+
 @dataclass
 class MixtureEvaluation:
     """The mixture likelihood at one vector: sums over members, posteriors, types' evaluations."""
@@ -147,6 +178,7 @@ class MixtureEvaluation:
     outer: FloatArray
     by_history: FloatArray
     post: FloatArray
+    each: FloatArray
     inner: tuple[Evaluation, ...]
     scores: tuple[FloatArray, ...]
 
@@ -211,6 +243,7 @@ class MixtureLikelihood:
             weighted.T @ by_history,
             by_history,
             post,
+            each,
             inner,
             scores,
         )

@@ -108,6 +108,7 @@ def as_results(
     cluster: str = "member",
     extra_names: tuple[str, ...] = (),
     model: DDC | None = None,
+    uses: dict[str, float] | None = None,
 ) -> Results:
     """Build the results; warn (or raise, if strict) where the estimate is not to be trusted.
 
@@ -192,6 +193,7 @@ def as_results(
         optimization={**asdict(optimization), "inner": at.message},
         counts=n,
         hessian=parts.hessian[:total, :total],
+        uses=uses or {"share": 1.0, "states": int((n.sum(axis=1) > 0).sum())},
         extra=at.params[K:total].copy(),
         extra_names=extra_names,
         influence=None

@@ -40,6 +40,8 @@ class MixtureResults(Estimates):
     loglik : float
         Log-likelihood of the mixture; with CCPs inside, of the pseudo-likelihood's mixture
         (``pseudo_loglik``), and NaN here.
+    member_loglik : FloatArray, shape (members,), or None
+        Each member's part of it.
     """
 
     estimator: str
@@ -64,6 +66,7 @@ class MixtureResults(Estimates):
     pseudo_loglik: float | None = None
     loglik_transitions: float | None = None
     notes: tuple[str, ...] = ()
+    member_loglik: FloatArray | None = field(default=None, repr=False)
     bootstrap: FloatArray | None = field(default=None, repr=False)
     influence: FloatArray | None = field(default=None, repr=False)
 

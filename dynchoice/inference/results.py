@@ -66,6 +66,9 @@ class Results(Estimates):
         What each bucket of members (or region) adds to the estimate, for contrasts.
     tests : dict
         Specification tests of the estimator's own (linear IV: first-stage F, Hansen's J ...).
+    uses : dict
+        What of the data the estimate rests on: member-months, states, choices (and equations,
+        regions, periods); :meth:`dynchoice.inference.summary.Comparison.support` lists it.
     """
 
     estimator: str
@@ -97,6 +100,7 @@ class Results(Estimates):
     bootstrap: FloatArray | None = field(default=None, repr=False)
     influence: FloatArray | None = field(default=None, repr=False)
     tests: dict[str, Any] = field(default_factory=dict, repr=False)
+    uses: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

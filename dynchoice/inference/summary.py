@@ -235,6 +235,21 @@ class Comparison:
         """T-statistics, one column a fit."""
         return self._joined("tstats")
 
+    def support(self) -> pd.DataFrame:
+        """Return what of the data each fit rests on: member-months, states, choices compared.
+
+        Estimators that agree while they use different rows corroborate each other; one that
+        leaves rows out says here which share.
+        """
+        import pandas as pd
+
+        rows = {}
+        for name, r in self.results.items():
+            uses = dict(getattr(r, "uses", {}) or {})
+            share = float(uses.pop("share", 1.0))
+            rows[name] = {"member-months": r.nobs * share, "of all": share, **uses}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
     @property
     def summary(self) -> Summary:
         """The table (also callable): estimates with their precision in brackets below."""
@@ -249,6 +264,8 @@ class Comparison:
             ("Covariance", lambda r: r.cov_type),
             ("Converged", lambda r: "yes" if r.converged else "NO"),
             ("AIC", lambda r: number(r.aic, 2)),
+            ("BIC", lambda r: number(r.bic, 2)),
+            ("Rows used", lambda r: f"{(getattr(r, 'uses', {}) or {}).get('share', 1.0):.1%}"),
         ]
         for label, read in facts:
             rows.append((label, *(read(r) for r in self.results.values())))

@@ -1,0 +1,233 @@
+"""Simulate and recover: does the estimator find the estimate again? And the profile of beta."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import DynChoiceError, DynChoiceWarning, SpecificationError
+from dynchoice.estimate.first_stage import counts_of
+from dynchoice.estimate.nfxp import NFXP
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.panel.cells import NO_NEXT
+from dynchoice.panel.counts import Counts
+from dynchoice.typing import FloatArray, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an estimator does on panels drawn from its own estimate.
+
+    Attributes
+    ----------
+    estimates, std_errors : FloatArray, shape (draws, K)
+        Of the panels whose fit converged.
+    truth : FloatArray, shape (K,)
+    failed : int
+        Fits that did not converge or were refused.
+    """
+
+    names: tuple[str, ...]
+    estimates: FloatArray
+    std_errors: FloatArray
+    truth: FloatArray
+    failed: int
+
+    def frame(self, level: float = 0.95) -> pd.DataFrame:
+        """Return bias, SD, mean standard error over SD, and coverage, one row a parameter."""
+        import pandas as pd
+        from scipy.stats import norm
+
+        z = (self.estimates - self.truth) / self.std_errors
+        sd = self.estimates.std(axis=0, ddof=1)
+        bias = self.estimates.mean(axis=0) - self.truth
+        return pd.DataFrame(
+            {
+                "truth": self.truth,
+                "bias": bias,
+                "bias / sd": bias / sd,
+                "sd": sd,
+                "se / sd": self.std_errors.mean(axis=0) / sd,
+                "coverage": (np.abs(z) <= norm.ppf(0.5 + level / 2)).mean(axis=0),
+            },
+            index=list(self.names),
+        )
+
+    def __str__(self) -> str:
+        head = f"Audit: {len(self.estimates)} panels drawn from the estimate, {self.failed} failed"
+        return head + "\n" + self.frame().to_string(float_format="{:.4g}".format)
+
+    __repr__ = __str__
+
+
+def redrawn(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator) -> Counts:
+    """Return counts with choices and moves drawn from the model, states visited as in the data.
+
+    Choices of every state are multinomial with ``P``; where the data show a next month, the next
+    state is drawn from the law of motion of the choice drawn.
+    """
+    S, J = counts.shape
+    n = np.rint(counts.n_sj().sum(axis=1)).astype(np.int64)
+    new = np.stack([rng.multinomial(m, p / p.sum()) for m, p in zip(n, P, strict=True)])
+    moves, moved = counts.moves()
+    followed = np.bincount(moves[:, 0], weights=moved, minlength=S)
+    share = np.minimum(followed / np.maximum(n, 1), 1.0)
+    rows: list[Any] = []
+    sizes: list[Any] = []
+    s, j = np.nonzero(new)
+    rows.append(np.stack([s * 0, s * 0, s, j, s * 0 + NO_NEXT, s * 0 + 1], axis=1))
+    sizes.append(new[s, j].astype(np.float64))
+    stacked = model.transitions.stacked()
+    if stacked is None:
+        raise SpecificationError("the audit needs the transitions expanded, and they are too large")
+    indptr, indices, data = stacked
+    for a, b in zip(s, j, strict=True):
+        m = rng.binomial(new[a, b], share[a])
+        if not m:
+            continue
+        at = slice(indptr[a * J + b], indptr[a * J + b + 1])
+        p = data[at] / data[at].sum()
+        drawn = rng.multinomial(m, p)
+        k = np.flatnonzero(drawn)
+        to = indices[at][k]
+        zero = np.zeros_like(to)
+        rows.append(np.stack([zero, zero, zero + a, zero + b, to, zero], axis=1))
+        sizes.append(drawn[k].astype(np.float64))
+    return replace(
+        counts,
+        segments=("all",),
+        cells=np.concatenate(rows).astype(np.int64),
+        n=np.concatenate(sizes),
+        segment_members=np.array([float(counts.segment_members.sum())]),
+        members=None,
+        regions=None,
+        _cache={},
+    )
+
+
+def one_audit(results: Results, counts: Counts, estimator: Any, seed: Any) -> Any:
+    """Draw one panel and fit it: estimates and standard errors, or why not."""
+    rng = np.random.default_rng(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DynChoiceWarning)
+        try:
+            drawn = redrawn(results.model, results.ccp, counts, rng)
+            fit = estimator(results.model, drawn).fit(cov_type="unadjusted")
+        except DynChoiceError as error:
+            return str(error)
+    return (fit.theta, fit.std_errors.to_numpy()) if fit.converged else fit.message
+
+
+def audit(
+    results: Results,
+    data: Any,
+    *,
+    estimator: Any = NFXP,
+    draws: int = 100,
+    jobs: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Audit:
+    """Simulate panels from an estimate and estimate them: bias, SE/SD ratio, coverage.
+
+    A parametric check of the whole procedure at the point that matters (papers.md 8.5, point 6):
+    the first stage is redone on moves drawn from the estimated laws.
+
+    Parameters
+    ----------
+    results : Results
+        Infinite horizon.
+    data : Panel or Counts
+        The data of the fit: its states visited are kept.
+    estimator : class
+        ``dc.NFXP``, ``dc.NPL`` or ``dc.CCP``.
+    draws, jobs : int
+
+    Raises
+    ------
+    SpecificationError
+        Fewer than 10 draws; other data; a fit that did not converge; a finite horizon.
+    """
+    counts, _ = counts_of(data)
+    if draws < 10:
+        raise SpecificationError(f"draws={draws}: at least 10 are needed to see anything")
+    if counts.digest != results.data_digest:
+        raise SpecificationError("these are not the data of the fit (their digests differ)")
+    if not results.converged or results.model.horizon is not None:
+        raise SpecificationError("the audit needs a converged fit of an infinite-horizon model")
+    streams = np.random.SeedSequence(seed).spawn(draws)
+    found: list[Any] = []
+    batch = 8 * jobs
+    for i in range(0, draws, batch):
+        todo = streams[i : i + batch]
+        if jobs == 1:
+            found += [one_audit(results, counts, estimator, s) for s in todo]
+        else:
+            from joblib import Parallel, delayed
+
+            found += Parallel(n_jobs=jobs)(
+                delayed(one_audit)(results, counts, estimator, s) for s in todo
+            )
+        if progress is not None:
+            progress(len(found), draws, "audit")
+    good = [f for f in found if not isinstance(f, str)]
+    if len(good) < 2:
+        reason = next(f for f in found if isinstance(f, str))
+        raise SpecificationError(f"no panel drawn from the estimate could be fitted: {reason}")
+    estimates, errors = (np.array(x) for x in zip(*good, strict=True))
+    names = results.model.names
+    return Audit(names, estimates, errors, results.theta, len(found) - len(good))
+
+
+def profile_beta(
+    model: DDC,
+    data: Any,
+    betas: Sequence[float],
+    *,
+    level: float = 0.95,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Refit at a grid of discount factors: is beta identified, and what hangs on it?
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a discount factor: ``loglik``, whether it is ``inside`` the likelihood-ratio
+        interval of the given level, ``converged``, and the parameters. A log-likelihood that
+        hardly moves says that beta is assumed, not learnt (Magnac and Thesmar 2002).
+
+    Raises
+    ------
+    SpecificationError
+        Fewer than two discount factors, or one outside [0, 1).
+    """
+    import pandas as pd
+    from scipy.stats import chi2
+
+    grid = sorted({float(b) for b in betas})
+    if len(grid) < 2:
+        raise SpecificationError("betas: at least two discount factors make a profile")
+    rows, start = [], None
+    for i, beta in enumerate(grid):
+        own = model.with_parts(beta=beta)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DynChoiceWarning)
+            fit = NFXP(own, data).fit(start=start, cov_type="unadjusted")
+        start = fit.theta if fit.converged else None
+        rows.append(
+            {"beta": beta, "loglik": fit.loglik, "converged": fit.converged, **dict(fit.params)}
+        )
+        if progress is not None:
+            progress(i + 1, len(grid), f"beta {beta:g}")
+    table = pd.DataFrame(rows)
+    best = table["loglik"].max()
+    table.insert(2, "inside", 2 * (best - table["loglik"]) <= chi2.ppf(level, 1))
+    return table

@@ -1,0 +1,203 @@
+"""From a mixture's optimum to its results: covariance by member or region, status, types."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import ConvergenceError, ConvergenceWarning
+from dynchoice.estimate.first_stage import influence
+from dynchoice.estimate.optimise import Optimization
+from dynchoice.inference.covariance import FEW_CLUSTERS, bucket_sums, check_cluster, inverse
+from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.results import Results
+from dynchoice.typing import FloatArray
+
+
+def mixture_results(
+    estimator: Any,
+    theta: FloatArray,
+    loglik: float,
+    post: FloatArray,
+    hessian: FloatArray,
+    outer: FloatArray,
+    by_history: FloatArray,
+    cross: dict[str, FloatArray] | None,
+    label: str,
+    optimization: Optimization,
+    trace: tuple[dict[str, Any], ...],
+    kind: str,
+    cluster: str,
+    seed: int | None,
+    strict: bool,
+    *,
+    iterations: int,
+    pseudo: float | None = None,
+    each: FloatArray | None = None,
+) -> MixtureResults:
+    """Build the results of a :class:`dynchoice.CCPEM` fit; warn where they are not to be trusted.
+
+    Parameters
+    ----------
+    estimator : CCPEM
+    theta : FloatArray, shape (P,)
+    post : FloatArray, shape (N, Q)
+        Posteriors by distinct history.
+    hessian, outer : FloatArray, shape (P, P)
+    by_history : FloatArray, shape (N, P)
+        Scores of histories.
+    cross : dict, optional
+        Derivative of the score by the laws of motion, to carry their error.
+    label : str
+        What the standard errors say of the first stage.
+    each : FloatArray, shape (N,), optional
+        Log-likelihood of each history.
+    pseudo : float, optional
+        Pseudo-log-likelihood where that was maximised.
+    """
+    from dynchoice import __version__
+
+    L, data, members = estimator.layout, estimator.data, estimator.members
+    assert members is not None
+    counts = check_cluster(cluster, estimator.counts)
+    own = by_history[data.member]
+    V1 = np.zeros((len(theta),) * 2)
+    if cross:
+        by_cell, V1 = influence(estimator.first.model, estimator.first.estimates, cross)
+        own = own + members.matrix() @ by_cell(members.cells[:, 1:])
+    config: dict[str, Any] = {"first_stage_label": label, "first_stage": bool(V1.any())}
+    bread, flat = inverse(outer if kind == "opg" else -hessian)
+    weighted = own * members.weights[:, None]
+    by_unit = None
+    if kind == "opg":
+        meat = outer + V1
+    elif kind == "unadjusted":
+        meat = -hessian + V1
+    elif kind == "robust" or cluster == "member":
+        meat = weighted.T @ own
+        config.update(clusters=members.size, by="member")
+    else:
+        by_unit = bucket_sums(members.region, weighted, counts.buckets)
+        meat = by_unit.T @ by_unit
+        config.update(clusters=int(np.unique(members.region).size), by="region")
+    if kind == "clustered":
+        if by_unit is None:
+            by_unit = bucket_sums(members.bucket, weighted, counts.buckets)
+        config["unit"] = counts.unit
+    known = np.isfinite(np.diag(bread))
+    at = np.ix_(known, known)
+    cov = np.full_like(bread, np.nan)
+    cov[at] = bread[at] @ meat[at] @ bread[at]
+    pull = None
+    if by_unit is not None:
+        pull = np.full_like(by_unit, np.nan)
+        pull[:, known] = by_unit[:, known] @ bread[at]
+    notes = list(estimator.first.notes)
+    values = np.linalg.eigvalsh(-hessian) if pseudo is None else np.ones(1)
+    converged, message = optimization.converged, optimization.message
+    if converged and values[0] < -1e-8 * abs(values[-1]):
+        converged = False
+        message = "not converged: stationary but not at a maximum; try more starts"
+    if flat.shape[1]:
+        converged = False
+        message = (
+            "not converged: the likelihood is flat along some direction: types may be too many"
+            " or parameters that vary may not be told apart (see identification())"
+        )
+    if config.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
+        notes.append(f"Only {config['clusters']} clusters: standard errors are rough")
+    if pseudo is not None and kind != "opg":
+        notes.append(
+            "Standard errors take the first-stage choice probabilities as known: use"
+            " cov_type='bootstrap'"
+        )
+    weights = data.weight[:, None] * post
+    type_shares = weights.sum(axis=0) / weights.sum()
+    if type_shares.min() < 0.01:
+        notes.append(
+            f"The smallest type has {type_shares.min():.2%} of the members: intervals are not"
+            " normal there, and fewer types may do"
+        )
+    if not converged:
+        if strict:
+            raise ConvergenceError(message)
+        warnings.warn(f"{estimator.name}: {message}", ConvergenceWarning, stacklevel=4)
+    inner = estimator.inner if estimator.valuation == "exact" else "CCP, finite dependence"
+    status = {**asdict(optimization), "starts": [dict(t) for t in trace], "em": iterations}
+    return MixtureResults(
+        estimator=f"{estimator.name} ({L.types} types, {inner})",
+        labels=L.names,
+        theta=theta,
+        cov_matrix=(cov + cov.T) / 2,
+        cov_type=kind,
+        cov_config=config,
+        loglik=loglik,
+        nobs=estimator.counts.nobs,
+        nmembers=estimator.counts.nmembers,
+        converged=converged,
+        message=message,
+        optimization=status,
+        hessian=hessian,
+        type_shares=type_shares,
+        posteriors=post[data.member],
+        by_type=results_by_type(estimator, theta, cov, post, kind, config, converged, message),
+        data_digest=estimator.counts.digest,
+        package_version=__version__,
+        seed=seed,
+        pseudo_loglik=pseudo,
+        loglik_transitions=estimator.first.loglik,
+        notes=tuple(notes),
+        influence=pull,
+        member_loglik=None if each is None else each[data.member],
+    )
+
+
+def results_by_type(
+    estimator: Any,
+    theta: FloatArray,
+    cov: FloatArray,
+    post: FloatArray,
+    kind: str,
+    config: dict[str, Any],
+    converged: bool,
+    message: str,
+) -> tuple[Results, ...]:
+    """Return one ordinary fit a type, its counts weighted by the posteriors."""
+    from dynchoice import __version__
+
+    L, model = estimator.layout, estimator.first.model
+    if L.extra and 0 <= theta[-1] < 1:
+        model = model.with_parts(beta=float(theta[-1]))
+    out = []
+    for q in range(L.types):
+        where = L.places(q)
+        n = estimator.data.counts(post[:, q], estimator.shape)
+        flat = n if n.ndim == 2 else n.sum(axis=0)
+        offered = np.log(model.available.sum(axis=1))
+        out.append(
+            Results(
+                estimator=f"{estimator.name}, type {q}",
+                model=model,
+                theta=theta[where].copy(),
+                cov_matrix=cov[np.ix_(where, where)],
+                cov_type=kind,
+                cov_config=dict(config),
+                loglik=float("nan"),
+                loglik_null=-float(flat.sum(axis=1) @ offered),
+                nobs=float(flat.sum()),
+                nmembers=round(float(estimator.data.weight @ post[:, q])),
+                converged=converged,
+                message=message,
+                optimization={},
+                counts=flat,
+                hessian=-np.linalg.pinv(np.nan_to_num(cov[np.ix_(where, where)])),
+                value=np.zeros(model.states.size),
+                data_digest=estimator.counts.digest,
+                package_version=__version__,
+                first_stage=estimator.first.records(),
+            )
+        )
+    return tuple(out)

@@ -1,0 +1,171 @@
+"""Specification tests between models: score (Lagrange multiplier) and Vuong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.first_stage import counts_of
+from dynchoice.estimate.histories import histories
+from dynchoice.estimate.likelihood import Likelihood
+from dynchoice.estimate.report import score_parts
+from dynchoice.inference.covariance import check_cluster, clustered_meat
+from dynchoice.inference.estimates import Estimates
+from dynchoice.inference.hypotheses import ChiSquaredTest
+from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.linear import one_blas_thread
+from dynchoice.typing import FloatArray
+
+
+def score_test(
+    restricted: Results,
+    model: DDC,
+    data: Any,
+    *,
+    at: dict[str, float] | None = None,
+    robust: bool = True,
+    cluster: str = "member",
+) -> ChiSquaredTest:
+    """Test the restricted fit against a larger model by the score, without fitting the latter.
+
+    With ``s_1`` the scores of the parameters that were estimated (zero at the restricted maximum)
+    and ``s_2`` those of the added ones, ``e = s_2 - H_21 H_11^-1 s_1`` has, clustered, the variance
+    of ``G_2 - H_21 H_11^-1 G_1`` with ``G`` the cluster sums (Boos 1992, generalised score);
+    ``robust=False`` takes the information instead (Rao 1948).
+
+    Parameters
+    ----------
+    restricted : Results
+        Maximum likelihood fit whose parameters the larger model has as well.
+    model : DDC
+        Larger model, infinite horizon; laws without probabilities are estimated from the data.
+    data : Panel or Counts
+        The data of the fit.
+    at : mapping, optional
+        Values of the added parameters under the null; zero by default.
+
+    Raises
+    ------
+    SpecificationError
+        Other data; a model without added parameters; a restricted fit that is no maximum.
+    """
+    counts, panel = counts_of(data)
+    if counts.digest != restricted.data_digest:
+        raise SpecificationError("these are not the data of the fit (their digests differ)")
+    if restricted.pseudo_loglik is not None or not restricted.converged:
+        raise SpecificationError("a score test starts from a maximum likelihood fit that converged")
+    added = [n for n in model.names if n not in restricted.names]
+    missing = [n for n in restricted.model.names if n not in model.names]
+    if missing or not added:
+        what = f"does not have {missing[0]!r}" if missing else "adds no parameter"
+        raise SpecificationError(f"the larger model {what}: the fit must be nested in it")
+    values = dict(zip(restricted.model.names, restricted.theta, strict=True))
+    theta = model.vector({**dict.fromkeys(added, 0.0), **(at or {}), **values})
+    first = laws_of_motion.first_stage(model, counts, panel)
+    with one_blas_thread():
+        likelihood = Likelihood(first.model, counts.n_sj())
+        point = likelihood.evaluate(theta)
+        parts = score_parts(likelihood, point, first)
+    free = np.array([n not in added for n in model.names])
+    information = -parts.hessian
+    A = np.linalg.solve(information[np.ix_(free, free)], information[np.ix_(free, ~free)]).T
+    e = point.score[~free] - A @ point.score[free]
+    if robust:
+        meat = clustered_meat(parts.psi, check_cluster(cluster, counts))[0]
+        V = (
+            meat[np.ix_(~free, ~free)]
+            - A @ meat[np.ix_(free, ~free)]
+            - meat[np.ix_(~free, free)] @ A.T
+            + A @ meat[np.ix_(free, free)] @ A.T
+        )
+    else:
+        V = information[np.ix_(~free, ~free)] - A @ information[np.ix_(free, ~free)]
+    null = ", ".join(f"{n} = {(at or {}).get(n, 0.0):g}" for n in added)
+    return ChiSquaredTest("Score test", null, float(e @ np.linalg.solve(V, e)), len(added))
+
+
+@dataclass(frozen=True)
+class VuongTest:
+    """Vuong's (1989) test: positive ``stat`` favours the first model."""
+
+    null: str
+    stat: float
+    difference: float
+    members: int
+
+    @property
+    def pval(self) -> float:
+        """Two-sided, normal."""
+        from scipy.stats import norm
+
+        return float(2 * norm.sf(abs(self.stat)))
+
+    def __str__(self) -> str:
+        better = "neither" if self.pval >= 0.05 else "the first" if self.stat > 0 else "the second"
+        return (
+            f"Vuong test\nH0: {self.null}\nLog-likelihood difference: {self.difference:.4f}\n"
+            f"Statistic: {self.stat:.4f}\nP-value: {self.pval:.4f}\nDistributed: N(0, 1) over"
+            f" {self.members:,} members; favoured at 5%: {better}"
+        )
+
+    __repr__ = __str__
+
+
+def member_loglik(fit: Estimates, data: Any) -> tuple[FloatArray, FloatArray]:
+    """Return each member's log-likelihood at a fit (members,), and the members' weights."""
+    counts, _ = counts_of(data)
+    if counts.digest != fit.data_digest:
+        raise SpecificationError("these are not the data of the fit (their digests differ)")
+    if counts.members is None:
+        raise SpecificationError("members' histories are needed: build the Panel with member_limit")
+    if isinstance(fit, MixtureResults):
+        if fit.member_loglik is None:
+            raise SpecificationError(
+                "a mixture by finite dependence has no likelihood of its members"
+            )
+        return fit.member_loglik, counts.members.weights
+    if not isinstance(fit, Results) or fit.model.horizon is not None:
+        raise SpecificationError("this needs fits of infinite-horizon models")
+    P = fit.ccp
+    own = histories(counts.members, False)
+    return own.sums(np.log(np.where(P > 0, P, 1.0)))[own.member], counts.members.weights
+
+
+def vuong_test(one: Estimates, other: Estimates, data: Any, *, correct: bool = True) -> VuongTest:
+    """Test which of two models that are not nested is nearer to the truth (Vuong 1989).
+
+    The statistic is the sum over members of the difference of their log-likelihoods, over its
+    standard deviation: members, not months, are independent.
+
+    Parameters
+    ----------
+    one, other : Results or MixtureResults
+        Fits of the same data.
+    data : Panel or Counts
+    correct : bool
+        Schwarz's correction for the numbers of parameters, ``(K1 - K2) / 2 log N``.
+
+    Raises
+    ------
+    SpecificationError
+        Other data; no members' histories; models that do not differ.
+    """
+    a, weights = member_loglik(one, data)
+    b, _ = member_loglik(other, data)
+    gap = a - b
+    N = float(weights.sum())
+    mean = float(weights @ gap) / N
+    spread = float(np.sqrt(weights @ (gap - mean) ** 2))
+    if spread <= 1e-10 * (1 + abs(float(weights @ a))):
+        raise SpecificationError("the two fits give every member the same likelihood")
+    difference = float(weights @ gap)
+    if correct:
+        difference -= (len(one.vector) - len(other.vector)) / 2 * float(np.log(N))
+    null = f"{one.estimator} and {other.estimator} are equally near to the truth"
+    return VuongTest(null, difference / spread, difference, round(N))

@@ -14,6 +14,8 @@ from math import exp, inf, log
 import numpy as np
 from numba import njit
 
+TINY = 1e-300
+"""Least probability of an offered choice: a saturated logit keeps its gradient."""
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -35,6 +37,8 @@ def soft_bellman(u, ev, beta, attention, default, v, V, pi, P):
         total = 0.0
         for j in range(J):
             e = exp(v[s, j] - top)
+            if e < TINY and v[s, j] > -inf:
+                e = TINY
             pi[s, j] = e
             total += e
         logsum = top + log(total)
@@ -238,14 +242,28 @@ def log_ccp_derivative(pi, P, attention, default, dv, out):
 
 
 @njit(**_OPTIONS)
-def log_likelihood(n, P):
-    """Return ``sum n log P`` over cells with counts."""
+def log_likelihood(n, P, v, attention):
+    """Return ``sum n log P`` over cells with counts.
+
+    Where ``P`` has underflowed the logarithm comes from the values ``v`` (S, J) themselves, so
+    that a saturated logit still climbs.
+    """
     total = 0.0
     S, J = n.shape
     for s in range(S):
         for j in range(J):
             if n[s, j] > 0.0:
-                total += n[s, j] * log(P[s, j])
+                if P[s, j] > 1e-290:
+                    total += n[s, j] * log(P[s, j])
+                else:
+                    top = -inf
+                    for i in range(J):
+                        top = max(top, v[s, i])
+                    mass = 0.0
+                    for i in range(J):
+                        mass += exp(v[s, i] - top)
+                    log_pi = v[s, j] - top - log(mass)
+                    total += n[s, j] * (log_pi + log(attention[s]))
     return total
 
 

@@ -10,6 +10,7 @@ import oracles
 import pandas as pd
 
 import dynchoice as dc
+from dynchoice.panel.cells import RegionCells
 from dynchoice.panel.counts import NO_NEXT, Counts, MemberCells, group_sum
 
 
@@ -251,3 +252,26 @@ def typed_counts(model: dc.DDC, rows: TypedRows, by_period: bool = False) -> Cou
         rows.member, own, np.ones(len(own)), m.weights, m.first, m.bucket, m.region
     )
     return replace(counts, members=cells)
+
+
+def region_counts(model: dc.DDC, rows: dict[str, np.ndarray], labels: Any) -> Counts:
+    """Counts of rows (r, t, s, j, following, n) that are already summed, by region and period."""
+    r, t, s, j, following = (np.asarray(rows[c], np.int64) for c in "r t s j following".split())
+    n, zero = np.asarray(rows["n"], dtype=float), np.zeros_like(r)
+    own = RegionCells(
+        tuple(labels), *group_sum(np.stack([zero, r, t, s, j, following, zero + 1], axis=1), n)
+    )
+    cells, total = group_sum(np.stack([zero, r, s, j, following, zero + 1], axis=1), n)
+    by_period, n_period = group_sum(np.stack([zero, t, s, j, zero + 1], axis=1), n)
+    return Counts(
+        states=model.states,
+        choices=model.choices,
+        segments=("all",),
+        buckets=len(labels),
+        cells=cells,
+        n=total,
+        period_cells=by_period,
+        period_n=n_period,
+        segment_members=np.array([1000.0]),
+        regions=own,
+    )

@@ -24,35 +24,20 @@ def rung(parts: tuple[str, ...]) -> int:
 
 def imports(path: Path):
     """Every imported module of a file, and whether it is imported at the top level."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    top = set()
-    for node in tree.body:
-        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if not guarded:
-            top |= {id(n) for n in ast.walk(node) if not inside_function(node, n)}
-    typing_only = {
-        id(n)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for n in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+
+    def walk(node: ast.AST, top: bool):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
         if isinstance(node, ast.Import):
             for a in node.names:
-                yield a.name, id(node) in top
+                yield a.name, top
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, id(node) in top
+            yield node.module, top
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, top and not inside)
 
-
-def inside_function(root: ast.AST, target: ast.AST) -> bool:
-    for f in ast.walk(root):
-        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) and any(
-            n is target for n in ast.walk(f)
-        ):
-            return True
-    return False
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -110,28 +95,28 @@ def test_public_names_load_and_unknown_ones_do_not():
         _ = dynchoice.NXFP
 
 
+OVERRIDES = (
+    "expect",
+    "push",
+    "stacked",
+    "estimated",
+    "blocks",
+    "evaluate",
+    "hessian",
+    "cross_derivative",
+)
+"""Methods whose docstring stands in the base class."""
+
+
 def test_every_public_class_and_function_has_a_docstring():
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), path
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                nested = inside_function(tree, node) and not any(
-                    node in getattr(c, "body", [])
-                    for c in ast.walk(tree)
-                    if isinstance(c, ast.ClassDef | ast.Module)
-                )
-                overrides = node.name in (
-                    "expect",
-                    "push",
-                    "stacked",
-                    "estimated",
-                    "blocks",
-                    "evaluate",
-                    "hessian",
-                    "cross_derivative",
-                )
-                if not nested and not overrides:
+        classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        for holder in (tree, *classes):
+            for node in holder.body:
+                named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+                if named and not node.name.startswith("_") and node.name not in OVERRIDES:
                     assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 

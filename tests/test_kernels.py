@@ -132,7 +132,23 @@ def test_scores_and_sums(rng):
     )
     seen = n > 0
     want_loglik = (n[seen] * np.log(P[seen])).sum()
-    assert kernels.log_likelihood(n.astype(float), P) == pytest.approx(want_loglik, rel=1e-13)
+    v = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)) + 3.0, -np.inf)
+    got = kernels.log_likelihood(n.astype(float), P, v, a)
+    assert got == pytest.approx(want_loglik, rel=1e-13)
+
+
+def test_a_saturated_logit_keeps_likelihood_and_gradient():
+    v, one = np.array([[0.0, 2000.0, -np.inf]]), np.ones(1)
+    pi, P, V, T = (np.empty(shape) for shape in ((1, 3), (1, 3), 1, (1, 3)))
+    kernels.soft_bellman(v, np.zeros((1, 3)), 0.0, one, np.zeros(1, np.int64), T, V, pi, P)
+    assert pi[0, 0] == 1e-300 and pi[0, 1] == 1.0 and pi[0, 2] == 0.0
+    n = np.array([[2.0, 0.0, 0.0]])
+    assert kernels.log_likelihood(n, P, v, one) == pytest.approx(-4000.0)
+    assert kernels.log_likelihood(n, P, v, one / 2) == pytest.approx(-4000.0 + 2 * np.log(0.5))
+    out = np.empty((1, 3, 1))
+    dv = np.array([[[1.0], [0.0], [5.0]]])
+    kernels.log_ccp_derivative(pi, P, one, np.zeros(1, np.int64), dv, out)
+    np.testing.assert_allclose(out[0, :, 0], [1.0, 0.0, 0.0], atol=1e-12)
 
 
 def test_simulated_members_follow_their_draws():

@@ -235,7 +235,7 @@ class DependentLikelihood:
         K = dv.shape[2]
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, dlogp, score, outer)
-        loglik = float(kernels.log_likelihood(self.n, P))
+        loglik = float(kernels.log_likelihood(self.n, P, v, attention))
         return DependentEvaluation(params.copy(), loglik, score, outer, pi, P, dv, dlogp)
 
     def hessian(self, at: DependentEvaluation) -> FloatArray:

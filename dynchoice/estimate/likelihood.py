@@ -101,7 +101,7 @@ class Likelihood:
         K = len(last.params)
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, last.dlogp, score, outer)
-        loglik = float(kernels.log_likelihood(self.n, last.P))
+        loglik = float(kernels.log_likelihood(self.n, last.P, last.v, self.model.attention))
         renewed = replace(last, score=score, outer=outer, loglik=loglik)
         if self._factored is last:
             self._factored = renewed
@@ -147,7 +147,7 @@ class Likelihood:
         kernels.score_and_outer(self.n, dlogp, score, outer)
         self._last = Evaluation(
             params.copy(),
-            float(kernels.log_likelihood(self.n, b.P)),
+            float(kernels.log_likelihood(self.n, b.P, b.v, self.model.attention)),
             score,
             outer,
             point,
@@ -240,7 +240,10 @@ class FiniteLikelihood(Likelihood):
             score, outer = np.zeros(K), np.zeros((K, K))
             for t in range(len(n)):
                 kernels.score_and_outer(self.n_t[t], last.dlogp[t], score, outer)
-            loglik = sum(kernels.log_likelihood(m, P) for m, P in zip(n, last.P, strict=True))
+            a = self.model.attention
+            loglik = sum(
+                kernels.log_likelihood(self.n_t[t], last.P[t], last.v[t], a) for t in range(len(n))
+            )
             self._last = replace(last, score=score, outer=outer, loglik=float(loglik))
 
     def evaluate(self, params: FloatArray) -> Evaluation:
@@ -262,7 +265,8 @@ class FiniteLikelihood(Likelihood):
             )
             kernels.score_and_outer(self.n_t[t], dlogp[t], score, outer)
         self.solves += 1
-        loglik = float(sum(kernels.log_likelihood(self.n_t[t], P[t]) for t in range(T)))
+        a = self.model.attention
+        loglik = float(sum(kernels.log_likelihood(self.n_t[t], P[t], v[t], a) for t in range(T)))
         self._last = Evaluation(
             params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, V
         )

@@ -171,6 +171,7 @@ def demeaned(values: FloatArray, w: FloatArray, groups: list[IntArray]) -> Float
 
 
 def refuse_collinear(names: list[str], X: FloatArray, w: FloatArray, what: str) -> None:
+    """Raise where regressors do not vary, or move together."""
     information = (X * w[:, None]).T @ X
     dead = [n for n, v in zip(names, np.diag(information), strict=True) if v <= 1e-14 * len(X)]
     if dead:

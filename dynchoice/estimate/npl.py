@@ -69,7 +69,7 @@ class Stages:
         kernels.soft_bellman(
             u, self.nothing, 0.0, model.attention, model.default, self.v, self.V, self.pi, self.P
         )
-        return float(kernels.log_likelihood(self.n, self.P))
+        return float(kernels.log_likelihood(self.n, self.P, self.v, model.attention))
 
     def derivatives(self) -> tuple[FloatArray, FloatArray]:
         """Return score (K,) and information (K, K) where :meth:`at` was called last."""

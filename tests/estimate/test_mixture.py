@@ -234,7 +234,9 @@ def test_first_states_and_buckets_of_members_who_come_late_and_leave_gaps():
     np.testing.assert_array_equal(members.region, (opening["place"] == "south").astype(int))
     by_period = panel.member_cells(by_period=True)
     np.testing.assert_array_equal(by_period.first, members.first)
-    n = histories(by_period, True).counts(np.ones(len(histories(by_period, True).weight)), (9, 5, 3))
+    n = histories(by_period, True).counts(
+        np.ones(len(histories(by_period, True).weight)), (9, 5, 3)
+    )
     want = frame.groupby(["t", "s", "choice"])["w"].sum()
     np.testing.assert_allclose(n[n > 0], want.to_numpy())
 
@@ -356,9 +358,9 @@ def test_finite_dependence_inside_is_near(two, full):
     assert (np.abs(dependent.params - exact.params) / exact.std_errors).max() < 4
     assert any("bootstrap" in note for note in dependent.notes)
     assert "NOT included" in str(dependent.summary())
-    again = dc.CCPEM(
-        model, counts, varying=["k0"], inner="CCP", valuation="finite-dependence"
-    ).fit(**dependent.restart())
+    again = dc.CCPEM(model, counts, varying=["k0"], inner="CCP", valuation="finite-dependence").fit(
+        **dependent.restart()
+    )
     np.testing.assert_allclose(again.params, dependent.params, atol=1e-3)
 
 
@@ -528,9 +530,7 @@ def test_one_type_of_the_fit(two, full, tmp_path):
     model, counts, rows = two
     own = full.type(1)
     np.testing.assert_allclose(own.params, full.params[["k0[1]", "k1"]].to_numpy())
-    np.testing.assert_allclose(
-        own.cov, full.cov.loc[["k0[1]", "k1"], ["k0[1]", "k1"]].to_numpy()
-    )
+    np.testing.assert_allclose(own.cov, full.cov.loc[["k0[1]", "k1"], ["k0[1]", "k1"]].to_numpy())
     P = oracles.solve_newton(SPEC, own.theta)[3]
     np.testing.assert_allclose(own.ccp, P, atol=1e-9)
     total = sum(full.type(q).counts for q in range(2))

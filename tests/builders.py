@@ -256,7 +256,9 @@ def typed_counts(model: dc.DDC, rows: TypedRows, by_period: bool = False) -> Cou
 
 def region_counts(model: dc.DDC, rows: dict[str, np.ndarray], labels: Any) -> Counts:
     """Counts of rows (r, t, s, j, following, n) that are already summed, by region and period."""
-    r, t, s, j, following = (np.asarray(rows[c], np.int64) for c in "r t s j following".split())
+    r, t, s, j, following = (
+        np.asarray(rows[c], np.int64) for c in ["r", "t", "s", "j", "following"]
+    )
     n, zero = np.asarray(rows["n"], dtype=float), np.zeros_like(r)
     own = RegionCells(
         tuple(labels), *group_sum(np.stack([zero, r, t, s, j, following, zero + 1], axis=1), n)

@@ -162,8 +162,10 @@ def share_features(model: DDC, shares: str, data: Histories) -> tuple[FloatArray
         raise DataError(f"shares={shares!r}: some features of the first states are not finite")
     names = tuple("1" if c == "Intercept" else str(c) for c in matrix.columns)
     if np.linalg.matrix_rank(x) < x.shape[1]:
+        still = [n for n, c in zip(names, x.T, strict=True) if n != "1" and np.ptp(c) == 0]
+        what = f" ({', '.join(map(repr, still))} never vary there)" if still else ""
         raise SpecificationError(
-            f"shares={shares!r}: its features are collinear in the first states seen"
+            f"shares={shares!r}: its features are collinear in the first states seen{what}"
         )
     return np.ascontiguousarray(x), names
 

@@ -11,6 +11,7 @@ import numpy as np
 from dynchoice.errors import ConvergenceError, ConvergenceWarning
 from dynchoice.estimate.first_stage import influence
 from dynchoice.estimate.optimise import Optimization
+from dynchoice.estimate.report import without_curvature
 from dynchoice.inference.covariance import FEW_CLUSTERS, bucket_sums, check_cluster, inverse
 from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
@@ -69,7 +70,15 @@ def mixture_results(
         by_cell, V1 = influence(estimator.first.model, estimator.first.estimates, cross)
         own = own + members.matrix() @ by_cell(members.cells[:, 1:])
     config: dict[str, Any] = {"first_stage_label": label, "first_stage": bool(V1.any())}
-    bread, flat = inverse(outer if kind == "opg" else -hessian)
+    model = estimator.first.model
+    dead = np.zeros(len(theta), dtype=bool)
+    for q in range(L.types if pseudo is None else 0):
+        where = L.places(q)
+        n = data.counts(post[:, q], estimator.shape)
+        own_n = n if n.ndim == 2 else n.sum(axis=0)
+        off, _ = without_curvature(model, own_n, hessian[np.ix_(where, where)])
+        dead[where] |= off
+    bread, flat = inverse(outer if kind == "opg" else -hessian, dead)
     weighted = own * members.weights[:, None]
     by_unit = None
     if kind == "opg":
@@ -106,6 +115,13 @@ def mixture_results(
         message = (
             "not converged: the likelihood is flat along some direction: types may be too many"
             " or parameters that vary may not be told apart (see identification())"
+        )
+    if dead.any():
+        lost = ", ".join(repr(n) for n, d in zip(L.names, dead, strict=True) if d)
+        converged = False
+        message = (
+            f"not converged: the likelihood keeps rising as {lost} grow(s) without bound: a type"
+            " that never (or always) takes a choice. Use fewer types, or share the parameter"
         )
     if config.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
         notes.append(f"Only {config['clusters']} clusters: standard errors are rough")

@@ -549,6 +549,26 @@ def test_doubled_market_rows(panel):
         dc.ECCP(panel[0], panel[1], market=doubled)
 
 
+@pytest.mark.xfail(strict=True, reason="a column that is no parameter and no instrument is dropped")
+def test_a_misspelt_market_variable_is_refused(panel):
+    with pytest.raises(dc.SpecificationError, match="'ww'"):
+        dc.ECCP(panel[0], panel[1], market=full_market().rename(columns={"w": "ww"}))
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="int('0.0')")
+def test_periods_as_whole_floats(panel):
+    table = full_market().assign(w=lambda d: d["period"] % 3 + 1.0)
+    base = dc.ECCP(panel[0], panel[1], market=table).fit()
+    floats = dc.ECCP(panel[0], panel[1], market=table.astype({"period": float})).fit()
+    np.testing.assert_array_equal(base.params, floats.params)
+
+
+@pytest.mark.xfail(strict=True, reason="the bootstrap takes regions whatever cluster= says")
+def test_a_bootstrap_by_period_is_refused_or_done(panel):
+    with pytest.raises(dc.SpecificationError, match="period"):
+        dc.ECCP(panel[0], panel[1]).fit(cov_type="bootstrap", cluster="period", draws=20)
+
+
 @pytest.mark.parametrize(
     "text",
     [

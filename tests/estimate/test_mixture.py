@@ -491,25 +491,29 @@ def test_labels_are_in_order_whatever_the_start(two, full):
         np.testing.assert_allclose(fit.params, full.params, atol=1e-5)
 
 
-def test_too_many_types_are_reported():
+@pytest.mark.parametrize("inner", ["NFXP", "CCP"])
+def test_too_many_types_are_reported(inner):
     spec = oracles.random_model(7, 6, 2, 1, 0.9, masks=False, attention=False)
-    rows = builders.typed_rows(spec, [[0.5]], [150], 6, 3)
     model = builders.from_oracle(spec)
+    rows = builders.typed_rows(spec, [[0.5]], [150], 6, 3)
     counts = builders.typed_counts(model, rows)
     one = dc.CCPEM(model, counts, types=1).fit()
-    for Q in (2, 3):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QUIET)
-            fit = dc.CCPEM(model, counts, types=Q).fit(starts=3)
-        assert fit.loglik >= one.loglik - 1e-6
-        at_edge = fit.type_shares.min() < 0.01
-        huge = (fit.std_errors > 5).any() or fit.std_errors.isna().any()
-        assert not fit.converged or at_edge or huge or fit.bic > one.bic
-        said = " ".join([fit.message, *fit.notes])
-        if not fit.converged:
-            assert "flat" in said or "maximum" in said or "not converged" in said
-        elif at_edge:
-            assert "smallest type" in said
+    for types in (2, 3) if inner == "NFXP" else (2,):
+        estimator = dc.CCPEM(model, counts, types=types, inner=inner)
+        with pytest.warns(QUIET, match="types may be too many"):
+            fit = estimator.fit(starts=3)
+        assert not fit.converged and fit.std_errors.isna().any() and fit.identification().flat
+        assert fit.loglik == pytest.approx(one.loglik, abs=1e-3) and fit.bic > one.bic
+        with pytest.raises(dc.ConvergenceError, match="too many"):
+            estimator.fit(starts=1, strict=True)
+    # here chance makes a second type, which the criterion refuses, and no third
+    rows = builders.typed_rows(spec, [[0.5]], [150], 6, 4)
+    counts = builders.typed_counts(model, rows)
+    lucky = dc.CCPEM(model, counts, types=2, inner=inner).fit(starts=3)
+    one = dc.CCPEM(model, counts, types=1).fit()
+    assert lucky.converged and lucky.bic > one.bic
+    with pytest.warns(QUIET, match="types may be too many"):
+        assert not dc.CCPEM(model, counts, types=3, inner=inner).fit(starts=3).converged
 
 
 def test_more_starts_find_a_better_optimum():
@@ -527,6 +531,19 @@ def test_more_starts_find_a_better_optimum():
     logliks = [t["loglik"] for t in trace]
     assert len(trace) == 8 and np.ptp(logliks) > 1
     assert many.loglik >= max(logliks) - 1e-6 and many.loglik >= fits[0].loglik - 1e-6
+
+
+@pytest.mark.xfail(strict=True, reason="notes of the point estimate stay on the bootstrapped fit")
+def test_a_bootstrapped_fit_does_not_ask_for_a_bootstrap(two):
+    spec = oracles.random_model(5, 4, 3, 2, 0.9, attention=False)
+    rows = builders.typed_rows(spec, [[-1.5, 0.5], [1.5, 0.5]], [150, 150], 8, 4)
+    model = builders.from_oracle(spec)
+    options = {"varying": ["k0"], "inner": "CCP", "valuation": "finite-dependence"}
+    fit = dc.CCPEM(model, builders.typed_counts(model, rows), **options).fit(
+        cov_type="bootstrap", draws=20, starts=1
+    )
+    assert fit.cov_config["failed"] == 0 and (fit.std_errors > 0).all()
+    assert not any("bootstrap" in note for note in fit.notes)
 
 
 def test_bootstrap(two, full):
@@ -653,6 +670,11 @@ def test_refusals(two, options, message):
     [
         ({"start": np.zeros(3)}, r"4 finite parameters are needed .* got shape \(3,\)"),
         ({"start": {"k0[0]": 1.0}}, r"parameter 'k0\[1\]' has no value"),
+        pytest.param(
+            {"start": {"k0[0]": 0, "k0[1]": 1, "k1": 0, "share[1]": 0, "k7": 1}},
+            "k7",
+            marks=pytest.mark.xfail(strict=True, reason="unknown names in start are ignored"),
+        ),
         ({"start": np.ones((3, 2))}, r"got shape \(3, 2\)"),
         ({"start": np.ones((400, 2))}, "sum to one"),
         ({"start": np.full(4, np.nan)}, "finite"),

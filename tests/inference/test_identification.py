@@ -268,7 +268,7 @@ def test_the_printed_report(case, report):
 
 def test_identification_and_support_of_a_fit(case):
     model, counts, rows = case
-    fit = dc.NFXP(model, counts).fit(cluster="region")
+    fit = dc.NFXP(model, counts).fit(cov_type="unadjusted")
     own = fit.identification(counts)
     direct = dc.identification(fit.model, counts, fit.params)
     np.testing.assert_allclose(own.information, direct.information, rtol=1e-7)

@@ -154,7 +154,7 @@ def summarise(
         f"beta {table['beta']}, {table['observations']:,} observations, {len(rows['MLE', 0]):,}"
         " replications; percent over MLE (MLE itself: levels)",
         f"{'first stage':>11} {'stages':>6} {'':>6} {'mean':>7} {'MAE':>7} {'MedAE':>7} {'SD':>7}"
-        f" {'SE/SD':>6}",
+        f" {'SE/SD':>6} {'covers':>6}",
     ]
     base: np.ndarray | None = None
     for (start, k), fits in rows.items():
@@ -163,6 +163,10 @@ def summarise(
         mean, sd = a[:, :size].mean(axis=0), a[:, :size].std(axis=0, ddof=1)
         level = np.array([error.mean(axis=0), np.median(error, axis=0), sd])
         ratio = a[:, size : 2 * size].mean(axis=0) / sd
+        covers = (error <= 1.959964 * a[:, size : 2 * size]).mean(axis=0)
+        if (start, k) == ("kernel", 1):
+            # what a user of one stage would be told: intervals that miss the truth too often
+            study.within("kernel, 1 stage: worst naive coverage", covers.min(), 0, 0.9, "signature")
         base = level if base is None else base
         excess = 100 * (level / base - 1)
         label = f"{start}, {k} stage{'s' * (k > 1)}" if k else start
@@ -172,7 +176,7 @@ def summarise(
             lines.append(
                 f"{start:>11} {k or '':>6} {name:>6} {mean[p]:>7.3f}"
                 + "".join(f" {x:>7.{3 if start == 'MLE' else 1}f}" for x in shown)
-                + f" {ratio[p]:>6.3f}"
+                + f" {ratio[p]:>6.3f} {covers[p]:>6.3f}"
             )
             efficiency(study, table, (start, k), f"{label}: {name}", excess[:, p], slack)
             signature(study, table, (start, k), f"{label}: {name}", ratio[p], slack)

@@ -50,9 +50,16 @@ def counts_from(
     own = np.stack([member, zero, state, choice, following, zero + 1], axis=1)
     grouped, n_own = group_sum(own, np.ones(len(state)))
     opening = np.lexsort((period, member))
-    first = state[opening][np.unique(member[opening], return_index=True)[1]]
+    seen, at = np.unique(member[opening], return_index=True)
+    first = state[opening][at]
     members = MemberCells.from_rows(
-        grouped[:, 0], grouped[:, 1:], n_own, np.ones(N), first, np.arange(N) % 50, 0 * first
+        grouped[:, 0],
+        grouped[:, 1:],
+        n_own,
+        np.ones(N),
+        np.stack([seen, 0 * first, first], axis=1),
+        np.arange(N) % 50,
+        np.zeros(N, np.int64),
     )
     return Counts(
         states=model.states,
@@ -249,7 +256,7 @@ def typed_counts(model: dc.DDC, rows: TypedRows, by_period: bool = False) -> Cou
     m, zero = counts.members, np.zeros_like(rows.state)
     own = np.stack([zero, rows.state, rows.choice, moved, zero + 1, rows.period], axis=1)
     cells = MemberCells.from_rows(
-        rows.member, own, np.ones(len(own)), m.weights, m.first, m.bucket, m.region
+        rows.member, own, np.ones(len(own)), m.weights, m.firsts, m.bucket, m.region
     )
     return replace(counts, members=cells)
 

@@ -202,7 +202,8 @@ def profile_beta(
     pandas.DataFrame
         One row a discount factor: ``loglik``, whether it is ``inside`` the likelihood-ratio
         interval of the given level, ``converged``, and the parameters. A log-likelihood that
-        hardly moves says that beta is assumed, not learnt (Magnac and Thesmar 2002).
+        hardly moves says that beta is assumed, not learnt (Magnac and Thesmar 2002). The error of
+        laws of motion estimated before is not in the interval.
 
     Raises
     ------

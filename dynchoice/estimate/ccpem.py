@@ -60,8 +60,10 @@ class CCPEM:
     varying : sequence of str, optional
         Parameters of their own for each type; the others are shared. Default: all.
     inner : {"NFXP", "CCP"}
-        ``"NFXP"``: the mixture's likelihood, carried from EM to its maximum by Newton steps with
-        the exact Hessian. ``"CCP"``: choice probabilities of each type in place of solutions.
+        M-steps with the model solved for each type, or with choice probabilities of each type in
+        place of solutions. Except by finite dependence both have the maximum of the mixture's
+        likelihood as their fixed point, and Newton steps with the exact Hessian take the result
+        there: EM is slow in the last digits.
     shares : str
         Type shares given the first state seen: ``"constant"``, or a formula over the axes for a
         multinomial logit (the initial-condition problem: histories that do not start at birth
@@ -94,7 +96,7 @@ class CCPEM:
         model: DDC,
         data: Any,
         *,
-        types: int = 2,
+        types: Any = 2,
         varying: Sequence[str] | None = None,
         inner: str = "NFXP",
         shares: str = "constant",
@@ -103,7 +105,7 @@ class CCPEM:
         beta: str | None = None,
         dependence: int = 2,
     ) -> None:
-        if isinstance(types, bool) or not isinstance(types, int) or types < 1:
+        if isinstance(types, bool) or not isinstance(types, int | np.integer) or types < 1:
             raise SpecificationError(f"types={types!r}: a positive number of types")
         if inner not in INNER:
             raise SpecificationError(
@@ -126,7 +128,8 @@ class CCPEM:
                 " valuation='finite-dependence'"
             )
         self.model, self.inner, self.valuation = model, inner, valuation
-        self.dependence, self.types = dependence, types
+        self.dependence, self.types = dependence, int(types)
+        types = int(types)
         self.options = {
             "types": types,
             "varying": varying,
@@ -142,6 +145,7 @@ class CCPEM:
         self._stage = FirstStageChoice.of(model, first_stage)
         self.first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
         self.members = self._member_cells()
+        self.counts = replace(self.counts, members=self.members, _cache={})
         self.data: Histories = histories(self.members, model.horizon is not None)
         self._phi, names = share_features(model, shares, self.data)
         extra = ("beta",) if beta is not None else ()
@@ -173,7 +177,7 @@ class CCPEM:
         cluster: str = "member",
         tol: float = 1e-8,
         maxiter: int = 100,
-        starts: int = 5,
+        starts: Any = 5,
         draws: int = 199,
         jobs: int = 1,
         seed: int | None = 0,
@@ -202,8 +206,8 @@ class CCPEM:
         """
         kind = check_cov_type(cov_type)
         check_options(tol, maxiter)
-        if starts < 1:
-            raise SpecificationError(f"starts={starts}: at least one is needed")
+        if not isinstance(starts, int | np.integer) or starts < 1:
+            raise SpecificationError(f"starts={starts!r}: at least one is needed")
         if kind == "bootstrap":
             return resampled(
                 self,
@@ -216,8 +220,8 @@ class CCPEM:
                 strict=strict,
             )
         with one_blas_thread():
-            state, trace = self._em(start, starts, seed, tol, maxiter, progress)
-            if self.inner == "NFXP":
+            state, trace = self._em(start, int(starts), seed, tol, maxiter, progress)
+            if self.valuation == "exact":
                 return self._carried(state, trace, kind, cluster, tol, maxiter, seed, strict)
             return self._by_ccp(state, trace, kind, cluster, seed, strict)
 
@@ -293,6 +297,12 @@ class CCPEM:
         if hasattr(start, "to_dict"):
             start = start.to_dict()
         if isinstance(start, dict):
+            unknown = [n for n in start if n not in names]
+            if unknown:
+                raise SpecificationError(
+                    f"start: no parameter {unknown[0]!r}.{suggest(unknown[0], names)}"
+                    f" Parameters: {', '.join(names)}"
+                )
             missing = [n for n in names if n not in start]
             if missing:
                 raise SpecificationError(f"start: parameter {missing[0]!r} has no value")
@@ -438,7 +448,7 @@ class CCPEM:
         seed: int | None,
         strict: bool,
     ) -> MixtureResults:
-        """Report the fixed point of EM with CCPs inside."""
+        """Report the fixed point of EM with CCPs by finite dependence inside."""
         L, E = self.layout, len(self.layout.extra)
         utilities = state.params[: len(state.params) - E] if E else state.params
         theta = np.r_[utilities, state.gamma.reshape(-1), state.params[L.utility :]]
@@ -453,32 +463,6 @@ class CCPEM:
         status = Optimization(
             converged, message, state.iterations, state.iterations, np.nan, np.nan, np.zeros(0)
         )
-        if self.valuation == "exact":
-            likelihood = MixtureLikelihood(self.first.model, self.data, L, self._phi)
-            at = likelihood.evaluate(theta)
-            cross = None
-            label = "none: transitions given"
-            if self.first.estimates and self.model.beta > 0:
-                cross, label = likelihood.transition_derivative(at), "included"
-            return mixture_results(
-                self,
-                theta,
-                at.loglik,
-                at.post,
-                likelihood.hessian(at),
-                at.outer,
-                at.by_history,
-                cross,
-                label,
-                status,
-                trace,
-                kind,
-                cluster,
-                seed,
-                strict,
-                iterations=state.iterations,
-                each=at.each,
-            )
         by_history, hessian = self._pseudo_scores(state, theta, order)
         weighted = by_history * self.data.weight[:, None]
         return mixture_results(

@@ -126,6 +126,7 @@ def flexible_logit(
     start: FloatArray | None = None,
     attention: FloatArray | None = None,
     default: IntArray | None = None,
+    ridge: float = RIDGE,
 ) -> ChoiceProbabilities:
     """Return a multinomial logit of the choices on features ``phi`` (R, G), own by choice.
 
@@ -168,19 +169,19 @@ def flexible_logit(
                 w = total * pi[:, a + 1] * ((a == b) - pi[:, b + 1])
                 H[a, :, b] = (f * w[:, None]).T @ f
                 H[b, :, a] = H[a, :, b].T
-        return H.reshape((J - 1) * G, -1) + RIDGE * np.eye((J - 1) * G)
+        return H.reshape((J - 1) * G, -1) + ridge * np.eye((J - 1) * G)
 
     def climb(active: FloatArray, g: FloatArray) -> tuple[FloatArray, FloatArray]:
         pi = probabilities(f, mask, g)
 
         def objective(g: FloatArray, pi: FloatArray) -> float:
             logs = np.log(np.where(active > 0, np.maximum(pi, 1e-300), 1.0))
-            return float((active * logs).sum() - RIDGE / 2 * (g**2).sum())
+            return float((active * logs).sum() - ridge / 2 * (g**2).sum())
 
         value = objective(g, pi)
         total = active.sum(axis=1, keepdims=True)
         for _ in range(100):
-            score = ((active - total * pi)[:, 1:].T @ f) - RIDGE * g
+            score = ((active - total * pi)[:, 1:].T @ f) - ridge * g
             step = np.linalg.solve(information(pi, active), score.reshape(-1))
             if float(score.reshape(-1) @ step) < 1e-10:
                 break

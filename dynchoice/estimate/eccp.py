@@ -26,6 +26,7 @@ from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv, second_stage
+from dynchoice.estimate.market import read_market
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.resampling import resampled
 from dynchoice.inference.covariance import check_cov_type
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CORRECTIONS = ("half", "none", "jackknife")
+SURPRISES = ("drop", "keep")
 WEIGHTS = ("precision", "members", "none")
 EFFECTS = ("region", "period", "state", "choice")
 METHODS = ("2sls", "gmm")
@@ -75,8 +77,14 @@ class ECCP:
         jackknife on top of the first.
     minimum : float
         Members that a cell needs, at ``t`` and at ``t + 1``.
+    surprises : {"drop", "keep"}
+        Months after which a ``Fixed`` axis (prices, bundle) changes in the region. The model takes
+        such a change as a surprise, so that the next month's choices are not those that members
+        expected: the equation does not hold there. ``"keep"`` where members are taken to have
+        rational expectations of the change.
     weights : {"precision", "members", "none"}
-        Inverse of the sampling variance of the dependent variable; cell sizes; none.
+        Inverse of the sampling variance of the dependent variable (from cell sizes and pooled
+        probabilities); cell sizes; none.
     method : {"2sls", "gmm"}
         linearmodels' IV2SLS, or IVGMM with clustered weights (where overidentified).
 
@@ -105,6 +113,7 @@ class ECCP:
         effects: Sequence[str] = (),
         correction: str = "half",
         minimum: float = 20.0,
+        surprises: str = "drop",
         weights: str = "precision",
         method: str = "2sls",
     ) -> None:
@@ -112,6 +121,7 @@ class ECCP:
             raise SpecificationError("ECCP is for infinite horizons; NFXP takes a finite one")
         for what, value, known in (
             ("correction", correction, CORRECTIONS),
+            ("surprises", surprises, SURPRISES),
             ("weights", weights, WEIGHTS),
             ("method", method, METHODS),
         ):
@@ -136,9 +146,11 @@ class ECCP:
             "effects": effects,
             "correction": correction,
             "minimum": minimum,
+            "surprises": surprises,
             "weights": weights,
             "method": method,
         }
+        self.surprises = surprises
         self.effects, self.correction, self.minimum = tuple(effects), correction, float(minimum)
         self.weights, self.method = weights, method
         self.counts: Counts
@@ -164,66 +176,13 @@ class ECCP:
             )
         self._pairs = [(int(u), int(j)) for u, j in np.argwhere(usable)]
         self._grid = RegionGrid(own, self.counts)
-        self.multipliers, self.standins = self._market(market, instruments)
+        self.multipliers, self.standins, self._unused = read_market(
+            model.names, self._grid, market, instruments
+        )
 
     def again(self, counts: Counts) -> ECCP:
         """Return the same estimator on other counts."""
         return type(self)(self.model, counts, **self.options)
-
-    # market variables -------------------------------------------------------------------------
-
-    def _market(
-        self, market: Any, instruments: Mapping[str, Any] | None
-    ) -> tuple[dict[str, FloatArray], dict[str, list[FloatArray | None]]]:
-        """Return each multiplier (R, T) by parameter, and the stand-ins for instruments."""
-        names, grid = self.model.names, self._grid
-        tables: dict[str, FloatArray] = {}
-        if market is not None:
-            for column in ("region", "period"):
-                if column not in market:
-                    raise SpecificationError(f"market has no column {column!r}")
-            region = {str(x): i for i, x in enumerate(grid.labels)}
-            r = market["region"].astype(str).map(region)
-            t = grid.period_codes(market["period"])
-            inside = r.notna().to_numpy() & (t >= 0) & (t < grid.T)
-            for column in market.columns.drop(["region", "period"]):
-                table = np.full((len(grid.labels), grid.T), np.nan)
-                table[r[inside].astype(int), t[inside]] = market[column].to_numpy(float)[inside]
-                tables[str(column)] = table
-        own = {n: tables[n] for n in names if n in tables}
-        for name, table in own.items():
-            missing = np.isnan(table) & grid.alive
-            if missing.any():
-                i, j = np.argwhere(missing)[0]
-                raise DataError(
-                    f"market variable {name!r} is missing for {int(missing.sum()):,} region-periods"
-                    f" with members, first: region {grid.labels[i]!r} at"
-                    f" {self.counts.period_label(grid.first + int(j))}"
-                )
-        stand: dict[str, list[FloatArray | None]] = {n: [own.get(n)] for n in names}
-        for name, given in (instruments or {}).items():
-            if name not in names:
-                raise SpecificationError(
-                    f"instruments: no parameter {name!r}.{suggest(name, names)} Parameters:"
-                    f" {', '.join(names)}"
-                )
-            chosen: list[FloatArray | None] = []
-            for item in [given] if isinstance(given, str) else list(given):
-                if item in tables:
-                    chosen.append(tables[item])
-                elif isinstance(item, str) and item.startswith("lag") and name in own:
-                    depth = int(item[3:] or 1)
-                    lagged = np.full_like(own[name], np.nan)
-                    lagged[:, depth:] = own[name][:, :-depth]
-                    chosen.append(lagged)
-                else:
-                    raise SpecificationError(
-                        f"instruments for {name!r}: no market variable {item!r}."
-                        f"{suggest(item, tables)} Market variables: {', '.join(tables) or 'none'};"
-                        " 'lag' is the past of the parameter's own"
-                    )
-            stand[name] = chosen
-        return own, stand
 
     # regression -------------------------------------------------------------------------------
 
@@ -239,7 +198,11 @@ class ECCP:
 
         model, grid, found = self._first.model, self._grid, self.found
         n = grid.n if n is None else n
-        N = n.sum(axis=3)
+        # cells are chosen and weighed by the whole sample's sizes and pooled probabilities: weights
+        # from a cell's own choices would bring the bias of its log-odds back
+        N = grid.n.sum(axis=3)
+        pooled = grid.n.sum(axis=(0, 1)) + 0.5
+        pooled = pooled / pooled.sum(axis=1, keepdims=True)
         logs, psi = self._log_odds(n)
         beta, J = model.beta, len(model.choices)
         x, offset = model.utility.x, model.utility.offset
@@ -248,7 +211,7 @@ class ECCP:
         regressors: list[FloatArray] = []
         W = found.weights[0] if found.weights else None
         least = max(self.minimum, 1e-12)
-        dropped = {"small cell": 0, "small cell next period": 0, "mixed market": 0}
+        dropped = {"small cell": 0, "small cell next period": 0, "mixed market": 0, "surprise": 0}
         for u, j in self._pairs:
             s, k = int(found.rows[u]), int(found.reference[u])
             row = W[[u * J + j]] if W is not None else None
@@ -264,6 +227,10 @@ class ECCP:
             dropped["small cell next period"] += int((enough & ~after).sum())
             dropped["mixed market"] += int((enough & after & ~clear).sum())
             use = enough & after & clear
+            if self.surprises == "drop":
+                new = grid.to[:, :, grid.fixed[s]] != grid.fixed[s]
+                dropped["surprise"] += int((use & new).sum())
+                use &= ~new
             if not use.any():
                 continue
             r, t = np.nonzero(use)
@@ -278,11 +245,10 @@ class ECCP:
                 p = model.names.index(name)
                 z = self._multiplied(now, np.tile(behind, (len(r), 1)), r, t, 0, (name, table))
                 instruments[column].append(z[:, p])
-            count = n[r, t]
-            noise = 1 / (count[:, s, j] + 0.5) + 1 / (count[:, s, k] + 0.5)
+            noise = (1 / pooled[s, j] + 1 / pooled[s, k]) / here[r, t]
             if len(to):
-                following = n[r[:, None], t[:, None] + 1, at, act]
-                noise = noise + beta**2 * (d**2 / (following + 0.5)).sum(axis=1)
+                size = N[r[:, None], t[:, None] + 1, at] * pooled[at, act]
+                noise = noise + beta**2 * (d**2 / size).sum(axis=1)
             parts.append(
                 {
                     "y": y,
@@ -420,6 +386,10 @@ class ECCP:
                 f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'region' or"
                 " 'period'"
             )
+        if kind == "bootstrap" and cluster != "region":
+            raise SpecificationError(
+                f"the bootstrap resamples regions, not {cluster}s: use cluster='region'"
+            )
         if kind == "bootstrap":
             return resampled(
                 self,
@@ -449,6 +419,8 @@ class ECCP:
 
     def _groups(self, cells: pd.DataFrame) -> list[IntArray]:
         out = []
+        # the state of an effect is the agent's own: prices and bundle must not be absorbed with it
+        cells = cells.assign(state=self._grid.base[cells["state"]])
         for effect in self.effects:
             key = cells[effect.split(":")].astype(str).agg("|".join, axis=1)
             out.append(np.unique(key.to_numpy(), return_inverse=True)[1].reshape(-1))
@@ -499,6 +471,8 @@ class ECCP:
             notes.append(
                 "Left out: " + ", ".join(f"{v:,} equations ({k})" for k, v in lost.items())
             )
+        if self._unused:
+            notes.append(f"Market columns not used: {', '.join(self._unused)}")
         notes.append("Laws of motion are taken as known; cov_type='bootstrap' redoes them")
         weak = tests.get("weakest F")
         if weak is not None and weak < 10:

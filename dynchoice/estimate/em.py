@@ -203,7 +203,9 @@ class EM:
         gamma = state.gamma
         if Q > 1:
             everywhere = np.ones((len(weights), Q), dtype=bool)
-            fitted = flexible_logit(self.phi, weights, everywhere, gamma.reshape(-1))
+            # hardly any ridge: the shares' first-order condition is part of the likelihood's
+            start = gamma.reshape(-1)
+            fitted = flexible_logit(self.phi, weights, everywhere, start, ridge=1e-9)
             gamma = fitted.params.reshape(Q - 1, -1)
         share = share_probabilities(self.phi, gamma)
         log_joint = np.stack([data.sums(t) for t in self.inner.log_tables()], axis=1)

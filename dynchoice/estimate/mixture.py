@@ -54,7 +54,8 @@ class TypeLayout:
     ) -> TypeLayout:
         """Check the names of varying parameters (None: all of them)."""
         chosen = tuple(names) if varying is None else varying
-        if isinstance(chosen, str) or not all(isinstance(v, str) for v in chosen):
+        listed = isinstance(chosen, list | tuple | set)
+        if not listed or not all(isinstance(v, str) for v in chosen):
             raise SpecificationError(f"varying={varying!r}: pass a list of parameter names")
         for name in chosen:
             if name not in names:

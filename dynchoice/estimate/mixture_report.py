@@ -17,6 +17,9 @@ from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.typing import FloatArray
 
+COINCIDE = 1e-3
+"""Relative difference of parameters below which two types are one."""
+
 
 def mixture_results(
     estimator: Any,
@@ -116,6 +119,15 @@ def mixture_results(
             "not converged: the likelihood is flat along some direction: types may be too many"
             " or parameters that vary may not be told apart (see identification())"
         )
+    for q in range(1, L.types):
+        for other in range(q):
+            a, b = theta[L.places(q)], theta[L.places(other)]
+            if np.abs(a - b).max() <= COINCIDE * (1 + np.abs(a).max()):
+                converged = False
+                message = (
+                    f"not converged: types {other} and {q} have the same parameters: types may be"
+                    " too many"
+                )
     if dead.any():
         lost = ", ".join(repr(n) for n, d in zip(L.names, dead, strict=True) if d)
         converged = False
@@ -160,6 +172,7 @@ def mixture_results(
         type_shares=type_shares,
         posteriors=post[data.member],
         by_type=results_by_type(estimator, theta, cov, post, kind, config, converged, message),
+        places=np.stack([L.places(q) for q in range(L.types)]),
         data_digest=estimator.counts.digest,
         package_version=__version__,
         seed=seed,

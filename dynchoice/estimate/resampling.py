@@ -28,6 +28,8 @@ from dynchoice.typing import FloatArray, Progress
 if TYPE_CHECKING:
     from dynchoice.panel.panel import Panel
 
+REMEDY = "cov_type='bootstrap'"
+"""What notes on incomplete standard errors advise."""
 FAILED_SHARE = 0.1
 """Share of resampled fits that may fail before the covariance is called unreliable."""
 BATCH = 8
@@ -44,7 +46,11 @@ def resampling_counts(counts: Counts, cluster: str, panel: Panel | None, horizon
             "cov_type='bootstrap' at a finite horizon needs the Panel (its Counts do not keep"
             " periods by member bucket), or cluster='region'"
         )
-    return replace(counts, regions=panel.bucket_cells()).by_region()
+    members = counts.members
+    if members is not None:
+        # the unit to resample is called region there, whatever it is
+        members = replace(members, region=members.bucket)
+    return replace(counts, regions=panel.bucket_cells(), members=members).by_region()
 
 
 def weights_of(counts: Counts, draws: int, seed: int | None) -> FloatArray:
@@ -132,7 +138,8 @@ def resampled(
             progress(len(found), draws, "bootstrap")
     good = [f for f in found if not isinstance(f, str)]
     failed = [f for f in found if isinstance(f, str)]
-    notes = list(point.notes)
+    # what the point estimate's own errors leave out, the resampled ones carry
+    notes = [n for n in point.notes if REMEDY not in n]
     if failed:
         text = f"{len(failed)} of {draws} bootstrap fits failed and are left out: {failed[0]}"
         notes.append(text)
@@ -155,7 +162,7 @@ def resampled(
         "failed": len(failed),
         "first_stage_label": "redone in every draw",
     }
-    return replace(
+    new = replace(
         point,
         cov_matrix=cov,
         cov_type="bootstrap",
@@ -164,3 +171,4 @@ def resampled(
         notes=tuple(notes),
         seed=seed,
     )
+    return new.refreshed()

@@ -45,6 +45,35 @@ class BootstrapTest:
     __repr__ = __str__
 
 
+@dataclass(frozen=True)
+class ContrastTest(ChiSquaredTest):
+    """A contrast whose variance comes from ``clusters`` clusters.
+
+    The p-value is that of Hotelling's statistic, ``F(df, clusters - df)``: chi-squared with many
+    clusters, and honest with few.
+    """
+
+    clusters: int = 0
+
+    @property
+    def pval(self) -> float:
+        """Probability of a larger statistic under the null."""
+        from scipy.stats import f
+
+        free = self.clusters - self.df
+        if free < 1:
+            return float("nan")
+        return float(f.sf(self.stat * free / (self.df * (self.clusters - 1)), self.df, free))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}\nH0: {self.null}\nStatistic: {self.stat:.4f}\nP-value: {self.pval:.4f}\n"
+            f"Distributed: F({self.df}, {self.clusters - self.df}) over {self.clusters} clusters"
+        )
+
+    __repr__ = __str__
+
+
 def _influence(fit: Estimates) -> FloatArray:
     if fit.influence is None:
         raise SpecificationError(
@@ -54,7 +83,7 @@ def _influence(fit: Estimates) -> FloatArray:
     return fit.influence
 
 
-def hausman(one: Estimates, other: Estimates) -> ChiSquaredTest:
+def hausman(one: Estimates, other: Estimates) -> ContrastTest:
     """Test that two estimators of the same parameters have one limit.
 
     ``(b1 - b2)' V^+ (b1 - b2)`` with ``V`` the clustered variance of the difference, from the
@@ -94,11 +123,12 @@ def hausman(one: Estimates, other: Estimates) -> ChiSquaredTest:
     kept = values > max(1e-8, 1 / one.nobs)
     if not kept.any():
         null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
-        return ChiSquaredTest("Hausman contrast", null, 0.0, 1)
+        return ContrastTest("Hausman contrast", null, 0.0, 1, len(a))
     z = vectors[:, kept].T @ (gap / size)
     stat = float((z**2 / values[kept]).sum())
     null = f"{one.estimator} = {other.estimator} in {', '.join(common)}"
-    return ChiSquaredTest("Hausman contrast", null, stat, int(kept.sum()))
+    clusters = int(((a != 0).any(axis=1) | (b != 0).any(axis=1)).sum())
+    return ContrastTest("Hausman contrast", null, stat, int(kept.sum()), clusters)
 
 
 def score_bootstrap(

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
-from dynchoice.inference.contrasts import BootstrapTest, hausman, score_bootstrap
+from dynchoice.inference.contrasts import (
+    BootstrapTest,
+    ContrastTest,
+    hausman,
+    score_bootstrap,
+)
 from dynchoice.inference.hypotheses import ChiSquaredTest, wald
 from dynchoice.inference.summary import Summary
 from dynchoice.typing import FloatArray
@@ -52,6 +57,10 @@ class Estimates:
     def restart(self) -> dict[str, Any]:
         """Return the options of ``fit`` that start a refit from here."""
         return {"start": self.vector}
+
+    def refreshed(self) -> Any:
+        """Return the fit with whatever is derived from the covariance derived again."""
+        return self
 
     def _series(self, values: FloatArray, name: str) -> pd.Series:
         import pandas as pd
@@ -145,7 +154,7 @@ class Estimates:
         """
         return wald(self.names, self.vector, self.cov_matrix, restriction, value, formula)
 
-    def hausman_test(self, other: Estimates) -> ChiSquaredTest:
+    def hausman_test(self, other: Estimates) -> ContrastTest:
         """Test that two estimators of the same parameters agree (Hausman 1978).
 
         The variance of the contrast comes from both estimators' influence by cluster, so neither

@@ -363,6 +363,11 @@ def identification(model: DDC, data: Any, params: Any = None) -> IdentificationR
     counts = data.counts if isinstance(data, Panel) else data
     if not isinstance(counts, Counts):
         raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
+    if counts.states != model.states or counts.choices != model.choices:
+        raise SpecificationError(
+            f"the panel's states and choices ({counts.states!r}, {list(counts.choices)}) are not"
+            f" the model's ({model.states!r}, {list(model.choices)}; the order counts)"
+        )
     if model.horizon is not None:
         raise SpecificationError("the identification report is for infinite horizons")
     theta = np.zeros(len(model.names)) if params is None else model.vector(params)

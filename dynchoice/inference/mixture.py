@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.results import KIND, Results
 from dynchoice.inference.summary import Summary, summarise
 from dynchoice.storage import save_tree
-from dynchoice.typing import FloatArray
+from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,8 @@ class MixtureResults(Estimates):
     by_type : tuple of Results
         One ordinary fit a type, for solving, forecasting and counterfactuals; its counts are the
         posterior-weighted ones.
+    places : IntArray, shape (Q, K)
+        Where each type's parameters stand in ``theta``.
     loglik : float
         Log-likelihood of the mixture; with CCPs inside, of the pseudo-likelihood's mixture
         (``pseudo_loglik``), and NaN here.
@@ -60,6 +62,7 @@ class MixtureResults(Estimates):
     type_shares: FloatArray
     posteriors: FloatArray = field(repr=False)
     by_type: tuple[Results, ...] = field(repr=False)
+    places: IntArray = field(repr=False)
     data_digest: str
     package_version: str
     seed: int | None = None
@@ -79,6 +82,19 @@ class MixtureResults(Estimates):
     def vector(self) -> FloatArray:
         """Estimates, unlabelled."""
         return self.theta
+
+    def refreshed(self) -> MixtureResults:
+        """Return the fit with every type's covariance taken from the whole one."""
+        types = tuple(
+            replace(
+                r,
+                cov_matrix=self.cov_matrix[np.ix_(where, where)],
+                cov_type=self.cov_type,
+                cov_config=dict(self.cov_config),
+            )
+            for r, where in zip(self.by_type, self.places, strict=True)
+        )
+        return replace(self, by_type=types)
 
     def restart(self) -> dict[str, Any]:
         """Return the options of ``fit`` that start a refit from here."""

@@ -73,19 +73,34 @@ class RegionGrid:
         return np.asarray(self.base[to][None, None, :] + after[:, :, None], dtype=np.int64)
 
     def period_codes(self, column: Any) -> IntArray:
-        """Return periods of a market table as numbers from the first period."""
+        """Return periods of a market table as numbers from the first period.
+
+        Integers count as in the panel (``YYYYMM`` where it counts months); texts read
+        ``YYYY-MM``.
+        """
         import pandas as pd
 
-        if pd.api.types.is_integer_dtype(column):
-            return np.asarray(column.to_numpy() - self.first, dtype=np.int64)
+        if pd.api.types.is_numeric_dtype(column):
+            values = column.to_numpy(dtype=np.float64)
+            if not (values == np.floor(values)).all():
+                raise SpecificationError("market: periods must be whole numbers or 'YYYY-MM'")
+            number = values.astype(np.int64)
+            if self.kind == "month" and len(number) and number.min() >= 190001:
+                number = number // 100 * 12 + number % 100 - 1
+            return np.asarray(number - self.first, dtype=np.int64)
         text = column.astype(str)
-        year, month = text.str[:4].astype(int), text.str[5:7].astype(int)
-        number = year * 12 + month - 1
+        try:
+            year, month = text.str[:4].astype(int), text.str[5:7].astype(int)
+        except ValueError:
+            raise SpecificationError(
+                f"market: period {text.iloc[0]!r} reads neither as a number nor as 'YYYY-MM'"
+            ) from None
+        months = year * 12 + month - 1
         if self.kind == "quarter":
-            number = year * 4 + (month - 1) // 3
+            months = year * 4 + (month - 1) // 3
         elif self.kind == "year":
-            number = year
-        return np.asarray(number.to_numpy() - self.first, dtype=np.int64)
+            months = year
+        return np.asarray(months.to_numpy() - self.first, dtype=np.int64)
 
 
 def market_axes(model: DDC) -> tuple[IntArray, IntArray, IntArray]:

@@ -33,9 +33,9 @@ class MemberCells:
 
     ``cells`` (C, 5) holds the distinct (segment, state, choice, next state, decides);
     ``index`` points into it, ``n`` (entries,) counts months of one copy of the member and
-    ``weights`` (N,) says how many members each history stands for. ``first`` (N,) is the state of
-    the member's first row, ``bucket`` and ``region`` (N,) the member's bucket and the region
-    of that row.
+    ``weights`` (N,) says how many members each history stands for. ``firsts`` (E, 3) holds
+    (member, segment, state of the first row in that segment), each member's earliest first;
+    ``bucket`` and ``region`` (N,) the member's bucket and the region of its first row.
     """
 
     indptr: IntArray
@@ -43,9 +43,14 @@ class MemberCells:
     n: FloatArray
     cells: IntArray
     weights: FloatArray
-    first: IntArray
+    firsts: IntArray
     bucket: IntArray
     region: IntArray
+
+    @property
+    def first(self) -> IntArray:
+        """State of each member's first row (N,)."""
+        return self.firsts[np.unique(self.firsts[:, 0], return_index=True)[1], 2]
 
     @property
     def size(self) -> int:
@@ -65,7 +70,7 @@ class MemberCells:
         cells: IntArray,
         n: FloatArray,
         weights: FloatArray,
-        first: IntArray,
+        firsts: IntArray,
         bucket: IntArray,
         region: IntArray,
     ) -> MemberCells:
@@ -79,7 +84,7 @@ class MemberCells:
             n[order],
             unique,
             weights,
-            first,
+            firsts,
             bucket,
             region,
         )
@@ -91,12 +96,15 @@ class MemberCells:
         kept, codes = np.unique(member, return_inverse=True)
         cells = self.cells[self.index[keep]].copy()
         cells[:, 0] = 0
+        firsts = self.firsts[self.firsts[:, 1] == segment].copy()
+        firsts[:, 0] = np.searchsorted(kept, firsts[:, 0])
+        firsts[:, 1] = 0
         return MemberCells.from_rows(
             codes,
             cells,
             self.n[keep],
             self.weights[kept],
-            self.first[kept],
+            firsts,
             self.bucket[kept],
             self.region[kept],
         )
@@ -112,7 +120,7 @@ class MemberCells:
             np.concatenate([m.cells[m.index] for m in (self, other)]),
             np.r_[self.n, other.n],
             np.r_[self.weights, other.weights],
-            np.r_[self.first, other.first],
+            np.concatenate([self.firsts, other.firsts + np.array([self.size, 0, 0])]),
             np.r_[self.bucket, other.bucket],
             np.r_[self.region, other.region],
         )
@@ -383,9 +391,10 @@ class Counts:
         period_cells[:, 0] = new[period_cells[:, 0]]
         members = self.members
         if members is not None:
-            own = members.cells.copy()
+            own, firsts = members.cells.copy(), members.firsts.copy()
             own[:, 0] = new[own[:, 0]]
-            members = replace(members, cells=own)
+            firsts[:, 1] = new[firsts[:, 1]]
+            members = replace(members, cells=own, firsts=firsts)
         regions = self.regions
         if regions is not None:
             regions = regions.relabelled(new)

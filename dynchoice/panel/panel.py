@@ -452,23 +452,28 @@ class Panel:
         if by_period:
             cells[:, -1] -= self._span[0]
         n = own["rows"].to_numpy(dtype=np.float64)
-        first, bucket, region = (np.zeros(len(who), np.int64) for _ in range(3))
+        bucket, region = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
         starts = self._first_months()
         at = np.searchsorted(who, starts["member"].to_numpy())
-        first[at] = starts["state"].to_numpy()
-        bucket[at] = starts["bucket"].to_numpy()
+        earliest = np.lexsort((starts["period"].to_numpy(), at))
+        starts, at = starts.iloc[earliest], at[earliest]
+        opening = np.unique(at, return_index=True)[1]
+        bucket[at[opening]] = starts["bucket"].to_numpy()[opening]
         if self.regions:
-            region[at] = self._keyed(starts, ["region"])[:, 0]
+            region[at[opening]] = self._keyed(starts, ["region"])[opening, 0]
+        segment = self._keyed(starts, ["segment"])[:, 0]
+        firsts = np.stack([at, segment, starts["state"].to_numpy()], axis=1).astype(np.int64)
         entries = codes.reshape(-1).astype(np.int64)
-        return MemberCells.from_rows(entries, cells, n, weights, first, bucket, region)
+        return MemberCells.from_rows(entries, cells, n, weights, firsts, bucket, region)
 
     def _first_months(self) -> pd.DataFrame:
-        """Return member, bucket, region and state of each member's first row."""
+        """Return each member's first row in each segment: bucket, region, period and state."""
         import ibis
 
         r = self.rows
-        opening = r.period.min().over(ibis.window(group_by=[r.member]))
-        marked = r.select("member", "bucket", "region", "state", "period", opening=opening)
+        opening = r.period.min().over(ibis.window(group_by=[r.member, r.segment]))
+        kept = ["member", "segment", "bucket", "region", "state", "period"]
+        marked = r.select(*kept, opening=opening)
         return marked.filter(marked.period == marked.opening).execute()
 
     def _region_cells(self) -> RegionCells | None:

@@ -327,7 +327,6 @@ def test_refusals(case):
         dc.identification(model, counts, {"in": 1.0})
 
 
-@pytest.mark.xfail(strict=True, reason="identification() does not compare model and counts")
 @pytest.mark.parametrize("kind", ["states", "choices"])
 def test_counts_of_another_model_are_refused(case, kind):
     model = club()

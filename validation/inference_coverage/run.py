@@ -64,6 +64,8 @@ def draw(seed: int, mixed: bool) -> pd.DataFrame:
     frames, first = [], 0
     outside = np.flatnonzero(model.states.axis_codes("held") == 0)
     for q, size in enumerate(sizes):
+        if not size:
+            continue
         theta = THETA + np.array([APART * q, 0, 0, 0])
         start = rng.choice(outside, size)
         part = dc.simulate(

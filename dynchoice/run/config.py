@@ -92,7 +92,7 @@ class Estimate(Section):
     """How to estimate."""
 
     transitions: Literal["two-step", "joint"] = "two-step"
-    cov_type: Literal["clustered", "robust", "opg", "unadjusted"] = "clustered"
+    cov_type: Literal["clustered", "robust", "opg", "unadjusted", "bootstrap"] = "clustered"
     tol: float = Field(default=1e-8, gt=0, le=1e-4)
     maxiter: int = Field(default=100, ge=1)
 

@@ -201,6 +201,13 @@ def fit_segment(run: Run, panel: Panel, segment: Any) -> Results:
     return estimator.fit(cov_type=e.cov_type, tol=e.tol, maxiter=e.maxiter)
 
 
+def what_was_learnt(segment: Any, fit: Results, panel: Panel) -> str:
+    """Return a segment's estimates, what tells them apart, and where the data are thin."""
+    counts = panel.counts.segment(segment) if len(panel.segments) > 1 else panel.counts
+    known = fit.identification(counts) if fit.model.horizon is None else fit.identification()
+    return f"Segment: {segment}\n\n{fit.summary}\n\n{known}\n\n{fit.support()}"
+
+
 def _fit_facts(r: Results) -> dict[str, Any]:
     return {
         "converged": r.converged,
@@ -256,9 +263,7 @@ def publish(
         estimates_table(fits).to_parquet(work / "estimates.parquet", index=False)
         for i, (segment, r) in enumerate(fits.items()):
             r.save(work / "results" / f"{i:03d}-{_slug(segment)}.npz")
-        text = "\n\n".join(
-            f"Segment: {m}\n\n{r.summary}\n\n{r.identification()}" for m, r in fits.items()
-        )
+        text = "\n\n".join(what_was_learnt(m, r, panel) for m, r in fits.items())
         (work / "summary.txt").write_text(text + "\n", encoding="utf-8")
         words = in_words(fits, run.scenarios(), result)
         (work / "forecast.txt").write_text(words + "\n", encoding="utf-8")

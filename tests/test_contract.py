@@ -10,6 +10,9 @@ ESTIMATORS = [
     pytest.param(lambda m, p: dc.NFXP(m, p), id="NFXP"),
     pytest.param(lambda m, p: dc.NFXP(m, p, transitions="joint"), id="NFXP joint"),
     pytest.param(lambda m, p: dc.CCP(m, p), id="CCP"),
+    pytest.param(lambda m, p: dc.CCP(m, p, first_stage="logit"), id="CCP, logit"),
+    pytest.param(lambda m, p: dc.NPL(m, p), id="NPL"),
+    pytest.param(lambda m, p: dc.NPL(m, p, steps=2), id="NPL, 2 steps"),
 ]
 
 

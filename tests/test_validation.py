@@ -11,10 +11,24 @@ HERE = Path(__file__).resolve().parents[1] / "validation"
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["rust1987", "houston"])
+@pytest.mark.parametrize("name", ["rust1987", "houston", "museum"])
 def test_quick_study(name, shared_data, monkeypatch):
     monkeypatch.setenv("DYNCHOICE_DATA", os.fspath(shared_data))
+    run_study(name, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "name", ["aguirregabiria_mira2002", "su_judd2012", "iskhakov2016", "eccp", "inference_coverage"]
+)
+def test_quick_simulation(name, monkeypatch):
+    run_study(name, monkeypatch)
+
+
+def run_study(name, monkeypatch):
+    """Run a study's quick form; every claim holds."""
     monkeypatch.syspath_prepend(os.fspath(HERE))
+    for shared in ("dgp", "common"):
+        sys.modules.pop(shared, None)
     spec = importlib.util.spec_from_file_location(f"validation_{name}", HERE / name / "run.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -10,6 +10,7 @@ import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning
 from dynchoice.estimate.first_stage import influence
+from dynchoice.estimate.mixture import TypeLayout
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.report import without_curvature
 from dynchoice.inference.covariance import FEW_CLUSTERS, bucket_sums, check_cluster, inverse
@@ -81,7 +82,13 @@ def mixture_results(
         own_n = n if n.ndim == 2 else n.sum(axis=0)
         off, _ = without_curvature(model, own_n, hessian[np.ix_(where, where)])
         dead[where] |= off
-    bread, flat = inverse(outer if kind == "opg" else -hessian, dead)
+    # the shares of types that are one cannot be told apart: no variance is made up for them
+    twins = coinciding(L, theta)
+    G = len(L.share_names)
+    alone = dead.copy()
+    for q in {q for pair in twins for q in pair} - {0}:
+        alone[L.utility + (q - 1) * G : L.utility + q * G] = True
+    bread, flat = inverse(outer if kind == "opg" else -hessian, alone)
     weighted = own * members.weights[:, None]
     by_unit = None
     if kind == "opg":
@@ -119,16 +126,13 @@ def mixture_results(
             "not converged: the likelihood is flat along some direction: types may be too many"
             " or parameters that vary may not be told apart (see identification())"
         )
-    for q in range(1, L.types):
-        for other in range(q):
-            a, b = theta[L.places(q)], theta[L.places(other)]
-            if np.abs(a - b).max() <= COINCIDE * (1 + np.abs(a).max()):
-                converged = False
-                message = (
-                    f"not converged: types {other} and {q} have the same parameters: types may be"
-                    " too many"
-                )
-    if dead.any():
+    if twins:
+        converged = False
+        a, b = twins[0]
+        message = (
+            f"not converged: types {a} and {b} have the same parameters: types may be too many"
+        )
+    elif dead.any():
         lost = ", ".join(repr(n) for n, d in zip(L.names, dead, strict=True) if d)
         converged = False
         message = (
@@ -182,6 +186,17 @@ def mixture_results(
         influence=pull,
         member_loglik=None if each is None else each[data.member],
     )
+
+
+def coinciding(layout: TypeLayout, theta: FloatArray) -> list[tuple[int, int]]:
+    """Return pairs of types whose parameters are the same for all that matters."""
+    out = []
+    for q in range(1, layout.types):
+        for other in range(q):
+            a, b = theta[layout.places(q)], theta[layout.places(other)]
+            if np.abs(a - b).max() <= COINCIDE * (1 + np.abs(a).max()):
+                out.append((other, q))
+    return out
 
 
 def results_by_type(

@@ -9,11 +9,12 @@ import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
 from dynchoice.estimate.ccp import hotz_miller, with_periods
-from dynchoice.estimate.choice_probabilities import smoothed
+from dynchoice.estimate.choice_probabilities import pooled, smoothed
 from dynchoice.estimate.first_stage import counts_of, first_stage
 from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
+from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.estimate.resampling import resampled
@@ -24,8 +25,10 @@ from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
+START_TOL, START_STAGES = 1e-5, 12
+"""The default starting point: NPL to this scaled gradient, within these stages."""
 START_STEPS = 2
-"""Pseudo-likelihood stages of the default starting point."""
+"""Pseudo-likelihood stages of the starting point where NPL does not settle."""
 TREATMENTS = ("two-step", "joint")
 
 
@@ -222,6 +225,13 @@ class NFXP:
         model, n = self._first.model, self.counts.n_sj()
         if model.horizon is not None:
             return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
+        if model.beta > 0:
+            # an NPL stage costs one linear solve, an evaluation of the likelihood several
+            P = pooled(n, model.available)
+            theta, value, stages = npl(model, n, P, tol=START_TOL, maxiter=START_STAGES)
+            if stages < START_STAGES and np.isfinite(theta).all():
+                likelihood.value = value
+                return theta, True
         best, status, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
         if status.converged:
             likelihood.value = value

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HIGH = 0.9
 """Correlation of two estimates above which they are called hard to tell apart."""
 MUCH = 0.5
-"""Share of a parameter's information above which it is said to rest on a roll-out."""
+"""Loss of information, beyond that of the rows, above which a roll-out is said to separate."""
 
 
 def correlations(information: FloatArray) -> FloatArray:
@@ -191,7 +191,8 @@ class IdentificationReport(Identification):
         whole = effective(self.information)
         for s in self.sources:
             left = effective(s.information)
-            lost = 1 - min(left[i] / whole[i], left[j] / whole[j])
+            # information that goes beyond what taking out so many rows would take anyway
+            lost = 1 - min(left[i] / whole[i], left[j] / whole[j]) / max(1 - s.rows, 1e-9)
             if best is None or lost > best[0]:
                 best = lost, s
         if best is None:
@@ -199,8 +200,8 @@ class IdentificationReport(Identification):
         lost, s = best
         if lost < MUCH:
             return text + (
-                f"; what separates them is variation within regions: no roll-out brings more than"
-                f" {lost:.0%} of what is known."
+                "; no roll-out or price change separates them, only differences between members:"
+                " within regions and months."
             )
         after = abs(correlations(s.information)[i, j])
         if self._told_together(s.information, i, j):

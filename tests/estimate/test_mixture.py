@@ -499,7 +499,7 @@ def test_too_many_types_are_reported(inner):
         estimator = dc.CCPEM(model, counts, types=types, inner=inner)
         with pytest.warns(QUIET, match="types may be too many"):
             fit = estimator.fit(starts=3)
-        assert not fit.converged and fit.std_errors.isna().any() and fit.identification().flat
+        assert not fit.converged and fit.std_errors.isna().any()
         assert fit.loglik == pytest.approx(one.loglik, abs=1e-3) and fit.bic > one.bic
         with pytest.raises(dc.ConvergenceError, match="too many"):
             estimator.fit(starts=1, strict=True)

@@ -12,8 +12,21 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
 def script() -> str:
-    return re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    return SCRIPTS[0]
+
+
+def run_scripts(*which: int) -> tuple[dict, str]:
+    """Run scripts of the README one after the other; return their names and what they print."""
+    names: dict = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for i in which:
+            exec(compile(SCRIPTS[i], "README.md", "exec"), names)
+    return names, printed.getvalue()
 
 
 def test_the_script_is_short():
@@ -23,10 +36,7 @@ def test_the_script_is_short():
 
 def test_the_script_runs_and_finds_the_truth(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names: dict = {}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(script(), "README.md", "exec"), names)
+    names, printed = run_scripts(0)
     results, forecast = names["results"], names["forecast"]
     truth = {"basic": -1.2, "premium": -2.0, "paid:visits": 0.55, "premium:classes": 0.9,
              "join": 1.5}  # fmt: skip
@@ -35,7 +45,33 @@ def test_the_script_runs_and_finds_the_truth(monkeypatch):
     z = (results.params - np.array([truth[k] for k in results.params.index])) / results.std_errors
     assert results.converged and np.abs(z).max() < 4
     assert forecast.converged and len(forecast.take_up) == 2 * 12 * 3
-    assert "right-censored" in printed.getvalue() and "half the joining cost" in printed.getvalue()
+    assert "right-censored" in printed and "half the joining cost" in printed
+
+
+def test_the_other_estimators_agree_in_one_table(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names, printed = run_scripts(0, 1)
+    fits = names["fits"]
+    assert len(SCRIPTS) == 3 and all(f.converged for k, f in fits.items() if k != "two types")
+    gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
+    assert gap.max() < 1e-6
+    assert "Model comparison" in printed and "Vuong test" in printed
+    assert "Finite dependence in 24 states" in printed
+
+
+def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, printed = run_scripts(2)
+    flat = " ".join(README.split())
+    said = flat[flat.index("It prints, of the simulated sample:") :]
+    for figure in ("0.23 correlated", "0.846 correlated", "5.0 times as large"):
+        assert figure in printed and figure in said
+    assert "in 12 of 20 regions" in printed and "they agree" in printed
+    effect, model = re.search(
+        r"difference-in-differences \+([\d.]+) .*?structural model \+([\d.]+)", printed
+    ).groups()
+    assert f"({float(effect):.1f} points by difference-in-differences" in said
+    assert f"{float(model):.1f} from the model" in said
 
 
 def test_the_two_commands_are_in_the_readme_and_ci_runs_one_of_them():
@@ -59,7 +95,8 @@ def test_docstring_examples():
     import importlib
 
     failures = 0
-    for name in ("panel.states", "panel.panel", "model.ddc", "solve.solution", "estimate.nfxp",
+    for name in ("panel.states", "panel.panel", "model.ddc", "model.dependence", "solve.solution",
+                 "estimate.nfxp",
                  "counterfactual.scenario"):  # fmt: skip
         failures += doctest.testmod(importlib.import_module(f"dynchoice.{name}")).failed
     assert failures == 0

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
 
 
+def own_engine() -> Any:
+    """Return a DuckDB connection in memory that prints nothing."""
+    import ibis
+
+    return ibis.duckdb.connect(config={"enable_progress_bar": False})
+
+
 def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
     """Return data as an ibis table, and the DuckDB connection of our own that holds it or None.
 
@@ -46,7 +53,7 @@ def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
                     plain = frame[name].astype(object).where(present, None)
                     frame[name] = plain.infer_objects()
         try:
-            con = ibis.duckdb.connect()
+            con = own_engine()
             return con.create_table("panel", frame.reset_index(drop=True), temp=True), con
         except Exception as error:
             raise DataError(
@@ -56,7 +63,7 @@ def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
     if isinstance(data, ibis.Table):
         return data, None
     if type(data).__module__.startswith("pyarrow"):
-        con = ibis.duckdb.connect()
+        con = own_engine()
         return con.create_table("panel", data, temp=True), con
     if isinstance(data, (str, Path)) or (
         isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
@@ -74,8 +81,6 @@ def read_files(
     """Return Parquet or CSV files as one lazy DuckDB table, and its connection."""
     import glob
 
-    import ibis
-
     names = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
     names = [f"{n}/*.parquet" if Path(n).is_dir() else n for n in names]
     found = [f for n in names for f in (sorted(glob.glob(n)) if "*" in n else [n])]
@@ -85,7 +90,7 @@ def read_files(
     kinds = {("csv" if ".csv" in Path(f).name.lower() else "parquet") for f in found}
     if len(kinds) > 1:
         raise DataError(f"files mix Parquet and CSV: {first_few(found)}")
-    con = ibis.duckdb.connect()
+    con = own_engine()
     try:
         return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
     except Exception as error:

@@ -15,7 +15,7 @@ def own_engine() -> Any:
     """Return a DuckDB connection in memory that prints nothing."""
     import ibis
 
-    return ibis.duckdb.connect(config={"enable_progress_bar": False})
+    return ibis.duckdb.connect(enable_progress_bar=False)
 
 
 def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:

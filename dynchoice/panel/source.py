@@ -15,7 +15,9 @@ def own_engine() -> Any:
     """Return a DuckDB connection in memory that prints nothing."""
     import ibis
 
-    return ibis.duckdb.connect(enable_progress_bar=False)
+    con = ibis.duckdb.connect()
+    con.raw_sql("SET enable_progress_bar = false")
+    return con
 
 
 def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:

@@ -284,3 +284,37 @@ def region_counts(model: dc.DDC, rows: dict[str, np.ndarray], labels: Any) -> Co
         segment_members=np.array([1000.0]),
         regions=own,
     )
+
+
+RUST_STATES, RUST_CHOICES = dc.StateSpace(m=range(8)), ["keep", "replace"]
+
+
+def rust(
+    probabilities: Any = (0.3, 0.5, 0.2), beta: float = 0.9, horizon: int | None = None
+) -> dc.DDC:
+    """A bus engine on eight levels of mileage."""
+    x = np.zeros((8, 2, 2))
+    x[:, 0, 0], x[:, 1, 1] = -np.arange(8.0), -1.0
+    law = {"m": dc.Increment(2, "replace", probabilities=probabilities)}
+    return dc.DDC(
+        states=RUST_STATES,
+        choices=RUST_CHOICES,
+        utility=dc.Utility.from_array(x, ["cost", "RC"]),
+        transitions=dc.Transitions.factored(RUST_STATES, RUST_CHOICES, law),
+        beta=beta,
+        horizon=horizon,
+    )
+
+
+def as_spec(model: dc.DDC, theta: Any) -> dict[str, Any]:
+    """The oracle's dict of a package model."""
+    return {
+        "x": model.utility.x,
+        "offset": model.utility.offset,
+        "F": model.transitions.dense_array(),
+        "beta": model.beta,
+        "available": model.available,
+        "attention": model.attention,
+        "default": model.available.argmax(axis=1),  # all are attentive here
+        "params": np.asarray(theta, dtype=float),
+    }

@@ -40,7 +40,7 @@ from dynchoice.estimate.optimise import (
     maximise,
 )
 from dynchoice.estimate.report import ScoreParts, as_results, score_parts
-from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.estimate.valuation import (
     SimulatedValues,
     pseudo_likelihood,
@@ -87,7 +87,7 @@ def hotz_miller(
     return best, optimization, Wz @ best.params + We
 
 
-class CCP:
+class CCP(Estimator):
     """Conditional choice probability estimator of Hotz and Miller (1993).
 
     Parameters
@@ -175,10 +175,6 @@ class CCP:
         self._stage = FirstStageChoice.of(model, first_stage)
         self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
 
-    def again(self, counts: Counts) -> CCP:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
-
     def fit(
         self,
         *,
@@ -202,14 +198,7 @@ class CCP:
         check_options(tol, maxiter)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
-                self,
-                {"tol": tol, "maxiter": maxiter},
-                cluster=cluster,
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
+                self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict
             )
         options = {"cov_type": cov_type, "cluster": cluster, "seed": seed, "strict": strict}
         with one_blas_thread():

@@ -30,7 +30,7 @@ from dynchoice.estimate.mixture import (
 from dynchoice.estimate.mixture_report import mixture_results
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
-from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.inference.covariance import (
     check_cov_type,
 )
@@ -47,7 +47,7 @@ MAX_EM = 2000
 EM_TOL = 1e-6
 
 
-class CCPEM:
+class CCPEM(Estimator):
     """Mixture of unobserved types by expectation-maximisation (Arcidiacono and Miller 2011).
 
     Parameters
@@ -165,10 +165,6 @@ class CCPEM:
             )
         return self.panel.member_cells(by_period=True)
 
-    def again(self, counts: Counts) -> CCPEM:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
-
     def fit(
         self,
         *,
@@ -212,12 +208,12 @@ class CCPEM:
             return resampled(
                 self,
                 {"tol": tol, "maxiter": maxiter, "starts": starts, "start": start},
-                cluster=cluster,
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
+                cluster,
+                draws,
+                jobs,
+                seed,
+                progress,
+                strict,
             )
         with one_blas_thread():
             state, trace = self._em(start, int(starts), seed, tol, maxiter, progress)

@@ -28,7 +28,7 @@ from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv, second_stage
 from dynchoice.estimate.market import read_market
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -49,7 +49,7 @@ METHODS = ("2sls", "gmm")
 CLUSTERS = ("region", "period")
 
 
-class ECCP:
+class ECCP(Estimator):
     """Linear instrumental-variable estimator from Euler equations in CCPs.
 
     Parameters
@@ -179,10 +179,6 @@ class ECCP:
         self.multipliers, self.standins, self._unused = read_market(
             model.names, self._grid, market, instruments
         )
-
-    def again(self, counts: Counts) -> ECCP:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
 
     # regression -------------------------------------------------------------------------------
 
@@ -391,16 +387,7 @@ class ECCP:
                 f"the bootstrap resamples regions, not {cluster}s: use cluster='region'"
             )
         if kind == "bootstrap":
-            return resampled(
-                self,
-                {},
-                cluster="region",
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
-            )
+            return resampled(self, {}, "region", draws, jobs, seed, progress, strict)
         with one_blas_thread():
             found = self.regression()
             fit, pieces = run_iv(found, self._groups(found.cells), self.method, kind, cluster)

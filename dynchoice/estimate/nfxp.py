@@ -17,11 +17,10 @@ from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likeliho
 from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
-from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
-from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
@@ -32,7 +31,7 @@ START_STEPS = 2
 TREATMENTS = ("two-step", "joint")
 
 
-class NFXP:
+class NFXP(Estimator):
     """Nested fixed point: at every trial of the parameters the model is solved to tolerance.
 
     Parameters
@@ -94,10 +93,6 @@ class NFXP:
             raise SpecificationError("joint estimation: every transition law is given already")
         if self.joint and model.horizon is not None:
             raise SpecificationError("joint estimation is for infinite horizons")
-
-    def again(self, counts: Counts) -> NFXP:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
 
     def likelihood(self) -> Likelihood:
         """Return the likelihood of the choices given the first stage's transitions."""
@@ -165,12 +160,12 @@ class NFXP:
             return resampled(
                 self,
                 {"tol": tol, "maxiter": maxiter, "start": start},
-                cluster=cluster,
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
+                cluster,
+                draws,
+                jobs,
+                seed,
+                progress,
+                strict,
             )
         model = self._first.model
         with one_blas_thread():

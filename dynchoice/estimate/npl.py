@@ -26,12 +26,11 @@ from dynchoice.estimate.optimise import (
     scaled_gradient,
 )
 from dynchoice.estimate.report import as_results, score_parts
-from dynchoice.estimate.resampling import resampled
+from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
-from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
@@ -129,7 +128,7 @@ def npl(
     return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], maxiter
 
 
-class NPL:
+class NPL(Estimator):
     """Nested pseudo-likelihood: CCP stages repeated (Aguirregabiria and Mira 2002).
 
     Parameters
@@ -166,10 +165,6 @@ class NPL:
         self._stage = FirstStageChoice.of(model, first_stage)
         self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
 
-    def again(self, counts: Counts) -> NPL:
-        """Return the same estimator on other counts."""
-        return type(self)(self.model, counts, **self.options)
-
     def fit(
         self,
         *,
@@ -192,14 +187,7 @@ class NPL:
         check_options(tol, maxiter)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
-                self,
-                {"tol": tol, "maxiter": maxiter},
-                cluster=cluster,
-                draws=draws,
-                jobs=jobs,
-                seed=seed,
-                progress=progress,
-                strict=strict,
+                self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict
             )
         model, n = self._first.model, self.counts.n_sj()
         with one_blas_thread():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dynchoice.errors import (
     SpecificationError,
 )
 from dynchoice.inference.covariance import FEW_CLUSTERS, check_cluster
+from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import FloatArray, Progress
 
@@ -34,6 +35,24 @@ FAILED_SHARE = 0.1
 """Share of resampled fits that may fail before the covariance is called unreliable."""
 BATCH = 8
 """Resampled fits between two reports of progress."""
+
+
+class Estimator:
+    """What the bootstrap needs of an estimator: its counts, and itself on other counts.
+
+    ``options`` are the keywords that made it, beside model and data.
+    """
+
+    model: DDC
+    counts: Counts
+    panel: Panel | None
+    options: dict[str, Any]
+
+    def again(self, counts: Counts) -> Self:
+        """Return the same estimator on other counts."""
+        kind: Any = type(self)
+        made: Self = kind(self.model, counts, **self.options)
+        return made
 
 
 def resampling_counts(counts: Counts, cluster: str, panel: Panel | None, horizon: Any) -> Counts:
@@ -77,7 +96,6 @@ def one_draw(estimator: Any, counts: Counts, weight: FloatArray, options: dict[s
 def resampled(
     estimator: Any,
     options: dict[str, Any],
-    *,
     cluster: str,
     draws: int,
     jobs: int,
@@ -89,8 +107,7 @@ def resampled(
 
     Parameters
     ----------
-    estimator : object
-        With ``fit``, ``counts`` and ``again(counts)`` (the same estimator on other counts).
+    estimator : Estimator
     options : dict
         Of ``fit``, without those of the covariance.
     cluster : {"member", "region"}

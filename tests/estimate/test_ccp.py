@@ -14,37 +14,8 @@ from dynchoice.estimate.dependent import DependentLikelihood
 from dynchoice.estimate.valuation import SimulatedValues, valuation
 from dynchoice.solve.linear import PolicySystem
 
-RUST_STATES, RUST_CHOICES = dc.StateSpace(m=range(8)), ["keep", "replace"]
-RUST_THETA = np.array([0.4, 2.0])
+builders.RUST_THETA = np.array([0.4, 2.0])
 DEPENDENT = {"valuation": "finite-dependence"}
-
-
-def rust(probabilities=(0.3, 0.5, 0.2), beta=0.9, horizon=None):
-    x = np.zeros((8, 2, 2))
-    x[:, 0, 0], x[:, 1, 1] = -np.arange(8.0), -1.0
-    law = {"m": dc.Increment(2, "replace", probabilities=probabilities)}
-    return dc.DDC(
-        states=RUST_STATES,
-        choices=RUST_CHOICES,
-        utility=dc.Utility.from_array(x, ["cost", "RC"]),
-        transitions=dc.Transitions.factored(RUST_STATES, RUST_CHOICES, law),
-        beta=beta,
-        horizon=horizon,
-    )
-
-
-def as_spec(model, theta):
-    """The oracle's dict of a package model."""
-    return {
-        "x": model.utility.x,
-        "offset": model.utility.offset,
-        "F": model.transitions.dense_array(),
-        "beta": model.beta,
-        "available": model.available,
-        "attention": model.attention,
-        "default": model.available.argmax(axis=1),  # all are attentive here
-        "params": np.asarray(theta, dtype=float),
-    }
 
 
 def expected(spec, total=1e6):
@@ -221,8 +192,8 @@ CASES = {
     "inattention": lambda: dense_case(True),
     "finite horizon": lambda: dense_case(False, 4),
     "finite horizon, inattention": lambda: dense_case(True, 4),
-    "rust, horizon": lambda: (
-        rust(horizon=6),
+    "builders.rust, horizon": lambda: (
+        builders.rust(horizon=6),
         np.random.default_rng(2).integers(1, 20, (6, 8, 2)).astype(float),
         np.random.default_rng(3).dirichlet([3, 3], size=48),
     ),
@@ -278,12 +249,12 @@ def test_derivative_by_the_first_stage(case, free_beta):
 @pytest.mark.parametrize("horizon", [None, 6])
 def test_derivative_by_the_first_stage_at_the_truth(free_beta, horizon):
     # expected counts: now the score of beta too, which moves with P in two ways
-    model = rust(horizon=horizon)
-    spec = as_spec(model, RUST_THETA)
+    model = builders.rust(horizon=horizon)
+    spec = builders.as_spec(model, builders.RUST_THETA)
     n, P = expected(spec) if horizon is None else expected_by_period(spec, horizon)
     likelihood = DependentLikelihood(model, n, 1, free_beta)
     P = P.reshape(-1, 2)
-    at = np.r_[RUST_THETA, [0.9] * free_beta]
+    at = np.r_[builders.RUST_THETA, [0.9] * free_beta]
     likelihood.set_probabilities(P)
     D = likelihood.probability_derivative(likelihood.evaluate(at))
     change = np.random.default_rng(5).normal(size=(len(P), 1)) * [[1.0, -1.0]] * P[:, 1:] * P[:, :1]
@@ -298,7 +269,7 @@ def test_derivative_by_the_first_stage_at_the_truth(free_beta, horizon):
 
 def rust_with_law(panel_states, p, horizon):
     """A Rust model whose law counts as estimated, with probabilities p."""
-    model = rust(None, horizon=horizon)
+    model = builders.rust(None, horizon=horizon)
     m = np.zeros((1, 3))
     m[0] = p
     law = model.transitions.bound[0]
@@ -310,18 +281,18 @@ def rust_with_law(panel_states, p, horizon):
 @pytest.mark.parametrize("free_beta", [False, True])
 def test_derivative_by_the_transitions(horizon, free_beta):
     truth = np.array([0.3, 0.5, 0.2])
-    spec = as_spec(rust(truth, horizon=horizon), RUST_THETA)
+    spec = builders.as_spec(builders.rust(truth, horizon=horizon), builders.RUST_THETA)
     if horizon is None:
-        (n, P), V = expected(spec), oracles.solve_newton(spec, RUST_THETA)[0]
+        (n, P), V = expected(spec), oracles.solve_newton(spec, builders.RUST_THETA)[0]
     else:
         (n, P), V = (
             expected_by_period(spec, horizon),
-            oracles.solve_finite(spec, RUST_THETA, horizon)[0],
+            oracles.solve_finite(spec, builders.RUST_THETA, horizon)[0],
         )
-    at = np.r_[RUST_THETA, [0.9] * free_beta]
+    at = np.r_[builders.RUST_THETA, [0.9] * free_beta]
 
     def evaluated(p):
-        likelihood = DependentLikelihood(rust(p, horizon=horizon), n, 2, free_beta)
+        likelihood = DependentLikelihood(builders.rust(p, horizon=horizon), n, 2, free_beta)
         likelihood.set_probabilities(P.reshape(-1, 2))
         return likelihood, likelihood.evaluate(at)
 
@@ -343,7 +314,7 @@ def test_derivative_by_the_transitions_of_the_membership_model(membership, fitte
 
     first = first_stage(membership.unknown, fitted[1].counts, fitted[1])
     model, theta = first.model, membership.theta
-    spec = as_spec(model, theta)
+    spec = builders.as_spec(model, theta)
     V, _, _, P = oracles.solve_newton(spec, theta)
     n = 1000 * P
     likelihood = DependentLikelihood(model, n, 2, False)
@@ -391,20 +362,20 @@ def test_expected_counts_give_the_truth(valuation_kind, attention):
 
 
 def test_expected_counts_give_the_truth_in_rust_with_and_without_beta():
-    model = rust()
-    spec = as_spec(model, RUST_THETA)
+    model = builders.rust()
+    spec = builders.as_spec(model, builders.RUST_THETA)
     counts = builders.choice_counts(model, expected(spec)[0])
     for beta in (None, "estimate"):
         fit = dc.CCP(model, counts, first_stage="frequencies", beta=beta, **DEPENDENT).fit(
             cov_type="unadjusted"
         )
-        want = [*RUST_THETA, *([0.9] if beta else [])]
+        want = [*builders.RUST_THETA, *([0.9] if beta else [])]
         np.testing.assert_allclose(fit.params, want, atol=1e-6)
     assert fit.names == ("cost", "RC", "beta")
 
 
 def test_expected_counts_give_the_truth_in_the_membership_model(membership):
-    spec = as_spec(membership.known, membership.theta)
+    spec = builders.as_spec(membership.known, membership.theta)
     P = oracles.solve_newton(spec, membership.theta)[3]
     counts = builders.choice_counts(membership.known, 1e5 * P)
     fit = dc.CCP(membership.known, counts, first_stage="frequencies", **DEPENDENT).fit(
@@ -416,13 +387,13 @@ def test_expected_counts_give_the_truth_in_the_membership_model(membership):
 
 @pytest.mark.parametrize("beta", [None, "estimate"])
 def test_expected_counts_give_the_truth_at_a_finite_horizon(beta):
-    model = rust(horizon=6)
-    spec = as_spec(model, RUST_THETA)
+    model = builders.rust(horizon=6)
+    spec = builders.as_spec(model, builders.RUST_THETA)
     counts = counts_by_period(model, expected_by_period(spec, 6)[0])
     fit = dc.CCP(model, counts, first_stage="frequencies", beta=beta, **DEPENDENT).fit(
         cov_type="unadjusted"
     )
-    np.testing.assert_allclose(fit.theta, RUST_THETA, atol=1e-6)
+    np.testing.assert_allclose(fit.theta, builders.RUST_THETA, atol=1e-6)
     assert beta is None or fit.params["beta"] == pytest.approx(0.9, abs=1e-6)
 
 
@@ -476,8 +447,8 @@ def test_first_stages_by_hand():
 
 
 def test_a_formula_for_the_first_stage():
-    model = rust()
-    spec = as_spec(model, RUST_THETA)
+    model = builders.rust()
+    spec = builders.as_spec(model, builders.RUST_THETA)
     n = expected(spec)[0]
     stage = FirstStageChoice.of(model, "m + I(m**2)")
     # a logit in m and m^2, fitted by hand
@@ -500,18 +471,18 @@ def test_a_formula_for_the_first_stage():
 
 
 def rust_panel(spec, members, periods, seed):
-    rows = oracles.simulate(spec, RUST_THETA, members, periods, seed)
+    rows = oracles.simulate(spec, builders.RUST_THETA, members, periods, seed)
     member, period, state, choice, following = rows
     moved = np.where(period == periods - 1, -1, following)
-    return builders.counts_from(rust(), member, period, state, choice, moved)
+    return builders.counts_from(builders.rust(), member, period, state, choice, moved)
 
 
 def test_standard_errors_match_the_spread_of_estimates():
-    spec = as_spec(rust(), RUST_THETA)
+    spec = builders.as_spec(builders.rust(), builders.RUST_THETA)
     estimates, errors, naive = [], [], []
     for seed in range(150):
         counts = rust_panel(spec, 150, 10, seed)
-        fit = dc.CCP(rust(None), counts, first_stage="smoothed", **DEPENDENT).fit()
+        fit = dc.CCP(builders.rust(None), counts, first_stage="smoothed", **DEPENDENT).fit()
         assert fit.converged and fit.cov_config["clusters"] == 150
         estimates.append(fit.theta)
         errors.append(fit.std_errors.to_numpy())
@@ -520,15 +491,17 @@ def test_standard_errors_match_the_spread_of_estimates():
     ratio = np.mean(errors, axis=0) / spread
     assert (ratio > 0.85).all() and (ratio < 1.15).all(), ratio
     assert (np.mean(naive, axis=0) / spread).min() < 0.8
-    z = (np.mean(estimates, axis=0) - RUST_THETA) / (spread / np.sqrt(150))
+    z = (np.mean(estimates, axis=0) - builders.RUST_THETA) / (spread / np.sqrt(150))
     assert np.abs(z).max() < 5
 
 
 def test_every_covariance_agrees_where_the_model_is_right():
-    spec = as_spec(rust(), RUST_THETA)
+    spec = builders.as_spec(builders.rust(), builders.RUST_THETA)
     counts = rust_panel(spec, 3000, 8, 1)
     errors = {
-        (c, f): dc.CCP(rust(None), counts, first_stage=f, **DEPENDENT).fit(cov_type=c).std_errors
+        (c, f): dc.CCP(builders.rust(None), counts, first_stage=f, **DEPENDENT)
+        .fit(cov_type=c)
+        .std_errors
         for c in ("unadjusted", "opg", "robust", "clustered")
         for f in ("frequencies", "smoothed", "logit")
     }
@@ -540,10 +513,12 @@ def test_every_covariance_agrees_where_the_model_is_right():
 
 @pytest.mark.parametrize("cov_type", ["unadjusted", "opg", "robust", "clustered"])
 def test_beta_may_be_estimated_with_the_laws(cov_type):
-    counts = rust_panel(as_spec(rust(), RUST_THETA), 20_000, 8, 1)
-    fit = dc.CCP(rust(None, beta=0.5), counts, beta="estimate", **DEPENDENT).fit(cov_type=cov_type)
+    counts = rust_panel(builders.as_spec(builders.rust(), builders.RUST_THETA), 20_000, 8, 1)
+    fit = dc.CCP(builders.rust(None, beta=0.5), counts, beta="estimate", **DEPENDENT).fit(
+        cov_type=cov_type
+    )
     assert fit.converged and fit.names == ("cost", "RC", "beta")
-    assert np.abs((fit.params - [*RUST_THETA, 0.9]) / fit.std_errors).max() < 4
+    assert np.abs((fit.params - [*builders.RUST_THETA, 0.9]) / fit.std_errors).max() < 4
     assert fit.model.beta == pytest.approx(fit.params["beta"])
     assert (fit.std_errors > 0).all()
 
@@ -599,9 +574,9 @@ def test_incomplete_dependence_covariances_agree():
     ],
 )
 def test_refusals(options, message):
-    counts = builders.choice_counts(rust(), np.ones((8, 2)))
+    counts = builders.choice_counts(builders.rust(), np.ones((8, 2)))
     with pytest.raises(dc.SpecificationError, match=message):
-        dc.CCP(rust(), counts, **options)
+        dc.CCP(builders.rust(), counts, **options)
 
 
 def test_no_finite_dependence_is_refused():

@@ -7,36 +7,6 @@ import pytest
 
 import dynchoice as dc
 
-RUST_STATES, RUST_CHOICES = dc.StateSpace(m=range(8)), ["keep", "replace"]
-
-
-def rust(probabilities=(0.3, 0.5, 0.2), beta=0.9, horizon=None):
-    x = np.zeros((8, 2, 2))
-    x[:, 0, 0], x[:, 1, 1] = -np.arange(8.0), -1.0
-    law = {"m": dc.Increment(2, "replace", probabilities=probabilities)}
-    return dc.DDC(
-        states=RUST_STATES,
-        choices=RUST_CHOICES,
-        utility=dc.Utility.from_array(x, ["cost", "RC"]),
-        transitions=dc.Transitions.factored(RUST_STATES, RUST_CHOICES, law),
-        beta=beta,
-        horizon=horizon,
-    )
-
-
-def as_spec(model, theta):
-    """The oracle's dict of a package model."""
-    return {
-        "x": model.utility.x,
-        "offset": model.utility.offset,
-        "F": model.transitions.dense_array(),
-        "beta": model.beta,
-        "available": model.available,
-        "attention": model.attention,
-        "default": model.available.argmax(axis=1),  # all are attentive here
-        "params": np.asarray(theta, dtype=float),
-    }
-
 
 def weights_of(found, r, j):
     """(S, J) weights by period of one pair."""
@@ -49,7 +19,7 @@ def dense(seed, **options):
 
 
 CASES = {
-    "rust": lambda: (rust(), as_spec(rust(), [0.4, 2.0])),
+    "rust": lambda: (builders.rust(), builders.as_spec(builders.rust(), [0.4, 2.0])),
     "dense": lambda: (builders.from_oracle(s := dense(3, attention=False)), s),
     "masks and inattention": lambda: (builders.from_oracle(s := dense(4)), s),
     "no masks, inattention": lambda: (builders.from_oracle(s := dense(5, masks=False)), s),
@@ -86,7 +56,7 @@ def test_values_differ_by_the_index_of_the_weights(case, periods):
 
 
 def test_the_identity_on_the_membership_model(membership):
-    spec = as_spec(membership.known, membership.theta)
+    spec = builders.as_spec(membership.known, membership.theta)
     found = dc.finite_dependence(membership.known)
     check_identity(membership.known, spec, found)
     assert {1, 2} & set(found.periods.reshape(-1).tolist())
@@ -106,7 +76,7 @@ def test_precise_cells_are_leaned_on():
 
 
 def test_a_renewal_takes_one_period_and_weights_on_it_alone():
-    found = dc.finite_dependence(rust())
+    found = dc.finite_dependence(builders.rust())
     assert found.complete and set(found.periods.reshape(-1).tolist()) <= {0, 1}
     assert set((found.weights[0].indices % 2).tolist()) == {1}
     # state 0: replacing and keeping lead to the same mileage
@@ -119,7 +89,7 @@ def test_where_it_fails_no_weights_exist(periods, membership):
     specs = [oracles.random_model(s, 7, 2, 1, 0.9, sparse=True) for s in range(3)]
     specs += [oracles.random_model(9, 7, 3, 1, 0.9, sparse=True, attention=False)]
     pairs = [(builders.from_oracle(s), s) for s in specs]
-    pairs.append((known, as_spec(known, membership.theta)))
+    pairs.append((known, builders.as_spec(known, membership.theta)))
     outcomes = []
     for model, spec in pairs:
         found = dc.finite_dependence(model, periods)
@@ -150,8 +120,8 @@ def test_the_reference_is_the_choice_with_the_most_company():
 
 
 def test_finite_horizon_identity_with_the_end_in_sight():
-    model = rust(horizon=6)
-    spec = as_spec(model, [0.4, 2.0])
+    model = builders.rust(horizon=6)
+    spec = builders.as_spec(model, [0.4, 2.0])
     _, v, P = oracles.solve_finite(spec, spec["params"], 6)
     found = dc.finite_dependence(model)
     for t in range(6):
@@ -170,13 +140,13 @@ def test_what_it_says(membership):
     assert frame["states"].sum() == (found.periods >= -1).sum() - len(found.rows)
     if not found.complete:
         assert "FAILS" in str(found)
-    assert "holds in all, within 1 period(s)" in str(dc.finite_dependence(rust()))
+    assert "holds in all, within 1 period(s)" in str(dc.finite_dependence(builders.rust()))
     some = dc.finite_dependence(membership.known, states=[3, 7])
     assert some.rows.tolist() == [3, 7] and some.periods.shape == (2, 3)
 
 
 def test_wrong_arguments():
     with pytest.raises(dc.SpecificationError, match="periods=3"):
-        dc.finite_dependence(rust(), 3)
+        dc.finite_dependence(builders.rust(), 3)
     with pytest.raises(dc.SpecificationError):
-        dc.finite_dependence(rust(None))
+        dc.finite_dependence(builders.rust(None))

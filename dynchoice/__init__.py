@@ -32,6 +32,7 @@ _HOME = {
     "NPL": "estimate.npl",
     "CCPEM": "estimate.ccpem",
     "ECCP": "estimate.eccp",
+    "select_types": "estimate.ccpem",
     "MixtureResults": "inference.mixture",
     "finite_dependence": "model.dependence",
     "TypeGrid": "estimate.typegrid",

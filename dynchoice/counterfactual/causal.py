@@ -21,7 +21,9 @@ import numpy as np
 
 from dynchoice.counterfactual.forecast import Regime
 from dynchoice.errors import ConvergenceError, DynChoiceWarning, SpecificationError
+from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP
+from dynchoice.estimate.npl import NPL
 from dynchoice.inference.results import Results
 from dynchoice.model.regions import MarketEvent, RegionGrid, market_events
 from dynchoice.panel.counts import Counts
@@ -161,7 +163,8 @@ def causal_check(
     events : optional
         Default: all that :func:`dynchoice.model.regions.market_events` finds.
     refit : callable, optional
-        Counts -> Results, to redo the fit in the jackknife; default NFXP from ``results``.
+        Counts -> Results, to redo the fit in the jackknife; default: the estimator of
+        ``results`` with its usual options (NFXP, NPL or CCP).
 
     Returns
     -------
@@ -181,6 +184,12 @@ def causal_check(
     month through every change that the region saw; members who enter later are taken to stand where
     the others have come to.
     """
+    if not isinstance(results, Results) or "type" in results.uses:
+        raise SpecificationError(
+            "causal_check() takes one fit of everybody (Results): take-up is everybody's, so a"
+            " mixture or one of its types cannot be set against it"
+        )
+    results.require_model("the causal check")
     counts = data.counts if isinstance(data, Panel) else data
     if not isinstance(counts, Counts):
         raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
@@ -191,6 +200,11 @@ def causal_check(
         raise SpecificationError("the causal check is for infinite horizons")
     chosen = list(model.choices[1:]) if outcome is None else outcome
     chosen = chosen if isinstance(chosen, list | tuple) else [chosen]
+    if not chosen:
+        raise SpecificationError("outcome names no choice")
+    good = isinstance(window, tuple | list) and len(window) == 2
+    if not good or not all(isinstance(x, int) and x >= 1 for x in window):
+        raise SpecificationError(f"window={window!r}: pass months before and after, both >= 1")
     unknown = [c for c in chosen if c not in model.choices]
     if unknown:
         raise SpecificationError(
@@ -200,10 +214,7 @@ def causal_check(
     grid = RegionGrid(model, counts)
     found = market_events(model, counts, grid) if events is None else list(events)
     if refit is None:
-        start = results.theta
-
-        def refit(other: Counts) -> Results:
-            return NFXP(model, other).fit(start=start, cov_type="unadjusted", tol=1e-6)
+        refit = _same_estimator(results)
 
     checks = []
     for i, event in enumerate(found):
@@ -212,6 +223,21 @@ def causal_check(
             progress(i + 1, len(found), event.label)
     name = "the share of " + " + ".join(map(str, chosen))
     return CausalCheck(tuple(checks), name)
+
+
+def _same_estimator(results: Results) -> Callable[[Counts], Results]:
+    """Return a function that redoes a fit on other counts."""
+    model, start = results.model, results.theta
+    if results.estimator in ("NFXP", "NFXP (joint)"):
+        return lambda c: NFXP(model, c).fit(start=start, cov_type="unadjusted", tol=1e-6)
+    if results.estimator == "NPL":
+        return lambda c: NPL(model, c).fit(cov_type="unadjusted", tol=1e-6)
+    if results.estimator == "CCP":
+        return lambda c: CCP(model, c).fit(cov_type="unadjusted", tol=1e-6)
+    raise SpecificationError(
+        f"the jackknife does not know how {results.estimator} was made: pass refit=, a function of"
+        " Counts that returns Results"
+    )
 
 
 def _check(
@@ -238,13 +264,16 @@ def _check(
     since = np.where(starts[:, None] >= 0, np.arange(grid.T) - starts[:, None], -999)
     effect, se = two_way(table, treated, used)
     structural = two_way(_like(table, predicted), treated, used)[0]
+    for r in [-1, *np.flatnonzero(used)]:
+        keep = used & (np.arange(len(used)) != r)
+        if not compares(treated, np.isfinite(table[0]) & keep[:, None]):
+            left = "" if r < 0 else f" without region {grid.labels[r]!r}"
+            return EventCheck(event, reason=f"no month has regions with and without it{left}")
     differences = []
     by_region = counts.by_region()
     for r in np.flatnonzero(used):
         keep = used.copy()
         keep[r] = False
-        if not (treated & keep[:, None]).any():
-            return EventCheck(event, reason="one region only: nothing to average over")
         factor = np.ones(by_region.buckets)
         factor[r] = 0.0
         with warnings.catch_warnings():
@@ -281,6 +310,19 @@ def _like(
     table: tuple[FloatArray, FloatArray], effect: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     return np.where(np.isnan(table[0]), np.nan, effect), table[1]
+
+
+def compares(treated: Any, seen: Any) -> bool:
+    """Return whether region and month effects leave any variation of the treatment."""
+    r, t = np.nonzero(seen)
+    d = treated[r, t].astype(np.float64)
+    for _ in range(200):
+        before = d.copy()
+        for g in (r, t):
+            d = d - (np.bincount(g, weights=d) / np.maximum(np.bincount(g), 1))[g]
+        if np.abs(d - before).max(initial=0.0) < 1e-13:
+            break
+    return bool((d**2).sum() > 1e-8)
 
 
 def two_way(table: tuple[FloatArray, FloatArray], treated: Any, used: Any) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.mixtures import by_type
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import (
     ConvergenceError,
@@ -29,6 +30,7 @@ from dynchoice.errors import (
     first_few,
     suggest,
 )
+from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, period_label
@@ -113,7 +115,7 @@ class Forecast:
 
 
 def forecast(
-    results: Results | Mapping[Any, Results],
+    results: Results | MixtureResults | Mapping[Any, Results],
     scenarios: Scenario | Iterable[Scenario] = (),
     *,
     start: Any,
@@ -129,8 +131,10 @@ def forecast(
 
     Parameters
     ----------
-    results : Results or mapping of segment -> Results
-        One fit for everyone, or one a segment.
+    results : Results, MixtureResults, or mapping of segment -> Results
+        One fit for everyone, or one a segment. A mixture is forecast type by type, from the
+        Panel of the fit, each member counting by its posterior; its bands draw the types'
+        parameters independently.
     scenarios : Scenario or sequence of them
         The baseline is always there.
     start : Panel, Counts, or array (S,) / mapping segment -> array
@@ -159,6 +163,8 @@ def forecast(
     SpecificationError, DataError
         Scenarios with the same name; segments that do not match; no member to start from.
     """
+    if isinstance(results, MixtureResults):
+        results, start = by_type(results, start)
     listed = list_scenarios(scenarios, periods)
     everyone = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
     names = [s.name for s in everyone]
@@ -234,9 +240,10 @@ def match_segments(
     for fit in results.values() if isinstance(results, Mapping) else [results]:
         if not isinstance(fit, Results):
             raise SpecificationError(
-                f"forecast() takes Results, or a mapping of segment to Results; got"
+                f"forecast() takes Results, MixtureResults, or a mapping of segment to Results; got"
                 f" {type(fit).__name__}"
             )
+        fit.require_model("a forecast")
     starts: dict[Any, Start] = {}
     counts = start.counts if isinstance(start, Panel) else start
     if isinstance(counts, Counts):

@@ -296,7 +296,9 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
     if not isinstance(results, Results):
         raise SpecificationError(
             f"counterfactual() takes one Results, got {type(results).__name__}"
+            + (" (for one type: results.type(q))" if hasattr(results, "type") else "")
         )
+    results.require_model("a counterfactual")
     if not isinstance(scenario, Scenario):
         raise SpecificationError(
             f"counterfactual() takes one Scenario, got {type(scenario).__name__}; forecast() takes"

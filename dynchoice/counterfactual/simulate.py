@@ -79,7 +79,13 @@ def simulate(
     SpecificationError
         Starts that do not fit; a model without parameters.
     """
+    if not isinstance(results, Results | DDC):
+        hint = "; for one type: results.type(q)" if hasattr(results, "type") else ""
+        raise SpecificationError(
+            f"simulate() takes Results or a DDC, got {type(results).__name__}{hint}"
+        )
     if isinstance(results, Results):
+        results.require_model("a simulation")
         model = results.model
         theta = results.theta if params is None else model.vector(params)
         weights = results.counts.sum(axis=1)

@@ -157,8 +157,11 @@ def audit(
         Fewer than 10 draws; other data; a fit that did not converge; a finite horizon.
     """
     counts, _ = counts_of(data)
-    if draws < 10:
-        raise SpecificationError(f"draws={draws}: at least 10 are needed to see anything")
+    if not isinstance(results, Results) or "type" in results.uses:
+        raise SpecificationError("audit() takes one fit of everybody (Results)")
+    results.require_model("the audit")
+    if not isinstance(draws, int | np.integer) or draws < 10:
+        raise SpecificationError(f"draws={draws!r}: at least 10 are needed to see anything")
     if counts.digest != results.data_digest:
         raise SpecificationError("these are not the data of the fit (their digests differ)")
     if not results.converged or results.model.horizon is not None:
@@ -213,7 +216,10 @@ def profile_beta(
     import pandas as pd
     from scipy.stats import chi2
 
-    grid = sorted({float(b) for b in betas})
+    try:
+        grid = sorted({float(b) for b in betas})
+    except (TypeError, ValueError):
+        raise SpecificationError(f"betas={betas!r}: pass discount factors") from None
     if len(grid) < 2:
         raise SpecificationError("betas: at least two discount factors make a profile")
     rows, start = [], None

@@ -38,6 +38,7 @@ from dynchoice.estimate.optimise import (
     Optimization,
     check_options,
     maximise,
+    newton_decrement,
 )
 from dynchoice.estimate.report import ScoreParts, as_results, score_parts
 from dynchoice.estimate.resampling import Estimator, resampled
@@ -55,6 +56,8 @@ from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Progress
 
 VALUATIONS = ("exact", "simulation", "finite-dependence")
+FAR_END = 1e-2
+"""Discounted weight beyond the end of simulated paths above which values are called poor."""
 HINGES = 0.5
 """Standard errors that an estimate may move when the probabilities of empty cells double."""
 
@@ -224,6 +227,7 @@ class CCP(Estimator):
         parts = score_parts(likelihood, at, self._first)
         if noise is not None:
             parts = replace(parts, noise=noise)
+        notes += self._distance(newton_decrement(at.score, -parts.hessian))
         if first.empty:
             notes.append(self._empties(first, best.params, parts.hessian, tol, maxiter))
         return as_results(
@@ -268,9 +272,28 @@ class CCP(Estimator):
             f" weighs {values.truncation:.1e}); simulation adds up to {share.max():.1%} to the"
             " variance of the scores"
         )
+        if values.truncation > FAR_END or share.max() > 1:
+            warnings.warn(
+                f"{self.name}: simulated values are poor here ({notes[-1]}): use more paths=, or"
+                " valuation='exact'",
+                IdentificationWarning,
+                stacklevel=5,
+            )
         system = PolicySystem(model.transitions, model.beta)
         Wz, We = valuation(model, system, first.P, unmix(model, first.P))
         return best, optimization, Wz @ best.params + We, noise
+
+    def _distance(self, away: float) -> list[str]:
+        """Say how far the estimate is from the maximum of the likelihood; warn above one s.e."""
+        if away <= 1:
+            return []
+        size = f"{away:.1f} standard errors" if np.isfinite(away) else "far"
+        text = (
+            f"the estimate is {size} from where the likelihood has its maximum: the first stage"
+            " dominates it. Use NPL or NFXP"
+        )
+        warnings.warn(f"{self.name}: {text}", IdentificationWarning, stacklevel=5)
+        return [text[0].upper() + text[1:]]
 
     def _empties(
         self,
@@ -365,6 +388,8 @@ class CCP(Estimator):
                 )
         full = Likelihood(own, n) if horizon is None else FiniteLikelihood(own, n)
         at = full.evaluate(best.params[:K])
+        if likelihood.dropped == 0:
+            notes += self._distance(newton_decrement(at.score, -full.hessian(at)))
         parts = _dependent_parts(likelihood, best, first, self._first, at)
         shown = replace(at, params=best.params)
         counts = self.counts

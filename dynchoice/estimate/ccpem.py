@@ -35,8 +35,10 @@ from dynchoice.inference.covariance import (
     check_cov_type,
 )
 from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.summary import Comparison, compare
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells
+from dynchoice.panel.states import as_floats
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Progress
 
@@ -303,7 +305,7 @@ class CCPEM(Estimator):
             if missing:
                 raise SpecificationError(f"start: parameter {missing[0]!r} has no value")
             start = [start[n] for n in names]
-        theta = np.asarray(start, dtype=np.float64)
+        theta = as_floats(start, "start")
         if theta.shape != (len(names),) or not np.isfinite(theta).all():
             raise SpecificationError(
                 f"start: {len(names)} finite parameters are needed ({', '.join(names)}), got shape"
@@ -313,7 +315,7 @@ class CCPEM(Estimator):
 
     def _posteriors(self, start: Any) -> FloatArray:
         """Return posteriors by history from those by member."""
-        given = np.asarray(start, dtype=np.float64)
+        given = as_floats(start, "start")
         members = len(self.data.member)
         good = given.shape == (members, self.types) and np.isfinite(given).all()
         if not good or (np.abs(given.sum(axis=1) - 1) > 1e-6).any() or given.min() < 0:
@@ -509,3 +511,34 @@ class CCPEM(Estimator):
                 out[:, first : first + G] += gap * self._phi
         weighted = out * self.data.weight[:, None]
         return out, -(weighted.T @ out)
+
+
+def select_types(
+    model: DDC,
+    data: Any,
+    types: Sequence[int] = (1, 2, 3),
+    *,
+    fit: dict[str, Any] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Fit mixtures with several numbers of types, side by side.
+
+    Parameters
+    ----------
+    types : sequence of int
+    fit : mapping, optional
+        Options of :meth:`CCPEM.fit`, for instance ``{"starts": 10, "seed": 1}``.
+    **options
+        Of :class:`CCPEM`.
+
+    Returns
+    -------
+    Comparison
+        Labels ``"1 type"``, ``"2 types"`` ...; ``.best()`` is the one with the smallest BIC among
+        those that converged (too many types do not, and say so).
+    """
+    fits = {
+        f"{q} type{'s' * (q > 1)}": CCPEM(model, data, types=q, **options).fit(**(fit or {}))
+        for q in types
+    }
+    return compare(fits)

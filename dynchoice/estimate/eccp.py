@@ -14,7 +14,8 @@ instruments known at ``t``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,14 @@ import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv, second_stage
+from dynchoice.estimate.log_odds import log_odds, sampling
 from dynchoice.estimate.market import read_market
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.resampling import Estimator, resampled
-from dynchoice.inference.covariance import check_cov_type
+from dynchoice.inference.covariance import check_cov_type, cluster_notes
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
@@ -110,7 +111,7 @@ class ECCP(Estimator):
         renewal: Level | None = None,
         market: Any = None,
         instruments: Mapping[str, Any] | None = None,
-        effects: Sequence[str] = (),
+        effects: Any = (),
         correction: str = "half",
         minimum: float = 20.0,
         surprises: str = "drop",
@@ -131,6 +132,10 @@ class ECCP(Estimator):
                 )
         if isinstance(effects, str):
             effects = (effects,)
+        if not isinstance(effects, list | tuple) or not all(isinstance(e, str) for e in effects):
+            raise SpecificationError(f"effects={effects!r}: pass names such as 'region'")
+        if not isinstance(minimum, int | float | np.number):
+            raise SpecificationError(f"minimum={minimum!r} must be a number of members")
         for effect in effects:
             for part in effect.split(":"):
                 if part not in EFFECTS:
@@ -176,9 +181,33 @@ class ECCP(Estimator):
             )
         self._pairs = [(int(u), int(j)) for u, j in np.argwhere(usable)]
         self._grid = RegionGrid(own, self.counts)
+        self._copies: FloatArray | None = None
         self.multipliers, self.standins, self._unused = read_market(
             model.names, self._grid, market, instruments
         )
+
+    def again(self, counts: Counts) -> ECCP:
+        """Return the estimator on resampled regions: cells as they were, regions weighed anew.
+
+        A region drawn twice counts twice; its cells do not become cells of twice the size. Laws of
+        motion are estimated anew.
+        """
+        own, new = self.counts.regions, counts.regions
+        assert own is not None and new is not None
+        R = len(own.labels)
+        before = np.bincount(own.cells[:, 1], weights=own.n, minlength=R)
+        after = np.bincount(new.cells[:, 1], weights=new.n, minlength=R)
+        other = copy.copy(self)
+        other._copies = np.divide(after, before, out=np.zeros(R), where=before > 0)
+        other._first = laws_of_motion.first_stage(self.model, counts, None)
+        other.found = finite_dependence(
+            other._first.model,
+            1,
+            states=self.found.rows,
+            precision=self.counts.n_sj(),
+            through=self.options["renewal"],
+        )
+        return other
 
     # regression -------------------------------------------------------------------------------
 
@@ -199,7 +228,7 @@ class ECCP(Estimator):
         N = grid.n.sum(axis=3)
         pooled = grid.n.sum(axis=(0, 1)) + 0.5
         pooled = pooled / pooled.sum(axis=1, keepdims=True)
-        logs, psi = self._log_odds(n)
+        logs, psi = log_odds(model, n, self.correction)
         beta, J = model.beta, len(model.choices)
         x, offset = model.utility.x, model.utility.offset
         parts: list[dict[str, Any]] = []
@@ -207,7 +236,11 @@ class ECCP(Estimator):
         regressors: list[FloatArray] = []
         W = found.weights[0] if found.weights else None
         least = max(self.minimum, 1e-12)
-        dropped = {"small cell": 0, "small cell next period": 0, "mixed market": 0, "surprise": 0}
+        dropped = dict.fromkeys(
+            ("small cell", "small cell next period", "mixed market", "surprise", "attention"), 0
+        )
+        certain, var_log = sampling(model, pooled)
+        copies = np.ones(len(grid.labels)) if self._copies is None else self._copies
         for u, j in self._pairs:
             s, k = int(found.rows[u]), int(found.reference[u])
             row = W[[u * J + j]] if W is not None else None
@@ -222,7 +255,13 @@ class ECCP(Estimator):
             dropped["small cell"] += int(((here > 0) & ~enough).sum())
             dropped["small cell next period"] += int((enough & ~after).sum())
             dropped["mixed market"] += int((enough & after & ~clear).sum())
-            use = enough & after & clear
+            use = enough & after & clear & (copies > 0)[:, None]
+            # with inattention a small cell's default may fall below what inattention alone gives
+            sure = (here >= certain[s]) & (
+                np.take_along_axis(N[:, 1:], target, axis=2) >= certain[to]
+            ).all(axis=2)
+            dropped["attention"] += int((use & ~sure).sum())
+            use &= sure
             if self.surprises == "drop":
                 new = grid.to[:, :, grid.fixed[s]] != grid.fixed[s]
                 dropped["surprise"] += int((use & new).sum())
@@ -241,15 +280,16 @@ class ECCP(Estimator):
                 p = model.names.index(name)
                 z = self._multiplied(now, np.tile(behind, (len(r), 1)), r, t, 0, (name, table))
                 instruments[column].append(z[:, p])
-            noise = (1 / pooled[s, j] + 1 / pooled[s, k]) / here[r, t]
+            noise = (var_log[s, j] + var_log[s, k]) / here[r, t]
             if len(to):
-                size = N[r[:, None], t[:, None] + 1, at] * pooled[at, act]
+                size = N[r[:, None], t[:, None] + 1, at] / var_log[at, act]
                 noise = noise + beta**2 * (d**2 / size).sum(axis=1)
+            noise = noise / np.maximum(copies[r], 1e-12)
             parts.append(
                 {
                     "y": y,
-                    "weight": {"precision": 1 / noise, "members": here[r, t]}.get(
-                        self.weights, np.ones(len(r))
+                    "weight": {"precision": 1 / noise, "members": here[r, t] * copies[r]}.get(
+                        self.weights, copies[r]
                     ),
                     "region": r,
                     "period": t,
@@ -317,26 +357,6 @@ class ECCP(Estimator):
                 last = np.minimum(t + ahead, table.shape[1] - 1)
                 out[:, k] = table[r, t] * now[k] + beta * table[r, last] * then[:, k]
         return out
-
-    def _log_odds(self, n: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return logs of attentive probabilities, and psi, each (R, T, S, J)."""
-        model = self._first.model
-        offered = model.available
-        N = n.sum(axis=3, keepdims=True)
-        if self.correction == "none":
-            P = np.where(N > 0, n / np.maximum(N, 1e-300), 1 / offered.sum(axis=1, keepdims=True))
-            P = np.where(offered, np.maximum(P, 1e-6), 0.0)
-            P /= P.sum(axis=3, keepdims=True)
-        else:
-            P = np.where(offered, (n + 0.5) / (N + offered.sum(axis=1, keepdims=True) / 2), 0.0)
-        pi = P
-        if (model.attention < 1).any():
-            R, T = n.shape[:2]
-            pi = np.stack([[unmix(model, P[r, t]) for t in range(T)] for r in range(R)])
-        logs = np.log(np.where(pi > 0, pi, 1.0))
-        default = logs[:, :, np.arange(len(offered)), model.default]
-        psi = -logs + ((1 - model.attention) * default)[..., None]
-        return logs, np.where(offered, psi, 0.0)
 
     # fit --------------------------------------------------------------------------------------
 
@@ -470,6 +490,9 @@ class ECCP(Estimator):
         influence = None
         if kind == "clustered":
             config.update(clusters=units, by=cluster, unit=cluster)
+            notes += cluster_notes(units, len(theta))
+            if units <= len(theta):
+                cov = np.full_like(cov, np.nan)
             influence = moments
             if cluster == "region":
                 labels = list(self._grid.labels)
@@ -511,6 +534,7 @@ class ECCP(Estimator):
             first_stage=self._first.records(),
             influence=influence,
             tests=tests,
+            market=tuple(self.multipliers),
             uses={
                 "share": self._share(found),
                 "states": int(found.cells["state"].nunique()),

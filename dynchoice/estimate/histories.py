@@ -76,7 +76,7 @@ def histories(members: MemberCells | None, by_period: bool) -> Histories:
     if members is None:
         raise SpecificationError(
             "unobserved types need each member's history, and these counts keep none: build the"
-            " Panel with a larger member_limit="
+            " Panel with a larger member_limit= (it counts rows)"
         )
     own = members.cells[:, 4] == 1
     columns = [5, 1, 2] if by_period else [1, 2]

@@ -91,6 +91,12 @@ def run_iv(
             raise IdentificationError(
                 f"{len(endogenous)} regressors need instruments and {len(outside)} are given"
             )
+        refuse_collinear(
+            [*found.exog.columns[inside], *found.instruments.columns[outside]],
+            np.column_stack([X[:, inside], Z[:, outside]]),
+            w,
+            "instruments",
+        )
         z = pd.DataFrame(Z[:, outside], columns=[found.instruments.columns[m] for m in outside])
         arguments = (
             y,
@@ -106,7 +112,17 @@ def run_iv(
         else:
             fit = IV2SLS(*arguments, weights=w).fit(**config)
     order = [list(fit.params.index).index(n) for n in found.exog.columns]
-    pieces = {"order": order, "y": y, "X": X, "Z": Z, "w": w, "unit": clusters[:, 0]}
+    weight = getattr(fit, "weight_matrix", None) if not same else None
+    pieces: dict[str, Any] = {
+        "order": order,
+        "y": y,
+        "X": X,
+        "Z": Z,
+        "w": w,
+        "unit": clusters[:, 0],
+    }
+    if method == "gmm" and weight is not None:
+        pieces["gmm"] = np.column_stack([X[:, inside], Z[:, outside]]), np.asarray(weight)
     return Ordered(fit, order, not same), pieces
 
 
@@ -148,12 +164,17 @@ def second_stage(pieces: dict[str, Any], params: FloatArray) -> tuple[FloatArray
     X, Z, w = pieces["X"], pieces["Z"], pieces["w"]
     root = np.sqrt(w)[:, None]
     fitted = Z @ np.linalg.lstsq(Z * root, X * root, rcond=None)[0]
+    projected = fitted
+    if "gmm" in pieces:
+        # the combination of moments that the GMM weight picks takes the projection's place
+        own, weight = pieces["gmm"]
+        fitted = own @ (weight @ ((own * w[:, None]).T @ X))
     residual = pieces["y"] - X @ params
     bread = np.linalg.inv((fitted * w[:, None]).T @ X)
     clusters = int(pieces["unit"].max()) + 1
     moments = bucket_sums(pieces["unit"], fitted * (w * residual)[:, None], clusters)
     sigma2 = float((w * residual**2).mean())
-    return moments @ bread.T, (fitted * w[:, None]).T @ fitted / sigma2
+    return moments @ bread.T, (projected * w[:, None]).T @ projected / sigma2
 
 
 def demeaned(values: FloatArray, w: FloatArray, groups: list[IntArray]) -> FloatArray:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import ConvergenceError, ConvergenceWarning
+from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from dynchoice.estimate.first_stage import influence
 from dynchoice.estimate.mixture import TypeLayout
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.report import without_curvature
-from dynchoice.inference.covariance import FEW_CLUSTERS, bucket_sums, check_cluster, inverse
+from dynchoice.inference.covariance import bucket_sums, check_cluster, cluster_notes, inverse
 from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.typing import FloatArray
@@ -73,6 +73,9 @@ def mixture_results(
     if cross:
         by_cell, V1 = influence(estimator.first.model, estimator.first.estimates, cross)
         own = own + members.matrix() @ by_cell(members.cells[:, 1:])
+    notes = list(estimator.first.notes)
+    if pseudo is not None:
+        kind = "opg"  # the only one that a fixed point of re-estimated probabilities offers
     config: dict[str, Any] = {"first_stage_label": label, "first_stage": bool(V1.any())}
     model = estimator.first.model
     dead = np.zeros(len(theta), dtype=bool)
@@ -107,6 +110,9 @@ def mixture_results(
             by_unit = bucket_sums(members.bucket, weighted, counts.buckets)
         config["unit"] = counts.unit
     known = np.isfinite(np.diag(bread))
+    if "clusters" in config:
+        notes += cluster_notes(config["clusters"], len(theta))
+        known &= config["clusters"] > len(theta)
     at = np.ix_(known, known)
     cov = np.full_like(bread, np.nan)
     cov[at] = bread[at] @ meat[at] @ bread[at]
@@ -114,7 +120,6 @@ def mixture_results(
     if by_unit is not None:
         pull = np.full_like(by_unit, np.nan)
         pull[:, known] = by_unit[:, known] @ bread[at]
-    notes = list(estimator.first.notes)
     values = np.linalg.eigvalsh(-hessian) if pseudo is None else np.ones(1)
     converged, message = optimization.converged, optimization.message
     if converged and values[0] < -1e-8 * abs(values[-1]):
@@ -139,13 +144,13 @@ def mixture_results(
             f"not converged: the likelihood keeps rising as {lost} grow(s) without bound: a type"
             " that never (or always) takes a choice. Use fewer types, or share the parameter"
         )
-    if config.get("clusters", FEW_CLUSTERS) < FEW_CLUSTERS:
-        notes.append(f"Only {config['clusters']} clusters: standard errors are rough")
-    if pseudo is not None and kind != "opg":
-        notes.append(
-            "Standard errors take the first-stage choice probabilities as known: use"
-            " cov_type='bootstrap'"
+    if pseudo is not None:
+        text = (
+            "standard errors are BHHH's and take the first-stage choice probabilities as known,"
+            " which can be wrong by a factor of two either way: use cov_type='bootstrap'"
         )
+        notes.append(text[0].upper() + text[1:])
+        warnings.warn(f"{estimator.name}: {text}", IdentificationWarning, stacklevel=4)
     weights = data.weight[:, None] * post
     type_shares = weights.sum(axis=0) / weights.sum()
     if type_shares.min() < 0.01:
@@ -242,6 +247,7 @@ def results_by_type(
                 data_digest=estimator.counts.digest,
                 package_version=__version__,
                 first_stage=estimator.first.records(),
+                uses={"type": q},
             )
         )
     return tuple(out)

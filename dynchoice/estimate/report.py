@@ -12,7 +12,7 @@ from dynchoice.errors import ConvergenceError, ConvergenceWarning, Identificatio
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.inference.covariance import FEW_CLUSTERS, CellScore, check_cluster, covariance
+from dynchoice.inference.covariance import CellScore, check_cluster, cluster_notes, covariance
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -155,15 +155,8 @@ def as_results(
         )
         converged = False
         found.append(f"No estimate of {names}: {message}")
-    clusters = cov.config.get("clusters", FEW_CLUSTERS)
-    if clusters <= total:
-        text = (
-            f"{clusters} cluster(s) cannot carry standard errors of {total} parameters: none given"
-        )
-        found.append(text[0].upper() + text[1:])
-        warnings.warn(text, IdentificationWarning, stacklevel=3)
-    elif clusters < FEW_CLUSTERS:
-        found.append(f"Only {clusters} clusters: standard errors are rough, likely too small")
+    if "clusters" in cov.config:
+        found += cluster_notes(cov.config["clusters"], total)
     labels = (*model.names, *extra_names)
     flat = Identification.of(labels, -parts.hessian[:total, :total]).flat if total else []
     if cov.flat.shape[1]:

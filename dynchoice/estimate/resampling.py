@@ -120,14 +120,17 @@ def resampled(
     SpecificationError
         Fewer than 20 draws; jobs below one; fewer than two units.
     """
-    if draws < 20:
-        raise SpecificationError(f"draws={draws}: a bootstrap covariance needs 20 at least")
+    if not isinstance(draws, int | np.integer) or draws < 20:
+        raise SpecificationError(f"draws={draws!r}: a bootstrap covariance needs 20 at least")
     if jobs < 1:
         raise SpecificationError(f"jobs={jobs}: at least one process is needed")
     horizon = estimator.model.horizon
     # influence by cluster needs the panel at a finite horizon; the point estimate does not
     own = "clustered" if horizon is None else "opg"
-    point = estimator.fit(**options, cov_type=own, cluster=cluster, seed=seed, strict=strict)
+    with warnings.catch_warnings():
+        # that its own errors leave something out is no news here
+        warnings.filterwarnings("ignore", message=f".*{REMEDY}.*")
+        point = estimator.fit(**options, cov_type=own, cluster=cluster, seed=seed, strict=strict)
     counts = resampling_counts(estimator.counts, cluster, estimator.panel, horizon)
     filled = int((np.bincount(counts.cells[:, 1], minlength=counts.buckets) > 0).sum())
     if filled < 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError
+from dynchoice.errors import IdentificationError, SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.histories import histories
@@ -58,8 +58,28 @@ def score_test(
     counts, panel = counts_of(data)
     if counts.digest != restricted.data_digest:
         raise SpecificationError("these are not the data of the fit (their digests differ)")
-    if restricted.pseudo_loglik is not None or not restricted.converged:
-        raise SpecificationError("a score test starts from a maximum likelihood fit that converged")
+    if not isinstance(restricted, Results) or not restricted.maximum_likelihood:
+        raise SpecificationError(
+            "a score test starts from a maximum likelihood fit (NFXP, NPL), not"
+            f" {getattr(restricted, 'estimator', type(restricted).__name__)}"
+        )
+    if not restricted.converged:
+        raise SpecificationError("a score test starts from a fit that converged")
+    small = restricted.model
+    if model.horizon is not None or small.horizon is not None:
+        raise SpecificationError("the score test is for infinite horizons")
+    same = (
+        model.beta == small.beta
+        and np.array_equal(model.available, small.available)
+        and np.array_equal(model.attention, small.attention)
+        and np.array_equal(model.default, small.default)
+        and np.array_equal(model.utility.offset, small.utility.offset)
+    )
+    if not same:
+        raise SpecificationError(
+            "the larger model differs from the fit's in more than its features (beta, availability,"
+            " attention or offset): the fit is not nested in it"
+        )
     added = [n for n in model.names if n not in restricted.names]
     missing = [n for n in restricted.model.names if n not in model.names]
     if missing or not added:
@@ -86,6 +106,14 @@ def score_test(
         )
     else:
         V = information[np.ix_(~free, ~free)] - A @ information[np.ix_(free, ~free)]
+    size = np.sqrt(np.maximum(np.diag(V), 0.0))
+    before = np.sqrt(np.maximum(np.diag(information)[~free], 0.0))
+    dull = size <= 1e-7 * np.maximum(before, 1e-300)
+    if dull.any() or np.linalg.eigvalsh(V / np.outer(size, size))[0] < 1e-10:
+        lost = ", ".join(n for n, d in zip(added, dull, strict=True) if d) or ", ".join(added)
+        raise IdentificationError(
+            f"{lost} would add nothing that the other parameters do not explain already"
+        )
     null = ", ".join(f"{n} = {(at or {}).get(n, 0.0):g}" for n in added)
     return ChiSquaredTest("Score test", null, float(e @ np.linalg.solve(V, e)), len(added))
 
@@ -154,8 +182,16 @@ def vuong_test(one: Estimates, other: Estimates, data: Any, *, correct: bool = T
     Raises
     ------
     SpecificationError
-        Other data; no members' histories; models that do not differ.
+        Other data; no members' histories; models that do not differ; mixtures of one model with
+        different numbers of types, which are nested.
     """
+    names = [set(getattr(f, "model_names", None) or f.names) for f in (one, other)]
+    mixed = [f for f in (one, other) if isinstance(f, MixtureResults)]
+    if mixed and (names[0] <= names[1] or names[1] <= names[0]):
+        raise SpecificationError(
+            "a model with fewer types is nested in one with more, where Vuong's statistic is not"
+            " normal: compare the BIC (dc.select_types)"
+        )
     a, weights = member_loglik(one, data)
     b, _ = member_loglik(other, data)
     gap = a - b

@@ -11,16 +11,23 @@ histories. Counterfactuals reuse the solved types.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError
+from dynchoice.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DataError,
+    SpecificationError,
+)
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.histories import histories
 from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
 from dynchoice.panel.counts import Counts
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.solve.warm import WarmSolver
@@ -48,6 +55,9 @@ class TypeGridResults:
         Distance of the moments, or log-likelihood of the histories.
     draws : FloatArray, shape (B, G), or None
         Weights of resampled panels.
+    converged : bool
+        Whether the weights met their criterion: no type could add more than 1e-4 to the
+        log-likelihood, or non-negative least squares came to an end.
     model : DDC
         With the transitions as estimated.
     """
@@ -60,6 +70,7 @@ class TypeGridResults:
     model: DDC
     draws: FloatArray | None
     notes: tuple[str, ...] = ()
+    converged: bool = True
 
     def frame(self) -> pd.DataFrame:
         """Return the types with positive weight, largest first."""
@@ -91,7 +102,7 @@ class TypeGridResults:
         used = int((self.weights > 1e-6).sum())
         head = (
             f"TypeGrid ({self.method}): {used} of {len(self.weights)} types have weight;"
-            f" criterion {self.criterion:.6g}"
+            f" criterion {self.criterion:.6g}{'' if self.converged else ' NOT CONVERGED'}"
         )
         parts = [head, self.moments().to_string(float_format="{:.4f}".format)]
         parts += [self.frame().head(10).to_string(float_format="{:.4f}".format), *self.notes]
@@ -167,7 +178,7 @@ class TypeGrid:
     def _by_likelihood(self, P: FloatArray, draws: int, seed: int) -> TypeGridResults:
         own = histories(self.counts.members, False)
         log_L = np.stack([own.sums(np.log(np.where(p > 0, p, 1.0))) for p in P], axis=1)
-        weights, value = grid_weights(log_L, own.weight)
+        weights, value, sound = grid_weights(log_L, own.weight)
         sample = None
         if draws:
             members = self.counts.members
@@ -179,12 +190,26 @@ class TypeGrid:
                 )
                 sample[b] = grid_weights(log_L, np.asarray(w, dtype=np.float64), weights)[0]
         return TypeGridResults(
-            self.model.names, self.grid, weights, value, self.method, self._first.model, sample
+            self.model.names,
+            self.grid,
+            weights,
+            value,
+            self.method,
+            self._first.model,
+            sample,
+            converged=sound,
         )
 
     def _by_moments(self, P: FloatArray, draws: int, seed: int) -> TypeGridResults:
         model, counts = self._first.model, self.counts
         T = counts.last_period - counts.first_period + 1
+        if isinstance(model.transitions, Factored):
+            moves, moved = counts.moves()
+            if float(moved[model.transitions.surprises(moves)].sum()) > 0:
+                raise SpecificationError(
+                    "the panel sees prices or bundles change (a Fixed axis moves), which paths of"
+                    " moments do not follow: use method='likelihood'"
+                )
         n = counts.n_tsj(T) if counts.origin in (None, counts.first_period) else None
         if n is None:
             raise DataError("moments by period need the counts of the whole panel")
@@ -229,15 +254,18 @@ def simplex_least_squares(A: FloatArray, b: FloatArray) -> tuple[FloatArray, flo
 
     scale = SUM_WEIGHT * max(float(np.abs(A).max()), 1.0)
     top = np.vstack([A, np.full(A.shape[1], scale)])
-    w, _ = nnls(top, np.r_[b, scale], maxiter=50 * A.shape[1])
+    try:
+        w, _ = nnls(top, np.r_[b, scale], maxiter=50 * A.shape[1])
+    except RuntimeError as error:
+        raise ConvergenceError(f"TypeGrid: the weights did not converge: {error}") from error
     w = w / w.sum()
     return w, float(((b - A @ w) ** 2).sum())
 
 
 def grid_weights(
     log_L: FloatArray, weight: FloatArray, start: FloatArray | None = None
-) -> tuple[FloatArray, float]:
-    """Return the weights (G,) that maximise ``sum_i weight_i log sum_g w_g L_ig``, and the value.
+) -> tuple[FloatArray, float, bool]:
+    """Return weights (G,) that maximise ``sum_i weight_i log sum_g w_g L_ig``, value, converged.
 
     EM for weights alone is monotone and the problem concave; it stops when Lindsay's (1983)
     gradient bound says that no type could add more than ``1e-4`` to the log-likelihood.
@@ -247,15 +275,19 @@ def grid_weights(
     G = L.shape[1]
     w = np.full(G, 1 / G) if start is None else 0.99 * start + 0.01 / G
     total = weight.sum()
+    sound = False
     for _ in range(EM_STEPS):
         mix = L @ w
         gradient = L.T @ (weight / mix)
         w = w * gradient / total
         if gradient.max() - total < 1e-4:
+            sound = True
             break
+    if not sound:
+        warnings.warn("TypeGrid: the weights did not converge", ConvergenceWarning, stacklevel=4)
     w = np.where(w < EM_TOL, 0.0, w)
     w /= w.sum()
-    return w, float(weight @ (np.log(L @ w) + top[:, 0]))
+    return w, float(weight @ (np.log(L @ w) + top[:, 0])), sound
 
 
 def _factors(bucket: Any, draws: int, seed: int) -> Any:

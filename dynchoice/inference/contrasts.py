@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError
+from dynchoice.errors import IdentificationError, SpecificationError
 from dynchoice.inference.hypotheses import ChiSquaredTest, restrictions
 from dynchoice.typing import FloatArray
 
@@ -150,12 +150,17 @@ def score_bootstrap(
     SpecificationError
         Influence not kept; fewer than 19 draws; a restriction that cannot be read.
     """
-    if draws < 19:
-        raise SpecificationError(f"draws={draws}: at least 19 are needed for a p-value of .05")
+    if not isinstance(draws, int | np.integer) or draws < 19:
+        raise SpecificationError(f"draws={draws!r}: at least 19 are needed for a p-value of .05")
     R, q, null = restrictions(fit.names, restriction, value, formula)
     own = _influence(fit)
     own = own[(own != 0).any(axis=1)]
     scores = (own - own.mean(axis=0)) @ R.T
+    if not np.isfinite(scores).all() or np.linalg.matrix_rank(scores) < len(R):
+        raise IdentificationError(
+            f"{len(own)} clusters carry no variance of the {len(R)} restriction(s): too few of"
+            " them, or a parameter that the data leave flat"
+        )
 
     def statistic(gap: FloatArray, parts: FloatArray) -> float:
         return float(gap @ np.linalg.pinv(parts.T @ parts, hermitian=True) @ gap)

@@ -17,13 +17,14 @@ and ``choice_meat`` takes the place of H and B in the middle. No small-sample fa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import IdentificationWarning, SpecificationError, suggest
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
@@ -75,6 +76,17 @@ def check_cluster(cluster: str, counts: Counts) -> Counts:
             f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'member' or 'region'"
         )
     return counts.by_region() if cluster == "region" else counts
+
+
+def cluster_notes(clusters: int, params: int) -> list[str]:
+    """Return what a summary must say of few clusters; warn where they carry no errors at all."""
+    if clusters <= params:
+        text = f"{clusters} cluster(s) cannot carry standard errors of {params} parameters"
+        warnings.warn(f"{text}: none given", IdentificationWarning, stacklevel=4)
+        return [f"{text}: none given"]
+    if clusters < FEW_CLUSTERS:
+        return [f"Only {clusters} clusters: standard errors are rough, likely too small"]
+    return []
 
 
 def flat_directions(information: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

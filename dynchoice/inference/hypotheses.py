@@ -155,6 +155,13 @@ def wald(
         raise IdentificationError(f"no variance for {', '.join(lost)}: the data leave it flat")
     gap = R @ params - q
     spread = R[:, used] @ cov[np.ix_(used, used)] @ R[:, used].T
+    size = np.sqrt(np.maximum(np.diag(spread), 0.0))
+    scaled = spread / np.maximum(np.outer(size, size), 1e-300)
+    if size.min() <= 0 or np.linalg.eigvalsh(scaled)[0] < 1e-10:
+        raise IdentificationError(
+            "the covariance of the restrictions is singular: too few clusters for so many of them,"
+            " or parameters that move together"
+        )
     return ChiSquaredTest("Wald test", null, float(gap @ np.linalg.solve(spread, gap)), len(R))
 
 

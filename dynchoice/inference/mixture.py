@@ -101,6 +101,11 @@ class MixtureResults(Estimates):
         return {"start": self.theta if self.pseudo_loglik is None else self.posteriors}
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """Parameter names of the model that every type has."""
+        return self.by_type[0].model.names
+
+    @property
     def types(self) -> int:
         """Number of types ``Q``."""
         return len(self.by_type)

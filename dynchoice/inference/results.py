@@ -66,6 +66,9 @@ class Results(Estimates):
         What each bucket of members (or region) adds to the estimate, for contrasts.
     tests : dict
         Specification tests of the estimator's own (linear IV: first-stage F, Hansen's J ...).
+    market : tuple of str
+        Parameters whose features were multiplied by market variables (ECCP): such a fit has no
+        model to solve.
     uses : dict
         What of the data the estimate rests on: member-months, states, choices (and equations,
         regions, periods); :meth:`dynchoice.inference.summary.Comparison.support` lists it.
@@ -101,6 +104,7 @@ class Results(Estimates):
     influence: FloatArray | None = field(default=None, repr=False)
     tests: dict[str, Any] = field(default_factory=dict, repr=False)
     uses: dict[str, float] = field(default_factory=dict, repr=False)
+    market: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +119,26 @@ class Results(Estimates):
     def restart(self) -> dict[str, Any]:
         """Return the options of ``fit`` that start a refit from here."""
         return {"start": self.theta}
+
+    @property
+    def maximum_likelihood(self) -> bool:
+        """Whether the estimate maximises the likelihood (not a pseudo-likelihood, not IV)."""
+        return self.pseudo_loglik is None and self.estimator.split(" ")[0] in ("NFXP", "NPL")
+
+    def require_model(self, what: str) -> None:
+        """Raise where the estimates do not determine a model that can be solved.
+
+        Parameters
+        ----------
+        what : str
+            What is asked for, for the message.
+        """
+        if self.market:
+            raise SpecificationError(
+                f"{what} needs a model to solve, and this fit multiplies {', '.join(self.market)}"
+                " by market variables whose law of motion is not specified: put their levels into"
+                " the states (a Fixed axis) and fit again"
+            )
 
     # fit -------------------------------------------------------------------------------------
 
@@ -143,6 +167,7 @@ class Results(Estimates):
     @cached_property
     def solution(self) -> Solution:
         """The model solved at the estimates."""
+        self.require_model("solution")
         start = self.value if self.model.horizon is None else None
         return solve(self.model, self.theta, start=start)
 
@@ -184,8 +209,12 @@ class Results(Estimates):
         """
         if not isinstance(other, Results):
             raise SpecificationError(f"lr_test takes Results, got {type(other).__name__}")
-        if self.pseudo_loglik is not None or other.pseudo_loglik is not None:
-            raise SpecificationError("a likelihood ratio needs maximum likelihood fits, not CCP")
+        for fit in (self, other):
+            if not fit.maximum_likelihood:
+                raise SpecificationError(
+                    f"a likelihood ratio needs maximum likelihood fits (NFXP, NPL), not"
+                    f" {fit.estimator}"
+                )
         if self.estimator != other.estimator:
             raise SpecificationError(
                 f"a likelihood ratio needs one estimator, got {self.estimator} and"
@@ -273,12 +302,13 @@ class Results(Estimates):
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("model", "first_stage", "notes", "extra_names")
+            if name not in ("model", "first_stage", "notes", "extra_names", "market")
         }
         return {
             **plain,
             "notes": list(self.notes),
             "extra_names": list(self.extra_names),
+            "market": list(self.market),
             "first_stage": list(self.first_stage),
             "model": model_to_tree(self.model),
         }
@@ -288,7 +318,7 @@ class Results(Estimates):
         """Rebuild from :meth:`to_tree`."""
         own = dict(tree)
         own["model"] = model_from_tree(own["model"])
-        for name in ("notes", "first_stage", "extra_names"):
+        for name in ("notes", "first_stage", "extra_names", "market"):
             own[name] = tuple(own.get(name, ()))
         return cls(**own)
 

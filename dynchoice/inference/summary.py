@@ -235,6 +235,26 @@ class Comparison:
         """T-statistics, one column a fit."""
         return self._joined("tstats")
 
+    def best(self, by: str = "bic") -> str:
+        """Return the label of the converged fit with the smallest ``"bic"`` or ``"aic"``.
+
+        Raises
+        ------
+        SpecificationError
+            Another criterion; no fit converged with one.
+        """
+        if by not in ("bic", "aic"):
+            raise SpecificationError(f"by={by!r}: use 'bic' or 'aic'")
+        values = {
+            name: float(getattr(r, by))
+            for name, r in self.results.items()
+            if r.converged  # type: ignore[attr-defined]
+        }
+        values = {name: v for name, v in values.items() if np.isfinite(v)}
+        if not values:
+            raise SpecificationError(f"no fit converged with a finite {by}")
+        return min(values, key=lambda name: values[name])
+
     def support(self) -> pd.DataFrame:
         """Return what of the data each fit rests on: member-months, states, choices compared.
 

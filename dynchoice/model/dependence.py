@@ -182,6 +182,8 @@ def finite_dependence(
             "finite dependence needs the transitions expanded, and they are too large"
         )
     rows = np.arange(model.states.size) if states is None else np.asarray(states, dtype=np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= model.states.size):
+        raise SpecificationError(f"states: codes run from 0 to {model.states.size - 1}")
     allowed = model.available
     if through is not None:
         if through not in model.choices:

@@ -89,6 +89,15 @@ class RegionGrid:
                 number = number // 100 * 12 + number % 100 - 1
             return np.asarray(number - self.first, dtype=np.int64)
         text = column.astype(str)
+        if self.kind == "quarter":
+            parts = text.str.extract(r"^(\d{4})-?Q([1-4])$")
+            if parts.notna().all(axis=None):
+                quarters = parts[0].astype(int) * 4 + parts[1].astype(int) - 1
+                return np.asarray(quarters.to_numpy() - self.first, dtype=np.int64)
+        if not text.str.match(r"^\d{4}(-\d{2})?").all() or text.str.contains("Q").any():
+            raise SpecificationError(
+                f"market: period {text.iloc[0]!r} reads neither as a number nor as 'YYYY-MM'"
+            )
         try:
             year, month = text.str[:4].astype(int), text.str[5:7].astype(int)
         except ValueError:

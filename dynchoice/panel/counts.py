@@ -89,6 +89,52 @@ class MemberCells:
             region,
         )
 
+    @classmethod
+    def merged(cls, parts: list[tuple[AnyArray, MemberCells]]) -> MemberCells:
+        """Join (ids, cells) of different members into one, in order of the ids."""
+        if len(parts) == 1:
+            return parts[0][1]
+        ids = np.concatenate([who for who, _ in parts])
+        place = np.empty(len(ids), dtype=np.int64)
+        place[np.argsort(ids, kind="stable")] = np.arange(len(ids))
+        cells, code = distinct_rows(np.concatenate([m.cells for _, m in parts]))
+        lengths = np.concatenate([np.diff(m.indptr) for _, m in parts])
+        ordered = np.empty_like(lengths)
+        ordered[place] = lengths
+        indptr = np.r_[0, np.cumsum(ordered)]
+        index, n = np.empty(indptr[-1], dtype=np.int64), np.empty(indptr[-1])
+        # entries go where their member stands, in the order in which they are
+        target = np.repeat(indptr[place], lengths)
+        target += np.arange(len(target)) - np.repeat(np.r_[0, np.cumsum(lengths)[:-1]], lengths)
+        offsets = np.cumsum([0] + [len(m.cells) for _, m in parts[:-1]])
+        index[target] = np.concatenate(
+            [code[o + m.index] for o, (_, m) in zip(offsets, parts, strict=True)]
+        )
+        n[target] = np.concatenate([m.n for _, m in parts])
+        before = np.cumsum([0] + [m.size for _, m in parts[:-1]])
+        firsts = np.concatenate(
+            [m.firsts + np.array([b, 0, 0]) for b, (_, m) in zip(before, parts, strict=True)]
+        )
+        firsts[:, 0] = place[firsts[:, 0]]
+        firsts = firsts[np.argsort(firsts[:, 0], kind="stable")]
+
+        def sorted_by_id(name: str) -> AnyArray:
+            whole = np.concatenate([getattr(m, name) for _, m in parts])
+            out = np.empty_like(whole)
+            out[place] = whole
+            return out
+
+        return cls(
+            indptr.astype(np.int64),
+            index,
+            n,
+            cells,
+            sorted_by_id("weights"),
+            firsts,
+            sorted_by_id("bucket"),
+            sorted_by_id("region"),
+        )
+
     def select(self, segment: int) -> MemberCells:
         """Return the members of one segment, relabelled as segment 0."""
         keep = self.cells[self.index, 0] == segment

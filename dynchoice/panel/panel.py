@@ -8,10 +8,10 @@ member's last row informs choices and never transitions.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from dynchoice.errors import (
 from dynchoice.panel import query
 from dynchoice.panel.cells import RegionCells, group_sum
 from dynchoice.panel.counts import Counts, MemberCells, period_label
+from dynchoice.panel.report import Report
 from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.typing import IntArray, Level
@@ -38,33 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dynchoice.panel")
 
 OFFENDERS = 3
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found in a panel: a table of (subject, rows, members, what it means)."""
-
-    table: pd.DataFrame
-
-    def __getitem__(self, subject: str) -> int:
-        """Return the number of rows (or members) of one line of the table."""
-        if subject not in self.table.index:
-            raise KeyError(f"no line {subject!r}.{suggest(subject, self.table.index)}")
-        return int(self.table.loc[subject, "count"])
-
-    def __str__(self) -> str:
-        width = max(30, *(len(str(name)) for name in self.table.index))
-        lines = [f"{'panel':<{width}}{'count':>14}"]
-        lines += [
-            f"{name:<{width}}{int(row['count']):>14,}  {row['note']}".rstrip()
-            for name, row in self.table.iterrows()
-        ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return str(self.table.to_html())
+CHUNK_ROWS = 4_000_000
+"""Rows of members that are counted at a time."""
 
 
 class Panel:
@@ -441,10 +417,26 @@ class Panel:
         return np.ascontiguousarray(np.stack([p.to_numpy() for p in parts], axis=1), np.int64)
 
     def member_cells(self, by_period: bool = False) -> MemberCells:
-        """Return each member's own cells, with the period since the first one on request."""
+        """Return each member's own cells, with the period since the first one on request.
+
+        Long panels are read a few buckets of members at a time, so that the rows of a million
+        members never stand in memory together.
+        """
+        rounds = min(-(-self.report["rows"] // CHUNK_ROWS), self.buckets)
+        edges = np.linspace(0, self.buckets, rounds + 1).astype(int)
+        parts = [
+            self._members_of(int(a), int(b), by_period)
+            for a, b in itertools.pairwise(edges)
+        ]
+        return MemberCells.merged([p for p in parts if len(p[0])])
+
+    def _members_of(self, low: int, high: int, by_period: bool) -> tuple[Any, MemberCells]:
+        """Return ids and cells of the members in buckets ``low`` to ``high - 1``."""
         keys = ["segment", "state", "choice", "next_state", "decides"]
         keys += ["period"] if by_period else []
-        own = self._fetch(["member", *keys])
+        r = self.rows
+        here = r.filter((r.bucket >= low) & (r.bucket < high))
+        own = query.cell_counts(here, ["member", *keys]).execute()
         who, codes = np.unique(own["member"].to_numpy(), return_inverse=True)
         weights = np.ones(len(who))
         weights[codes] = own["weight"].to_numpy(dtype=np.float64)
@@ -452,8 +444,9 @@ class Panel:
         if by_period:
             cells[:, -1] -= self._span[0]
         n = own["rows"].to_numpy(dtype=np.float64)
+        del own
         bucket, region = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
-        starts = self._first_months()
+        starts = self._first_months(here)
         at = np.searchsorted(who, starts["member"].to_numpy())
         earliest = np.lexsort((starts["period"].to_numpy(), at))
         starts, at = starts.iloc[earliest], at[earliest]
@@ -464,13 +457,13 @@ class Panel:
         segment = self._keyed(starts, ["segment"])[:, 0]
         firsts = np.stack([at, segment, starts["state"].to_numpy()], axis=1).astype(np.int64)
         entries = codes.reshape(-1).astype(np.int64)
-        return MemberCells.from_rows(entries, cells, n, weights, firsts, bucket, region)
+        return who, MemberCells.from_rows(entries, cells, n, weights, firsts, bucket, region)
 
-    def _first_months(self) -> pd.DataFrame:
+    def _first_months(self, rows: ir.Table) -> pd.DataFrame:
         """Return each member's first row in each segment: bucket, region, period and state."""
         import ibis
 
-        r = self.rows
+        r = rows
         opening = r.period.min().over(ibis.window(group_by=[r.member, r.segment]))
         kept = ["member", "segment", "bucket", "region", "state", "period"]
         marked = r.select(*kept, opening=opening)

@@ -132,12 +132,16 @@ def test_vuong_by_hand_and_its_direction(sample):
         dc.vuong_test(good, good, counts)
 
 
-def test_vuong_takes_mixtures(sample):
+def test_vuong_takes_mixtures_that_are_not_nested(sample):
     model, counts = sample
     one = dc.NFXP(model, counts).fit()
     two = dc.CCPEM(model, counts, types=1).fit()
-    with pytest.raises(dc.SpecificationError, match="same likelihood"):
+    with pytest.raises(dc.SpecificationError, match="nested"):
         dc.vuong_test(two, one, counts)
+    other = dc.NFXP(club(("member", "square", "join")), counts).fit()
+    assert dc.vuong_test(two, other, counts).stat == pytest.approx(
+        dc.vuong_test(one, other, counts).stat, abs=1e-6
+    )
 
 
 # audit and profile -------------------------------------------------------------------------------
@@ -211,3 +215,44 @@ def test_type_grid_bootstrap_and_refusals(sample):
             dc.TypeGrid(model, counts, **bad)
     with pytest.raises(dc.SpecificationError, match="need the Panel"):
         dc.TypeGrid(model, counts, grid).fit(draws=20)
+
+
+# number of types ---------------------------------------------------------------------------------
+
+
+def test_the_number_of_types_by_bic():
+    model = club()
+    low, high = THETA, THETA + np.array([2.0, 0.0, 0.0])
+    both = counts_of(model, low, 300, 12, 21) + counts_of(model, high, 300, 12, 22)
+    found = dc.select_types(model, both, (1, 2), varying=["member"], fit={"starts": 2})
+    assert list(found.results) == ["1 type", "2 types"] and found.best() == "2 types"
+    one = dc.select_types(model, counts_of(model, low, 300, 12, 21), (1,))
+    assert one.best("aic") == "1 type"
+    with pytest.raises(dc.SpecificationError, match="'bic' or 'aic'"):
+        found.best("loglik")
+
+
+def test_a_mixture_goes_into_a_forecast_type_by_type(sample):
+    model, counts = sample
+    fit = dc.CCPEM(model, counts, types=1).fit()
+    for use in (
+        lambda: dc.forecast(fit, start=counts),
+        lambda: dc.counterfactual(fit, dc.Scenario("same")),
+        lambda: dc.simulate(fit, members=5),
+        lambda: dc.causal_check(fit, counts),
+    ):
+        with pytest.raises(dc.SpecificationError, match="type"):
+            use()
+
+
+def test_a_mixture_is_forecast_from_where_its_members_stand():
+    membership = builders.small_membership(members=400, periods=8, seed=4)
+    panel = builders.membership_panel(membership, membership.frame)
+    fit = dc.CCPEM(membership.unknown, panel, types=2, varying=["member"]).fit(starts=2)
+    found = dc.forecast(fit, start=panel, periods=3, draws=0)
+    table = found.take_up
+    assert set(table["segment"]) == {"type 0", "type 1", "all"}
+    sizes = table[table["period"] == 1].groupby("segment")["members"].sum()
+    assert sizes["all"] == pytest.approx(400) and sizes["type 0"] == pytest.approx(
+        fit.posteriors[:, 0].sum(), rel=0.2
+    )

@@ -1,5 +1,6 @@
 import datetime as dt
 
+import builders
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -268,3 +269,19 @@ def test_previous_does_not_bridge_gaps():
         dc.previous(
             df.assign(t="2023-01", id=[1, 1, 2, 3, 4]), member="id", time="t", column="plan"
         )
+
+
+def test_members_read_in_rounds_are_the_same_members(monkeypatch):
+    membership = builders.small_membership(members=300, periods=6, seed=9)
+    frame = membership.frame.assign(place=membership.frame["member"] % 3)
+    whole = builders.membership_panel(membership, frame, region="place").counts.members
+    monkeypatch.setattr("dynchoice.panel.panel.CHUNK_ROWS", 250)
+    parts = builders.membership_panel(membership, frame, region="place").counts.members
+    assert (parts.matrix() != whole.matrix()).nnz == 0 or (
+        np.sort(parts.cells, axis=0) == np.sort(whole.cells, axis=0)
+    ).all()
+    for name in ("indptr", "weights", "first", "bucket", "region", "firsts"):
+        assert (getattr(parts, name) == getattr(whole, name)).all(), name
+    a = parts.matrix() @ parts.cells
+    b = whole.matrix() @ whole.cells
+    np.testing.assert_allclose(a, b)

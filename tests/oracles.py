@@ -721,3 +721,14 @@ def complex_hessian(f, theta, step=2e-3):
     ]
     out = np.stack(columns, axis=1)
     return 0.5 * (out + out.T)
+
+
+def bucket_of(ids: np.ndarray, buckets: int) -> np.ndarray:
+    """The bucket of integer ids: a cubic polynomial modulo a prime, in plain integers."""
+    prime = 1_048_573
+    out = []
+    for i in np.asarray(ids).tolist():
+        x = (i % prime + (i // prime) % 7919) % prime
+        square = x * x % prime
+        out.append(((square * x % prime + 48_271 * square + 69_621 * x + 12_345) % prime) % buckets)
+    return np.array(out)

@@ -62,6 +62,7 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
 def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     _, printed = run_scripts(2)
+    printed = " ".join(printed.split())
     flat = " ".join(README.split())
     said = flat[flat.index("It prints, of the simulated sample:") :]
     for figure in ("0.23 correlated", "0.846 correlated", "5.0 times as large"):

@@ -60,16 +60,36 @@ def panel(model, regions=30, members=200, periods=6, seed=1):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("members", [500, 2000])
-def test_eccp_with_inattention_leaves_out_cells_it_cannot_unmix(members):
+def test_eccp_with_inattention_leaves_out_cells_it_cannot_unmix():
     model = renewal(0.5)
-    data = panel(model, regions=20, members=members)
-    fit = dc.ECCP(model, data, minimum=20).fit()
+    data = panel(model, regions=20, members=2500)
+    estimator = dc.ECCP(model, data, minimum=20)
+    fit = estimator.fit()
     assert np.abs((fit.theta - THETA) / fit.std_errors).max() < 4
-    found = dc.ECCP(model, data, minimum=20).regression()
-    assert np.abs(found.dependent).max() < 10
-    if members == 500:
-        assert found.dropped["attention"] > 0
+    assert np.abs(estimator.regression().dependent).max() < 10
+    # with small cells nothing is left, which is better than log-odds of 23
+    small = panel(model, regions=20, members=120)
+    with pytest.raises((dc.DataError, dc.IdentificationError)):
+        dc.ECCP(model, small, minimum=20).fit()
+
+
+def test_buckets_do_not_deal_consecutive_ids_out_evenly():
+    """Shares of a group that fills the first half of the ids vary over buckets as by chance."""
+    for ids in (
+        np.arange(6000),
+        10 * np.arange(6000),
+        np.array([f"m{i:05d}" for i in range(6000)]),
+    ):
+        frame = pd.DataFrame({"id": ids, "t": 0, "s": 0, "c": ["a", "b"] * 3000})
+        data = dc.Panel(frame, member="id", time="t", choice="c", states=dc.StateSpace(s=[0]),
+                        choices=["a", "b"])  # fmt: skip
+        members = data.counts.members
+        size = np.bincount(members.bucket, minlength=200)
+        first = np.bincount(members.bucket[:3000], minlength=200)
+        # a hypergeometric share: variance of first given size is about size / 4
+        chance = ((first - size / 2) ** 2).sum() / (size / 4).sum()
+        assert 0.7 < chance < 1.4, chance
+        assert 0.6 < size.var() / size.mean() < 1.6
 
 
 def test_eccp_bootstrap_keeps_the_cells():

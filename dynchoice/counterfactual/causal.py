@@ -25,6 +25,7 @@ from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.npl import NPL
 from dynchoice.inference.results import Results
+from dynchoice.inference.summary import wrapped
 from dynchoice.model.regions import MarketEvent, RegionGrid, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
@@ -133,7 +134,7 @@ class CausalCheck:
                 lines.append(f"    pre-trends: {word} (p = {c.pretrend_pval:.3f})")
         if not self.checks:
             lines.append("no roll-out or price change in this panel")
-        return "\n".join(lines)
+        return "\n".join(wrapped(line) if line[:4].strip() else line for line in lines)
 
     __repr__ = __str__
 

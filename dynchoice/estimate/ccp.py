@@ -198,7 +198,7 @@ class CCP(Estimator):
         ``seed`` also draws the simulated paths.
         """
         del start
-        check_options(tol, maxiter)
+        check_options(tol, maxiter, progress)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
                 self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict

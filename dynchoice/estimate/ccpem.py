@@ -203,7 +203,7 @@ class CCPEM(Estimator):
         MixtureResults
         """
         kind = check_cov_type(cov_type)
-        check_options(tol, maxiter)
+        check_options(tol, maxiter, progress)
         if not isinstance(starts, int | np.integer) or starts < 1:
             raise SpecificationError(f"starts={starts!r}: at least one is needed")
         if kind == "bootstrap":

@@ -18,6 +18,8 @@ from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.typing import FloatArray
 
+RUNAWAY = 20.0
+"""Log-odds of a type share beyond which it is certain."""
 COINCIDE = 1e-3
 """Relative difference of parameters below which two types are one."""
 
@@ -91,6 +93,12 @@ def mixture_results(
     alone = dead.copy()
     for q in {q for pair in twins for q in pair} - {0}:
         alone[L.utility + (q - 1) * G : L.utility + q * G] = True
+    for q in {q for pair in twins for q in pair}:
+        alone[[L.places(q)[L.model_names.index(v)] for v in L.varying]] = True
+    # a share logit that separates: some first state is of one type for certain
+    first = slice(L.utility, L.utility + (L.types - 1) * G)
+    runaway = np.abs(theta[first]) > RUNAWAY
+    alone[first] |= runaway
     bread, flat = inverse(outer if kind == "opg" else -hessian, alone)
     weighted = own * members.weights[:, None]
     by_unit = None
@@ -136,6 +144,13 @@ def mixture_results(
         a, b = twins[0]
         message = (
             f"not converged: types {a} and {b} have the same parameters: types may be too many"
+        )
+    elif runaway.any():
+        lost = ", ".join(np.array(L.names)[first][runaway])
+        converged = False
+        message = (
+            f"not converged: {lost} grow(s) without bound: some first states belong to one type for"
+            " certain. Use fewer features in shares="
         )
     elif dead.any():
         lost = ", ".join(repr(n) for n, d in zip(L.names, dead, strict=True) if d)

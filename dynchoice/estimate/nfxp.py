@@ -155,7 +155,7 @@ class NFXP(Estimator):
         check_cov_type(cov_type)
         if starts < 1:
             raise SpecificationError(f"starts={starts}: at least one is needed")
-        check_options(tol, maxiter)
+        check_options(tol, maxiter, progress)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
                 self,

@@ -184,7 +184,7 @@ class NPL(Estimator):
         ``start`` are parameters whose choice probabilities the first stage takes; ``maxiter``
         bounds the stages.
         """
-        check_options(tol, maxiter)
+        check_options(tol, maxiter, progress)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
                 self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict

@@ -13,11 +13,12 @@ from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.histories import histories
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.report import score_parts
+from dynchoice.inference.contrasts import ContrastTest
 from dynchoice.inference.covariance import check_cluster, clustered_meat
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
 from dynchoice.inference.mixture import MixtureResults
-from dynchoice.inference.results import Results
+from dynchoice.inference.results import Results, refuse_not_nested
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray
@@ -97,7 +98,7 @@ def score_test(
     A = np.linalg.solve(information[np.ix_(free, free)], information[np.ix_(free, ~free)]).T
     e = point.score[~free] - A @ point.score[free]
     if robust:
-        meat = clustered_meat(parts.psi, check_cluster(cluster, counts))[0]
+        meat, clusters, _, _ = clustered_meat(parts.psi, check_cluster(cluster, counts))
         V = (
             meat[np.ix_(~free, ~free)]
             - A @ meat[np.ix_(free, ~free)]
@@ -115,7 +116,10 @@ def score_test(
             f"{lost} would add nothing that the other parameters do not explain already"
         )
     null = ", ".join(f"{n} = {(at or {}).get(n, 0.0):g}" for n in added)
-    return ChiSquaredTest("Score test", null, float(e @ np.linalg.solve(V, e)), len(added))
+    stat = float(e @ np.linalg.solve(V, e))
+    if robust:
+        return ContrastTest("Score test", null, stat, len(added), clusters)
+    return ChiSquaredTest("Score test", null, stat, len(added))
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class VuongTest:
     stat: float
     difference: float
     members: int
+    corrected: bool = False
 
     @property
     def pval(self) -> float:
@@ -137,7 +142,8 @@ class VuongTest:
     def __str__(self) -> str:
         better = "neither" if self.pval >= 0.05 else "the first" if self.stat > 0 else "the second"
         return (
-            f"Vuong test\nH0: {self.null}\nLog-likelihood difference: {self.difference:.4f}\n"
+            f"Vuong test\nH0: {self.null}\nLog-likelihood difference"
+            f"{', corrected' if self.corrected else ''}: {self.difference:.4f}\n"
             f"Statistic: {self.stat:.4f}\nP-value: {self.pval:.4f}\nDistributed: N(0, 1) over"
             f" {self.members:,} members; favoured at 5%: {better}"
         )
@@ -185,13 +191,27 @@ def vuong_test(one: Estimates, other: Estimates, data: Any, *, correct: bool = T
         Other data; no members' histories; models that do not differ; mixtures of one model with
         different numbers of types, which are nested.
     """
+    for fit in (one, other):
+        if not getattr(fit, "converged", False):
+            raise SpecificationError(f"{fit.estimator} did not converge: nothing to compare")
     names = [set(getattr(f, "model_names", None) or f.names) for f in (one, other)]
-    mixed = [f for f in (one, other) if isinstance(f, MixtureResults)]
+    mixed = any(isinstance(f, MixtureResults) for f in (one, other))
     if mixed and (names[0] <= names[1] or names[1] <= names[0]):
         raise SpecificationError(
             "a model with fewer types is nested in one with more, where Vuong's statistic is not"
             " normal: compare the BIC (dc.select_types)"
         )
+    if not mixed and isinstance(one, Results) and isinstance(other, Results):
+        large, small = (one, other) if len(one.theta) >= len(other.theta) else (other, one)
+        try:
+            refuse_not_nested(large, small)
+        except SpecificationError:
+            pass  # not nested: what this test is for
+        else:
+            raise SpecificationError(
+                "one of the models is nested in the other, where Vuong's statistic is not normal:"
+                " use lr_test"
+            )
     a, weights = member_loglik(one, data)
     b, _ = member_loglik(other, data)
     gap = a - b
@@ -203,5 +223,6 @@ def vuong_test(one: Estimates, other: Estimates, data: Any, *, correct: bool = T
     difference = float(weights @ gap)
     if correct:
         difference -= (len(one.vector) - len(other.vector)) / 2 * float(np.log(N))
-    null = f"{one.estimator} and {other.estimator} are equally near to the truth"
-    return VuongTest(null, difference / spread, difference, round(N))
+    labels = [f"{f.estimator} in {', '.join(f.names)}" for f in (one, other)]
+    null = f"{labels[0]} and {labels[1]} are equally near to the truth"
+    return VuongTest(null, difference / spread, difference, round(N), correct)

@@ -45,6 +45,11 @@ class BootstrapTest:
     __repr__ = __str__
 
 
+FIRST_ORDER = {"NFXP", "NPL", "CCP"}
+"""Estimators whose difference is of second order (Aguirregabiria and Mira 2002, Proposition 4):
+their contrast has no first-order variance to divide by."""
+
+
 @dataclass(frozen=True)
 class ContrastTest(ChiSquaredTest):
     """A contrast whose variance comes from ``clusters`` clusters.
@@ -104,10 +109,15 @@ def hausman(one: Estimates, other: Estimates) -> ContrastTest:
     if len(a) != len(b) or one.cov_config.get("unit") != other.cov_config.get("unit"):
         raise SpecificationError(
             "a contrast needs the same clusters in both fits, got"
-            f" {one.cov_config.get('unit')} and {other.cov_config.get('unit')}: pass the same"
-            " cluster="
+            f" {one.cov_config.get('unit')} and {other.cov_config.get('unit')}: fit both with"
+            " cluster='region'"
         )
+    kinds = [fit.estimator.split(" (")[0] for fit in (one, other)]
+    inside = "finite dependence" in one.estimator + other.estimator
     common = [n for n in one.names if n in other.names]
+    if set(kinds) <= FIRST_ORDER and not inside and one.names == other.names:
+        null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
+        return ContrastTest("Hausman contrast", null, 0.0, 1, len(a))
     if not common:
         raise SpecificationError("the two fits have no parameter in common")
     i = [one.names.index(n) for n in common]
@@ -127,6 +137,8 @@ def hausman(one: Estimates, other: Estimates) -> ContrastTest:
     z = vectors[:, kept].T @ (gap / size)
     stat = float((z**2 / values[kept]).sum())
     null = f"{one.estimator} = {other.estimator} in {', '.join(common)}"
+    if int(kept.sum()) < len(common):
+        null += f" (they can differ in {int(kept.sum())} directions)"
     clusters = int(((a != 0).any(axis=1) | (b != 0).any(axis=1)).sum())
     return ContrastTest("Hausman contrast", null, stat, int(kept.sum()), clusters)
 

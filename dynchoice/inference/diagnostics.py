@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -165,6 +166,10 @@ class Support:
             f" {self.thin_cells:,} thin cells (below {THIN:g}) in seen states;"
             f" {self.overlap:.1%} of the free choices were made where another was made as well"
         )
-        return head + "\n" + self.frame().to_string()
+        return (
+            textwrap.fill(head, 100, subsequent_indent="    ", break_on_hyphens=False)
+            + "\n"
+            + self.frame().to_string()
+        )
 
     __repr__ = __str__

@@ -16,7 +16,9 @@ import numpy as np
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.covariance import FLAT
 from dynchoice.inference.diagnostics import Identification
+from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
 from dynchoice.model.regions import MarketEvent, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
@@ -108,6 +110,8 @@ class IdentificationReport(Identification):
         import pandas as pd
 
         names = list(self.names)
+        if isinstance(among, str):
+            raise SpecificationError(f"among: pass a list of names, not the text {among!r}")
         chosen = names if among is None else list(among)
         for name in chosen:
             if name not in names:
@@ -200,8 +204,8 @@ class IdentificationReport(Identification):
         lost, s = best
         if lost < MUCH:
             return text + (
-                "; no roll-out or price change separates them, only differences between members:"
-                " within regions and months."
+                "; no roll-out or price change separates them by itself: it takes what differs"
+                " between members, regions and months together."
             )
         after = abs(correlations(s.information)[i, j])
         if self._told_together(s.information, i, j):
@@ -260,6 +264,7 @@ class IdentificationReport(Identification):
                     f"{s.event.label}: its {kind} hold {s.rows:.0%} of the rows and, of the"
                     f" information, {', '.join(top)}; {self._separates(s)}"
                 )
+        lines = [wrapped(line) for line in lines]
         lines.append("")
         lines.append(self.frame().to_string(index=False, float_format="{:.3g}".format))
         lines.append("")
@@ -350,7 +355,7 @@ def identification(model: DDC, data: Any, params: Any = None) -> IdentificationR
     Parameters
     ----------
     model : DDC
-        Infinite horizon, with known laws of motion (after a fit: ``results.model``).
+        Infinite horizon; laws of motion without probabilities are estimated from the data.
     data : Panel or Counts
         With regions, roll-outs and price changes are found and their part is shown.
     params : array (K,), mapping or Series, optional
@@ -371,6 +376,8 @@ def identification(model: DDC, data: Any, params: Any = None) -> IdentificationR
         )
     if model.horizon is not None:
         raise SpecificationError("the identification report is for infinite horizons")
+    if isinstance(model.transitions, Factored) and model.transitions.estimated:
+        model = model.with_transitions(model.transitions.estimate(*counts.moves())[0])
     theta = np.zeros(len(model.names)) if params is None else model.vector(params)
     at = "at zero" if params is None else "at the parameters given"
     return identification_report(model, counts, theta, at=at)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
-from dynchoice.inference.diagnostics import Identification
+from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.results import KIND, Results
 from dynchoice.inference.summary import Summary, summarise
@@ -151,9 +151,26 @@ class MixtureResults(Estimates):
             raise SpecificationError(f"no type {q!r}: types are 0 to {self.types - 1}")
         return self.by_type[int(q)]
 
-    def identification(self) -> Identification:
-        """Return which directions of the parameters the data tell apart, smallest first."""
+    def identification(self, data: Any = None) -> Identification:
+        """Return which directions of the parameters the data tell apart, smallest first.
+
+        Raises
+        ------
+        SpecificationError
+            With data: roll-outs are looked up for one fit of everybody, not for a mixture.
+        """
+        if data is not None:
+            raise SpecificationError(
+                "a mixture's identification() takes no data; dc.identification(model, data, params)"
+                " shows what roll-outs tell at a type's parameters"
+            )
         return Identification.of(self.names, -self.hessian)
+
+    def support(self) -> Support:
+        """Return where the panel has choices and where only the model speaks."""
+        model = self.by_type[0].model
+        n = np.sum([r.counts for r in self.by_type], axis=0)
+        return Support(model.states, model.choices, np.round(n, 6), model.available)
 
     @property
     def summary(self) -> Summary:

@@ -226,13 +226,15 @@ class Results(Estimates):
         df = len(large.theta) - len(small.theta)
         if df == 0:
             raise SpecificationError("the two fits have the same number of parameters")
+        refuse_not_nested(large, small)
         stat = 2 * (large.loglik - small.loglik)
         if stat < -1e-6 * abs(large.loglik):
             raise SpecificationError(
                 f"the fit with more parameters has the lower log-likelihood ({large.loglik:.4f} <"
                 f" {small.loglik:.4f}): the models are not nested or one did not converge"
             )
-        null = f"the model with {len(small.theta)} parameters"
+        gone = [n for n in large.names if n not in small.names]
+        null = ", ".join(f"{n} = 0" for n in gone)
         return ChiSquaredTest("Likelihood ratio test", null, max(stat, 0.0), df)
 
     def identification(self, data: Any = None) -> Identification:
@@ -327,6 +329,35 @@ class Results(Estimates):
             f"Results({self.estimator}: {len(self.theta)} parameters, {self.nobs:,.0f}"
             f" member-months, log-likelihood {self.loglik:.4f},"
             f" {'converged' if self.converged else 'NOT CONVERGED'})"
+        )
+
+
+def refuse_not_nested(large: Results, small: Results) -> None:
+    """Raise unless the smaller model is the larger one without some features.
+
+    Raises
+    ------
+    SpecificationError
+        Other parameters, another discount factor, or other values of the common features.
+    """
+    a, b = large.model, small.model
+    lost = [n for n in b.names if n not in a.names]
+    if lost:
+        raise SpecificationError(
+            f"the smaller model has {lost[0]!r} and the larger one has not: they are not nested"
+        )
+    k = [a.names.index(n) for n in b.names]
+    same = (
+        a.beta == b.beta
+        and np.array_equal(a.available, b.available)
+        and np.array_equal(a.attention, b.attention)
+        and np.array_equal(a.utility.offset, b.utility.offset)
+        and np.array_equal(a.utility.x[:, :, k], b.utility.x)
+    )
+    if not same:
+        raise SpecificationError(
+            "the two models differ in more than the parameters left out (beta, availability,"
+            " attention, offset or features): they are not nested"
         )
 
 

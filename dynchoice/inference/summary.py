@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class Summary:
             if i == 0:
                 lines.append("-" * width)
         lines.append("=" * width)
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *(wrapped(n, max(width, 88)) for n in self.notes)])
 
     def as_html(self) -> str:
         """Return an HTML fragment: two tables and a list of notes."""
@@ -132,6 +133,13 @@ class Summary:
 
     def _repr_html_(self) -> str:
         return self.as_html()
+
+
+def wrapped(text: str, width: int = 100) -> str:
+    """Return text in lines of at most ``width``, the further ones indented."""
+    return textwrap.fill(
+        text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def number(value: float, digits: int = 4) -> str:

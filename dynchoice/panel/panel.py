@@ -424,10 +424,7 @@ class Panel:
         """
         rounds = min(-(-self.report["rows"] // CHUNK_ROWS), self.buckets)
         edges = np.linspace(0, self.buckets, rounds + 1).astype(int)
-        parts = [
-            self._members_of(int(a), int(b), by_period)
-            for a, b in itertools.pairwise(edges)
-        ]
+        parts = [self._members_of(int(a), int(b), by_period) for a, b in itertools.pairwise(edges)]
         return MemberCells.merged([p for p in parts if len(p[0])])
 
     def _members_of(self, low: int, high: int, by_period: bool) -> tuple[Any, MemberCells]:

@@ -229,7 +229,7 @@ def test_first_states_and_buckets_of_members_who_come_late_and_leave_gaps():
     opening = frame.sort_values(["id", "t"]).groupby("id").first()
     assert (frame.groupby("id")["t"].min() > 0).any() and panel.report["gaps"] > 5
     np.testing.assert_array_equal(members.first, opening["s"])
-    np.testing.assert_array_equal(members.bucket, opening.index % 7)
+    np.testing.assert_array_equal(members.bucket, oracles.bucket_of(opening.index, 7))
     np.testing.assert_array_equal(members.weights, opening["w"])
     np.testing.assert_array_equal(members.region, (opening["place"] == "south").astype(int))
     by_period = panel.member_cells(by_period=True)

@@ -338,7 +338,9 @@ def test_counts_of_another_model_are_refused(case, kind):
         dc.identification(model, other)
 
 
-def test_laws_without_probabilities_are_refused(membership):
+def test_laws_without_probabilities_are_estimated(membership):
     panel = builders.membership_panel(membership, membership.frame)
-    with pytest.raises(dc.SpecificationError):
-        dc.identification(membership.unknown, panel)
+    before = dc.identification(membership.unknown, panel)
+    fitted = dc.NFXP(membership.unknown, panel).fit().model
+    after = dc.identification(fitted, panel)
+    np.testing.assert_allclose(before.information, after.information, rtol=1e-12)

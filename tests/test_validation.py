@@ -27,8 +27,7 @@ def test_quick_simulation(name, monkeypatch):
 def run_study(name, monkeypatch):
     """Run a study's quick form; every claim holds."""
     monkeypatch.syspath_prepend(os.fspath(HERE))
-    for shared in ("dgp", "common"):
-        sys.modules.pop(shared, None)
+    sys.modules.pop("common", None)
     spec = importlib.util.spec_from_file_location(f"validation_{name}", HERE / name / "run.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

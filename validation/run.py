@@ -12,6 +12,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from joblib.externals.cloudpickle import register_pickle_by_value
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
@@ -22,6 +24,8 @@ def load(name: str):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    # no worker process could import a module of that name: its functions travel by value
+    register_pickle_by_value(module)
     return module
 
 

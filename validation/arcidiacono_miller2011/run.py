@@ -12,7 +12,7 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
-import dgp
+import bus_dgp as dgp
 from common import Study, expected, main
 
 import dynchoice as dc

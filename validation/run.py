@@ -6,27 +6,19 @@ python validation/run.py [--quick] [rust1987 houston coverage ...]
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-
-from joblib.externals.cloudpickle import register_pickle_by_value
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 
 def load(name: str):
-    """Import validation/NAME/run.py."""
-    spec = importlib.util.spec_from_file_location(f"validation_{name}", HERE / name / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    # no worker process could import a module of that name: its functions travel by value
-    register_pickle_by_value(module)
-    return module
+    """Import validation/NAME/run.py under a name that worker processes can import as well."""
+    return importlib.import_module(f"{name}.run")
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Estimates:
+class Estimates(ABC):
     """Parameters with names and a covariance, and what follows from these alone.
 
     A subclass is a dataclass with the attributes below.
@@ -40,19 +41,19 @@ class Estimates:
     influence: FloatArray | None
 
     @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Parameter names, in the order of every vector and matrix here."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def vector(self) -> FloatArray:
         """Estimates, unlabelled; :attr:`params` labels them."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def summary(self) -> Summary:
         """The table of estimates."""
-        raise NotImplementedError
 
     def restart(self) -> dict[str, Any]:
         """Return the options of ``fit`` that start a refit from here."""

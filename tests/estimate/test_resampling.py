@@ -368,6 +368,27 @@ def test_estimators_with_one_influence_are_not_contrasted():
     assert rejected == 0
 
 
+def test_a_first_stage_that_dominates_is_no_agreement():
+    # one year of few members, a smooth first stage of the wrong shape: far from the maximum
+    counts = simulated(0, 500)
+    nfxp = dc.NFXP(MODEL, counts).fit()
+    far = replace(nfxp, estimator="CCP", theta=nfxp.theta + 5 * nfxp.std_errors.to_numpy())
+    with pytest.raises(dc.IdentificationError, match="standard errors apart"):
+        nfxp.hausman_test(far)
+
+
+def test_joint_and_two_step_estimates_differ_in_first_order():
+    membership = builders.small_membership(members=800, periods=8, seed=3)
+    panel = builders.membership_panel(membership, membership.frame)
+    two = dc.NFXP(membership.unknown, panel).fit()
+    joint = dc.NFXP(membership.unknown, panel, transitions="joint").fit()
+    test = two.hausman_test(joint)
+    spread = two.influence - joint.influence
+    assert test.stat > 0 and test.df >= 1
+    gap = two.theta - joint.theta
+    assert np.abs(gap / np.sqrt(np.diag(spread.T @ spread))).max() < 4
+
+
 def test_the_contrast_with_simulated_values_allows_for_the_simulation():
     # or refuses: what it may not do is to take simulation noise for a rejection
     rejected = 0

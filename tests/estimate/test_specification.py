@@ -77,10 +77,10 @@ def test_score_test_has_its_size_and_power(robust):
         fit = dc.NFXP(small, counts).fit(cov_type="opg")
         pvalues.append(dc.score_test(fit, large, counts, robust=robust).pval)
     assert kstest(pvalues, "uniform").pvalue > 0.01
-    counts = counts_of(large, np.r_[THETA, 0.5], 600, 10, 1)
+    counts = counts_of(large, np.r_[THETA, 0.5], 1200, 10, 1)
     fit = dc.NFXP(small, counts).fit()
     found = dc.score_test(fit, large, counts, robust=robust)
-    assert found.df == 1 and found.pval < 1e-4 and "square = 0" in found.null
+    assert found.df == 1 and found.pval < 1e-6 and "square = 0" in found.null
 
 
 def test_score_wald_and_ratio_agree_nearby(sample):
@@ -191,15 +191,17 @@ def test_profile_of_beta():
 def test_type_grid_finds_the_weights(method):
     model = club()
     low, high = THETA, THETA + np.array([1.5, 0.0, 0.0])
-    first = counts_of(model, low, 7000, 12, 11)
-    second = counts_of(model, high, 3000, 12, 12)
+    # moments are noisier than histories: more members for the same bounds
+    times = 5 if method == "moments" else 1
+    first = counts_of(model, low, 7000 * times, 12, 11)
+    second = counts_of(model, high, 3000 * times, 12, 12)
     grid = pd.DataFrame([low + np.array([d, 0, 0]) for d in np.linspace(-1.5, 3, 7)],
                         columns=model.names)  # fmt: skip
     fit = dc.TypeGrid(model, first + second, grid, method=method).fit()
     assert fit.weights.min() >= 0 and fit.weights.sum() == pytest.approx(1)
     moments = fit.moments()
     assert moments.loc["member", "mean"] == pytest.approx(-1.0 + 0.3 * 1.5, abs=0.08)
-    assert moments.loc["member", "sd"] == pytest.approx(1.5 * np.sqrt(0.21), abs=0.2)
+    assert moments.loc["member", "sd"] == pytest.approx(1.5 * np.sqrt(0.21), abs=0.12)
     assert (moments.loc[["use", "join"], "sd"] < 1e-6).all()
     assert "types have weight" in str(fit)
 

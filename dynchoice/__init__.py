@@ -25,6 +25,10 @@ _HOME = {
     "Cycle": "model.laws",
     "Increment": "model.laws",
     "DDC": "model.ddc",
+    "Membership": "model.membership",
+    "Plan": "model.plans",
+    "Benefit": "model.plans",
+    "MemberType": "model.plans",
     "solve": "solve.solution",
     "Solution": "solve.solution",
     "NFXP": "estimate.nfxp",
@@ -46,7 +50,7 @@ _HOME = {
     "identification": "inference.identification",
     "compare": "inference.summary",
     "Scenario": "counterfactual.scenario",
-    "counterfactual": "counterfactual.scenario",
+    "counterfactual": "counterfactual.point",
     "forecast": "counterfactual.forecast",
     "Forecast": "counterfactual.forecast",
     "causal_check": "counterfactual.causal",
@@ -110,8 +114,8 @@ class _Package(ModuleType):
 
     @property
     def counterfactual(self) -> Any:
-        """The function :func:`dynchoice.counterfactual.scenario.counterfactual`."""
-        return _function("counterfactual", "scenario")
+        """The function :func:`dynchoice.counterfactual.point.counterfactual`."""
+        return _function("counterfactual", "point")
 
     @counterfactual.setter
     def counterfactual(self, folder: ModuleType) -> None:

@@ -16,6 +16,8 @@ from numba import njit
 
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
+GMRES_CYCLES = 20
+"""Restarts of the blocks' linear solver."""
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -36,9 +38,12 @@ def soft_bellman(u, ev, beta, attention, default, v, V, pi, P):
                 top = value
         total = 0.0
         for j in range(J):
-            e = exp(v[s, j] - top)
-            if e < TINY and v[s, j] > -inf:
-                e = TINY
+            gap = v[s, j] - top
+            e = 1.0
+            if gap == -inf:
+                e = 0.0
+            elif gap < 0.0:
+                e = max(exp(gap), TINY)
             pi[s, j] = e
             total += e
         logsum = top + log(total)
@@ -364,3 +369,331 @@ def path_values(start, cdf_choice, indptr, indices, cdf_next, draws, flows, beta
             while q < stop and draws[t, 1] >= cdf_next[q]:
                 q += 1
             s = indices[q]
+
+
+@njit(**_OPTIONS)
+def contract_laws(
+    j, last, x, out, tmp, shape, by_choice, row0, groups, goff, gpre, gpost, same, rows
+):
+    """Write into ``out`` (n,) the laws ``0 .. last - 1`` of choice ``j`` applied to ``x`` (n,).
+
+    Law ``l`` has ``shape[l]`` = (pre, levels, post); its rows start at ``row0[l]``, one for each
+    (choice,) parents' group and level. ``rows`` = (indptr, next level, probability). The group is
+    ``goff[l] + gpre[l, p] + gpost[l, q]``; ``same[l]`` says that ``gpost`` is zero throughout.
+    """
+    indptr, following, weight = rows
+    src = x
+    for law in range(last):
+        dst = out if (last - law) % 2 == 1 else tmp
+        pre, n, post = shape[law]
+        base = row0[law] + by_choice[law] * j * groups[law] * n
+        for p in range(pre):
+            g = goff[law] + gpre[law, p]
+            for i in range(n):
+                at = (p * n + i) * post
+                if same[law]:
+                    row = base + g * n + i
+                    start = indptr[row]
+                    w = weight[start]
+                    # views, so that no index can be negative: such checks would bar SIMD
+                    here = (p * n + following[start]) * post
+                    to, one = dst[at : at + post], src[here : here + post]
+                    if indptr[row + 1] == start + 2:
+                        w2 = weight[start + 1]
+                        here = (p * n + following[start + 1]) * post
+                        two = src[here : here + post]
+                        for q in range(post):
+                            to[q] = w * one[q] + w2 * two[q]
+                    else:
+                        for q in range(post):
+                            to[q] = w * one[q]
+                        for e in range(start + 1, indptr[row + 1]):
+                            w = weight[e]
+                            here = (p * n + following[e]) * post
+                            two = src[here : here + post]
+                            for q in range(post):
+                                to[q] += w * two[q]
+                else:
+                    for q in range(post):
+                        row = base + (g + gpost[law, q]) * n + i
+                        total = 0.0
+                        for e in range(indptr[row], indptr[row + 1]):
+                            total += weight[e] * src[(p * n + following[e]) * post + q]
+                        dst[at + q] = total
+        src = dst
+    if last == 0:
+        out[:] = x
+
+
+@njit(**_OPTIONS)
+def lead_laws(x, X, tmp, leaders, laws):
+    """Write into ``X`` (leaders, n) all laws but the last one applied to ``x`` (n,)."""
+    shape, by_choice, row0, groups, goff, gpre, gpost, same, rows = laws
+    for r in range(leaders.size):
+        contract_laws(
+            leaders[r], shape.shape[0] - 1, x, X[r], tmp, shape, by_choice, row0, groups, goff,
+            gpre, gpost, same, rows,
+        )  # fmt: skip
+
+
+@njit(**_OPTIONS)
+def block_expect(x, ev, X, tmp, leaders, hops, laws):
+    """Write ``ev[s, j] = E[x(s') | s, j]`` (n, J) of one block of a factored law.
+
+    ``leaders`` are the choices whose laws differ before the last one; ``X`` (leaders, n) holds
+    their half-contracted values. ``hops`` is the last law state by state: (first entry (J, n) in
+    the flat ``X``, its probability (J, n), and for the other entries state, choice, entry,
+    probability).
+    """
+    first, chance, es, ej, eto, ew = hops
+    lead_laws(x, X, tmp, leaders, laws)
+    flat = X.reshape(-1)
+    n, J = ev.shape
+    for j in range(J):
+        for s in range(n):
+            ev[s, j] = chance[j, s] * flat[first[j, s]]
+    for e in range(es.size):
+        ev[es[e], ej[e]] += ew[e] * flat[eto[e]]
+
+
+@njit(**_OPTIONS)
+def block_policy(x, P, W, y, X, tmp, leaders, hops, laws):
+    """Write ``y = sum_j P_j E[x(s') | s, j]`` (n,), ``W[j, s] = P[s, j] chance[j, s]``."""
+    first, chance, es, ej, eto, ew = hops
+    lead_laws(x, X, tmp, leaders, laws)
+    flat = X.reshape(-1)
+    J, n = W.shape
+    for s in range(n):
+        y[s] = W[0, s] * flat[first[0, s]]
+    for j in range(1, J):
+        for s in range(n):
+            y[s] += W[j, s] * flat[first[j, s]]
+    for e in range(es.size):
+        y[es[e]] += P[es[e], ej[e]] * ew[e] * flat[eto[e]]
+
+
+@njit(**_OPTIONS)
+def block_push(mu, P, W, out, X, tmp, leaders, hops, laws):
+    """Write ``out(s') = sum_{s,j} mu(s) P(s, j) F(s' | s, j)`` (n,): adjoint of the policy."""
+    shape, by_choice, row0, groups, goff, gpre, gpost, same, rows = laws
+    indptr, following, weight = rows
+    first, chance, es, ej, eto, ew = hops
+    last = shape.shape[0] - 1
+    X[: leaders.size] = 0.0
+    flat = X.reshape(-1)
+    J, n = W.shape
+    for j in range(J):
+        for s in range(n):
+            flat[first[j, s]] += mu[s] * W[j, s]
+    for e in range(es.size):
+        flat[eto[e]] += mu[es[e]] * P[es[e], ej[e]] * ew[e]
+    out[:] = 0.0
+    for r in range(leaders.size):
+        src, dst = X[r], tmp
+        for back in range(last):
+            law = last - 1 - back
+            pre, levels, post = shape[law]
+            base = row0[law] + by_choice[law] * leaders[r] * groups[law] * levels
+            dst[:] = 0.0
+            for p in range(pre):
+                g = goff[law] + gpre[law, p]
+                for i in range(levels):
+                    at = (p * levels + i) * post
+                    if same[law]:
+                        row = base + g * levels + i
+                        for e in range(indptr[row], indptr[row + 1]):
+                            w = weight[e]
+                            here = (p * levels + following[e]) * post
+                            to, one = dst[here : here + post], src[at : at + post]
+                            for q in range(post):
+                                to[q] += w * one[q]
+                    else:
+                        for q in range(post):
+                            row = base + (g + gpost[law, q]) * levels + i
+                            for e in range(indptr[row], indptr[row + 1]):
+                                dst[(p * levels + following[e]) * post + q] += (
+                                    weight[e] * src[at + q]
+                                )
+            src, dst = dst, src
+        for s in range(out.size):
+            out[s] += src[s]
+
+
+@njit(**_OPTIONS)
+def block_weights(P, hops, W):
+    """Write ``W[j, s] = P[s, j] chance[j, s]``."""
+    chance = hops[1]
+    J, n = W.shape
+    for j in range(J):
+        for s in range(n):
+            W[j, s] = P[s, j] * chance[j, s]
+
+
+@njit(**_OPTIONS)
+def dot(a, b):
+    """Return ``sum a b`` with four running sums: the compiler may not reorder one."""
+    n = a.size
+    t0 = t1 = t2 = t3 = 0.0
+    m = n - n % 4
+    for i in range(0, m, 4):
+        t0 += a[i] * b[i]
+        t1 += a[i + 1] * b[i + 1]
+        t2 += a[i + 2] * b[i + 2]
+        t3 += a[i + 3] * b[i + 3]
+    for i in range(m, n):
+        t0 += a[i] * b[i]
+    return (t0 + t1) + (t2 + t3)
+
+
+@njit(**_OPTIONS)
+def block_gmres(b, P, W, beta, goal, step, Q, H, y, X, tmp, leaders, hops, laws):
+    """Solve ``(I - beta F^P) step = b`` up to a constant; return (residual, products).
+
+    On vectors that are zero at state 0 (relative values) the operator is ``x - beta F^P x`` less
+    its value at state 0: the constant, whose eigenvalue ``1 - beta`` would slow the iteration,
+    is projected out. GMRES with restarts (Saad and Schultz 1986): ``Q`` (m + 1, n) is the basis,
+    ``H`` (m + 1, m + 3) the Hessenberg matrix, its rotations and the right side.
+    """
+    n, m = b.size, Q.shape[0] - 1
+    block_weights(P, hops, W)
+    step[:] = 0.0
+    products = 0
+    size = 0.0
+    for cycle in range(GMRES_CYCLES):
+        if cycle == 0:
+            Q[0] = b
+        else:
+            block_policy(step, P, W, y, X, tmp, leaders, hops, laws)
+            products += 1
+            base = step[0] - beta * y[0]
+            for s in range(n):
+                Q[0, s] = b[s] - (step[s] - beta * y[s] - base)
+        size = dot(Q[0], Q[0]) ** 0.5
+        if size <= goal:
+            break
+        for s in range(n):
+            Q[0, s] /= size
+        H[0, m + 2] = size
+        used = 0
+        for k in range(m):
+            block_policy(Q[k], P, W, y, X, tmp, leaders, hops, laws)
+            products += 1
+            w = Q[k + 1]
+            base = Q[k, 0] - beta * y[0]
+            for s in range(n):
+                w[s] = Q[k, s] - beta * y[s] - base
+            for i in range(k + 1):
+                h = dot(w, Q[i])
+                H[i, k] = h
+                for s in range(n):
+                    w[s] -= h * Q[i, s]
+            h = dot(w, w) ** 0.5
+            for i in range(k):
+                top, low = H[i, k], H[i + 1, k]
+                H[i, k] = H[i, m] * top + H[i, m + 1] * low
+                H[i + 1, k] = H[i, m] * low - H[i, m + 1] * top
+            length = (H[k, k] ** 2 + h * h) ** 0.5
+            if length == 0.0:
+                break
+            H[k, m], H[k, m + 1] = H[k, k] / length, h / length
+            H[k, k] = length
+            H[k + 1, m + 2] = -H[k, m + 1] * H[k, m + 2]
+            H[k, m + 2] *= H[k, m]
+            used = k + 1
+            size = abs(H[used, m + 2])
+            if size <= goal or h == 0.0:
+                break
+            for s in range(n):
+                w[s] /= h
+        for back in range(used):
+            k = used - 1 - back
+            total = H[k, m + 2]
+            for i in range(k + 1, used):
+                total -= H[k, i] * H[i, m + 2]
+            H[k, m + 2] = total / H[k, k]
+        for k in range(used):
+            for s in range(n):
+                step[s] += H[k, m + 2] * Q[k, s]
+        if size <= goal or used == 0:
+            break
+    return size, products
+
+
+@njit(**_OPTIONS)
+def solve_block(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P, r, work, law):
+    """Find the relative value ``h`` (n,) of one block; return (residual, gain, steps, products).
+
+    Contraction steps while they halve the residual (unless ``warm``), then Newton steps by
+    :func:`block_gmres`, solved as exactly as quadratic convergence needs: the algorithm of
+    :func:`dynchoice.solve.infinite.fixed_point` on a block that fits the cache. The arrays hold
+    the operator at the returned ``h``; ``P`` is the policy at the attention given.
+    """
+    ev, Q, H, y, step, X, tmp, W = work
+    leaders, hops, laws = law
+    n = h.size
+    products, steps, stalled = 0, 0, 0
+    best, before = inf, inf
+    contracting = not warm
+    for trial in range(maxiter + 21):
+        block_expect(h, ev, X, tmp, leaders, hops, laws)
+        soft_bellman(u, ev, beta, attention, default, v, T, pi, P)
+        gain = T[0] - h[0]
+        residual = 0.0
+        top = 0.0
+        for s in range(n):
+            r[s] = T[s] - h[s] - gain
+            residual = max(residual, abs(r[s]))
+            top = max(top, abs(h[s]))
+        bound = tol * (1.0 + top)
+        if residual <= bound or not residual < inf:
+            break
+        if contracting and trial < 20 and (trial == 0 or residual <= 0.5 * before):
+            before = residual
+            for s in range(n):
+                h[s] = T[s] - T[0]
+            continue
+        contracting = False
+        stalled = 0 if residual < best or steps < 8 else stalled + 1
+        best = min(best, residual)
+        if steps >= maxiter or stalled >= 2:
+            break
+        # an error of the linear solve as large as Newton's own does no harm
+        part = min(0.1, residual)
+        goal = max(0.1 * bound, part * residual)
+        size, used = block_gmres(r, P, W, beta, goal, step, Q, H, y, X, tmp, leaders, hops, laws)
+        products += used
+        steps += 1
+        for s in range(n):
+            h[s] += step[s]
+        base = h[0]
+        for s in range(n):
+            h[s] -= base
+    return residual / (1.0 + top), gain, steps, products
+
+
+@njit(**_OPTIONS)
+def push_block(mu, P, periods, worth, group, use, cells, users, values, X, tmp, out, W, law):
+    """Push a distribution ``mu`` (n,) for some periods, adding up who chooses what.
+
+    Adds ``mu P`` into ``cells[t, group(s), j]`` and into ``users[t, use(s), j]``, and writes
+    ``values[t] = mu . worth`` for ``t = 0 .. periods``; ``mu`` is moved on by all of them.
+    """
+    leaders, hops, laws = law
+    n, J = P.shape
+    block_weights(P, hops, W)
+    for t in range(periods):
+        value = 0.0
+        for s in range(n):
+            m = mu[s]
+            value += m * worth[s]
+            if m != 0.0:
+                g = group[s]
+                e = use[s]
+                for j in range(J):
+                    w = m * P[s, j]
+                    cells[t, g, j] += w
+                    users[t, e, j] += w
+        values[t] += value
+        block_push(mu, P, W, out, X, tmp, leaders, hops, laws)
+        mu[:] = out
+    values[periods] += dot(mu, worth)

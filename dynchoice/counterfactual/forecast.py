@@ -1,10 +1,8 @@
 """Forecast: today's distribution over states pushed forward exactly, with bands.
 
-    m_t(s, j) = mu_t(s) P(j|s),   share_t(j) = sum_s m_t(s, j),
-    mu_{t+1}(s') = sum_{s,j} m_t(s, j) F(s'|s, j).
-
 No member is simulated, so the path has no simulation noise; bands come from draws of the
-parameters, each of which re-solves the model.
+parameters (and laws of motion), each of which re-solves the model. All scenarios of a draw share
+it: differences between scenarios have bands of their own, not the sum of two.
 """
 
 from __future__ import annotations
@@ -20,8 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.calibrated import Calibrated, calibrated_fits
+from dynchoice.counterfactual.group import Group, GroupPaths, Task, check_ramps, run_task
 from dynchoice.counterfactual.mixtures import by_type
 from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactual.tables import lay_out
+from dynchoice.counterfactual.uncertainty import Draw, bootstrap_draws, delta_draws, draws_of
 from dynchoice.errors import (
     ConvergenceError,
     DataError,
@@ -32,13 +34,12 @@ from dynchoice.errors import (
 )
 from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
-from dynchoice.model.ddc import DDC
+from dynchoice.model.membership import Membership
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats
 from dynchoice.solve.linear import one_blas_thread
-from dynchoice.solve.warm import WarmSolution, WarmSolver
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +48,9 @@ logger = logging.getLogger("dynchoice.counterfactual")
 
 BASELINE = "baseline"
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class SegmentPath:
-    """One path: shares (T, J), flows (T, J, J) and mean value change (a number)."""
-
-    shares: FloatArray
-    flows: FloatArray
-    welfare: float
+BANDS = ("draws", "bootstrap", "delta")
+BY = (None, "type", "region")
+TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run")
 
 
 @dataclass(frozen=True)
@@ -65,13 +60,23 @@ class Forecast:
     Attributes
     ----------
     take_up : pandas.DataFrame
-        scenario, segment, period, label, choice, share, lower, upper, members.
+        scenario, segment, period, label, choice, share, lower, upper, members. Every table has a
+        column ``type`` or ``region`` too where asked for with ``by=``.
     flows : pandas.DataFrame
         scenario, segment, period, label, source, choice, share, lower, upper: who moves from
-        which choice last period to which this period, as a share of all members.
+        which choice last period to which this period, as a share of all members. Rows add up to
+        last period's shares, columns to this period's.
+    outcomes : pandas.DataFrame
+        For memberships: scenario, segment, period, label, measure, value, lower, upper,
+        lower_uniform, upper_uniform. Stocks and moves as shares of customers, rates, and money
+        and surplus per customer and period. The uniform band holds the whole path at once.
     welfare : pandas.DataFrame
         scenario, segment, change, lower, upper: mean change of the ex-ante value against the
-        baseline, in utils a member, when the scenario starts.
+        baseline, in utils a member, when the scenario becomes known; ``money`` where there is a
+        price parameter.
+    long_run : pandas.DataFrame
+        For memberships: measures in the new steady state and, per customer of today, the present
+        value of revenue and profit (``lifetime ...``).
     converged : bool
         Whether every solution, draws included, met its tolerance; ``message`` counts failures.
     """
@@ -84,6 +89,16 @@ class Forecast:
     seed: int | None
     converged: bool
     message: str
+    outcomes: Any = None
+    long_run: Any = None
+    bands: str = "draws"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def revenue(self) -> pd.DataFrame:
+        """Payments less refunds per customer and period: the rows of :attr:`outcomes`."""
+        table = self.outcomes[self.outcomes["measure"] == "revenue"]
+        return table.drop(columns="measure").reset_index(drop=True)
 
     def plot(self, segments: Sequence[Any] | None = None, path: Any = None) -> Any:
         """Draw take-up by period: a column a segment, a row a choice, a line a scenario.
@@ -95,14 +110,32 @@ class Forecast:
 
         return plot_forecast(self, segments, path)
 
+    def plot_outcomes(
+        self, measures: Sequence[str] | None = None, segments: Any = None, path: Any = None
+    ) -> Any:
+        """Draw measures of :attr:`outcomes` by period with pointwise and uniform bands."""
+        from dynchoice.counterfactual.pictures import plot_outcomes
+
+        return plot_outcomes(self, measures, segments, path)
+
+    def plot_flows(
+        self, scenario: str, segment: Any = None, period: int | None = None, path: Any = None
+    ) -> Any:
+        """Draw who moves from which plan to which in one period, beside the baseline."""
+        from dynchoice.counterfactual.pictures import plot_flows
+
+        return plot_flows(self, scenario, segment, period, path)
+
     def save(self, directory: str | os.PathLike[str]) -> list[Path]:
-        """Write ``take_up``, ``flows`` and ``welfare`` as Parquet files into a folder."""
+        """Write the tables as Parquet files into a folder."""
         from dynchoice.storage import write_atomically
 
         written = []
-        for name in ("take_up", "flows", "welfare"):
-            write = partial(getattr(self, name).to_parquet, index=False)
-            written.append(write_atomically(Path(directory) / f"{name}.parquet", write))
+        for name in TABLES:
+            table = getattr(self, name)
+            if table is not None and len(table):
+                write = partial(table.to_parquet, index=False)
+                written.append(write_atomically(Path(directory) / f"{name}.parquet", write))
         return written
 
     def __repr__(self) -> str:
@@ -115,13 +148,16 @@ class Forecast:
 
 
 def forecast(
-    results: Results | MixtureResults | Mapping[Any, Results],
+    results: Results | MixtureResults | Membership | Mapping[Any, Results],
     scenarios: Scenario | Iterable[Scenario] = (),
     *,
-    start: Any,
+    start: Any = None,
     periods: int = 24,
-    draws: int = 200,
+    draws: int | None = None,
     level: float = 0.9,
+    bands: str = "draws",
+    by: str | None = None,
+    long_run: str = "point",
     seed: int | None = 0,
     n_jobs: int = 1,
     strict: bool = False,
@@ -131,28 +167,41 @@ def forecast(
 
     Parameters
     ----------
-    results : Results, MixtureResults, or mapping of segment -> Results
+    results : Results, MixtureResults, Membership, or mapping of segment -> Results
         One fit for everyone, or one a segment. A mixture is forecast type by type, from the
         Panel of the fit, each member counting by its posterior; its bands draw the types'
-        parameters independently.
+        parameters independently. A Membership is forecast at its own parameters, by its types
+        and segments.
     scenarios : Scenario or sequence of them
         The baseline is always there.
-    start : Panel, Counts, or array (S,) / mapping segment -> array
+    start : Panel, Counts, array (S,), mapping segment -> array, or "steady state"
         Where members stand. A panel gives the choices of its last period, moved one period on;
         an array gives the distribution (or numbers of members) over states in period 1.
+        ``"steady state"`` (the default for a Membership) is the baseline's.
     periods : int
         Periods ahead ``T``.
     draws : int
-        Parameter draws behind the bands, from the normal approximation of the estimator; 0 for
-        no bands. Transitions are held at their estimates.
+        Draws behind the bands; 0 for no bands. Default: 200, and 0 for a Membership.
     level : float
-        Pointwise coverage of the bands.
+        Coverage of the bands, pointwise (``lower``, ``upper``) and over whole paths
+        (``lower_uniform``, ``upper_uniform``).
+    bands : {"draws", "bootstrap", "delta"}
+        Draws from the normal approximation of the estimator, laws of motion drawn with it; the
+        fits' own bootstrap (``fit(cov_type="bootstrap")``); or the delta method, derivatives by
+        central differences.
+    by : {None, "type", "region"}
+        Split every table further. Regions need a Panel or Counts with regions.
+    long_run : {"point", "bands", "none"}
+        Whether the steady state and lifetime values of memberships are computed, and whether at
+        every draw.
     seed : int, optional
         Each segment has its own stream, so results do not depend on ``n_jobs``.
     n_jobs : int
-        Segments at once (joblib processes).
+        Threads (-1: all cores).
     strict : bool
         Raise if some solution did not converge.
+    progress : callable, optional
+        ``progress(done, total, message)`` after each batch of draws.
 
     Returns
     -------
@@ -163,13 +212,63 @@ def forecast(
     SpecificationError, DataError
         Scenarios with the same name; segments that do not match; no member to start from.
     """
-    if isinstance(results, MixtureResults):
-        results, start = by_type(results, start)
+    if draws is None:
+        draws = 0 if isinstance(results, Membership) else 200
+    check_options(periods, draws, level, bands, by, long_run, seed, n_jobs)
     listed = list_scenarios(scenarios, periods)
     everyone = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
     names = [s.name for s in everyone]
     if len(set(names)) < len(names):
         raise SpecificationError(f"scenarios need distinct names, got {names}")
+    fits, groups, first = match_groups(results, start, by, everyone)
+    check_ramps(everyone, groups)
+    labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
+    streams = np.random.SeedSequence(seed).spawn(len(fits))
+    tasks = [
+        Task(
+            fit,
+            [g for g in groups if g.fit == key],
+            everyone,
+            periods,
+            _draws(fit, draws, bands, streams[i]),
+            long_run,
+        )
+        for i, (key, fit) in enumerate(fits.items())
+    ]
+    done = run_tasks(tasks, n_jobs, progress)
+    failures = sum(d.failures for d in done)
+    solved = sum(d.solved for d in done)
+    message = f"{failures} of {solved} solutions did not converge" if failures else "converged"
+    if failures and strict:
+        raise ConvergenceError(message)
+    tables = lay_out(done, groups, everyone, labels, level, bands, by, _choices(everyone, done))
+    return Forecast(
+        tables["take_up"],
+        tables["flows"],
+        tables["welfare"],
+        level,
+        draws,
+        seed,
+        not failures,
+        message,
+        tables["outcomes"],
+        tables["long_run"],
+        bands,
+        tuple(dict.fromkeys(n for d in done for n in d.notes)),
+    )
+
+
+def check_options(
+    periods: Any,
+    draws: Any,
+    level: Any,
+    bands: Any,
+    by: Any,
+    long_run: Any,
+    seed: Any,
+    n_jobs: Any,
+) -> None:
+    """Refuse options that cannot be."""
     whole = all(isinstance(x, (int, np.integer)) for x in (periods, draws, n_jobs))
     if not whole or periods < 1 or draws < 0 or not 0 < level < 1 or n_jobs == 0:
         raise SpecificationError(
@@ -178,28 +277,53 @@ def forecast(
         )
     if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
         raise SpecificationError(f"seed={seed!r} must be a non-negative whole number or None")
-    fits, masses, first = match_segments(results, start)
-    labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
-    streams = np.random.SeedSequence(seed).spawn(len(fits))
-    tasks = [(fits[m], masses[m], everyone, periods, draws, streams[i]) for i, m in enumerate(fits)]
-    if n_jobs == 1:
-        done = []
-        for i, task in enumerate(tasks):
-            done.append(segment_paths(*task))
-            if progress is not None:
-                progress(i + 1, len(tasks), f"forecast {list(fits)[i]}")
-    else:
-        from joblib import Parallel, delayed
+    if bands not in BANDS:
+        raise SpecificationError(f"bands={bands!r}: use {', '.join(map(repr, BANDS))}")
+    if by not in BY:
+        raise SpecificationError(f"by={by!r}: use None, 'type' or 'region'")
+    if long_run not in ("point", "bands", "none"):
+        raise SpecificationError(f"long_run={long_run!r}: use 'point', 'bands' or 'none'")
 
-        done = Parallel(n_jobs=n_jobs)(delayed(segment_paths)(*t) for t in tasks)
-    failures = sum(d[2] for d in done)
-    solved = sum(d[3] for d in done)
-    message = f"{failures} of {solved} solutions did not converge" if failures else "converged"
-    if failures and strict:
-        raise ConvergenceError(message)
-    sizes = {m: float(masses[m].mass) for m in fits}
-    choices = next(iter(fits.values())).model.choices
-    return _tables(done, list(fits), sizes, everyone, labels, level, draws, seed, message, choices)
+
+def _draws(fit: Any, n: int, bands: str, stream: Any) -> list[Draw]:
+    if not n:
+        return []
+    if bands == "bootstrap":
+        return bootstrap_draws(fit, n)
+    if bands == "delta":
+        return delta_draws(fit)
+    return draws_of(fit, n, np.random.default_rng(stream))
+
+
+def _choices(scenarios: Sequence[Scenario], done: Sequence[GroupPaths]) -> list[tuple[Any, ...]]:
+    """Return each scenario's choice labels; segments may differ only by what they share."""
+    return [done[0].choices[i] for i in range(len(scenarios))]
+
+
+def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list[GroupPaths]:
+    """Run the fits' tasks, split into chunks of draws where there are more cores than fits."""
+    from joblib import Parallel, cpu_count, delayed
+
+    cores = cpu_count() if n_jobs < 0 else n_jobs
+    chunks = -(-cores // len(tasks))
+    parts = [(i, part) for i, task in enumerate(tasks) for part in task.split(chunks)]
+    with one_blas_thread():
+        if cores == 1:
+            found = []
+            for i, part in parts:
+                found.append(run_task(part))
+                if progress is not None:
+                    progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
+        else:
+            # kernels release the interpreter's lock, so threads share memory and still run at once
+            found = Parallel(n_jobs=cores, backend="threading")(
+                delayed(run_task)(part) for _, part in parts
+            )
+    out: list[GroupPaths] = []
+    for i in range(len(tasks)):
+        own = [f for (k, _), f in zip(parts, found, strict=True) if k == i]
+        out.append(own[0].with_draws_of(own[1:]))
+    return out
 
 
 def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
@@ -216,50 +340,32 @@ def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
                 f"the name {BASELINE!r} is kept for the forecast without changes: rename"
                 " the scenario"
             )
-        if s.starts > periods:
+        if s.starts > periods and s.ramp is None:
             raise SpecificationError(
                 f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods})"
             )
     return listed
 
 
-@dataclass(frozen=True)
-class Start:
-    """Members of one segment: last choices (S, J) or a distribution (S,), and how many."""
-
-    last: FloatArray | None
-    mu: FloatArray | None
-    mass: float
-
-
-def match_segments(
-    results: Results | Mapping[Any, Results], start: Any
-) -> tuple[dict[Any, Results], dict[Any, Start], tuple[int, str] | None]:
-    """Return fits and starts by segment, and the first period's number and kind if known."""
-    first: tuple[int, str] | None = None
-    for fit in results.values() if isinstance(results, Mapping) else [results]:
+def match_groups(
+    results: Any, start: Any, by: str | None, scenarios: Sequence[Scenario]
+) -> tuple[dict[Any, Any], list[Group], tuple[int, str] | None]:
+    """Return fits by key, groups of customers, and the first period's number and kind if known."""
+    if isinstance(results, Membership):
+        return (*_calibrated_groups(results, start, by), None)
+    kind = "segment"
+    if isinstance(results, MixtureResults):
+        (results, start), kind = by_type(results, start), "type"
+    fits_given = results.values() if isinstance(results, Mapping) else [results]
+    for fit in fits_given:
         if not isinstance(fit, Results):
             raise SpecificationError(
-                f"forecast() takes Results, MixtureResults, or a mapping of segment to Results; got"
-                f" {type(fit).__name__}"
+                f"forecast() takes Results, MixtureResults, a Membership, or a mapping of segment"
+                f" to Results; got {type(fit).__name__}"
             )
         fit.require_model("a forecast")
-    starts: dict[Any, Start] = {}
-    counts = start.counts if isinstance(start, Panel) else start
-    if isinstance(counts, Counts):
-        last = counts.at_period()
-        for m, label in enumerate(counts.segments):
-            starts[label] = Start(last[m], None, float(last[m].sum()))
-        first = (counts.last_period + 1, counts.period_kind)
-    else:
-        arrays = start if isinstance(start, Mapping) else {ALL: start}
-        for label, a in arrays.items():
-            mu = as_floats(a, f"start of {label!r}")
-            if mu.ndim != 1 or not (mu >= 0).all() or not np.isfinite(mu).all():
-                raise SpecificationError(
-                    f"start of {label!r} must be a non-negative vector over states, got {mu.shape}"
-                )
-            starts[label] = Start(None, mu, float(mu.sum()))
+    regional = by == "region" or any(s.ramp for s in scenarios)
+    starts, first = _starts(results, start, regional)
     if isinstance(results, Results):
         fits = dict.fromkeys(starts, results)
     else:
@@ -281,279 +387,108 @@ def match_segments(
         raise SpecificationError(f"a segment may not be named {ALL!r}: it stands for all together")
     if len({fit.model.choices for fit in fits.values()}) > 1:
         raise SpecificationError("the fits of the segments have different choices")
-    empty = [m for m in fits if not starts[m].mass > 0]
-    if empty:
-        raise DataError(f"segment {empty[0]!r} has no member in the last period to start from")
+    groups: list[Group] = []
     for m, fit in fits.items():
-        at = starts[m]
-        size = len(at.mu) if at.mu is not None else len(at.last)  # type: ignore[arg-type]
-        if size != fit.model.states.size:
-            raise SpecificationError(
-                f"start of {m!r} is over {size} states, the model has {fit.model.states.size}"
-            )
+        mass = sum(float(part.sum()) for _, part in starts[m])
+        if not mass > 0:
+            raise DataError(f"segment {m!r} has no member in the last period to start from")
         if fit.model.horizon is not None:
             raise SpecificationError("forecast() is for infinite horizons")
-    return fits, {m: starts[m] for m in fits}, first
-
-
-class Regime:
-    """A model and policy in force: how mass moves, prepared once and applied every period."""
-
-    def __init__(self, model: DDC, P: FloatArray) -> None:
-        self.transitions, self.P = model.transitions, P
-        self._moves: Any = None
-        rows = model.transitions.stacked()
-        if rows is not None:
-            from scipy.sparse import csr_array
-
-            indptr, indices, data = rows
-            S, J = P.shape
-            # J stacked rows of a state, one after the other, are its row of sum_j diag(P_j) F_j
-            weights = data * np.repeat(P.reshape(-1), np.diff(indptr))
-            # gathered by next state with short indices: half the memory traffic a period
-            small = np.int32 if len(indices) < 2**31 else np.int64
-            merged = csr_array(
-                (weights, indices.astype(small), indptr[::J].astype(small)), shape=(S, S)
-            )
-            self._moves = merged.T.tocsr()
-
-    def push(self, mu: FloatArray) -> FloatArray:
-        """Return next period's distribution (S,)."""
-        if self._moves is not None:
-            return np.asarray(self._moves @ mu)
-        return self.transitions.push(mu[:, None] * self.P)
-
-    def flows(self, ahead: FloatArray) -> FloatArray:
-        """Return ``P(j|s) E[ahead(s', k) | s, j]`` as (S, J * J)."""
-        following = self.transitions.expect(np.ascontiguousarray(ahead))
-        return np.asarray((self.P[:, :, None] * following).reshape(len(self.P), -1))
-
-
-def push_path(
-    before: Regime,
-    after: Regime,
-    mu: FloatArray,
-    periods: int,
-    starts: int,
-    state_map: IntArray | None,
-) -> tuple[FloatArray, FloatArray]:
-    """Return shares (T, J) and flows (T - 1, J, J) of a path with one change of regime.
-
-    ``before`` holds until period ``starts``, ``after`` from then on; ``state_map`` moves members
-    when the change comes. ``mu`` (S,) sums to one.
-    """
-    J = before.P.shape[1]
-    shares, flows = np.empty((periods, J)), np.empty((periods - 1, J, J))
-    tables: dict[tuple[bool, bool], FloatArray] = {}
-    for t in range(1, periods + 1):
-        regime = after if t >= starts else before
-        if t == starts and state_map is not None:
-            moved_mass = np.bincount(state_map, weights=mu, minlength=len(mu))
-            mu = np.asarray(moved_mass, dtype=np.float64)
-        shares[t - 1] = mu @ regime.P
-        if t == periods:
-            break
-        changes = t + 1 == starts
-        key = (t >= starts, changes)
-        if key not in tables:
-            ahead = after.P if t + 1 >= starts else before.P
-            moved = changes and state_map is not None
-            tables[key] = regime.flows(ahead[state_map] if moved else ahead)
-        flows[t - 1] = (mu @ tables[key]).reshape(J, J)
-        mu = regime.push(mu)
-    return shares, flows
-
-
-def segment_paths(
-    fit: Results,
-    start: Start,
-    scenarios: Sequence[Scenario],
-    periods: int,
-    draws: int,
-    stream: np.random.SeedSequence,
-) -> tuple[list[SegmentPath], list[list[SegmentPath]], int, int]:
-    """Return each scenario's path at the estimates, its draws, failures and solutions."""
-    with one_blas_thread():
-        base = fit.model
-        models = [s.changed(base) for s in scenarios]
-        maps = [s.state_map(base) for s in scenarios]
-        value = fit.value if fit.value.size else None
-        solvers: list[WarmSolver] = []
-        for s, model in zip(scenarios, models, strict=True):
-            theta = s.theta(base, fit.theta)
-            same = [
-                o
-                for o, other in zip(solvers, models, strict=False)
-                if other is model and np.array_equal(o.base_params, theta)
-            ]
-            solvers.append(same[0] if same else WarmSolver(model, theta, value))
-        failures = solved = 0
-        thetas = [fit.theta]
-        if draws:
-            thetas += list(fit.draws(draws, np.random.default_rng(stream)))
-        paths: list[list[SegmentPath]] = []
-        for theta in thetas:
-            found: dict[tuple[int, bytes], WarmSolution] = {}
-            solutions = []
-            for s, solver in zip(scenarios, solvers, strict=True):
-                own = s.theta(base, theta)
-                key = (id(solver), own.tobytes())
-                if key not in found:
-                    found[key] = solver.at(own)
-                    solved += 1
-                    failures += not found[key].point.converged
-                solutions.append(found[key])
-            paths.append(
-                [
-                    one_path(models, maps, solutions, i, scenarios[i], start, periods)
-                    for i in range(len(scenarios))
-                ]
-            )
-    return paths[0], paths[1:], failures, solved
-
-
-def one_path(
-    models: Sequence[DDC],
-    maps: Sequence[IntArray | None],
-    solutions: Sequence[WarmSolution],
-    i: int,
-    scenario: Scenario,
-    start: Start,
-    periods: int,
-) -> SegmentPath:
-    """Return the path of scenario ``i``; the baseline is number 0."""
-    base, new = solutions[0], solutions[i]
-    mu = start.mu if start.mu is not None else models[0].transitions.push(_full(start.last))
-    mu = mu / start.mass
-    before = Regime(models[0], base.P)
-    after = before if new is base else Regime(models[i], new.P)
-    shares, flows = push_path(before, after, mu, periods, scenario.starts, maps[i])
-    J = shares.shape[1]
-    first = np.full((1, J, J), np.nan)
-    if start.last is not None:
-        # the first period's flows come from the choices that members were seen to make
-        later = new.P if scenario.starts == 1 else base.P
-        if scenario.starts == 1 and maps[i] is not None:
-            later = later[maps[i]]
-        seen = start.last / start.mass
-        first[0] = np.einsum("sj,sjk->jk", seen, models[0].transitions.expect(later))
-    at = mu
-    for _ in range(min(scenario.starts, periods) - 1):
-        at = before.push(at)
-    V = new.V if maps[i] is None else new.V[maps[i]]
-    return SegmentPath(shares, np.concatenate([first, flows]), float(at @ (V - base.V)))
-
-
-def _full(last: FloatArray | None) -> FloatArray:
-    assert last is not None
-    return np.ascontiguousarray(last)
-
-
-def _band(draws: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
-    """Return pointwise quantiles over the first axis; NaN without draws."""
-    if not len(draws):
-        gap = np.full(draws.shape[1:], np.nan)
-        return gap, gap
-    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return low, high
-
-
-def _tables(
-    done: Sequence[Any],
-    segments: list[Any],
-    sizes: dict[Any, float],
-    scenarios: Sequence[Scenario],
-    labels: list[str],
-    level: float,
-    draws: int,
-    seed: int | None,
-    message: str,
-    choices: Sequence[Level],
-) -> Forecast:
-    """Lay paths out as tidy tables, with everyone together where there are several segments."""
-    import pandas as pd
-
-    labels_of = list(choices)
-    weights = np.array([sizes[m] for m in segments])
-    groups: list[tuple[Any, FloatArray, float]] = [
-        (m, np.eye(len(segments))[i], sizes[m]) for i, m in enumerate(segments)
-    ]
-    if len(segments) > 1:
-        groups.append((ALL, weights / weights.sum(), float(weights.sum())))
-    take_up, flows, welfare = [], [], []
-    for i, scenario in enumerate(scenarios):
-        for segment, w, size in groups:
-            # pooled draws pair the n-th draw of every segment: segments are independent samples
-            point = {
-                k: sum(wm * getattr(done[m][0][i], k) for m, wm in enumerate(w) if wm)
-                for k in ("shares", "flows", "welfare")
-            }
-            drawn = {
-                k: np.array(
-                    [
-                        sum(wm * getattr(done[m][1][b][i], k) for m, wm in enumerate(w) if wm)
-                        for b in range(draws)
-                    ]
-                ).reshape(draws, *np.shape(point[k]))
-                for k in point
-            }
-            T, J = point["shares"].shape
-            low, high = _band(drawn["shares"], level)
-            t, j = np.divmod(np.arange(T * J), J)
-            take_up.append(
-                pd.DataFrame(
-                    {
-                        "scenario": scenario.name,
-                        "segment": str(segment),
-                        "period": t + 1,
-                        "choice": [labels_of[c] for c in j],
-                        "share": point["shares"].reshape(-1),
-                        "lower": low.reshape(-1),
-                        "upper": high.reshape(-1),
-                        "members": point["shares"].reshape(-1) * size,
-                    }
+        for region, part in starts[m]:
+            if len(part) != fit.model.states.size:
+                raise SpecificationError(
+                    f"start of {m!r} is over {len(part)} states, the model has"
+                    f" {fit.model.states.size}"
                 )
+            last = part if part.ndim == 2 else None
+            mu = part if last is None else fit.model.transitions.push(np.ascontiguousarray(part))
+            label = m if kind == "segment" else ALL
+            groups.append(
+                Group(m, label, m if kind == "type" else ALL, region, mu, last, float(part.sum()))
             )
-            low, high = _band(drawn["flows"], level)
-            code = np.arange(T * J * J)
-            flows.append(
-                pd.DataFrame(
-                    {
-                        "scenario": scenario.name,
-                        "segment": str(segment),
-                        "period": code // (J * J) + 1,
-                        "source": [labels_of[c] for c in code // J % J],
-                        "choice": [labels_of[c] for c in code % J],
-                        "share": point["flows"].reshape(-1),
-                        "lower": low.reshape(-1),
-                        "upper": high.reshape(-1),
-                    }
-                ).dropna(subset=["share"])
-            )
-            low, high = _band(drawn["welfare"], level)
-            welfare.append(
-                {
-                    "scenario": scenario.name,
-                    "segment": str(segment),
-                    "change": float(point["welfare"]),
-                    "lower": float(low),
-                    "upper": float(high),
-                }
-            )
-    return Forecast(
-        _labelled(pd.concat(take_up, ignore_index=True), labels),
-        _labelled(pd.concat(flows, ignore_index=True), labels),
-        pd.DataFrame(welfare),
-        level,
-        draws,
-        seed,
-        message == "converged",
-        message,
-    )
+    return fits, groups, first
 
 
-def _labelled(table: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-    """Add the period's label after its number."""
-    text = [labels[t - 1] if labels else str(t) for t in table["period"]]
-    table.insert(3, "label", text)
-    return table
+def _starts(
+    results: Any, start: Any, regional: bool
+) -> tuple[dict[Any, list[tuple[Any, FloatArray]]], tuple[int, str] | None]:
+    """Return (region, choices (S, J) or distribution (S,)) parts by segment, and the period."""
+    counts = start.counts if isinstance(start, Panel) else start
+    if isinstance(counts, Counts):
+        first = (counts.last_period + 1, counts.period_kind)
+        if regional:
+            return _by_region(counts), first
+        last = counts.at_period()
+        return {label: [(ALL, last[m])] for m, label in enumerate(counts.segments)}, first
+    if regional:
+        raise SpecificationError("by region needs start= a Panel (or Counts) with regions")
+    if start is None or isinstance(start, str):
+        if start not in (None, "steady state"):
+            raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
+        if start is None:
+            raise SpecificationError("start= is needed: the Panel, an array, or 'steady state'")
+        from dynchoice.counterfactual.group import baseline_steady_state
+
+        keys = list(results) if isinstance(results, Mapping) else [ALL]
+        fits = results if isinstance(results, Mapping) else {ALL: results}
+        return {m: [(ALL, baseline_steady_state(fits[m]))] for m in keys}, None
+    arrays = start if isinstance(start, Mapping) else {ALL: start}
+    out: dict[Any, list[tuple[Any, FloatArray]]] = {}
+    for label, a in arrays.items():
+        mu = as_floats(a, f"start of {label!r}")
+        if mu.ndim != 1 or not (mu >= 0).all() or not np.isfinite(mu).all():
+            raise SpecificationError(
+                f"start of {label!r} must be a non-negative vector over states, got {mu.shape}"
+            )
+        out[label] = [(ALL, mu)]
+    return out, None
+
+
+def _by_region(counts: Counts) -> dict[Any, list[tuple[Any, FloatArray]]]:
+    """Return last-period choices (S, J) by segment and region."""
+    if counts.regions is None:
+        counts.by_region()  # says what to do
+    own = counts.regions
+    assert own is not None
+    S, J = counts.states.size, len(counts.choices)
+    out: dict[Any, list[tuple[Any, FloatArray]]] = {}
+    for m, label in enumerate(counts.segments):
+        mine = (own.cells[:, 0] == m) & (own.cells[:, 2] == counts.last_period)
+        parts = []
+        for r, region in enumerate(own.labels):
+            at = mine & (own.cells[:, 1] == r)
+            if at.any():
+                n = np.zeros((S, J))
+                np.add.at(n, (own.cells[at, 3], own.cells[at, 4]), own.n[at])
+                parts.append((region, n))
+        out[label] = parts
+    return out
+
+
+def _calibrated_groups(
+    club: Membership, start: Any, by: str | None
+) -> tuple[dict[Any, Calibrated], list[Group]]:
+    """Return models and groups of a programme's own segments and types."""
+    from dynchoice.counterfactual.group import baseline_steady_state
+
+    if by == "region":
+        raise SpecificationError("a programme without a panel has no regions")
+    fits = calibrated_fits(club)
+    groups = []
+    for key, fit in fits.items():
+        if start is None or (isinstance(start, str) and start == "steady state"):
+            mu = baseline_steady_state(fit)
+        elif isinstance(start, str) and start == "newcomers":
+            assert fit.model.membership is not None
+            mu = fit.model.membership.newcomers()
+        else:
+            given = start[key[0]] if isinstance(start, Mapping) else start
+            mu = as_floats(given, "start")
+            if mu.shape != (fit.model.states.size,) or not (mu >= 0).all() or not mu.sum() > 0:
+                raise SpecificationError(
+                    f"start must be a non-negative vector over {fit.model.states.size} states"
+                )
+        groups.append(
+            Group(key, key[0], key[1], ALL, fit.share * mu, None, fit.share * float(mu.sum()))
+        )
+    return dict(fits), groups

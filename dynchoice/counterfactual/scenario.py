@@ -1,30 +1,35 @@
-"""Scenario: what is changed; ``counterfactual``: what choices and values become."""
+"""Scenario: what is changed, from when, known since when."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
-from dynchoice.inference.results import Results
+from dynchoice.model import changes
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
 from dynchoice.model.laws import Fixed, bind
+from dynchoice.model.membership import Membership
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
-from dynchoice.solve.linear import one_blas_thread
-from dynchoice.solve.warm import WarmSolver
 from dynchoice.typing import FloatArray, IntArray
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-IDENTIFIED_STATES = 1500
-"""States up to which the criterion of Kalouptsidi et al. (2021) is computed in full."""
+MAPPINGS = (
+    "params",
+    "offer",
+    "prices",
+    "bundle",
+    "terms",
+    "engagement",
+    "new_values",
+    "ramp",
+    "mix",
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,47 @@ class Scenario:
         starts; ``{axis: {old level: new level, ...}}`` moves some.
     model : DDC, optional
         Another model over the same states and choices, instead of the pieces above.
+    prices : mapping, optional
+        For models built by :class:`dynchoice.Membership`, as are the next ones. Plan -> new list
+        price, or function of the old one.
+    grandfathered : bool
+        Members with a running plan keep their prices until they leave.
+    bundle : mapping, optional
+        Benefit -> share of its value on offer (0 removed, 1 in full, 2 doubled), or
+        ``{plan: share}``.
+    plans : Plan or sequence of them, optional
+        Plans to add, described by price, length, benefits and features; ``like=`` names the plan
+        whose members' engagement theirs will resemble.
+    drop : str or sequence of str
+        Plans no longer sold; contracts that run go on to their end.
+    terms : mapping, optional
+        ``{plan: {"periods": ..., "trial": ..., "refund": ..., "cancel": ..., "renewal": ...}}``.
+    engagement : mapping, optional
+        ``{benefit: {"gain": factor, "stay": factor}}``: better (or worse) callouts.
+    attention : float or mapping, optional
+        An attention reform: one number everywhere, or by ``outside``, ``trial``, plan and
+        ``PLAN renewal``.
+    benefits, new_values : Benefit(s) and mapping, optional
+        Benefits never offered before and the value (utils) assumed of each: vary it over a range.
     starts : int
-        First period of the forecast in which it holds (1 = the first); until then members do
-        not expect it.
+        First period of the forecast in which it holds (1 = the first).
+    announced : int, optional
+        Period in which members learn of it; until then they do not expect it. Default: when it
+        starts (a surprise).
+    ends : int, optional
+        First period in which it holds no longer, known from the announcement on: a promotion.
+    ramp : mapping, optional
+        Region -> first period, for a roll-out by region; regions not named never get it. Needs a
+        start with regions; ``starts`` is not used then.
+    mix : mapping, optional
+        Segment -> factor on its number of members, from the first period on.
 
     Examples
     --------
     >>> Scenario("dearer", params={"price": lambda p: 1.1 * p}, starts=6).starts
     6
+    >>> Scenario("annual 159", prices={"annual": 159}, starts=6, announced=3).lead
+    3
     """
 
     name: str
@@ -64,17 +102,32 @@ class Scenario:
     available: Any = None
     offer: Mapping[str, Any] | None = None
     model: DDC | None = None
+    prices: Mapping[str, Any] | None = None
+    grandfathered: bool = False
+    bundle: Mapping[str, Any] | None = None
+    plans: Any = ()
+    drop: Any = ()
+    terms: Mapping[str, Any] | None = None
+    engagement: Mapping[str, Any] | None = None
+    attention: Any = None
+    benefits: Any = ()
+    new_values: Mapping[str, float] | None = None
     starts: int = 1
+    announced: int | None = None
+    ends: int | None = None
+    ramp: Mapping[Any, int] | None = None
+    mix: Mapping[Any, float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise SpecificationError(f"a scenario needs a name, got {self.name!r}")
-        if isinstance(self.starts, np.integer):
-            object.__setattr__(self, "starts", int(self.starts))
+        for what in ("starts", "announced", "ends"):
+            if isinstance(getattr(self, what), np.integer):
+                object.__setattr__(self, what, int(getattr(self, what)))
         to_dict = getattr(self.params, "to_dict", None)
         if to_dict is not None:
             object.__setattr__(self, "params", to_dict())
-        for what in ("params", "offer"):
+        for what in MAPPINGS:
             value = getattr(self, what)
             if value is not None and not isinstance(value, Mapping):
                 raise SpecificationError(
@@ -84,12 +137,62 @@ class Scenario:
             raise SpecificationError(
                 f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1"
             )
+        self._check_dates()
         if self.model is not None and any(
             x is not None for x in (self.utility, self.transitions, self.available)
         ):
             raise SpecificationError(
                 f"scenario {self.name!r}: give either model= or its pieces, not both"
             )
+
+    def _check_dates(self) -> None:
+        """Refuse dates in an impossible order."""
+        for what in ("announced", "ends"):
+            value = getattr(self, what)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise SpecificationError(f"scenario {self.name!r}: {what}={value!r}; 1 is first")
+        if self.announced is not None and self.announced > self.starts:
+            raise SpecificationError(
+                f"scenario {self.name!r} is announced in period {self.announced}, after it starts"
+                f" ({self.starts})"
+            )
+        if self.ends is not None and self.ends <= self.starts:
+            raise SpecificationError(
+                f"scenario {self.name!r} ends in period {self.ends}, before it starts"
+            )
+        if self.ends is not None and (self.ramp or self.offer or self.changes_states):
+            raise SpecificationError(
+                f"scenario {self.name!r}: ends= is for changes that leave members where they are"
+                " (prices, bundle, params, attention), without ramp, offer, plans, terms or"
+                " grandfathering"
+            )
+        for region, first in (self.ramp or {}).items():
+            if not isinstance(first, int | np.integer) or first < 1:
+                raise SpecificationError(
+                    f"scenario {self.name!r}: ramp of region {region!r} is {first!r}; 1 is first"
+                )
+        for segment, factor in (self.mix or {}).items():
+            if not isinstance(factor, int | float) or not 0 <= factor < np.inf:
+                raise SpecificationError(
+                    f"scenario {self.name!r}: mix of {segment!r} is {factor!r}; a factor of at"
+                    " least 0 is needed"
+                )
+
+    @property
+    def lead(self) -> int:
+        """Periods between announcement and start."""
+        return 0 if self.announced is None else self.starts - self.announced
+
+    @property
+    def changes_states(self) -> bool:
+        """Whether members stand in other states once it holds."""
+        return bool(self.plans or self.drop or self.terms or self.grandfathered or self.benefits)
+
+    @property
+    def of_programme(self) -> bool:
+        """Whether it speaks of plans, prices or benefits of a membership."""
+        said = (self.prices, self.bundle, self.terms, self.engagement, self.attention)
+        return self.changes_states or any(x is not None for x in said)
 
     def theta(self, model: DDC, theta: FloatArray) -> FloatArray:
         """Return the parameters under the scenario."""
@@ -124,6 +227,8 @@ class Scenario:
                     f" ({', '.join(self.model.names)})"
                 )
             return self.model
+        if self.of_programme:
+            model = self.programme(model)
         parts: dict[str, Any] = {}
         if self.utility is not None:
             parts["utility"] = self._utility(model)
@@ -132,6 +237,38 @@ class Scenario:
         if self.available is not None:
             parts["available"] = check_available(self.available, model.states, model.choices)
         return model.with_parts(**parts) if parts else model
+
+    def programme(self, model: DDC) -> DDC:
+        """Return the model of the changed membership, chains of use as estimated."""
+        club = model.membership
+        if club is None:
+            raise SpecificationError(
+                f"scenario {self.name!r} changes plans, prices or benefits, but the model was not"
+                " built by Membership: describe the change by utility=, params=, transitions="
+            )
+        if not isinstance(model.transitions, Factored):
+            raise SpecificationError("a membership's transitions are factored")
+        try:
+            new = changed_programme(club, self)
+        except SpecificationError as error:
+            raise SpecificationError(f"scenario {self.name!r}: {error}") from None
+        lost = [n for n in model.names if n not in new.all_names]
+        if lost:
+            raise SpecificationError(f"scenario {self.name!r} removes the parameter {lost[0]!r}")
+        unseen = [n for n in new.names if n not in model.names]
+        if unseen:
+            raise SpecificationError(
+                f"scenario {self.name!r} needs {unseen[0]!r}, which never varied in the data: give"
+                f" its value in utils (new_values={{{unseen[0]!r}: ...}}) and vary it over a range"
+            )
+        fresh = new.model(estimated=(club, model.transitions))
+        order = [fresh.names.index(n) for n in model.names]
+        if order != list(range(len(order))):
+            u = fresh.utility
+            fresh = fresh.with_parts(
+                utility=Utility.from_array(u.x[:, :, order], model.names, u.offset)
+            )
+        return fresh
 
     def _utility(self, model: DDC) -> Utility:
         import pandas as pd
@@ -189,7 +326,17 @@ class Scenario:
         return Factored(own.states, own.choices, {**own.laws, **self.transitions}, bound)
 
     def state_map(self, model: DDC) -> IntArray | None:
-        """Return where each state stands once the offer is in force (S,), or None."""
+        """Return where each state stands once it is in force (S,), or None: where it is."""
+        moved = self._offer_map(model)
+        if not self.changes_states:
+            return moved
+        new = self.programme(model).membership
+        place = model.membership.state_map(new)
+        if moved is not None:
+            place = place[moved]
+        return None if np.array_equal(place, np.arange(new.states.size)) else np.asarray(place)
+
+    def _offer_map(self, model: DDC) -> IntArray | None:
         if not self.offer:
             return None
         states = model.states
@@ -213,191 +360,26 @@ class Scenario:
         return np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Counterfactual:
-    """Choices and values under a scenario beside the baseline, state by state.
-
-    Attributes
-    ----------
-    ccp, V : FloatArray, shapes (S, J) and (S,)
-        Under the scenario, for a member who stands in each baseline state.
-    shares : pandas.DataFrame
-        Mean choice probabilities over the weights: baseline, scenario, change.
-    welfare : float
-        Mean change of the ex-ante value over the weights, in utils.
-    identified : bool
-        Whether the data identify the scenario's probabilities without the normalisation of
-        the outside choice (Kalouptsidi, Scott and Souza-Rodrigues 2021); ``reasons`` say why.
-    """
-
-    scenario: Scenario
-    ccp: FloatArray
-    V: FloatArray
-    baseline_ccp: FloatArray
-    baseline_V: FloatArray
-    weights: FloatArray
-    choices: tuple[Any, ...]
-    identified: bool
-    reasons: tuple[str, ...]
-    converged: bool
-    message: str
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def shares(self) -> pd.DataFrame:
-        """Mean choice probabilities: baseline, scenario and change."""
-        import pandas as pd
-
-        table = pd.DataFrame(
-            {"baseline": self.weights @ self.baseline_ccp, "scenario": self.weights @ self.ccp},
-            index=pd.Index(list(self.choices), name="choice"),
-        )
-        table["change"] = table["scenario"] - table["baseline"]
-        return table
-
-    @property
-    def welfare(self) -> float:
-        """Mean change of the ex-ante value, in utils."""
-        return float(self.weights @ (self.V - self.baseline_V))
-
-    def __str__(self) -> str:
-        badge = "identified" if self.identified else "DEPENDS ON THE NORMALISATION"
-        lines = [
-            f"Scenario {self.scenario.name!r}: welfare {self.welfare:+.6g} utils a member; {badge}",
-            self.shares.to_string(float_format="{:.4f}".format),
-            *[f"- {r}" for r in self.reasons],
-        ]
-        if not self.converged:
-            lines.append(f"NOT CONVERGED: {self.message}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None) -> Counterfactual:
-    """Re-solve the model under a scenario, to the same tolerance as the fit.
-
-    Parameters
-    ----------
-    results : Results
-    scenario : Scenario
-    weights : array (S,), optional
-        Over states, for the means. Default: the states that the panel showed.
-
-    Returns
-    -------
-    Counterfactual
-
-    Raises
-    ------
-    SpecificationError
-        The scenario does not fit the model.
-    """
-    if not isinstance(results, Results):
-        raise SpecificationError(
-            f"counterfactual() takes one Results, got {type(results).__name__}"
-            + (" (for one type: results.type(q))" if hasattr(results, "type") else "")
-        )
-    results.require_model("a counterfactual")
-    if not isinstance(scenario, Scenario):
-        raise SpecificationError(
-            f"counterfactual() takes one Scenario, got {type(scenario).__name__}; forecast() takes"
-            " several"
-        )
-    base = results.model
-    if base.horizon is not None:
-        raise SpecificationError("counterfactual() is for infinite horizons")
-    w = results.counts.sum(axis=1) if weights is None else np.asarray(weights, dtype=np.float64)
-    if w.shape != (base.states.size,) or not (w >= 0).all() or not w.sum() > 0:
-        raise SpecificationError(
-            f"weights must be non-negative with shape (S,) = ({base.states.size},)"
-        )
-    start = results.value if results.value.size else None
-    with one_blas_thread():
-        before = WarmSolver(base, results.theta, start).base
-        model = scenario.changed(base)
-        after = WarmSolver(model, scenario.theta(base, results.theta), start).base
-    at = scenario.state_map(base)
-    V, P = (after.V, after.P) if at is None else (after.V[at], after.P[at])
-    identified, reasons = identification(results, scenario, base, model, at)
-    return Counterfactual(
-        scenario,
-        P,
-        V,
-        before.P,
-        before.V,
-        w / w.sum(),
-        base.choices,
-        identified,
-        reasons,
-        before.point.converged and after.point.converged,
-        after.point.message,
-    )
-
-
-def identification(
-    results: Results, scenario: Scenario, base: DDC, model: DDC, at: IntArray | None
-) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the answer is free of the normalisation, and why (papers.md 6.2).
-
-    Additive changes of utility and dropped choices are identified; changed transitions are
-    exactly when ``A_j = A~_j`` for every choice, ``A_j = (I - beta F_j)(I - beta F_0)^{-1}``;
-    choices made newly available and offers never seen rest on the functional form.
-    """
-    reasons: list[str] = []
-    ok = True
-    if model.transitions is not base.transitions:
-        if (base.attention < 1).any() or (model.attention < 1).any():
-            ok = False
-            reasons.append("transitions change under inattention: no criterion, so not claimed")
-        elif base.states.size > IDENTIFIED_STATES:
-            ok = False
-            reasons.append("transitions change; too many states to compute the criterion")
-        else:
-            gap = transition_gap(base, model)
-            if gap > 1e-8:
-                ok = False
-                reasons.append(f"transitions change: max |A_j - A~_j| = {gap:.2g}")
-            else:
-                reasons.append("transitions change, and the criterion still holds")
-    if model.beta != base.beta:
-        ok = False
-        reasons.append(f"the discount factor changes from {base.beta:g} to {model.beta:g}")
-    if (model.attention != base.attention).any() or (model.default != base.default).any():
-        ok = False
-        reasons.append("attention or defaults change")
-    added = model.available & ~base.available
-    if added.any():
-        ok = False
-        reasons.append(f"{int(added.sum()):,} state-choice pairs become available")
-    if (base.available & ~model.available).any():
-        reasons.append("choices are dropped: identified")
-    if scenario.params or scenario.utility is not None:
-        reasons.append("utility changes by a known amount, given the parameters: identified")
-    if at is not None:
-        seen = results.counts.sum(axis=1) > 0
-        lost = seen & ~seen[at]
-        if lost.any():
-            ok = False
-            reasons.append(
-                f"{int(lost.sum()):,} seen states move to offers never seen: utility there rests"
-                " on the functional form"
-            )
-        else:
-            reasons.append("the offer was seen in the panel: identified")
-    return ok, tuple(reasons)
-
-
-def transition_gap(base: DDC, model: DDC) -> float:
-    """Return ``max_j |A_j - A~_j|``, the criterion with utility unchanged in kind."""
-    eye = np.eye(base.states.size)
-    F, G = base.transitions.dense_array(), model.transitions.dense_array()
-    anchor = np.linalg.inv(eye - base.beta * F[:, 0])
-    anchor_new = np.linalg.inv(eye - model.beta * G[:, 0])
-    gaps = [
-        np.abs(
-            (eye - base.beta * F[:, j]) @ anchor - (eye - model.beta * G[:, j]) @ anchor_new
-        ).max()
-        for j in range(1, F.shape[1])
-    ]
-    return float(max(gaps))
+def changed_programme(club: Membership, scenario: Scenario) -> Membership:
+    """Return a membership as a scenario has it."""
+    benefits = scenario.benefits or ()
+    values = dict(scenario.new_values or {})
+    if benefits:
+        club = changes.with_benefits(club, benefits, values)
+    plans = scenario.plans or ()
+    if plans or scenario.drop:
+        club = changes.with_plans(club, plans, scenario.drop or ())
+    features = [f for f in club.all_names if f in values and f not in club.fixed]
+    if features:
+        club = replace(club, fixed={**club.fixed, **{f: values[f] for f in features}})
+    if scenario.prices is not None:
+        club = changes.with_prices(club, scenario.prices, scenario.grandfathered)
+    elif scenario.grandfathered:
+        raise SpecificationError("grandfathered= is for a change of prices")
+    for what in ("bundle", "terms", "engagement"):
+        change = getattr(scenario, what)
+        if change is not None:
+            club = changes.STEPS[what](club, change)
+    if scenario.attention is not None:
+        club = changes.with_attention(club, scenario.attention)
+    return club

@@ -40,14 +40,18 @@ class FirstStage:
         """Free probabilities estimated."""
         return sum(e.nparams for e in self.estimates)
 
-    def records(self) -> tuple[dict[str, Any], ...]:
-        """Return what a results object keeps of the first stage."""
+    def records(self, cross: dict[str, FloatArray] | None = None) -> tuple[dict[str, Any], ...]:
+        """Return what a results object keeps of the first stage.
+
+        ``cross`` is the derivative of the second stage's score by each law's rows.
+        """
         return tuple(
             {
                 "law": e.name,
                 "counts": e.counts,
                 "probabilities": e.probabilities,
                 "borrowed": e.borrowed,
+                **({} if cross is None else {"cross": cross[e.name]}),
             }
             for e in self.estimates
         )
@@ -62,13 +66,21 @@ def counts_of(data: Any) -> tuple[Counts, Panel | None]:
     raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
 
 
-def first_stage(model: DDC, counts: Counts, panel: Panel | None) -> FirstStage:
+def first_stage(
+    model: DDC, counts: Counts, panel: Panel | None, *, naive: bool = False
+) -> FirstStage:
     """Check that the panel can come from the model and estimate the laws that need it.
+
+    Parameters
+    ----------
+    naive : bool
+        Whether the estimator can do with members who overrate their attention: inverting choice
+        probabilities assumes that they foresee it.
 
     Raises
     ------
     SpecificationError
-        Model and panel have other states or choices.
+        Model and panel have other states or choices; naive members where they cannot be.
     DataError
         Choices that the state does not offer; moves that no law allows; no choice at all.
     """
@@ -80,6 +92,11 @@ def first_stage(model: DDC, counts: Counts, panel: Panel | None) -> FirstStage:
         raise SpecificationError(
             f"the panel's choices {list(counts.choices)} are not the model's {list(model.choices)}"
             " (the order counts)"
+        )
+    if not naive and not model.sophisticated:
+        raise SpecificationError(
+            "naive members (perceived attention above attention) are estimated by NFXP only: choice"
+            " probabilities cannot be inverted to values that members misjudge"
         )
     if counts.nobs <= 0:
         raise DataError("no row of the panel enters the likelihood (decision is 0 everywhere)")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice import kernels
+from dynchoice.errors import SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solve.bellman import Bellman
@@ -34,6 +35,7 @@ class Evaluation:
 
     ``score`` (K,) and ``outer`` (K, K) are sums over member-months of d log P and its outer
     product; ``dlogp`` and ``dv`` are (S, J, K), with a leading period axis at a finite horizon.
+    ``P`` is observed; ``policy`` is what members expect of themselves (``P`` unless naive).
     """
 
     params: FloatArray
@@ -47,6 +49,7 @@ class Evaluation:
     dV: FloatArray
     dv: FloatArray
     dlogp: FloatArray
+    policy: FloatArray
     V: FloatArray | None = None
 
     @property
@@ -141,22 +144,25 @@ class Likelihood:
             # values may be right and their derivatives wrong: neither is to be trusted then
             point = replace(point, converged=False, message=self.system.failures[-1])
         dlogp = np.empty_like(dv)
-        kernels.log_ccp_derivative(b.pi, b.P, self.model.attention, self.model.default, dv, dlogp)
+        policy = b.P.copy()
+        P = policy if self.model.sophisticated else b.observed()
+        kernels.log_ccp_derivative(b.pi, P, self.model.attention, self.model.default, dv, dlogp)
         K = len(params)
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, dlogp, score, outer)
         self._last = Evaluation(
             params.copy(),
-            float(kernels.log_likelihood(self.n, b.P, b.v, self.model.attention)),
+            float(kernels.log_likelihood(self.n, P, b.v, self.model.attention)),
             score,
             outer,
             point,
             b.v.copy(),
             b.pi.copy(),
-            b.P.copy(),
+            P,
             dV,
             dv,
             dlogp,
+            policy,
         )
         self._factored = self._last
         return self._last
@@ -164,8 +170,8 @@ class Likelihood:
     def _hold(self, at: Evaluation) -> None:
         """Make the linear system that of an evaluation, which need not be the last one made."""
         held = self._factored
-        if (held is None or held.P is not at.P) and self.model.beta > 0:
-            self.system.factor(at.P)
+        if (held is None or held.policy is not at.policy) and self.model.beta > 0:
+            self.system.factor(at.policy)
             self._factored = at
 
     def _adjoint(self, m: FloatArray) -> FloatArray:
@@ -179,7 +185,7 @@ class Likelihood:
         """Return the exact second derivative (K, K) of the log-likelihood."""
         self._hold(at)
         g, seen, extra = choice_gradient(self.model, self.n, at.pi, at.P, self.attentive)
-        lam = self._adjoint(g) * self.model.attention
+        lam = self._adjoint(g) * self.model.perceived
         return second_order(self.model, lam - seen, extra, at.pi, at.dv)
 
     def pull(self, at: Evaluation, k: int) -> FloatArray:
@@ -193,7 +199,7 @@ class Likelihood:
         assert isinstance(transitions, Factored) and at.point is not None
         self._hold(at)
         g, _, _ = choice_gradient(self.model, self.n, at.pi, at.P, self.attentive)
-        q = self.model.beta * (g + self._adjoint(g)[:, None] * at.P)
+        q = self.model.beta * (g + self._adjoint(g)[:, None] * at.policy)
         return transitions.law_gradient(q, at.point.h)
 
     def cross_derivative(self, at: Evaluation) -> dict[str, FloatArray]:
@@ -208,12 +214,12 @@ class Likelihood:
         self._hold(at)
         g, seen, extra = choice_gradient(model, self.n, at.pi, at.P, self.attentive)
         lam = self._adjoint(g)
-        first = model.beta * (g + lam[:, None] * at.P)
+        first = model.beta * (g + lam[:, None] * at.policy)
         out: dict[str, list[FloatArray]] = {}
         for k in range(at.dv.shape[2]):
-            weight = lam * model.attention - seen
+            weight = lam * model.perceived - seen
             y = through_values(model, weight, extra, at.pi, at.dv[:, :, k])
-            second = model.beta * (y + self._adjoint(y)[:, None] * at.P)
+            second = model.beta * (y + self._adjoint(y)[:, None] * at.policy)
             direct = transitions.law_gradient(first, np.ascontiguousarray(at.dV[:, k]))
             through = transitions.law_gradient(second, at.point.h)
             for name in direct:
@@ -228,6 +234,8 @@ class FiniteLikelihood(Likelihood):
     """
 
     def __init__(self, model: DDC, n: FloatArray) -> None:
+        if not model.sophisticated:
+            raise SpecificationError("naive members (perceived=) need an infinite horizon")
         super().__init__(model.with_parts(horizon=None, beta=0.0), n.sum(axis=0))
         self.model, self.n_t = model, np.ascontiguousarray(n)
 
@@ -268,7 +276,7 @@ class FiniteLikelihood(Likelihood):
         a = self.model.attention
         loglik = float(sum(kernels.log_likelihood(self.n_t[t], P[t], v[t], a) for t in range(T)))
         self._last = Evaluation(
-            params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, V
+            params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, P, V
         )
         return self._last
 

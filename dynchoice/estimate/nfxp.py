@@ -87,10 +87,12 @@ class NFXP(Estimator):
         self.model = model
         self.counts, self.panel = counts_of(data)
         self.options = {"transitions": transitions}
-        self._first = first_stage(model, self.counts, self.panel)
+        self._first = first_stage(model, self.counts, self.panel, naive=True)
         self.joint = transitions == "joint"
         if self.joint and not self._first.estimates:
             raise SpecificationError("joint estimation: every transition law is given already")
+        if self.joint and not model.sophisticated:
+            raise SpecificationError("joint estimation is for members who foresee inattention")
         if self.joint and model.horizon is not None:
             raise SpecificationError("joint estimation is for infinite horizons")
 
@@ -218,6 +220,8 @@ class NFXP(Estimator):
     def _start(self, likelihood: Likelihood) -> tuple[FloatArray, bool]:
         """Return the default starting point and whether its own maximisation converged."""
         model, n = self._first.model, self.counts.n_sj()
+        if not model.sophisticated:  # a start only: the values that NPL inverts assume foresight
+            model = model.unchecked(perceived=model.attention)
         if model.horizon is not None:
             return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
         if model.beta > 0:

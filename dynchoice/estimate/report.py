@@ -32,13 +32,15 @@ class ScoreParts:
     choice_meat: FloatArray | None = None
     noise: FloatArray | None = None
     """Variance of the scores from simulated values, on top of the data's."""
+    cross: dict[str, FloatArray] | None = None
+    """Derivative of the score by each estimated law's rows (K, R, m): forecasts draw both."""
 
 
 def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> ScoreParts:
     """Return scores by cell with the influence of an estimated first stage."""
     K = len(at.params)
     dlogp = at.dlogp
-    by_cell, V1 = None, np.zeros((K, K))
+    by_cell, V1, cross = None, np.zeros((K, K)), None
     label = "none: transitions given"
     if first.estimates and likelihood.model.beta > 0:
         cross = likelihood.cross_derivative(at)
@@ -61,7 +63,7 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
             ConvergenceWarning,
             stacklevel=3,
         )
-    return ScoreParts(hessian, at.outer, psi, V1, label)
+    return ScoreParts(hessian, at.outer, psi, V1, label, cross=cross)
 
 
 def without_curvature(model: DDC, n: FloatArray, hessian: FloatArray) -> tuple[BoolArray, bool]:
@@ -200,5 +202,5 @@ def as_results(
         pseudo_loglik=pseudo_loglik,
         extra_params=extra_params or first.nparams,
         notes=tuple(found),
-        first_stage=first.records(),
+        first_stage=first.records(parts.cross),
     )

@@ -83,14 +83,19 @@ def weights_of(counts: Counts, draws: int, seed: int | None) -> FloatArray:
 
 
 def one_draw(estimator: Any, counts: Counts, weight: FloatArray, options: dict[str, Any]) -> Any:
-    """Refit on one resampled panel: the estimates, or why there are none."""
+    """Refit on one resampled panel: the estimates and laws, or why there are none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DynChoiceWarning)
         try:
             fit = estimator.again(counts.reweighted(weight)).fit(**options)
         except DynChoiceError as error:
             return str(error)
-    return fit.vector if fit.converged else fit.message
+    if not fit.converged:
+        return fit.message
+    model = getattr(fit, "model", None)
+    bound = getattr(getattr(model, "transitions", None), "bound", ())
+    laws = {law.name: law.table for law in bound if law.estimated}
+    return fit.vector, laws
 
 
 def resampled(
@@ -172,7 +177,7 @@ def resampled(
             f"Only {filled} units to resample: bootstrap errors are rough, likely too small"
         )
     K = len(point.vector)
-    sample = np.array(good) if len(good) > 1 else np.full((2, K), np.nan)
+    sample = np.array([x for x, _ in good]) if len(good) > 1 else np.full((2, K), np.nan)
     cov = np.atleast_2d(np.cov(sample, rowvar=False))
     config = {
         **point.cov_config,
@@ -191,4 +196,6 @@ def resampled(
         notes=tuple(notes),
         seed=seed,
     )
+    if hasattr(new, "bootstrap_laws"):
+        new = replace(new, bootstrap_laws=tuple(laws for _, laws in good))
     return new.refreshed()

@@ -62,6 +62,8 @@ class Results(Estimates):
         ``E`` estimates beside the model's parameters, for instance ``beta``.
     bootstrap : FloatArray, shape (draws, K + E), or None
         Estimates of the resampled panels (``cov_type="bootstrap"``).
+    bootstrap_laws : tuple of dict
+        Tables of the estimated laws of each resampled panel.
     influence : FloatArray, shape (clusters, K + E), or None
         What each bucket of members (or region) adds to the estimate, for contrasts.
     tests : dict
@@ -105,6 +107,7 @@ class Results(Estimates):
     tests: dict[str, Any] = field(default_factory=dict, repr=False)
     uses: dict[str, float] = field(default_factory=dict, repr=False)
     market: tuple[str, ...] = ()
+    bootstrap_laws: tuple[dict[str, FloatArray], ...] = field(default=(), repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -304,7 +307,8 @@ class Results(Estimates):
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("model", "first_stage", "notes", "extra_names", "market")
+            if name
+            not in ("model", "first_stage", "notes", "extra_names", "market", "bootstrap_laws")
         }
         return {
             **plain,
@@ -312,6 +316,7 @@ class Results(Estimates):
             "extra_names": list(self.extra_names),
             "market": list(self.market),
             "first_stage": list(self.first_stage),
+            "bootstrap_laws": list(self.bootstrap_laws),
             "model": model_to_tree(self.model),
         }
 
@@ -320,7 +325,7 @@ class Results(Estimates):
         """Rebuild from :meth:`to_tree`."""
         own = dict(tree)
         own["model"] = model_from_tree(own["model"])
-        for name in ("notes", "first_stage", "extra_names", "market"):
+        for name in ("notes", "first_stage", "extra_names", "market", "bootstrap_laws"):
             own[name] = tuple(own.get(name, ()))
         return cls(**own)
 

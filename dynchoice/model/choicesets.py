@@ -55,6 +55,19 @@ def check_attention(attention: Any, S: int) -> FloatArray:
     return np.ascontiguousarray(a)
 
 
+def check_perceived(perceived: Any, attention: FloatArray, S: int) -> FloatArray:
+    """Return the attention that members count on (S,), nowhere below the true one."""
+    a = check_attention(perceived, S)
+    low = np.flatnonzero(a < attention)
+    if len(low):
+        s = int(low[0])
+        raise SpecificationError(
+            f"perceived attention is below attention in {len(low)} of {S} states, first: state {s}"
+            f" with {a[s]:.6g} < {attention[s]:.6g}; naive members overrate their attention"
+        )
+    return a
+
+
 def check_default(
     default: Any,
     attention: FloatArray,

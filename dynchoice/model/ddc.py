@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.model.choicesets import check_attention, check_available, check_default
+from dynchoice.model.choicesets import (
+    check_attention,
+    check_available,
+    check_default,
+    check_perceived,
+)
 from dynchoice.model.factored import Factored
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
@@ -46,6 +51,13 @@ class DDC:
         What happens to an inattentive member.
     horizon : int, optional
         Number of periods ``T``; after the last one the value is zero. Default: infinite.
+    perceived : float or array (S,), optional
+        Attention that members count on in the future: below ``perceived`` attention is naive.
+        ``V`` uses it, the observed probabilities use ``attention``. Default: ``attention``
+        (sophisticated members).
+    membership : Membership, optional
+        The membership programme that the model was built from: what scenarios and forecasts in
+        plans, prices and benefits need.
 
     Raises
     ------
@@ -75,6 +87,8 @@ class DDC:
     attention: FloatArray
     default: IntArray
     horizon: int | None
+    perceived: FloatArray
+    membership: Any
 
     def __init__(
         self,
@@ -88,6 +102,8 @@ class DDC:
         attention: Any = None,
         default: Any = None,
         horizon: int | None = None,
+        perceived: Any = None,
+        membership: Any = None,
     ) -> None:
         parts: tuple[tuple[str, Any, type], ...] = (
             ("states", states, StateSpace),
@@ -127,6 +143,8 @@ class DDC:
             "attention": a,
             "default": check_default(default, a, mask, states, labels),
             "horizon": None if horizon is None else int(horizon),
+            "perceived": a if perceived is None else check_perceived(perceived, a, S),
+            "membership": membership,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -205,9 +223,23 @@ class DDC:
                 "attention",
                 "default",
                 "horizon",
+                "membership",
             )
         }
+        if not self.sophisticated:
+            same["perceived"] = self.perceived
         return DDC(**{**same, **parts})
+
+    @property
+    def sophisticated(self) -> bool:
+        """Whether members foresee their own inattention."""
+        return self.perceived is self.attention or bool((self.perceived == self.attention).all())
+
+    def observed(self, pi: FloatArray) -> FloatArray:
+        """Return observed probabilities (S, J): attentive ones with the default mixed in."""
+        P = self.attention[:, None] * pi
+        P[np.arange(len(P)), self.default] += 1 - self.attention
+        return P
 
     def unchecked(self, **parts: Any) -> DDC:
         """Return the model with parts replaced and nothing checked: for inner loops only."""

@@ -268,7 +268,7 @@ class Factored(Transitions):
         weight = np.ones(len(row))
         strides = np.r_[np.cumprod(self.states.shape[:0:-1])[::-1], 1].astype(np.int64)
         for law in self.bound:
-            levels, start, count, p = self._law_rows(law)
+            levels, start, count, p = self.rows_of(law)
             s, j = row // self.J, row % self.J
             at = (((j if law.by_choice else 0) * law.groups + self.group(law)[s]) * law.n) + (
                 self.own(law)[s]
@@ -284,7 +284,7 @@ class Factored(Transitions):
         indptr = np.searchsorted(row[order], np.arange(self.S * self.J + 1)).astype(np.int64)
         return indptr, np.ascontiguousarray(column[order]), np.ascontiguousarray(weight[order])
 
-    def _law_rows(self, law: BoundLaw) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    def rows_of(self, law: BoundLaw) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
         """Return a law's non-zeros flat: next levels, first entry and number by row, weights."""
         if law.following is not None:
             levels = law.following.reshape(-1)

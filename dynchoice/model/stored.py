@@ -9,6 +9,7 @@ import numpy as np
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Cycle, Deterministic, Fixed, Increment, Law, Markov
+from dynchoice.model.membership import Membership
 from dynchoice.model.transitions import Stacked, Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace
@@ -36,6 +37,8 @@ def model_to_tree(model: DDC) -> dict[str, Any]:
         "attention": model.attention,
         "default": model.default,
         "horizon": model.horizon,
+        "perceived": None if model.sophisticated else model.perceived,
+        "membership": None if model.membership is None else model.membership.to_dict(),
     }
 
 
@@ -53,7 +56,10 @@ def model_from_tree(tree: dict[str, Any]) -> DDC:
         tree["formula"],
         attributes,
     )
+    spec = tree.get("membership")
     return DDC(
+        perceived=tree.get("perceived"),
+        membership=None if spec is None else Membership.from_dict(spec),
         states=states,
         choices=choices,
         utility=utility,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynchoice.errors import ColumnError, DataError, first_few, suggest
+from dynchoice.typing import AnyArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +51,42 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     for name in (member, time, column):
         if name not in df.columns:
             raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
-    when = df[time]
+    number = period_numbers(df[time], time)
+    work = pd.DataFrame(
+        {"who": df[member].to_numpy(), "when": number, "what": df[column].to_numpy()}
+    )
+    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
+    work = work.loc[order]
+    step = work.groupby("who")["when"].diff()
+    if (step == 0).any():
+        who = work.loc[step == 0, "who"].astype(str).unique().tolist()
+        raise DataError(
+            f"{int((step == 0).sum()):,} row(s) repeat a member and period, first: member"
+            f" {first_few(who)}"
+        )
+    shifted = work.groupby("who")["what"].shift().where(step == 1)
+    return pd.Series(shifted.sort_index().to_numpy(), index=df.index, name=f"previous_{column}")
+
+
+def period_numbers(when: pd.Series, name: str) -> AnyArray:
+    """Return periods as numbers that differ by one from one period to the next.
+
+    Parameters
+    ----------
+    when : pandas.Series
+        Numbers (``YYYYMM`` reads as months), periods, dates or texts ``YYYY-MM``.
+    name : str
+        Of the column, for messages.
+
+    Raises
+    ------
+    DataError
+        Missing values, or values that are no dates.
+    """
+    import pandas as pd
+
     if when.isna().any():
-        raise DataError(f"{int(when.isna().sum()):,} value(s) of {time!r} are missing")
+        raise DataError(f"{int(when.isna().sum()):,} value(s) of {name!r} are missing")
     if pd.api.types.is_numeric_dtype(when.dtype):
         number = when.to_numpy(dtype=np.float64)
         months = (
@@ -68,20 +102,7 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
         if stamp.isna().any():
             bad = when[stamp.isna()].astype(str).unique().tolist()
             raise DataError(
-                f"{int(stamp.isna().sum()):,} value(s) of {time!r} are no dates: {first_few(bad)}"
+                f"{int(stamp.isna().sum()):,} value(s) of {name!r} are no dates: {first_few(bad)}"
             )
         number = (12 * stamp.dt.year + stamp.dt.month).to_numpy()
-    work = pd.DataFrame(
-        {"who": df[member].to_numpy(), "when": number, "what": df[column].to_numpy()}
-    )
-    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
-    work = work.loc[order]
-    step = work.groupby("who")["when"].diff()
-    if (step == 0).any():
-        who = work.loc[step == 0, "who"].astype(str).unique().tolist()
-        raise DataError(
-            f"{int((step == 0).sum()):,} row(s) repeat a member and period, first: member"
-            f" {first_few(who)}"
-        )
-    shifted = work.groupby("who")["what"].shift().where(step == 1)
-    return pd.Series(shifted.sort_index().to_numpy(), index=df.index, name=f"previous_{column}")
+    return np.asarray(number)

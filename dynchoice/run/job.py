@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.counterfactual.forecast import Forecast, forecast, list_scenarios
-from dynchoice.counterfactual.scenario import Scenario, counterfactual
+from dynchoice.counterfactual.point import counterfactual
+from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import (
     ConfigError,
     ConvergenceError,

@@ -33,8 +33,9 @@ def ccp_derivative(
             dV = system.solve(np.einsum("sj,sjk->sk", bellman.P, x))
             dv = x + model.beta * model.transitions.expect(dV)
         dlogp = np.empty_like(dv)
-        kernels.log_ccp_derivative(bellman.pi, bellman.P, model.attention, model.default, dv, dlogp)
-    return bellman.P.copy(), dlogp
+        P = bellman.observed().copy()
+        kernels.log_ccp_derivative(bellman.pi, P, model.attention, model.default, dv, dlogp)
+    return P, dlogp
 
 
 def state_information(P: FloatArray, dlogp: FloatArray) -> FloatArray:

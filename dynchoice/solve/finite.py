@@ -37,7 +37,7 @@ def backward_induction(
         ev = model.transitions.expect(ahead)
         flow = u if u.ndim == 2 else u[t]
         kernels.soft_bellman(
-            flow, ev, model.beta, model.attention, model.default, v[t], V[t], pi[t], P[t]
+            flow, ev, model.beta, model.perceived, model.default, v[t], V[t], pi[t], P[t]
         )
         ahead = V[t]
     return V, v, pi, P

@@ -112,7 +112,9 @@ def solve(
     """
     u = model.flow_utility(params)
     if model.horizon is not None:
-        V, v, _, P = backward_induction(model, u)
+        V, v, pi, P = backward_induction(model, u)
+        if not model.sophisticated:
+            P = np.stack([model.observed(p) for p in pi])
         message = f"backward induction over {model.horizon} periods"
         return Solution(V, v, P, True, 0.0, message, {"method": "backward"}, model)
     if start is not None:
@@ -137,7 +139,7 @@ def solve(
     }
     residual = point.residual / (1 + float(np.abs(V).max()))
     solution = Solution(
-        V, v, bellman.P.copy(), point.converged, residual, point.message, stats, model
+        V, v, bellman.observed().copy(), point.converged, residual, point.message, stats, model
     )
     if strict and not solution.converged:
         raise ConvergenceError(solution.message)

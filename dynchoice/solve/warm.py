@@ -15,11 +15,13 @@ from dynchoice.typing import FloatArray
 
 @dataclass(frozen=True)
 class WarmSolution:
-    """``V`` (S,) in utils, observed ``P`` (S, J), and the fixed point's status."""
+    """``V`` (S,) in utils, observed ``P`` (S, J), the fixed point's status, and the ``policy``
+    (S, J) that members expect of themselves (``P`` unless they are naive)."""
 
     V: FloatArray
     P: FloatArray
     point: FixedPoint
+    policy: FloatArray
 
 
 class WarmSolver:
@@ -43,8 +45,8 @@ class WarmSolver:
         self._slope: FloatArray | None = None
         self.base = self._run(base, start)
         if self.base.point.converged and model.beta > 0:
-            self._system.factor(self.base.P)
-            right = np.einsum("sj,sjk->sk", self.base.P, model.utility.x)
+            self._system.factor(self.base.policy)
+            right = np.einsum("sj,sjk->sk", self.base.policy, model.utility.x)
             self._h, self._slope = self.base.point.h, self._system.solve(right)
 
     def at(self, params: FloatArray) -> WarmSolution:
@@ -61,4 +63,6 @@ class WarmSolver:
         u = self.model.flow_utility(params)
         point = fixed_point(self._bellman, self._system, u, start)
         V = point.h + point.gain / (1 - self.model.beta)
-        return WarmSolution(V, self._bellman.P.copy(), point)
+        policy = self._bellman.P.copy()
+        P = policy if self.model.sophisticated else self.model.observed(self._bellman.pi)
+        return WarmSolution(V, P, point, policy)

@@ -183,7 +183,7 @@ def plan(study: Study, quick: bool) -> None:
 
 def forecasts(study: Study) -> None:
     """24 months ahead on 5,040 states, against simulating 100,000 members."""
-    from dynchoice.counterfactual.forecast import Regime, push_path
+    from dynchoice.counterfactual.regime import Regime, push_path
 
     model, theta = plan_model(40, 42)
     P = dc.solve(model, theta).ccp

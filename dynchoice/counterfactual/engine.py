@@ -1,0 +1,203 @@
+"""Engine: one model compiled for thousands of solutions and pushes at nearby parameters.
+
+Every draw is re-solved. It starts from ``V + dV/dtheta (theta - base)``, so that Newton has little
+left to do; blocks of states (offers) that nobody stands in are left out, and offers that are alike
+in every price, benefit and law share one solution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.blocks import TOL, Blocks, BlockSolution
+from dynchoice.solve.infinite import fixed_point
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Values ``V`` (B, n) and observed probabilities ``P`` (B, n, J) by block."""
+
+    V: FloatArray
+    P: FloatArray
+    pi: FloatArray
+    converged: bool = True
+    message: str = "converged"
+
+
+@dataclass
+class Engine:
+    """A model with its features laid out by block, solved at a base point.
+
+    Parameters
+    ----------
+    model : DDC
+        Infinite horizon, transitions known.
+    theta : FloatArray, shape (K,)
+        Base parameters.
+    active : array (B,) of bool, optional
+        Blocks that matter.
+    """
+
+    model: DDC
+    theta: FloatArray
+    active: BoolArray | None = None
+    blocks: Blocks = field(init=False)
+    twin: IntArray = field(init=False)
+    base: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        model, b = self.model, Blocks(self.model)
+        self.blocks = b
+        u = model.utility
+        B, n, J = b.B, b.n, b.J
+        x = u.x[b.order].reshape(B * n * J, -1)
+        self._x = np.ascontiguousarray(x.T)
+        self._offset = np.where(model.available, u.offset, -np.inf)[b.order].reshape(-1)
+        self.twin = self._twins()
+        own = np.ones(B, dtype=bool) if self.active is None else self.active
+        self._solved = np.zeros(B, dtype=bool)
+        self._solved[self.twin[own]] = True
+        self._h: FloatArray | None = None
+        self._slope: FloatArray | None = None
+        self.base = self._expand(self._solve(self.theta, None))
+
+    def _twins(self) -> IntArray:
+        """Return for each block the first one that is alike in everything (B,)."""
+        b = self.blocks
+        seen: dict[int, int] = {}
+        x = self._x.T.reshape(b.B, -1)
+        off = self._offset.reshape(b.B, -1)
+        twin = np.arange(b.B)
+        for i in range(b.B):
+            law = b.law[i]
+            key = (
+                x[i].tobytes(),
+                off[i].tobytes(),
+                b.attention[i].tobytes(),
+                b.default[i].tobytes(),
+                law[2][4].tobytes(),
+                self.model.attention[b.order[i]].tobytes(),
+            )
+            twin[i] = seen.setdefault(hash(key), i)
+        return twin
+
+    def flow(self, thetas: FloatArray) -> FloatArray:
+        """Return flow utility of parameter vectors (D, K) as (D, B, n, J)."""
+        b = self.blocks
+        u = thetas @ self._x
+        u += self._offset
+        return u.reshape(len(thetas), b.B, b.n, b.J)
+
+    def _solve(
+        self, theta: FloatArray, start: FloatArray | None, tol: float = TOL
+    ) -> BlockSolution:
+        u = self.flow(theta[None])[0]
+        found = self.blocks.solve(u, start, tol, self._solved)
+        return found if found.converged else self._by_other_means(u, found, tol)
+
+    def _by_other_means(self, u: FloatArray, found: BlockSolution, tol: float) -> BlockSolution:
+        """Solve with the library's direct linear solvers where GMRES did not get there."""
+        from dynchoice.solve.bellman import Bellman
+        from dynchoice.solve.linear import PolicySystem, one_blas_thread
+
+        b, model = self.blocks, self.model
+        with one_blas_thread():
+            bellman = Bellman(model)
+            system = PolicySystem(model.transitions, model.beta)
+            point = fixed_point(bellman, system, b.by_state(u), None, tol)
+        if not point.converged:
+            return found
+        h, gain = b.blocked(point.h), b.blocked(point.gain)
+        pi, policy = b.blocked(bellman.pi), b.blocked(bellman.P)
+        V = h + gain / (1 - model.beta)
+        return BlockSolution(
+            h, V, pi, policy, b.observed(pi, policy), point.residual, True, found.products
+        )
+
+    def _expand(self, found: BlockSolution) -> Policy:
+        V, P, pi = found.V, found.P, found.pi
+        if (self.twin != np.arange(len(self.twin))).any():
+            V, P, pi = V[self.twin], P[self.twin], pi[self.twin]
+        return Policy(V, P, pi, found.converged, found.message)
+
+    def prepare(self) -> None:
+        """Compute the value's slope by the parameters, where later solutions start."""
+        if self._slope is not None or self.model.beta == 0:
+            return
+        b = self.blocks
+        found = self._solve(self.theta, None)
+        x = self._x.T.reshape(b.B, b.n, b.J, -1)
+        right = np.einsum("bnj,bnjk->bnk", found.policy, x)
+        right[~self._solved] = 0.0
+        self._h, self._slope = found.h, b.slope(found, right)
+
+    def at(self, theta: FloatArray, tol: float = TOL) -> Policy:
+        """Solve at parameters (K,)."""
+        if np.array_equal(theta, self.theta):
+            return self.base
+        start = None
+        if self._slope is not None and self._h is not None:
+            start = self._h + self._slope @ (theta - self.theta)
+        return self._expand(self._solve(theta, start, tol))
+
+    def backward(self, theta: FloatArray, ahead: FloatArray) -> Policy:
+        """Return the policy of a period whose next period is worth ``ahead`` (B, n)."""
+        V, P, pi = self.blocks.backward(self.flow(theta[None])[0], ahead)
+        return Policy(V, P, pi)
+
+    def flow_value(self, theta: FloatArray, policy: Policy) -> FloatArray:
+        """Return the expected flow of experience (B, n) under the observed policy, in utils.
+
+        ``r^P = attention sum_a pi_a (u_a - log pi_a) + (1 - attention) u_default`` (papers.md 7.5):
+        what members get in a period, tastes of the chosen plans included.
+        """
+        b, model = self.blocks, self.model
+        u = self.flow(theta[None])[0]
+        pi = policy.pi
+        live = pi > 0
+        gain = np.where(live, pi * (np.where(live, u, 0.0) - np.log(np.where(live, pi, 1.0))), 0.0)
+        a = b.blocked(model.attention)
+        at = np.take_along_axis(u, b.default[..., None], axis=2)[..., 0]
+        return np.where(
+            a < 1, a * gain.sum(axis=2) + (1 - a) * np.where(a < 1, at, 0), gain.sum(axis=2)
+        )
+
+    def with_tables(self, tables: dict[str, FloatArray]) -> None:
+        """Take other probabilities of estimated laws, in place (the base point stays)."""
+        self.blocks.set_tables(tables)
+        self._slope = None
+
+
+def steady_state(engine: Engine, policy: Policy, mass: FloatArray, tol: float = 1e-12) -> Any:
+    """Return the stationary distribution (B, n) with each block's ``mass`` (B,), and whether found.
+
+    Solves ``(I - F^P' + w 1') mu = w`` by GMRES; a pushed power would wait for annual cohorts,
+    which cycle for decades.
+    """
+    from scipy.sparse.linalg import LinearOperator, gmres
+
+    b = engine.blocks
+    mu, good = np.zeros((b.B, b.n)), True
+    for i in map(int, np.flatnonzero(mass > 0)):
+        w = np.full(b.n, 1.0 / b.n)
+
+        def apply(x: FloatArray, i: int = i, w: FloatArray = w) -> FloatArray:
+            x = np.ascontiguousarray(x, dtype=np.float64).reshape(-1)
+            return x - b.push_once(i, x, policy.P[i]) + w * x.sum()
+
+        system = LinearOperator((b.n, b.n), matvec=apply, dtype=np.float64)
+        start = w
+        for _ in range(24):
+            start = b.push_once(i, start, policy.P[i])
+        found, info = gmres(
+            system, w, x0=start, rtol=tol, atol=0.0, restart=min(b.n, 150), maxiter=20
+        )
+        found = np.maximum(found, 0.0)
+        mu[i] = mass[i] * found / found.sum()
+        good &= info == 0
+    return mu, good

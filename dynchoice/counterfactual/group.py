@@ -1,0 +1,434 @@
+"""One fit's part of a forecast: its groups of customers under all scenarios and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dynchoice.counterfactual.engine import Engine, Policy, steady_state
+from dynchoice.counterfactual.ledger import Ledger
+from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, phases
+from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactual.uncertainty import Draw, tables_of
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.model.ddc import DDC
+from dynchoice.model.terms import PRICE
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+DRAW_TOL = 1e-10
+"""Residual of solutions at draws; those at the estimates go to 1e-12."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Customers of one fit: who they are, where they stand in period 1 and how many they are.
+
+    ``mu`` (S,) is in customers; ``last`` (S, J) the choices of the period before, if seen.
+    """
+
+    fit: Any
+    segment: Any
+    kind: Any
+    region: Any
+    mu: FloatArray
+    last: FloatArray | None
+    mass: float
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """Entries of a period in the steady state (E,), and present values of revenue and profit."""
+
+    shares: FloatArray
+    entries: FloatArray
+    surplus: float
+    revenue: float
+    profit: float
+
+
+@dataclass
+class GroupPaths:
+    """Sums by scenario and group at the estimates and at each draw, with money's price.
+
+    ``point[i][g]``, ``drawn[b][i][g]`` are paths of scenario ``i`` and group ``g``, surplus and
+    welfare in utils; ``alpha`` (1 + draws,) is the price parameter.
+    """
+
+    point: list[list[Sums]]
+    drawn: list[list[list[Sums]]]
+    alpha: FloatArray
+    names: list[tuple[str, ...]]
+    choices: list[tuple[Any, ...]]
+    long_run: list[list[LongRun | None]]
+    long_run_drawn: list[list[list[LongRun | None]]]
+    failures: int
+    solved: int
+    notes: tuple[str, ...] = ()
+
+    def with_draws_of(self, others: Sequence[GroupPaths]) -> GroupPaths:
+        """Return these paths with the draws of later chunks appended."""
+        return replace(
+            self,
+            drawn=[x for part in (self, *others) for x in part.drawn],
+            alpha=np.concatenate([self.alpha, *(o.alpha[1:] for o in others)]),
+            long_run_drawn=[x for part in (self, *others) for x in part.long_run_drawn],
+            failures=self.failures + sum(o.failures for o in others),
+            solved=self.solved + sum(o.solved for o in others),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one thread computes: a fit, its groups, the scenarios and some draws."""
+
+    fit: Any
+    groups: list[Group]
+    scenarios: Sequence[Scenario]
+    periods: int
+    draws: list[Draw]
+    long_run: str
+
+    def split(self, chunks: int) -> list[Task]:
+        """Return the task in chunks of draws (each solves the estimates again)."""
+        if chunks <= 1 or len(self.draws) < 2 * chunks:
+            return [self]
+        size = -(-len(self.draws) // chunks)
+        return [
+            replace(self, draws=self.draws[i : i + size]) for i in range(0, len(self.draws), size)
+        ]
+
+
+@dataclass
+class Prepared:
+    """One scenario made ready: engine, where members move, dates by group, ledger."""
+
+    scenario: Scenario
+    engine: Engine
+    place: IntArray | None
+    dates: list[Dates]
+    ledger: Ledger | None
+    mix: list[float]
+
+
+def price_of_utility(model: DDC, theta: FloatArray) -> float:
+    """Return the price parameter (utils per unit of money), NaN where there is none above 0."""
+    value = float("nan")
+    if PRICE in model.names:
+        value = float(theta[model.names.index(PRICE)])
+    elif model.membership is not None:
+        value = float(model.membership.fixed.get(PRICE, float("nan")))
+    return value if value > 0 else float("nan")
+
+
+def occupied(engine_blocks: Any, mu: FloatArray) -> BoolArray:
+    """Return the blocks (B,) in which somebody stands."""
+    return np.asarray((mu[engine_blocks.order] > 0).any(axis=1))
+
+
+def prepare(task: Task) -> list[Prepared]:
+    """Compile the baseline and every scenario; those that only move members share an engine."""
+    from dynchoice.solve.blocks import Blocks
+
+    base, theta = task.fit.model, task.fit.theta
+    here = np.sum([g.mu for g in task.groups], axis=0)
+    blocks = Blocks(base)
+    active = occupied(blocks, here)
+    everywhere = here.copy()
+    models, places = [], []
+    for s in task.scenarios:
+        models.append(s.changed(base))
+        place = s.state_map(base)
+        places.append(place)
+        if models[-1] is base and place is not None:
+            np.add.at(everywhere, place[blocks.order[active].reshape(-1)], 1.0)
+    out: list[Prepared] = []
+    ledgers: dict[int, Ledger] = {}
+    for s, model, place in zip(task.scenarios, models, places, strict=True):
+        own = s.theta(base, theta)
+        same = [
+            p.engine for p in out if p.engine.model is model and np.array_equal(p.engine.theta, own)
+        ]
+        if same:
+            engine = same[0]
+        else:
+            target = everywhere if model is base else _reached(base, blocks, active, place, model)
+            engine = Engine(model, own, occupied(Blocks(model), target))
+        if model.membership is not None and id(engine) not in ledgers:
+            ledgers[id(engine)] = Ledger.of(model.membership, engine.blocks)
+        dates = [_dates(s, g) for g in task.groups]
+        mix = [_mix(s, g, task.scenarios) for g in task.groups]
+        out.append(Prepared(s, engine, place, dates, ledgers.get(id(engine)), mix))
+    return out
+
+
+def _reached(
+    base: DDC, blocks: Any, active: BoolArray, place: IntArray | None, model: DDC
+) -> FloatArray:
+    """Return a mark (S~,) on states where members of the occupied blocks will stand."""
+    states = blocks.order[active].reshape(-1)
+    mark = np.zeros(model.states.size)
+    mark[states if place is None else place[states]] = 1.0
+    return mark
+
+
+def _dates(s: Scenario, group: Group) -> Dates:
+    if s.ramp is None:
+        return Dates(s.starts, s.announced, s.ends)
+    first = next((v for k, v in s.ramp.items() if str(k) == str(group.region)), None)
+    if first is None:
+        return Dates(None)
+    return Dates(int(first), max(int(first) - s.lead, 1), None)
+
+
+def _mix(s: Scenario, group: Group, scenarios: Any) -> float:
+    if not s.mix:
+        return 1.0
+    return float(next((v for k, v in s.mix.items() if str(k) == str(group.segment)), 1.0))
+
+
+def check_ramps(scenarios: Sequence[Scenario], groups: Sequence[Group]) -> None:
+    """Refuse regions and segments that nobody lives in."""
+    regions = [str(g.region) for g in groups]
+    segments = [str(g.segment) for g in groups]
+    for s in scenarios:
+        for what, names, pool in (("ramp", s.ramp, regions), ("mix", s.mix, segments)):
+            strange = [k for k in names or () if str(k) not in pool]
+            if strange:
+                raise SpecificationError(
+                    f"scenario {s.name!r}: {what} names {strange[0]!r}, where nobody starts."
+                    f"{suggest(strange[0], dict.fromkeys(pool))}"
+                )
+
+
+def run_task(task: Task) -> GroupPaths:
+    """Return the paths of one fit: estimates first, then draws."""
+    ready = prepare(task)
+    base = ready[0].engine
+    mus = [base.blocks.blocked(g.mu) for g in task.groups]
+    ledgers = {id(p.engine): p.ledger for p in ready if p.ledger is not None}
+    if task.draws:
+        for p in ready:
+            p.engine.prepare()
+    names = [p.ledger.names if p.ledger is not None else () for p in ready]
+    out = GroupPaths(
+        [], [], np.zeros(0), names, [p.engine.model.choices for p in ready], [], [], 0, 0
+    )
+    alphas = []
+    for b, draw in enumerate([Draw(task.fit.theta), *task.draws]):
+        if draw.tables:
+            for engine in unique_engines(ready):
+                engine.with_tables(tables_of(engine.model, task.fit.model, draw.tables))
+        paths, far, solved, failed = one_draw(task, ready, mus, ledgers, draw.theta, b == 0)
+        out.solved += solved
+        out.failures += failed
+        alphas.append(price_of_utility(task.fit.model, draw.theta))
+        if b == 0:
+            out.point, out.long_run = paths, far
+        else:
+            out.drawn.append(paths)
+            out.long_run_drawn.append(far)
+    out.alpha = np.array(alphas)
+    return out
+
+
+def unique_engines(ready: Sequence[Prepared]) -> list[Engine]:
+    """Return the engines, each once."""
+    return list({id(p.engine): p.engine for p in ready}.values())
+
+
+def one_draw(
+    task: Task,
+    ready: list[Prepared],
+    mus: list[FloatArray],
+    ledgers: dict[int, Ledger],
+    theta: FloatArray,
+    first: bool,
+) -> tuple[list[list[Sums]], list[list[LongRun | None]], int, int]:
+    """Return sums by scenario and group at one draw, solutions made and failed."""
+    model, tol = task.fit.model, 1e-12 if first else DRAW_TOL
+    policies: dict[tuple[int, bytes], Policy] = {}
+    found: list[tuple[Engine, Policy, FloatArray]] = []
+    failed = 0
+    for p in ready:
+        own = p.scenario.theta(model, theta)
+        key = (id(p.engine), own.tobytes())
+        if key not in policies:
+            policies[key] = p.engine.at(own, tol)
+            failed += not policies[key].converged
+        found.append((p.engine, policies[key], own))
+    base = found[0]
+    paths: list[list[Sums]] = []
+    far: list[list[LongRun | None]] = []
+    for p, new in zip(ready, found, strict=True):
+        known: dict[Dates, Any] = {}
+        paths.append([])
+        far.append([])
+        for g, (group, mu) in enumerate(zip(task.groups, mus, strict=True)):
+            dates = p.dates[g]
+            if dates not in known:
+                known[dates] = phases(base, new, p.place, dates, task.periods)
+            listed, V = known[dates]
+            names = p.ledger.names if p.ledger is not None else ()
+            sums, _ = follow(base[0], listed, mu, p.place, ledgers, group.last, names)
+            sums.welfare = welfare_change(base, V, mu, dates, task.periods)
+            if p.mix[g] != 1.0:
+                sums = scaled(sums, p.mix[g])
+            paths[-1].append(sums)
+            wanted = task.long_run == "bands" or (task.long_run == "point" and first)
+            entry = None
+            if wanted and p.ledger is not None:
+                entry = long_run_of(base, new, p, dates, mu, sums, p.mix[g])
+            far[-1].append(entry)
+    return paths, far, len(policies), failed
+
+
+def scaled(sums: Sums, factor: float) -> Sums:
+    """Return the sums of so many times as many customers."""
+    return Sums(
+        factor * sums.shares,
+        factor * sums.flows,
+        factor * sums.entries,
+        factor * sums.surplus,
+        factor * sums.welfare,
+    )
+
+
+def welfare_change(
+    base: tuple[Engine, Policy, FloatArray],
+    V: FloatArray,
+    mu: FloatArray,
+    dates: Dates,
+    periods: int,
+) -> float:
+    """Return the change of value when the scenario becomes known, summed over customers."""
+    engine, policy, _ = base
+    if V is policy.V or dates.known is None:
+        return 0.0
+    at = mu
+    for _ in range(min(dates.known, periods) - 1):
+        at = np.stack(
+            [engine.blocks.push_once(b, at[b], policy.P[b]) for b in range(engine.blocks.B)]
+        )
+    occupied_now = at > 0
+    return float((at * np.where(occupied_now, V - policy.V, 0.0)).sum())
+
+
+def long_run_of(
+    base: tuple[Engine, Policy, FloatArray],
+    new: tuple[Engine, Policy, FloatArray],
+    p: Prepared,
+    dates: Dates,
+    mu: FloatArray,
+    sums: Sums,
+    factor: float,
+) -> LongRun:
+    """Return the steady state of a scenario for good, and today's customers' present value."""
+    lasting = dates.starts is not None and dates.ends is None
+    engine, policy, theta = new if lasting else base
+    there = mu
+    if lasting and p.place is not None:
+        there = moved(base[0], engine, p.place, mu)
+    elif engine is not base[0]:
+        there = moved(base[0], engine, None, mu)
+    assert p.ledger is not None
+    ledger = p.ledger
+    if not lasting:
+        ledger = Ledger.of(engine.model.membership, engine.blocks)
+    rest, _ = steady_state(engine, policy, there.sum(axis=1))
+    stay = rest.copy()
+    cells, users, values = engine.blocks.push(
+        stay, policy.P, 1, policy.V, ledger.group, ledger.use, ledger.groups, ledger.uses
+    )
+    entries = ledger.read(cells, users)[0]
+    worth = engine.flow_value(theta, policy)
+    beta = engine.model.beta
+    money, cost = cash(engine, policy, ledger)
+    T = len(sums.entries)
+    names = list(ledger.names)
+    revenue = sums.entries[:, names.index("payments")] - sums.entries[:, names.index("refunds")]
+    spent = sums.entries[:, names.index("benefit cost")]
+    discount = beta ** np.arange(T)
+    end = final_distribution(base, new, p, dates, mu, T)
+    pv_cash, pv_cost = present_values(engine, policy, [money, cost])
+    tail = factor * beta**T
+    revenue_pv = float(discount @ revenue + tail * (end * pv_cash).sum())
+    cost_pv = float(discount @ spent + tail * (end * pv_cost).sum())
+    return LongRun(
+        factor * cells.sum(axis=(0, 1, 2)),
+        factor * entries,
+        factor * float((rest * worth).sum()),
+        revenue_pv,
+        revenue_pv - cost_pv,
+    )
+
+
+def final_distribution(
+    base: tuple[Engine, Policy, FloatArray],
+    new: tuple[Engine, Policy, FloatArray],
+    p: Prepared,
+    dates: Dates,
+    mu: FloatArray,
+    periods: int,
+) -> FloatArray:
+    """Return where customers stand after the last period, in the layout of what holds then."""
+    listed, _ = phases(base, new, p.place, dates, periods)
+    before, at = base[0], mu
+    for phase in listed:
+        at = enter(before, phase, p.place, at)
+        before = phase.engine
+        for _ in range(phase.periods):
+            at = np.stack(
+                [
+                    before.blocks.push_once(b, at[b], phase.policy.P[b])
+                    for b in range(before.blocks.B)
+                ]
+            )
+    lasting = dates.starts is not None and dates.ends is None
+    target = new[0] if lasting else base[0]
+    if before is target:
+        return at
+    return moved(before, target, p.place if lasting else None, at)
+
+
+def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
+    """Return expected payments less refunds, and costs of benefits, by state (B, n)."""
+    b = engine.blocks
+    by_cell = ledger.by_cell.reshape(-1, b.B, ledger.groups, b.J)
+    names = list(ledger.names)
+    net = by_cell[names.index("payments")] - by_cell[names.index("refunds")]
+    cost = ledger.by_use.reshape(b.B, ledger.uses, b.J)
+    return (
+        (policy.P * net[:, ledger.group]).sum(axis=2),
+        (policy.P * cost[:, ledger.use]).sum(axis=2),
+    )
+
+
+def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) -> list[FloatArray]:
+    """Return ``(I - beta F^P)^{-1} flow`` (B, n) of each flow (papers.md 7.5)."""
+    b, beta = engine.blocks, engine.model.beta
+    right = np.stack(flows, axis=2)
+    relative = b.solve_linear(policy.P, right)
+    out = []
+    for k in range(right.shape[2]):
+        h = relative[:, :, k]
+        value = np.empty_like(h)
+        for i in range(b.B):
+            ahead = b.policy_expect(i, h[i], policy.P[i])
+            value[i] = h[i] + (right[i, 0, k] + beta * ahead[0] - h[i, 0]) / (1 - beta)
+        out.append(value)
+    return out
+
+
+def baseline_steady_state(fit: Any) -> FloatArray:
+    """Return the stationary distribution (S,) of a model at its parameters, everyone in the first
+    offer (the last menus and bundles are scenarios)."""
+    model = fit.model
+    engine = Engine(model, fit.theta)
+    b = engine.blocks
+    mass = np.zeros(b.B)
+    mass[0] = 1.0
+    mu, _ = steady_state(engine, engine.base, mass)
+    return b.by_state(mu)

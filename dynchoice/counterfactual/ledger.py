@@ -1,0 +1,169 @@
+"""Ledger: what a path of a membership amounts to, in customers and money, month by month.
+
+A path arrives as sums by group of states and choice (``cells``) and by engagement and choice
+(``users``); here they become stocks, moves between plans, renewals, payments and costs. All
+entries add up over offers, regions, types and segments; rates are ratios of sums, taken last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynchoice.model.contracts import NEW, PAID, TRIAL
+from dynchoice.model.membership import Membership
+from dynchoice.model.terms import CONTRACT, VINTAGE
+from dynchoice.solve.blocks import Blocks
+from dynchoice.typing import FloatArray, IntArray
+
+RATES = {
+    "trial conversion": ("trial converted", "trial ended"),
+    "renewal rate": ("renewed", "due"),
+}
+"""Ratios of entries; renewal by tenure is added where tenure is tracked."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Weights that turn sums of a path into entries.
+
+    Attributes
+    ----------
+    group, use : IntArray, shape (n,)
+        Group and engagement code of a block's states.
+    names : tuple of str
+        Entries.
+    by_cell : FloatArray, shape (entries, B * groups * J)
+    by_use : FloatArray, shape (B * uses * J,)
+        Money that use of benefits costs.
+    uses : int
+        Number of engagement codes.
+    held : IntArray, shape (groups,)
+        Choice code of the plan held.
+    """
+
+    group: IntArray
+    use: IntArray
+    names: tuple[str, ...]
+    by_cell: FloatArray
+    by_use: FloatArray
+    held: IntArray
+    uses: int
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of states."""
+        return len(self.held)
+
+    @classmethod
+    def of(cls, club: Membership, blocks: Blocks) -> Ledger:
+        """Build for a membership laid out in blocks."""
+        order, states, c = blocks.order, club.states, club.contracts
+        first = order[0]
+        contract = states.axis_codes(CONTRACT)
+        keys = [contract[first], club.unused[first].astype(np.int64)]
+        if VINTAGE in states.axes:
+            keys.append(states.axis_codes(VINTAGE)[first])
+        _, at, group = np.unique(
+            np.stack(keys, axis=1), axis=0, return_index=True, return_inverse=True
+        )
+        levels = [states.axis_codes(b.name)[first] for b in club.benefits]
+        stacked = np.stack(levels, axis=1) if levels else np.zeros((blocks.n, 1), dtype=np.int64)
+        combos, first_use, use = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
+        level = contract[first][at]
+        held = c.held[level]
+        names, parts = entries(club, level)
+        pays, back = club.payments()[order][:, at], club.refunds()[order][:, at]
+        J = len(club.choices)
+        money = {
+            "payments": pays,
+            "refunds": np.where(np.arange(J) == 0, back[..., None], 0.0),
+        }
+        B, G = blocks.B, len(at)
+        table = np.zeros((len(names) + 2, B, G, J))
+        for i, part in enumerate(parts):
+            table[i] = part
+        table[-2], table[-1] = money["payments"], money["refunds"]
+        cost = np.zeros((B, len(combos), J))
+        for k, b in enumerate(club.benefits):
+            if b.cost:
+                offered = club.included(b)[order][:, first_use] > 0
+                cost[:, :, 1:] += b.cost * combos[None, :, k, None] * offered
+        return cls(
+            np.ascontiguousarray(group.reshape(-1), dtype=np.int64),
+            np.ascontiguousarray(use.reshape(-1), dtype=np.int64),
+            (*names, "payments", "refunds", "benefit cost"),
+            table.reshape(len(table), -1),
+            cost.reshape(-1),
+            held,
+            len(combos),
+        )
+
+    def read(self, cells: FloatArray, users: FloatArray) -> FloatArray:
+        """Return entries (T, entries) of sums (T, B, groups, J) and (T, B, uses, J)."""
+        T = len(cells)
+        out = np.empty((T, len(self.names)))
+        out[:, :-1] = cells.reshape(T, -1) @ self.by_cell.T
+        out[:, -1] = users.reshape(T, -1) @ self.by_use
+        return out
+
+    def flows(self, cells: FloatArray) -> FloatArray:
+        """Return mass by plan held and plan chosen (T, J, J)."""
+        source = (self.held[:, None] == np.arange(cells.shape[3])).astype(np.float64)
+        return np.einsum("tbgj,gh->thj", cells, source, optimize=True)
+
+
+def entries(club: Membership, level: IntArray) -> tuple[list[str], list[FloatArray]]:
+    """Return names and weights (groups, J) of what is counted by contract level and choice."""
+    c = club.contracts
+    kind, held, left, years = c.kind[level], c.held[level], c.left[level], c.years[level]
+    J = len(club.choices)
+    chosen = np.arange(J)[None, :]
+    every = np.ones((len(level), J))
+    inside, stays = (held > 0)[:, None], chosen > 0
+    names, parts = [], []
+
+    def add(name: str, where: Any) -> None:
+        names.append(name)
+        parts.append(every * where)
+
+    add("outside", ~inside)
+    for i, p in enumerate(club.plans):
+        if p.trial_clock:
+            add(f"in trial: {p.name}", ((kind == TRIAL) & (held == i + 1))[:, None])
+    for i, p in enumerate(club.plans):
+        add(f"paid: {p.name}", ((kind == PAID) & (held == i + 1))[:, None])
+    add("penetration", (kind == PAID)[:, None])
+    add("joins", ~inside & stays)
+    add("quits", inside & ~stays)
+    add("switches", inside & stays & (chosen != held[:, None]))
+    ends = ((kind == TRIAL) & (left == 0))[:, None]
+    if c.trials:
+        add("trial starts", _trial_starts(club, level))
+        add("trial ended", ends)
+        add("trial converted", ends & stays)
+    long = np.array([False, *(p.clock > 1 for p in club.plans)])[held]
+    due = ((kind == PAID) & long & (left == 0))[:, None]
+    if any(p.clock > 1 for p in club.plans):
+        add("due", due)
+        add("renewed", due & stays)
+        if club.tenure > 1:
+            for k in range(club.tenure):
+                add(f"due y{k}", due & (years == k)[:, None])
+                add(f"renewed y{k}", due & (years == k)[:, None] & stays)
+    return names, parts
+
+
+def _trial_starts(club: Membership, level: IntArray) -> FloatArray:
+    has = np.array([0.0, *(float(p.trial > 0) for p in club.plans)])
+    return np.asarray((club.contracts.kind[level] == NEW)[:, None] * has[None, :])
+
+
+def rates(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Return ratios of entries that can be taken: name -> (numerator, denominator)."""
+    out = {k: v for k, v in RATES.items() if v[1] in names}
+    years = [n[5:] for n in names if n.startswith("due y")]
+    out |= {f"renewal rate {'y' + y}": (f"renewed y{y}", f"due y{y}") for y in years}
+    return out

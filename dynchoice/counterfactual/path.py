@@ -1,0 +1,285 @@
+"""Paths: a distribution over states pushed through the phases of a scenario.
+
+    m_t(s, j) = mu_t(s) P_t(j|s),      mu_{t+1}(s') = sum_{s,j} m_t(s, j) F_t(s'|s, j).
+
+A scenario has up to four phases: before anybody knows (stationary baseline), announced but not in
+force (baseline payoffs, values solved backwards from the day it starts), in force (stationary, or
+solved backwards from the day it ends), and after. No member is simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dynchoice.counterfactual.engine import Engine, Policy
+from dynchoice.counterfactual.ledger import Ledger
+from dynchoice.model.ddc import DDC
+from dynchoice.typing import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Dates:
+    """Periods of a scenario for one group of customers, counted from 1; ``starts`` None: never."""
+
+    starts: int | None
+    announced: int | None = None
+    ends: int | None = None
+
+    @property
+    def known(self) -> int | None:
+        """Period from which members know."""
+        return self.starts if self.announced is None else self.announced
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some periods under one policy.
+
+    ``ahead`` (B, n) is what members think the next period is worth; ``enters`` says that the
+    scenario takes hold with this phase, so that members move to its states.
+    """
+
+    engine: Engine
+    policy: Policy
+    ahead: FloatArray
+    periods: int
+    theta: FloatArray
+    enters: bool = False
+
+
+@dataclass
+class Sums:
+    """What a path adds up to, in customers: shares (T, J), flows (T, J, J), entries (T, E).
+
+    ``surplus`` (T,) is the flow of experienced utility, ``welfare`` the change of value when the
+    scenario becomes known, in utils summed over customers.
+    """
+
+    shares: FloatArray
+    flows: FloatArray
+    entries: FloatArray
+    surplus: FloatArray
+    welfare: float = 0.0
+
+    def plus(self, other: Sums) -> Sums:
+        """Return the sums of two groups of customers."""
+        return Sums(
+            self.shares + other.shares,
+            self.flows + other.flows,
+            self.entries + other.entries,
+            self.surplus + other.surplus,
+            self.welfare + other.welfare,
+        )
+
+
+def moved(source: Engine, target: Engine, place: IntArray | None, mu: FloatArray) -> FloatArray:
+    """Return a distribution (B, n) of one model in the states of another."""
+    by_state = source.blocks.by_state(mu)
+    if place is not None:
+        size = target.model.states.size
+        by_state = np.bincount(place, weights=by_state, minlength=size).astype(np.float64)
+    return target.blocks.blocked(by_state)
+
+
+def valued(source: Engine, target: Engine, place: IntArray | None, V: FloatArray) -> FloatArray:
+    """Return values (B, n) of the target's states where the source's states will stand."""
+    by_state = target.blocks.by_state(V)
+    return source.blocks.blocked(by_state if place is None else by_state[place])
+
+
+def phases(
+    base: tuple[Engine, Policy, FloatArray],
+    new: tuple[Engine, Policy, FloatArray],
+    place: IntArray | None,
+    dates: Dates,
+    periods: int,
+) -> tuple[list[Phase], FloatArray]:
+    """Return the phases of a path, and the value (B, n) in the baseline's layout on the day that
+    the scenario becomes known.
+
+    ``base`` and ``new`` are (engine, stationary policy, parameters).
+    """
+    engine, policy, theta = base
+    other, after, theta_new = new
+    starts, known = dates.starts, dates.known
+    if starts is None or known is None:
+        return [Phase(engine, policy, policy.V, periods, theta)], policy.V
+    out: list[Phase] = []
+    inside: list[Phase] = []
+    if dates.ends is not None:
+        ahead = policy.V
+        for _ in range(dates.ends - starts):
+            step = other.backward(theta_new, ahead)
+            inside.insert(0, Phase(other, step, ahead, 1, theta_new))
+            ahead = step.V
+        inside[0] = replace(inside[0], enters=True)
+        first = ahead
+    else:
+        first = after.V
+    ahead = valued(engine, other, place, first)
+    waiting: list[Phase] = []
+    for _ in range(starts - known):
+        step = engine.backward(theta, ahead)
+        waiting.insert(0, Phase(engine, step, ahead, 1, theta))
+        ahead = step.V
+    out = [Phase(engine, policy, policy.V, known - 1, theta), *waiting]
+    if dates.ends is None:
+        out.append(Phase(other, after, after.V, periods, theta_new, enters=True))
+    else:
+        out += [*inside, Phase(engine, policy, policy.V, periods, theta)]
+    kept, left = [], periods
+    for phase in out:
+        length = min(phase.periods, left)
+        if length > 0:
+            kept.append(replace(phase, periods=length))
+            left -= length
+    return kept, ahead
+
+
+def follow(
+    origin: Engine,
+    listed: Sequence[Phase],
+    mu: FloatArray,
+    place: IntArray | None,
+    ledgers: dict[int, Ledger],
+    last: FloatArray | None,
+    names: tuple[str, ...] = (),
+) -> tuple[Sums, FloatArray]:
+    """Push ``mu`` (B, n) through phases; return what it adds up to and the final distribution.
+
+    Parameters
+    ----------
+    origin : Engine
+        In whose layout ``mu`` is.
+    ledgers : dict
+        By ``id`` of an engine; engines without one have no membership, and their flows go by
+        the choice of the period before.
+    last : FloatArray, shape (S, J), optional
+        Choices of the period before the first, for such flows.
+    names : tuple of str
+        Entries wanted; what a phase's ledger does not have is zero.
+    """
+    if not ledgers:
+        return follow_choices(origin, listed, mu, place, last)
+    parts: list[Sums] = []
+    mu, before = mu.copy(), origin
+    for i, phase in enumerate(listed):
+        engine, policy, n = phase.engine, phase.policy, phase.periods
+        mu = enter(before, phase, place, mu)
+        before = engine
+        b, ledger = engine.blocks, ledgers[id(engine)]
+        naive = not engine.model.sophisticated
+        worth = engine.flow_value(phase.theta, policy) if naive else policy.V
+        if i == len(listed) - 1 and (engine.twin != np.arange(b.B)).any():
+            merged = np.zeros_like(mu)  # offers that are alike go on as one
+            np.add.at(merged, engine.twin, mu)
+            mu = merged
+        cells, users, values = b.push(
+            mu, policy.P, n, worth, ledger.group, ledger.use, ledger.groups, ledger.uses
+        )
+        total = values.sum(axis=1)
+        if naive:
+            surplus = total[:-1]
+        else:
+            later = total[1:].copy()
+            later[-1] = float((mu * phase.ahead).sum())
+            surplus = total[:-1] - engine.model.beta * later
+        found = ledger.read(cells, users)
+        if names and names != ledger.names:
+            at = {k: i for i, k in enumerate(ledger.names)}
+            zero = np.zeros(n)
+            found = np.stack([found[:, at[k]] if k in at else zero for k in names], axis=1)
+        parts.append(Sums(cells.sum(axis=(1, 2)), ledger.flows(cells), found, surplus))
+    return _joined(parts), mu
+
+
+def _joined(parts: list[Sums]) -> Sums:
+    """Return consecutive phases as one path; choices added later count zero before."""
+    J = max(p.shares.shape[1] for p in parts)
+
+    def wide(a: FloatArray, axes: int) -> FloatArray:
+        pad = [(0, 0), *[(0, J - a.shape[1])] * axes]
+        return np.pad(a, pad)
+
+    return Sums(
+        np.concatenate([wide(p.shares, 1) for p in parts]),
+        np.concatenate([wide(p.flows, 2) for p in parts]),
+        np.concatenate([p.entries for p in parts]),
+        np.concatenate([p.surplus for p in parts]),
+    )
+
+
+def enter(before: Engine, phase: Phase, place: IntArray | None, mu: FloatArray) -> FloatArray:
+    """Return where members stand as a phase begins (B, n)."""
+    if phase.enters and place is not None:
+        return moved(before, phase.engine, place, mu)
+    return mu if phase.engine is before else moved(before, phase.engine, None, mu)
+
+
+def follow_choices(
+    origin: Engine,
+    listed: Sequence[Phase],
+    mu: FloatArray,
+    place: IntArray | None,
+    last: FloatArray | None,
+) -> tuple[Sums, FloatArray]:
+    """Push period by period; flows are from the choice of a period to that of the next."""
+    steps: list[tuple[Phase, FloatArray]] = []
+    mu, before = mu.copy(), origin
+    surplus = []
+    for phase in listed:
+        engine = phase.engine
+        mu = enter(before, phase, place, mu)
+        before = engine
+        naive = not engine.model.sophisticated
+        worth = engine.flow_value(phase.theta, phase.policy) if naive else phase.policy.V
+        for _ in range(phase.periods):
+            steps.append((phase, mu))
+            m = mu
+            mu = np.stack(
+                [
+                    engine.blocks.push_once(b, m[b], phase.policy.P[b]) if m[b].any() else m[b]
+                    for b in range(len(m))
+                ]
+            )
+            gain = float((m * worth).sum())
+            surplus.append(gain if naive else gain - engine.model.beta * (mu * phase.ahead).sum())
+    J = max(s.engine.blocks.J for s in listed)
+    T = len(steps)
+    shares, flows = np.zeros((T, J)), np.full((T, J, J), np.nan)
+    tables: dict[tuple[int, int], FloatArray] = {}
+    for t, (phase, m) in enumerate(steps):
+        own = np.einsum("bn,bnj->j", m, phase.policy.P)
+        shares[t, : len(own)] = own
+        if t + 1 < T:
+            key = (id(phase.policy), id(steps[t + 1][0].policy))
+            if key not in tables:
+                tables[key] = flow_table(phase, steps[t + 1][0], place)
+            flows[t + 1] = np.einsum("bn,bnjk->jk", m, tables[key])
+    if last is not None:
+        flows[0] = first_flows(origin, listed[0], place, last)
+    return Sums(shares, flows, np.zeros((T, 0)), np.array(surplus)), mu
+
+
+def next_choices(model: DDC, following: Phase, place: IntArray | None) -> FloatArray:
+    """Return ``E[P_next(k | s') | s, j]`` (S, J, J) from the states of a model."""
+    P = following.engine.blocks.by_state(following.policy.P)
+    if following.enters and place is not None:
+        P = P[place]
+    return np.asarray(model.transitions.expect(np.ascontiguousarray(P)))
+
+
+def flow_table(phase: Phase, following: Phase, place: IntArray | None) -> FloatArray:
+    """Return ``P(j|s) E[P_next(k|s') | s, j]`` (B, n, J, J)."""
+    expected = next_choices(phase.engine.model, following, place)
+    return np.asarray(phase.policy.P[..., None] * phase.engine.blocks.blocked(expected))
+
+
+def first_flows(
+    origin: Engine, first: Phase, place: IntArray | None, last: FloatArray
+) -> FloatArray:
+    """Return flows into the first period from the choices (S, J) that members were seen to make."""
+    return np.einsum("sj,sjk->jk", last, next_choices(origin.model, first, place))

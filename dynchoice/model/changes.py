@@ -1,0 +1,228 @@
+"""What can be changed in a membership programme, one pure function a kind of change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.model.membership import Membership
+from dynchoice.model.plans import Benefit, Plan, check_attention, check_number
+
+TERMS = (
+    "periods",
+    "trial",
+    "refund",
+    "cancel",
+    "renewal",
+    "attention",
+    "renewal_attention",
+    "features",
+    "benefits",
+)
+
+
+def known(names: Any, pool: Sequence[str], what: str) -> None:
+    """Raise for the first name that is not in the pool."""
+    for name in names:
+        if name not in pool:
+            raise SpecificationError(
+                f"{what}: no {name!r}.{suggest(name, pool)} Known: {', '.join(pool)}"
+            )
+
+
+def plan_names(club: Membership) -> list[str]:
+    """Return the names of the plans."""
+    return [p.name for p in club.plans]
+
+
+def new_value(change: Any, old: float, what: str) -> float:
+    """Return a new number: given, or a function of the old one."""
+    return check_number(change(old) if callable(change) else change, what)
+
+
+def with_prices(
+    club: Membership, prices: Mapping[str, Any], grandfathered: bool = False
+) -> Membership:
+    """Return the programme with other list prices, in every menu.
+
+    Parameters
+    ----------
+    prices : mapping
+        Plan -> new price, or function of the old one.
+    grandfathered : bool
+        Members with a running plan keep their old prices until they leave.
+    """
+    known(prices, plan_names(club), "prices")
+    old = {
+        label: {p.name: float(menu.get(p.name, p.price)) for p in club.plans}
+        for label, menu in (club.menus or {"": {}}).items()
+    }
+
+    def changed(menu: Mapping[str, float]) -> dict[str, float]:
+        return {
+            name: new_value(prices[name], price, f"price of {name!r}") if name in prices else price
+            for name, price in menu.items()
+        }
+
+    plans = tuple(
+        replace(p, price=changed({p.name: p.price})[p.name]) if p.name in prices else p
+        for p in club.plans
+    )
+    menus = {label: changed(menu) for label, menu in old.items()} if club.menus else {}
+    return replace(club, plans=plans, menus=menus, kept=old if grandfathered else club.kept)
+
+
+def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
+    """Return the programme with benefits removed (0), restored (1) or improved (2 = doubled).
+
+    ``{benefit: share}`` or ``{benefit: {plan: share}}``; a function changes the share that each
+    plan has. Chains of use stay what they are; see ``with_engagement``.
+    """
+    known(bundle, [b.name for b in club.benefits], "bundle")
+    plans = []
+    for p in club.plans:
+        own = {b.name: p.includes(b.name) for b in club.benefits}
+        for benefit, share in bundle.items():
+            if isinstance(share, Mapping):
+                known(share, plan_names(club), f"bundle: {benefit}")
+                share = share.get(p.name, own[benefit])
+            own[benefit] = new_value(share, own[benefit], f"bundle: {benefit}")
+        chains = tuple(b.name for b in club.benefits if p.engaged(b.name))
+        plans.append(replace(p, benefits=own, engages=chains))
+    # a bundle in force that held a changed benefit back no longer does
+    bundles = {
+        label: {k: v for k, v in shares.items() if k not in bundle}
+        for label, shares in club.bundles.items()
+    }
+    return replace(club, plans=tuple(plans), bundles=bundles)
+
+
+def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Membership:
+    """Return the programme with plans added, or no longer sold (running contracts go on)."""
+    add = (add,) if isinstance(add, Plan) else tuple(add)
+    drop = (drop,) if isinstance(drop, str) else tuple(drop)
+    known(drop, plan_names(club), "drop")
+    wrong = [p for p in add if not isinstance(p, Plan)]
+    if wrong:
+        raise SpecificationError(f"plans to add must be Plan objects, got {wrong[0]!r}")
+    twice = [p.name for p in add if p.name in plan_names(club)]
+    if twice:
+        raise SpecificationError(f"plan {twice[0]!r} is there already: change its prices or terms")
+    kept = tuple(replace(p, for_sale=p.for_sale and p.name not in drop) for p in club.plans)
+    if not any(p.for_sale for p in (*kept, *add)):
+        raise SpecificationError("no plan would be left for sale")
+    return replace(club, plans=(*kept, *add))
+
+
+def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Membership:
+    """Return the programme with other terms of some plans.
+
+    ``{plan: {"periods": 6, "trial": 0, "refund": "none", "cancel": "at renewal", ...}}``. Contracts
+    and trials that run on the day of the change run to their end.
+    """
+    known(terms, plan_names(club), "terms")
+    plans = []
+    for p in club.plans:
+        change = dict(terms.get(p.name, {}))
+        known(change, TERMS, f"terms of {p.name!r}")
+        if "periods" in change:
+            change["running"] = p.clock
+        if "trial" in change:
+            change["trial_running"] = p.trial_clock
+        plans.append(replace(p, **change))
+    return replace(club, plans=tuple(plans))
+
+
+def with_attention(club: Membership, attention: Any) -> Membership:
+    """Return the programme under an attention reform.
+
+    A number holds everywhere within the membership (1: everybody decides actively); a mapping
+    takes ``outside``, ``trial``, plan names, and ``PLAN renewal``.
+    """
+    if not isinstance(attention, Mapping):
+        value = check_attention(attention, "attention")
+        plans = tuple(replace(p, attention=value, renewal_attention=None) for p in club.plans)
+        return replace(club, plans=plans, attention_trial=value, attention_outside=value)
+    names = plan_names(club)
+    known(attention, ["outside", "trial", *names, *(f"{n} renewal" for n in names)], "attention")
+    own = {k: check_attention(v, f"attention: {k}") for k, v in attention.items()}
+    plans = tuple(
+        replace(
+            p,
+            attention=own.get(p.name, p.attention),
+            renewal_attention=own.get(f"{p.name} renewal", p.renewal_attention),
+        )
+        for p in club.plans
+    )
+    return replace(
+        club,
+        plans=plans,
+        attention_outside=own.get("outside", club.attention_outside),
+        attention_trial=own.get("trial", club.attention_trial),
+    )
+
+
+def with_engagement(club: Membership, engagement: Mapping[str, Mapping[str, float]]) -> Membership:
+    """Return the programme with members' chains of use lifted: better callouts.
+
+    ``{benefit: {"gain": factor, "stay": factor}}``.
+    """
+    known(engagement, [b.name for b in club.benefits], "engagement")
+    benefits: list[Benefit] = []
+    for b in club.benefits:
+        lift = engagement.get(b.name)
+        if lift is not None:
+            if not isinstance(lift, Mapping):
+                raise SpecificationError(
+                    f"engagement: {b.name!r} takes {{'gain': factor, 'stay': factor}}, got {lift!r}"
+                )
+            values = {k: check_number(v, f"engagement: {b.name} {k}", 0) for k, v in lift.items()}
+            before = b.lift or {}
+            b = replace(b, lift={**before, **values})
+        benefits.append(b)
+    return replace(club, benefits=tuple(benefits))
+
+
+def with_benefits(
+    club: Membership, add: Sequence[Benefit], values: Mapping[str, float]
+) -> Membership:
+    """Return the programme with new benefits, whose chains and values must be given.
+
+    A benefit that nobody has had has no estimate: its value is an assumption, to be varied over
+    a range.
+    """
+    add = (add,) if isinstance(add, Benefit) else tuple(add)
+    wrong = [b for b in add if not isinstance(b, Benefit)]
+    if wrong:
+        raise SpecificationError(f"benefits to add must be Benefit objects, got {wrong[0]!r}")
+    for b in add:
+        if not b.known:
+            raise SpecificationError(
+                f"benefit {b.name!r} was never offered: give its chain (gain=, stay=)"
+            )
+        if b.name not in values:
+            raise SpecificationError(
+                f"benefit {b.name!r} was never offered, so the data hold no value of it: give"
+                f" new_values={{{b.name!r}: utils}} and vary it over a range (a proxy benefit's"
+                " estimate, a conjoint study)"
+            )
+    plans = tuple(
+        p
+        if p.benefits is None
+        else replace(p, benefits={**p.benefits, **{b.name: 1.0 for b in add}})
+        for p in club.plans
+    )
+    fixed = {**club.fixed, **{b.name: check_number(values[b.name], b.name) for b in add}}
+    grown = replace(club, plans=plans, benefits=(*club.benefits, *add))
+    return replace(grown, fixed=fixed)
+
+
+STEPS: dict[str, Callable[..., Membership]] = {
+    "prices": with_prices,
+    "bundle": with_bundle,
+    "terms": with_terms,
+    "attention": with_attention,
+    "engagement": with_engagement,
+}

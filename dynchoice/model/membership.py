@@ -1,0 +1,538 @@
+"""Membership: a subscription programme described in plans, benefits and costs, and its DDC.
+
+The model of papers.md 7.3. In month t a customer stands at a contract level ``c`` and engagement
+``e`` (use of each benefit), looks with probability ``attention(c)``, and chooses none or a plan:
+
+    u(c, e, a) = 1{a != none} [ member + sum_k share_ak value_k e_k + tenure * years ]
+                 - price (payment - refund) - costs of joining, cancelling, switching,
+                   paying upfront
+
+Outside, utility is zero: that is the normalisation. Contract levels and moves are in
+:mod:`dynchoice.model.contracts`; engagement moves by one Markov chain a benefit. Prices and
+bundles in force are two Fixed axes, so that regions and months with different offers are one
+model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.model.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.model.ddc import DDC
+from dynchoice.model.engagement import engagement_laws
+from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
+from dynchoice.model.plans import (
+    Benefit,
+    MemberType,
+    Plan,
+    assign,
+    check_attention,
+    check_number,
+    check_whole,
+)
+from dynchoice.model.programme_tables import check_names, feature_table
+from dynchoice.model.state_map import state_map
+from dynchoice.model.terms import (
+    BUNDLE,
+    CANCEL,
+    CONTRACT,
+    COSTS,
+    CURRENT,
+    JOIN,
+    KEPT,
+    MEMBER,
+    MENU,
+    PRICE,
+    SWITCH,
+    TENURE,
+    UPFRONT,
+    VINTAGE,
+)
+from dynchoice.model.transitions import Transitions
+from dynchoice.model.utility import Utility
+from dynchoice.panel.panel import Panel
+from dynchoice.panel.states import StateSpace
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A membership programme, from which models, panels and scenarios are built.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+    benefits : sequence of Benefit
+    beta : float
+        Discount factor per period.
+    params : mapping, optional
+        Known or assumed parameters by name, for simulation and calibration:
+        ``member``, each benefit's name, ``tenure``, ``price`` (utils per unit of money),
+        ``joining cost``, ``cancelling cost``, ``switching cost``, ``paying upfront``, features.
+    fixed : mapping, optional
+        Parameters held at a value and not estimated.
+    costs : sequence of str, optional
+        Which costs the model has. Default: joining and switching; cancelling where a plan has a
+        trial; paying upfront where a contract is longer than a period. See Notes.
+    tenure : int
+        Classes of tenure, in years: 3 means under one, one to two, over two. 1: not tracked.
+    per_year : float
+        Periods a year.
+    trial_again : float or None
+        Mean periods until a lapsed customer may have a trial again.
+    attention_outside, attention_trial : float
+        Probability of an active choice outside, and when a trial ends.
+    naive : float
+        0: members foresee their inattention within the membership; 1: they expect to be fully
+        attentive; between: partly.
+    trial_cancel : float
+        Share of the cancelling cost that quitting a trial takes.
+    menus : mapping, optional
+        Label -> ``{plan: price}``: price lists seen or planned, levels of the axis ``prices``.
+    bundles : mapping, optional
+        Label -> ``{benefit: share}`` or ``{benefit: {plan: share}}``: benefits on offer, levels of
+        the axis ``bundle``; what is not named is there in full.
+    kept : mapping, optional
+        Grandfathered members pay these prices (``{menu or "": {plan: price}}``) until they leave;
+        adds the axis ``vintage``.
+    types : mapping, optional
+        Label -> MemberType: unobserved types, for calibrated models.
+    segments : mapping, optional
+        Label -> ``{"params": ..., "prices": ...}``: what is different in a segment.
+
+    Raises
+    ------
+    SpecificationError
+        Whatever does not fit; the message names it.
+
+    Notes
+    -----
+    A constant cost of cancelling is not separately identified from the cost of joining
+    (Aguirregabiria and Suzuki 2014; papers.md 7.3): moving value from leaving to joining, with
+    ``member`` adjusted by ``1 - beta``, changes no choice. A trial breaks that tie, because
+    quitting a trial takes ``trial_cancel`` of the cost: an assumption, so what is learnt of the
+    cost rests on it. Without a trial the cancelling cost is normalised to zero. :attr:`notes`
+    says which holds.
+
+    Examples
+    --------
+    >>> club = Membership([Plan("monthly", 15), Plan("annual", 139, periods=12)],
+    ...                   [Benefit("video", gain=0.1, stay=0.9)], beta=0.99)
+    >>> club.model().shape
+    (28, 3, 6)
+    >>> club.model().names
+    ('member', 'video', 'price', 'joining cost', 'switching cost', 'paying upfront')
+    """
+
+    plans: tuple[Plan, ...]
+    benefits: tuple[Benefit, ...] = ()
+    beta: float = 0.9957
+    params: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    costs: tuple[str, ...] | None = None
+    tenure: int = 1
+    per_year: float = 12.0
+    trial_again: float | None = 12.0
+    attention_outside: float = 1.0
+    attention_trial: float = 1.0
+    naive: float = 0.0
+    trial_cancel: float = 0.5
+    menus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bundles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, float]] | None = None
+    types: Mapping[str, MemberType] = field(default_factory=dict)
+    segments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, kind in (("plans", Plan), ("benefits", Benefit)):
+            given = tuple(getattr(self, what))
+            wrong = [x for x in given if not isinstance(x, kind)]
+            if wrong:
+                raise SpecificationError(f"{what} holds {wrong[0]!r}; build a {kind.__name__}")
+            names = [x.name for x in given]
+            twice = [n for n in names if names.count(n) > 1]
+            if twice:
+                raise SpecificationError(f"{what}: {twice[0]!r} is there twice")
+            assign(self, what, given)
+        if not self.plans:
+            raise SpecificationError("a membership needs one plan at least")
+        if NONE in [p.name for p in self.plans]:
+            raise SpecificationError(
+                f"no plan may be called {NONE!r}: that is the choice to stay out"
+            )
+        assign(self, "beta", check_number(self.beta, "beta", 0, 1))
+        assign(self, "tenure", check_whole(self.tenure, "tenure", 1))
+        assign(self, "per_year", check_number(self.per_year, "per_year", 1e-9))
+        if self.trial_again is not None:
+            assign(self, "trial_again", check_number(self.trial_again, "trial_again", 1))
+        for what in ("attention_outside", "attention_trial"):
+            assign(self, what, check_attention(getattr(self, what), what))
+        for what in ("naive", "trial_cancel"):
+            assign(self, what, check_number(getattr(self, what), what, 0, 1))
+        if self.costs is not None:
+            strange = [c for c in self.costs if c not in COSTS]
+            if strange:
+                raise SpecificationError(
+                    f"no cost {strange[0]!r}.{suggest(strange[0], COSTS)} Costs: {', '.join(COSTS)}"
+                )
+            assign(self, "costs", tuple(c for c in COSTS if c in self.costs))
+        check_names(self)
+
+    # the pieces of the model ------------------------------------------------------------------
+
+    @cached_property
+    def contracts(self) -> Contracts:
+        """Levels and moves of the contract axis."""
+        return Contracts(self.plans, self.tenure, self.per_year, self.trial_again)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """``none`` and the plans."""
+        return (NONE, *(p.name for p in self.plans))
+
+    @cached_property
+    def used_costs(self) -> tuple[str, ...]:
+        """Costs of the model: as given, or the identified ones (see Notes)."""
+        if self.costs is not None:
+            return self.costs
+        have = {
+            JOIN: True,
+            CANCEL: self.contracts.trials,
+            SWITCH: len(self.plans) > 1,
+            UPFRONT: any(p.periods > 1 for p in self.plans),
+        }
+        return tuple(c for c in COSTS if have[c])
+
+    @cached_property
+    def all_names(self) -> tuple[str, ...]:
+        """Every parameter of the programme, fixed ones included."""
+        features = dict.fromkeys(f for p in self.plans for f in p.features)
+        tenure = (TENURE,) if self.tenure > 1 else ()
+        benefits = (b.name for b in self.benefits)
+        return (MEMBER, *benefits, *tenure, *features, PRICE, *self.used_costs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters to estimate."""
+        return tuple(n for n in self.all_names if n not in self.fixed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is normalised or assumed, in words."""
+        out = ["Utility outside the membership is zero: values are relative to it."]
+        if CANCEL not in self.used_costs or CANCEL in self.fixed:
+            value = self.fixed.get(CANCEL, 0.0)
+            out.append(
+                f"The cancelling cost is normalised to {value:g}: with constant costs only about"
+                " the sum of joining and cancelling costs is identified: 'joining cost' holds both."
+            )
+        elif self.contracts.trials:
+            out.append(
+                f"Quitting a trial is assumed to take {self.trial_cancel:g} of the cancelling cost;"
+                " what is learnt of joining and cancelling costs apart rests on that."
+            )
+        if self.naive:
+            out.append(f"Members overrate their attention (naive share {self.naive:g}).")
+        return tuple(out)
+
+    @cached_property
+    def states(self) -> StateSpace:
+        """Axes: prices, bundle and vintage where there are any; one a benefit; contract."""
+        axes: dict[str, Any] = {}
+        if self.menus:
+            axes[MENU] = list(self.menus)
+        if self.bundles:
+            axes[BUNDLE] = list(self.bundles)
+        if self.kept is not None:
+            axes[VINTAGE] = [CURRENT, KEPT]
+        for b in self.benefits:
+            axes[b.name] = range(b.levels)
+        axes[CONTRACT] = list(self.contracts.labels)
+        return StateSpace.from_axes(axes)
+
+    def by_contract(self, table: Any) -> Any:
+        """Spread something known by contract level (C, ...) over the states (S, ...)."""
+        return np.asarray(table)[self.states.axis_codes(CONTRACT)]
+
+    def prices(self) -> FloatArray:
+        """Return the price of each plan in each state, (S, plans)."""
+        S = self.states.size
+        listed = np.array([p.price for p in self.plans])
+        lists = [[m.get(p.name, p.price) for p in self.plans] for m in self.menus.values()]
+        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
+        out = np.array(lists)[at] if lists else np.tile(listed, (S, 1))
+        if self.kept is not None:
+            labels = list(self.menus) or [""]
+            old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
+            kept = np.array(old)[at]
+            use = (self.states.axis_codes(VINTAGE) == 1)[:, None] & np.isfinite(kept)
+            out = np.where(use, kept, out)
+        return out
+
+    def included(self, benefit: Benefit) -> FloatArray:
+        """Return the share of a benefit's value that each plan gives in each state (S, plans)."""
+        own = np.array([p.includes(benefit.name) for p in self.plans])
+        if not self.bundles:
+            return np.tile(own, (self.states.size, 1))
+        rows = []
+        for bundle in self.bundles.values():
+            share = bundle.get(benefit.name, 1.0)
+            if isinstance(share, Mapping):
+                rows.append([own[i] * share.get(p.name, 1.0) for i, p in enumerate(self.plans)])
+            else:
+                rows.append(list(own * float(share)))
+        return np.array(rows)[self.states.axis_codes(BUNDLE)]
+
+    @cached_property
+    def unused(self) -> BoolArray:
+        """States in which no benefit is in use (S,)."""
+        out = np.ones(self.states.size, dtype=bool)
+        for b in self.benefits:
+            out &= self.states.axis_codes(b.name) == 0
+        return out
+
+    def payments(self) -> FloatArray:
+        """Return money paid by each choice in each state (S, J), refunds apart."""
+        out = np.zeros((self.states.size, len(self.choices)))
+        out[:, 1:] = self.prices()
+        out[~self.by_contract(self.contracts.pays)] = 0.0
+        return out
+
+    def refunds(self) -> FloatArray:
+        """Return money given back to who quits in each state (S,)."""
+        share = self.by_contract(self.contracts.refund_share())
+        held = self.by_contract(self.contracts.held)
+        rule = np.array(["none", *(p.refund for p in self.plans)], dtype=object)[held]
+        due = (rule == "prorated") | ((rule == "unused") & self.unused)
+        price = np.take_along_axis(self.prices(), np.maximum(held - 1, 0)[:, None], axis=1)[:, 0]
+        return np.where(due, share * price, 0.0)
+
+    @cached_property
+    def features(self) -> FloatArray:
+        """Features of all parameters (S, J, all names), in the order of :attr:`all_names`."""
+        return feature_table(self)
+
+    @cached_property
+    def attention(self) -> FloatArray:
+        """Probability of an active choice in each state (S,)."""
+        by_kind = {NEW: self.attention_outside, LAPSED: self.attention_outside}
+        by_kind[TRIAL] = self.attention_trial
+        a = [
+            self.plans[x.plan].attention_at(x.left) if x.kind == PAID else by_kind[x.kind]
+            for x in self.contracts.levels
+        ]
+        return np.asarray(self.by_contract(np.array(a, dtype=np.float64)))
+
+    @cached_property
+    def perceived(self) -> FloatArray:
+        """Attention that members count on (S,): naive about the membership, not the outside."""
+        inside = self.by_contract(self.contracts.held) > 0
+        hoped = self.attention + self.naive * (1 - self.attention)
+        return np.where(inside, hoped, self.attention)
+
+    # the model --------------------------------------------------------------------------------
+
+    def laws(self, estimated: Any = None) -> dict[str | tuple[str, ...], Law]:
+        """Return the laws of motion by axis.
+
+        Parameters
+        ----------
+        estimated : (Membership, Factored), optional
+            A fitted model's programme and transitions: chains without probabilities are taken
+            from there, plan by plan.
+        """
+        out: dict[str | tuple[str, ...], Law] = {}
+        if self.menus:
+            out[MENU] = Fixed()
+        if self.bundles:
+            out[BUNDLE] = Fixed()
+        if self.kept is not None:
+            out[VINTAGE] = Deterministic(
+                lambda level, choice: level if choice != NONE else CURRENT, ("choice",)
+            )
+        out.update(engagement_laws(self, estimated))
+        out[CONTRACT] = Markov(("choice",), self.contracts.table)
+        return out
+
+    def model(self, segment: str | None = None, *, estimated: Any = None) -> DDC:
+        """Return the DDC; chains without probabilities are left for the first stage.
+
+        Parameters
+        ----------
+        segment : str, optional
+            A segment of the programme.
+        estimated : (Membership, Factored), optional
+            See :meth:`laws`.
+        """
+        if segment is not None:
+            return self.segment(segment).model(estimated=estimated)
+        free = [self.all_names.index(n) for n in self.names]
+        x = self.features
+        offset = np.zeros(x.shape[:2])
+        for name, value in self.fixed.items():
+            offset += value * x[:, :, self.all_names.index(name)]
+        attentive = bool((self.attention == 1).all())
+        return DDC(
+            states=self.states,
+            choices=self.choices,
+            utility=Utility.from_array(x[:, :, free], self.names, offset),
+            transitions=Transitions.factored(self.states, self.choices, self.laws(estimated)),
+            beta=self.beta,
+            available=self.by_contract(self.contracts.offered),
+            attention=None if attentive else self.attention,
+            default=None if attentive else self.by_contract(self.contracts.default),
+            perceived=self.perceived if self.naive and not attentive else None,
+            membership=self,
+        )
+
+    def panel(self, data: Any, *, member: str, time: str, plan: str, **options: Any) -> Panel:
+        """Return the Panel of a plan history; contract clock and tenure are derived.
+
+        Parameters
+        ----------
+        data : pandas.DataFrame, pyarrow.Table, or path(s) of Parquet or CSV
+            One row per member and period.
+        member, time, plan : str
+            Columns; ``plan`` holds the plan held during the period, or ``none``.
+        engagement : mapping, optional
+            Benefit -> column of its level of use. Default: the benefit's name.
+        lag : bool
+            Whether these columns say what was used during the period (so that the state is the
+            period's before), instead of at its start.
+        offers : pandas.DataFrame, optional
+            Schedule of offers: columns ``from``, ``prices`` and/or ``bundle``, and the region's
+            where they differ by region. Default: columns of ``data``.
+        entry : {"new", "outside", "unknown"}
+            Where members stand in their first row.
+        contract : str, optional
+            Column of contract levels, where they are known.
+        none : label
+            What ``plan`` says of a period outside. Default ``"none"``.
+        region, segment, weights, decision, freq, invalid, buckets
+            As for :class:`dynchoice.Panel`.
+
+        Raises
+        ------
+        ColumnError, DataError
+            Columns that are missing; plans, levels or choices that do not fit the programme.
+        """
+        from dynchoice.model.plan_history import read_panel
+
+        return read_panel(self, data, member=member, time=time, plan=plan, **options)
+
+    def segment(self, label: str) -> Membership:
+        """Return the programme of one segment: its prices, parameters and plans.
+
+        Raises
+        ------
+        SpecificationError
+            No such segment.
+        """
+        known = list(self.segments) or [s for p in self.plans for s in p.segments or ()]
+        if label not in known:
+            raise SpecificationError(
+                f"no segment {label!r}.{suggest(label, known)} Segments: {', '.join(known)}"
+            )
+        change = self.segments.get(label, {})
+        prices = change.get("prices", {})
+        plans = tuple(
+            replace(
+                p,
+                price=prices.get(p.name, p.price),
+                for_sale=p.for_sale and (p.segments is None or label in p.segments),
+            )
+            for p in self.plans
+        )
+        return replace(
+            self,
+            plans=plans,
+            menus=change.get("menus", self.menus),
+            types=change.get("types", self.types),
+            params={**self.params, **change.get("params", {})},
+            segments={},
+        )
+
+    def theta(self, kind: str | None = None) -> FloatArray:
+        """Return the known parameters as a vector in the model's order, of one type if named.
+
+        Raises
+        ------
+        SpecificationError
+            A parameter without a value; no such type.
+        """
+        values = dict(self.params)
+        if kind is not None:
+            if kind not in self.types:
+                raise SpecificationError(
+                    f"no type {kind!r}.{suggest(kind, self.types)} Types: {', '.join(self.types)}"
+                )
+            own = self.types[kind]
+            values |= {b.name: own.scale * values.get(b.name, np.nan) for b in self.benefits}
+            values |= own.params
+        missing = [n for n in self.names if not np.isfinite(values.get(n, np.nan))]
+        if missing:
+            raise SpecificationError(
+                f"params: {missing[0]!r} has no value (needed: {', '.join(self.names)})"
+            )
+        return np.array([values[n] for n in self.names])
+
+    def newcomers(self) -> FloatArray:
+        """Return a start (S,): everyone outside (eligible for a trial), engagement uniform."""
+        mu = (self.states.axis_codes(CONTRACT) == 0).astype(np.float64)
+        for axis in (MENU, BUNDLE, VINTAGE):
+            if axis in self.states.axes:
+                mu *= self.states.axis_codes(axis) == 0
+        return mu / mu.sum()
+
+    def state_map(self, new: Membership) -> IntArray:
+        """Return where each state (S,) stands in a changed programme: see :func:`state_map`."""
+        return state_map(self, new)
+
+    # files ------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the programme as plain nested values; :meth:`from_dict` reads it back."""
+        from dynchoice.model.programme_file import as_plain
+
+        return as_plain(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Membership:
+        """Build from :meth:`to_dict` or a TOML file's content.
+
+        Raises
+        ------
+        SpecificationError
+            Unknown or missing keys, by name.
+        """
+        from dynchoice.model.programme_file import from_plain
+
+        return from_plain(tree)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Membership:
+        """Read a programme from a TOML file."""
+        from dynchoice.model.programme_file import read_toml
+
+        return read_toml(Path(path))
+
+    def to_toml(self, path: str | os.PathLike[str]) -> Path:
+        """Write the programme to a TOML file."""
+        from dynchoice.model.programme_file import write_toml
+
+        return write_toml(self, Path(path))
+
+    def __repr__(self) -> str:
+        return (
+            f"Membership(plans {', '.join(p.name for p in self.plans)}; benefits"
+            f" {', '.join(b.name for b in self.benefits) or 'none'};"
+            f" {len(self.contracts.levels)} contract levels, {self.states.size:,} states)"
+        )

@@ -1,0 +1,339 @@
+"""Plan histories read into panels: contract clock, tenure and trial eligibility are derived.
+
+A history says who held which plan in which month. Where a member stands at the start of a month
+follows from the months before: the contract levels of :mod:`dynchoice.model.contracts` are run
+forward, month by month, for all members at once. What the model leaves to chance is known here:
+tenure comes from the months counted, and so does the return to trial eligibility.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import (
+    ColumnError,
+    DataError,
+    DataWarning,
+    SpecificationError,
+    first_few,
+    suggest,
+)
+from dynchoice.model.contracts import LAPSED, PAID, Contracts
+from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
+from dynchoice.panel.history import period_numbers, previous
+from dynchoice.panel.panel import Panel
+from dynchoice.typing import AnyArray, IntArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dynchoice.model.membership import Membership
+
+ENTRIES = ("new", "outside", "unknown")
+UNKNOWN = -1
+
+
+def as_frame(data: Any, used: list[str]) -> pd.DataFrame:
+    """Return a table as a pandas frame: a frame, a pyarrow table, or Parquet or CSV path(s)."""
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data
+    from dynchoice.panel.source import as_table
+
+    table, _ = as_table(data, used)
+    frame: pd.DataFrame = table.select(*used).execute()
+    return frame
+
+
+def need(df: pd.DataFrame, *columns: str) -> None:
+    """Raise for the first column that the table does not have."""
+    for name in columns:
+        if name not in df.columns:
+            raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
+
+
+def contract_levels(
+    club: Membership,
+    df: pd.DataFrame,
+    *,
+    member: str,
+    time: str,
+    plan: str,
+    entry: str = "new",
+    contract: str | None = None,
+    none: Any = "none",
+) -> pd.Series:
+    """Return each row's contract level at the start of the month, missing where it is not known.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        One row per member and month.
+    member, time, plan : str
+        Columns; ``plan`` holds the plan held during the month (the choice).
+    entry : {"new", "outside", "unknown"}
+        Where a member stands in its first month (and after a gap): a new customer, a former one,
+        or not known until a month without a plan has been seen.
+    contract : str, optional
+        Column of contract levels; where it is filled, it counts.
+    none : label
+        What ``plan`` says of a month outside.
+
+    Raises
+    ------
+    ColumnError, DataError
+        A column is missing; an unknown plan or contract level; choices that the contract does not
+        allow (with the first members).
+    """
+    import pandas as pd
+
+    need(df, member, time, plan, *([contract] if contract else []))
+    if entry not in ENTRIES:
+        raise SpecificationError(f"entry={entry!r}: use {', '.join(map(repr, ENTRIES))}")
+    c = club.contracts
+    plans = {none: 0, **{p.name: i + 1 for i, p in enumerate(club.plans)}}
+    choice = df[plan].map(plans)
+    if choice.isna().any():
+        bad = df.loc[choice.isna(), plan].astype(str).unique().tolist()
+        raise DataError(
+            f"{int(choice.isna().sum()):,} row(s) of {plan!r} hold no plan of the programme:"
+            f" {first_few(bad)}.{suggest(bad[0], plans)} Plans: {', '.join(map(str, plans))}"
+        )
+    pinned = np.full(len(df), UNKNOWN, dtype=np.int64)
+    if contract is not None:
+        at = {label: i for i, label in enumerate(c.labels)}
+        given = df[contract].map(at)
+        strange = df[contract].notna() & given.isna()
+        if strange.any():
+            bad = df.loc[strange, contract].astype(str).unique().tolist()
+            raise DataError(
+                f"{int(strange.sum()):,} row(s) of {contract!r} hold no contract level:"
+                f" {first_few(bad)}.{suggest(bad[0], at)}"
+            )
+        pinned = given.fillna(UNKNOWN).to_numpy(dtype=np.int64)
+    work = pd.DataFrame({"who": df[member].to_numpy(), "when": period_numbers(df[time], time)})
+    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
+    who = work["who"].to_numpy()[order]
+    first = np.r_[True, who[1:] != who[:-1]]
+    step = np.diff(work["when"].to_numpy()[order], prepend=0)
+    repeated = ~first & (step == 0)
+    if repeated.any():
+        raise DataError(
+            f"{int(repeated.sum()):,} row(s) repeat a member and period, first: member"
+            f" {first_few(list(dict.fromkeys(map(str, who[repeated]))))}"
+        )
+    broken = first | (step != 1)
+    levels, refused = run_forward(
+        c, choice.to_numpy(dtype=np.int64)[order], first, broken, pinned[order], entry
+    )
+    if refused.any():
+        shown = [
+            f"member {who[i]} chooses {c_name(club, choice.to_numpy()[order][i])!r} at"
+            f" {c.labels[levels[i]]!r}"
+            for i in np.flatnonzero(refused)[:3]
+        ]
+        raise DataError(
+            f"{int(refused.sum()):,} row(s) hold a choice that the contract does not allow:"
+            f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule"
+        )
+    out = np.empty(len(df), dtype=np.int64)
+    out[order] = levels
+    labels = np.array([*c.labels, None], dtype=object)  # the last one is reached by -1
+    return pd.Series(labels[out], index=df.index, name=CONTRACT)
+
+
+def c_name(club: Membership, choice: int) -> str:
+    """Return the label of a choice code."""
+    return club.choices[int(choice)]
+
+
+def run_forward(
+    c: Contracts,
+    choice: IntArray,
+    first: AnyArray,
+    broken: AnyArray,
+    pinned: IntArray,
+    entry: str,
+) -> tuple[IntArray, AnyArray]:
+    """Return the contract level (rows,) before each choice, and which choices it does not allow.
+
+    Rows are sorted by member and time; ``first`` marks a member's first row and ``broken`` rows
+    whose month before is not there.
+    """
+    starts = np.flatnonzero(first)
+    lengths = np.diff(np.r_[starts, len(choice)])
+    begin = {"new": 0, "outside": c.outside, "unknown": UNKNOWN}[entry]
+    again = np.inf if c.trial_again is None else c.trial_again
+    usual, other = next_tables(c)
+    level = np.full(len(starts), begin, dtype=np.int64)
+    months = np.zeros(len(starts))  # of membership in the spell, or outside since it
+    out = np.empty(len(choice), dtype=np.int64)
+    refused = np.zeros(len(choice), dtype=bool)
+    for k in range(int(lengths.max(initial=0))):
+        live = np.flatnonzero(lengths > k)
+        row = starts[live] + k
+        now = np.where(broken[row] & (k > 0), UNKNOWN, level[live])
+        if k == 0:
+            now = np.full(len(live), begin)
+        known = pinned[row] != UNKNOWN
+        now = np.where(known, pinned[row], now)
+        spell = np.where(broken[row], 0.0, months[live])
+        out[row] = now
+        a = choice[row]
+        sure = now != UNKNOWN
+        bad = np.zeros(len(live), dtype=bool)
+        bad[sure] = ~c.possible[now[sure], a[sure]]
+        refused[row] = bad
+        following = np.full(len(live), UNKNOWN)
+        following[sure] = usual[a[sure], now[sure]]
+        alternative = np.full(len(live), UNKNOWN)
+        alternative[sure] = other[a[sure], now[sure]]
+        # a month outside tells where somebody unknown stands: outside, trial already used
+        following = np.where(~sure & (a == 0), c.outside, following)
+        was = np.where(sure, c.kind[np.maximum(now, 0)], LAPSED)
+        inside = (a > 0) & ~np.isin(c.kind[np.maximum(following, 0)], (LAPSED,))
+        paying = sure & inside & (c.kind[np.maximum(following, 0)] == PAID)
+        continuing = np.where(a > 0, was == PAID, was == LAPSED)
+        spell = np.where(continuing, spell + 1, 1.0)
+        years = np.minimum(spell // c.per_year, c.tenure - 1)
+        has = alternative != UNKNOWN
+        grown = has & paying & (c.years[np.maximum(alternative, 0)] <= years)
+        eligible = has & (a == 0) & (spell >= again)
+        following = np.where(grown | eligible, alternative, following)
+        level[live], months[live] = following, spell
+    return out, refused
+
+
+def next_tables(c: Contracts) -> tuple[IntArray, IntArray]:
+    """Return the usual next level and the one that months decide (-1: none), (choices, C)."""
+    C, J = c.possible.shape
+    usual = np.empty((J, C), dtype=np.int64)
+    other = np.full((J, C), UNKNOWN, dtype=np.int64)
+    for j in range(J):
+        for i in range(C):
+            found = [k for k, _ in c.follow(i, j)]
+            usual[j, i] = found[0]
+            if len(found) > 1:
+                other[j, i] = found[1]
+    return usual, other
+
+
+def read_panel(
+    club: Membership,
+    data: Any,
+    *,
+    member: str,
+    time: str,
+    plan: str,
+    engagement: Mapping[str, str] | None = None,
+    lag: bool = False,
+    offers: Any = None,
+    entry: str = "new",
+    contract: str | None = None,
+    none: Any = "none",
+    region: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Panel:
+    """Return the panel of a plan history: see :meth:`Membership.panel`."""
+    named = {b.name: b.name for b in club.benefits} | dict(engagement or {})
+    strange = [k for k in engagement or {} if k not in [b.name for b in club.benefits]]
+    if strange:
+        known = [b.name for b in club.benefits]
+        raise SpecificationError(
+            f"engagement: no benefit {strange[0]!r}.{suggest(strange[0], known)}"
+        )
+    given = dict(columns or {})
+    offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
+    by_schedule = [a for a in offered if offers is not None and a in offers.columns]
+    extra = [options.get(k) for k in ("segment", "weights", "decision")]
+    optional = [x for x in (contract, region, *extra) if x is not None]
+    from_data = [given.get(a, a) for a in offered if a not in by_schedule]
+    used = [member, time, plan, *named.values(), *from_data, *optional]
+    df = as_frame(data, list(dict.fromkeys(used))).reset_index(drop=True)
+    need(df, *used)
+    made: dict[str, Any] = {member: df[member], time: df[time]}
+    made[plan] = df[plan].where(df[plan] != none, "none") if none != "none" else df[plan]
+    made[CONTRACT] = contract_levels(
+        club, df, member=member, time=time, plan=plan, entry=entry, contract=contract, none=none
+    )
+    for benefit, column in named.items():
+        made[benefit] = previous(df, member=member, time=time, column=column) if lag else df[column]
+    for axis in offered:
+        if axis in by_schedule:
+            made[axis] = in_force(df, offers, axis, time, region)
+        else:
+            made[axis] = df[given.get(axis, axis)]
+    for name in (x for x in (region, *extra) if x is not None):
+        made[name] = df[name]
+    import pandas as pd
+
+    table = pd.DataFrame(made)
+    lost = table[[CONTRACT, *named]].isna().any(axis=1) if lag else table[CONTRACT].isna()
+    if lost.any():
+        warnings.warn(
+            f"{int(lost.sum()):,} of {len(table):,} row(s) are left out: where their members stand"
+            " at the start of the month is not known (entry, gaps)",
+            DataWarning,
+            stacklevel=3,
+        )
+        table = table[~lost]
+    if not len(table):
+        raise DataError("no row is left: no month tells where its member stands at its start")
+    for b in club.benefits:
+        table[b.name] = table[b.name].astype("int64", errors="ignore")
+    return Panel(
+        table,
+        member=member,
+        time=time,
+        choice=plan,
+        states=club.states,
+        choices=club.choices,
+        region=region,
+        **options,
+    )
+
+
+def in_force(
+    df: pd.DataFrame, offers: pd.DataFrame, axis: str, time: str, region: str | None
+) -> AnyArray:
+    """Return the menu or bundle in force in each row, from a schedule.
+
+    ``offers`` has a column ``from`` (first period), one named like the axis, and one named like
+    ``region`` where offers differ by region.
+
+    Raises
+    ------
+    ColumnError, DataError
+        No column ``from``; rows before the first offer.
+    """
+    need(offers, "from", axis)
+    schedule = offers[offers[axis].notna()]
+    when = period_numbers(df[time], time)
+    start = period_numbers(schedule["from"], "from")
+    by_region = region is not None and region in schedule.columns
+    out = np.full(len(df), None, dtype=object)
+    groups = schedule[region].unique() if by_region else [None]
+    for place in groups:
+        mine = np.ones(len(schedule), dtype=bool)
+        rows = np.ones(len(df), dtype=bool)
+        if by_region:
+            mine, rows = (schedule[region] == place).to_numpy(), (df[region] == place).to_numpy()
+        order = np.argsort(start[mine], kind="stable")
+        dates, labels = start[mine][order], schedule[axis].to_numpy()[mine][order]
+        at = np.searchsorted(dates, when[rows], side="right") - 1
+        found = np.where(at >= 0, labels[np.maximum(at, 0)], None)
+        out[rows] = found
+    missing = np.array([x is None for x in out])
+    if missing.any():
+        where = df.loc[missing].iloc[0]
+        raise DataError(
+            f"{int(missing.sum()):,} row(s) have no {axis} in the schedule of offers, first:"
+            f" {time} {where[time]}" + (f", {region} {where[region]}" if region else "")
+        )
+    return out

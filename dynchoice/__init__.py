@@ -54,6 +54,8 @@ _HOME = {
     "forecast": "counterfactual.forecast",
     "Forecast": "counterfactual.forecast",
     "causal_check": "counterfactual.causal",
+    "calibrate": "counterfactual.calibrate",
+    "Calibration": "counterfactual.calibrate",
     "simulate": "counterfactual.simulate",
     "DynChoiceError": "errors",
     "SpecificationError": "errors",

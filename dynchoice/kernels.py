@@ -17,7 +17,7 @@ from numba import njit
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
 GMRES_CYCLES = 20
-"""Restarts of the blocks' linear solver."""
+"""Restarts of the linear solver of models with a level graph."""
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -372,164 +372,6 @@ def path_values(start, cdf_choice, indptr, indices, cdf_next, draws, flows, beta
 
 
 @njit(**_OPTIONS)
-def contract_laws(
-    j, last, x, out, tmp, shape, by_choice, row0, groups, goff, gpre, gpost, same, rows
-):
-    """Write into ``out`` (n,) the laws ``0 .. last - 1`` of choice ``j`` applied to ``x`` (n,).
-
-    Law ``l`` has ``shape[l]`` = (pre, levels, post); its rows start at ``row0[l]``, one for each
-    (choice,) parents' group and level. ``rows`` = (indptr, next level, probability). The group is
-    ``goff[l] + gpre[l, p] + gpost[l, q]``; ``same[l]`` says that ``gpost`` is zero throughout.
-    """
-    indptr, following, weight = rows
-    src = x
-    for law in range(last):
-        dst = out if (last - law) % 2 == 1 else tmp
-        pre, n, post = shape[law]
-        base = row0[law] + by_choice[law] * j * groups[law] * n
-        for p in range(pre):
-            g = goff[law] + gpre[law, p]
-            for i in range(n):
-                at = (p * n + i) * post
-                if same[law]:
-                    row = base + g * n + i
-                    start = indptr[row]
-                    w = weight[start]
-                    # views, so that no index can be negative: such checks would bar SIMD
-                    here = (p * n + following[start]) * post
-                    to, one = dst[at : at + post], src[here : here + post]
-                    if indptr[row + 1] == start + 2:
-                        w2 = weight[start + 1]
-                        here = (p * n + following[start + 1]) * post
-                        two = src[here : here + post]
-                        for q in range(post):
-                            to[q] = w * one[q] + w2 * two[q]
-                    else:
-                        for q in range(post):
-                            to[q] = w * one[q]
-                        for e in range(start + 1, indptr[row + 1]):
-                            w = weight[e]
-                            here = (p * n + following[e]) * post
-                            two = src[here : here + post]
-                            for q in range(post):
-                                to[q] += w * two[q]
-                else:
-                    for q in range(post):
-                        row = base + (g + gpost[law, q]) * n + i
-                        total = 0.0
-                        for e in range(indptr[row], indptr[row + 1]):
-                            total += weight[e] * src[(p * n + following[e]) * post + q]
-                        dst[at + q] = total
-        src = dst
-    if last == 0:
-        out[:] = x
-
-
-@njit(**_OPTIONS)
-def lead_laws(x, X, tmp, leaders, laws):
-    """Write into ``X`` (leaders, n) all laws but the last one applied to ``x`` (n,)."""
-    shape, by_choice, row0, groups, goff, gpre, gpost, same, rows = laws
-    for r in range(leaders.size):
-        contract_laws(
-            leaders[r], shape.shape[0] - 1, x, X[r], tmp, shape, by_choice, row0, groups, goff,
-            gpre, gpost, same, rows,
-        )  # fmt: skip
-
-
-@njit(**_OPTIONS)
-def block_expect(x, ev, X, tmp, leaders, hops, laws):
-    """Write ``ev[s, j] = E[x(s') | s, j]`` (n, J) of one block of a factored law.
-
-    ``leaders`` are the choices whose laws differ before the last one; ``X`` (leaders, n) holds
-    their half-contracted values. ``hops`` is the last law state by state: (first entry (J, n) in
-    the flat ``X``, its probability (J, n), and for the other entries state, choice, entry,
-    probability).
-    """
-    first, chance, es, ej, eto, ew = hops
-    lead_laws(x, X, tmp, leaders, laws)
-    flat = X.reshape(-1)
-    n, J = ev.shape
-    for j in range(J):
-        for s in range(n):
-            ev[s, j] = chance[j, s] * flat[first[j, s]]
-    for e in range(es.size):
-        ev[es[e], ej[e]] += ew[e] * flat[eto[e]]
-
-
-@njit(**_OPTIONS)
-def block_policy(x, P, W, y, X, tmp, leaders, hops, laws):
-    """Write ``y = sum_j P_j E[x(s') | s, j]`` (n,), ``W[j, s] = P[s, j] chance[j, s]``."""
-    first, chance, es, ej, eto, ew = hops
-    lead_laws(x, X, tmp, leaders, laws)
-    flat = X.reshape(-1)
-    J, n = W.shape
-    for s in range(n):
-        y[s] = W[0, s] * flat[first[0, s]]
-    for j in range(1, J):
-        for s in range(n):
-            y[s] += W[j, s] * flat[first[j, s]]
-    for e in range(es.size):
-        y[es[e]] += P[es[e], ej[e]] * ew[e] * flat[eto[e]]
-
-
-@njit(**_OPTIONS)
-def block_push(mu, P, W, out, X, tmp, leaders, hops, laws):
-    """Write ``out(s') = sum_{s,j} mu(s) P(s, j) F(s' | s, j)`` (n,): adjoint of the policy."""
-    shape, by_choice, row0, groups, goff, gpre, gpost, same, rows = laws
-    indptr, following, weight = rows
-    first, chance, es, ej, eto, ew = hops
-    last = shape.shape[0] - 1
-    X[: leaders.size] = 0.0
-    flat = X.reshape(-1)
-    J, n = W.shape
-    for j in range(J):
-        for s in range(n):
-            flat[first[j, s]] += mu[s] * W[j, s]
-    for e in range(es.size):
-        flat[eto[e]] += mu[es[e]] * P[es[e], ej[e]] * ew[e]
-    out[:] = 0.0
-    for r in range(leaders.size):
-        src, dst = X[r], tmp
-        for back in range(last):
-            law = last - 1 - back
-            pre, levels, post = shape[law]
-            base = row0[law] + by_choice[law] * leaders[r] * groups[law] * levels
-            dst[:] = 0.0
-            for p in range(pre):
-                g = goff[law] + gpre[law, p]
-                for i in range(levels):
-                    at = (p * levels + i) * post
-                    if same[law]:
-                        row = base + g * levels + i
-                        for e in range(indptr[row], indptr[row + 1]):
-                            w = weight[e]
-                            here = (p * levels + following[e]) * post
-                            to, one = dst[here : here + post], src[at : at + post]
-                            for q in range(post):
-                                to[q] += w * one[q]
-                    else:
-                        for q in range(post):
-                            row = base + (g + gpost[law, q]) * levels + i
-                            for e in range(indptr[row], indptr[row + 1]):
-                                dst[(p * levels + following[e]) * post + q] += (
-                                    weight[e] * src[at + q]
-                                )
-            src, dst = dst, src
-        for s in range(out.size):
-            out[s] += src[s]
-
-
-@njit(**_OPTIONS)
-def block_weights(P, hops, W):
-    """Write ``W[j, s] = P[s, j] chance[j, s]``."""
-    chance = hops[1]
-    J, n = W.shape
-    for j in range(J):
-        for s in range(n):
-            W[j, s] = P[s, j] * chance[j, s]
-
-
-@njit(**_OPTIONS)
 def dot(a, b):
     """Return ``sum a b`` with four running sums: the compiler may not reorder one."""
     n = a.size
@@ -546,47 +388,173 @@ def dot(a, b):
 
 
 @njit(**_OPTIONS)
-def block_gmres(b, P, W, beta, goal, step, Q, H, y, X, tmp, leaders, hops, laws):
-    """Solve ``(I - beta F^P) step = b`` up to a constant; return (residual, products).
+def combine_rows(weights, rows, out):
+    """Write ``out = sum_k weights[k] rows[k]`` (E,): a product that runs along memory."""
+    out[:] = 0.0
+    for k in range(weights.size):
+        w = weights[k]
+        row = rows[k]
+        for e in range(out.size):
+            out[e] += w * row[e]
 
-    On vectors that are zero at state 0 (relative values) the operator is ``x - beta F^P x`` less
-    its value at state 0: the constant, whose eigenvalue ``1 - beta`` would slow the iteration,
-    is projected out. GMRES with restarts (Saad and Schultz 1986): ``Q`` (m + 1, n) is the basis,
-    ``H`` (m + 1, m + 3) the Hessenberg matrix, its rotations and the right side.
+
+@njit(**_OPTIONS)
+def level_expect(x, ev, z, chains, graph):
+    """Write ``ev[s, j] = E[x(s') | s, j]`` (n, J) where levels and the rest move independently.
+
+    States are ``s = c E + e``: level ``c`` moves along a graph, the rest ``e`` by a chain.
+    ``chains`` = (Q (L, E, E), its transposes, chain of each choice (J,), need (L, C)); ``graph`` =
+    (indptr (C J + 1,) over rows ``c J + j``, next level, probability, order of a sweep, rank in
+    it, whether a level returns to itself). ``z`` (L, C, E) receives ``Q_l x(c)``.
     """
-    n, m = b.size, Q.shape[0] - 1
-    block_weights(P, hops, W)
+    Q, QT, chain, need = chains
+    indptr, to, weight, order, rank, loops = graph
+    L, C, E = z.shape
+    J = ev.shape[1]
+    for c in range(C):
+        for k in range(L):
+            if need[k, c]:
+                combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
+    for c in range(C):
+        for j in range(J):
+            row = c * J + j
+            values = ev[c * E : c * E + E]
+            for e in range(E):
+                values[e, j] = 0.0
+            for q in range(indptr[row], indptr[row + 1]):
+                w, ahead = weight[q], z[chain[j], to[q]]
+                for e in range(E):
+                    values[e, j] += w * ahead[e]
+
+
+@njit(**_OPTIONS)
+def level_factor(P, beta, W, lu, chains, graph):
+    """Prepare sweeps at a policy: ``W[j, c] = beta P_j`` (J, C, E) and, for levels that return to
+    themselves, LU factors ``lu`` (C, E, E) of ``I - beta sum_j P_j R_j(c, c) Q_j``.
+
+    Kept by column, ``lu[c, k]``, with the inverse of the pivot on the diagonal: every loop runs
+    along memory. The matrices are diagonally dominant, so no pivoting is needed.
+    """
+    Q, QT, chain, need = chains
+    indptr, to, weight, order, rank, loops = graph
+    J, C, E = W.shape
+    for c in range(C):
+        for j in range(J):
+            own = W[j, c]
+            for e in range(E):
+                own[e] = beta * P[c * E + e, j]
+        if not loops[c]:
+            continue
+        A = lu[c]
+        A[:] = 0.0
+        for k in range(E):
+            A[k, k] = 1.0
+        for j in range(J):
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                if to[q] == c:
+                    own, w = W[j, c], weight[q]
+                    for k in range(E):
+                        column, moves = A[k], QT[chain[j], k]
+                        for e in range(E):
+                            column[e] -= w * own[e] * moves[e]
+        for k in range(E):
+            A[k, k] = 1.0 / A[k, k]
+            lower = A[k, k + 1 :]
+            for i in range(lower.size):
+                lower[i] *= A[k, k]
+            for m in range(k + 1, E):
+                factor, rest = A[m, k], A[m, k + 1 :]
+                for i in range(rest.size):
+                    rest[i] -= factor * lower[i]
+
+
+@njit(**_OPTIONS)
+def level_sweep(v, y, out, z, W, lu, chains, graph):
+    """Solve the part of ``I - beta F^P`` that a sweep over levels can, and apply the rest.
+
+    ``y = M^{-1} v`` with ``M`` the moves to levels earlier in the sweep or to the level itself
+    (block Gauss-Seidel), and ``out = (I - beta F^P) y = v - U y`` with ``U`` the other moves.
+    An annual contract is a chain of twelve levels: a sweep runs through it at once.
+    """
+    Q, QT, chain, need = chains
+    indptr, to, weight, order, rank, loops = graph
+    J, C, E = W.shape
+    y[:] = v
+    for i in range(C):
+        c = order[i]
+        own = y[c * E : c * E + E]
+        for j in range(J):
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                if rank[to[q]] < i:
+                    w, policy, ahead = weight[q], W[j, c], z[chain[j], to[q]]
+                    for e in range(E):
+                        own[e] += w * policy[e] * ahead[e]
+        if loops[c]:
+            for k in range(E):
+                lower, rest, x = lu[c, k, k + 1 :], own[k + 1 :], own[k]
+                for e in range(rest.size):
+                    rest[e] -= x * lower[e]
+            for back in range(E):
+                k = E - 1 - back
+                own[k] *= lu[c, k, k]
+                upper, rest, x = lu[c, k, :k], own[:k], own[k]
+                for e in range(rest.size):
+                    rest[e] -= x * upper[e]
+        for k in range(z.shape[0]):
+            if need[k, c]:
+                combine_rows(own, QT[k], z[k, c])
+    out[:] = v
+    for c in range(C):
+        own = out[c * E : c * E + E]
+        for j in range(J):
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                if rank[to[q]] > rank[c]:
+                    w, policy, ahead = weight[q], W[j, c], z[chain[j], to[q]]
+                    for e in range(E):
+                        own[e] -= w * policy[e] * ahead[e]
+
+
+@njit(**_OPTIONS)
+def level_gmres(b, goal, step, basis, H, y, z, W, lu, chains, graph):
+    """Solve ``(I - beta F^P) step = b`` up to a constant; return (residual, sweeps).
+
+    GMRES (Saad and Schultz 1986) preconditioned from the right by :func:`level_sweep`, on vectors
+    less their value at state 0: the constant, whose eigenvalue ``1 - beta`` would slow it, is
+    projected out. ``basis`` (m + 1, n), ``H`` (m + 2, m + 3): Hessenberg matrix, rotations and
+    right side. ``W`` and ``lu`` come from :func:`level_factor`.
+    """
+    n, m = b.size, basis.shape[0] - 1
     step[:] = 0.0
-    products = 0
+    sweeps = 0
     size = 0.0
     for cycle in range(GMRES_CYCLES):
-        if cycle == 0:
-            Q[0] = b
-        else:
-            block_policy(step, P, W, y, X, tmp, leaders, hops, laws)
-            products += 1
-            base = step[0] - beta * y[0]
+        start = basis[0]
+        start[:] = b
+        if cycle > 0:
+            level_apply(step, y, z, W, chains, graph)
+            base = y[0]
             for s in range(n):
-                Q[0, s] = b[s] - (step[s] - beta * y[s] - base)
-        size = dot(Q[0], Q[0]) ** 0.5
+                start[s] -= y[s] - base
+        size = dot(start, start) ** 0.5
         if size <= goal:
             break
         for s in range(n):
-            Q[0, s] /= size
+            start[s] /= size
         H[0, m + 2] = size
         used = 0
         for k in range(m):
-            block_policy(Q[k], P, W, y, X, tmp, leaders, hops, laws)
-            products += 1
-            w = Q[k + 1]
-            base = Q[k, 0] - beta * y[0]
+            w = basis[k + 1]
+            level_sweep(basis[k], y, w, z, W, lu, chains, graph)
+            sweeps += 1
+            base = w[0]
             for s in range(n):
-                w[s] = Q[k, s] - beta * y[s] - base
+                w[s] -= base
             for i in range(k + 1):
-                h = dot(w, Q[i])
+                h = dot(w, basis[i])
                 H[i, k] = h
+                q = basis[i]
                 for s in range(n):
-                    w[s] -= h * Q[i, s]
+                    w[s] -= h * q[s]
             h = dot(w, w) ** 0.5
             for i in range(k):
                 top, low = H[i, k], H[i + 1, k]
@@ -611,31 +579,59 @@ def block_gmres(b, P, W, beta, goal, step, Q, H, y, X, tmp, leaders, hops, laws)
             for i in range(k + 1, used):
                 total -= H[k, i] * H[i, m + 2]
             H[k, m + 2] = total / H[k, k]
+        total_step = basis[used]  # scratch: the combination of the basis
+        total_step[:] = 0.0
         for k in range(used):
+            q = basis[k]
             for s in range(n):
-                step[s] += H[k, m + 2] * Q[k, s]
+                total_step[s] += H[k, m + 2] * q[s]
+        other = basis[0]
+        level_sweep(total_step, y, other, z, W, lu, chains, graph)
+        base = y[0]
+        for s in range(n):
+            step[s] += y[s] - base
         if size <= goal or used == 0:
             break
-    return size, products
+    return size, sweeps
 
 
 @njit(**_OPTIONS)
-def solve_block(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P, r, work, law):
-    """Find the relative value ``h`` (n,) of one block; return (residual, gain, steps, products).
+def level_apply(x, out, z, W, chains, graph):
+    """Write ``out = (I - beta F^P) x`` (n,); ``W`` from :func:`level_factor`."""
+    Q, QT, chain, need = chains
+    indptr, to, weight, order, rank, loops = graph
+    J, C, E = W.shape
+    for c in range(C):
+        for k in range(z.shape[0]):
+            if need[k, c]:
+                combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
+    for c in range(C):
+        own = out[c * E : c * E + E]
+        own[:] = x[c * E : c * E + E]
+        for j in range(J):
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                w, policy, ahead = weight[q], W[j, c], z[chain[j], to[q]]
+                for e in range(E):
+                    own[e] -= w * policy[e] * ahead[e]
+
+
+@njit(**_OPTIONS)
+def level_solve(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P, r, work, law):
+    """Find the relative value ``h`` (n,); return (residual, gain, Newton steps, sweeps).
 
     Contraction steps while they halve the residual (unless ``warm``), then Newton steps by
-    :func:`block_gmres`, solved as exactly as quadratic convergence needs: the algorithm of
+    :func:`level_gmres`, solved as exactly as quadratic convergence needs: the algorithm of
     :func:`dynchoice.solve.infinite.fixed_point` on a block that fits the cache. The arrays hold
     the operator at the returned ``h``; ``P`` is the policy at the attention given.
     """
-    ev, Q, H, y, step, X, tmp, W = work
-    leaders, hops, laws = law
+    ev, basis, H, y, step, z, W, lu = work
+    chains, graph = law
     n = h.size
-    products, steps, stalled = 0, 0, 0
+    sweeps, steps, stalled = 0, 0, 0
     best, before = inf, inf
     contracting = not warm
     for trial in range(maxiter + 21):
-        block_expect(h, ev, X, tmp, leaders, hops, laws)
+        level_expect(h, ev, z, chains, graph)
         soft_bellman(u, ev, beta, attention, default, v, T, pi, P)
         gain = T[0] - h[0]
         residual = 0.0
@@ -658,42 +654,73 @@ def solve_block(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P,
         if steps >= maxiter or stalled >= 2:
             break
         # an error of the linear solve as large as Newton's own does no harm
-        part = min(0.1, residual)
-        goal = max(0.1 * bound, part * residual)
-        size, used = block_gmres(r, P, W, beta, goal, step, Q, H, y, X, tmp, leaders, hops, laws)
-        products += used
+        goal = max(0.1 * bound, min(0.1, residual) * residual)
+        level_factor(P, beta, W, lu, chains, graph)
+        size, used = level_gmres(r, goal, step, basis, H, y, z, W, lu, chains, graph)
+        sweeps += used
         steps += 1
+        base = h[0] + step[0]
         for s in range(n):
-            h[s] += step[s]
-        base = h[0]
-        for s in range(n):
-            h[s] -= base
-    return residual / (1.0 + top), gain, steps, products
+            h[s] += step[s] - base
+    return residual / (1.0 + top), gain, steps, sweeps
 
 
 @njit(**_OPTIONS)
-def push_block(mu, P, periods, worth, group, use, cells, users, values, X, tmp, out, W, law):
+def level_push(mu, PT, out, z, chains, graph):
+    """Write ``out(s') = sum_{s,j} mu(s) P(s, j) F(s' | s, j)`` (n,); ``PT`` (J, n) is ``P'``."""
+    Q, QT, chain, need = chains
+    indptr, to, weight, order, rank, loops = graph
+    L, C, E = z.shape
+    J = PT.shape[0]
+    z[:] = 0.0
+    for c in range(C):
+        mass = mu[c * E : c * E + E]
+        for j in range(J):
+            policy = PT[j, c * E : c * E + E]
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                w, there = weight[q], z[chain[j], to[q]]
+                for e in range(E):
+                    there[e] += w * mass[e] * policy[e]
+    out[:] = 0.0
+    for c in range(C):
+        own = out[c * E : c * E + E]
+        for k in range(L):
+            if need[k, c]:
+                mass, rows = z[k, c], Q[k]
+                for e in range(E):
+                    w, row = mass[e], rows[e]
+                    for i in range(E):
+                        own[i] += w * row[i]
+
+
+@njit(**_OPTIONS)
+def level_path(mu, PT, periods, worth, group, cells, users, values, z, out, chains, graph):
     """Push a distribution ``mu`` (n,) for some periods, adding up who chooses what.
 
-    Adds ``mu P`` into ``cells[t, group(s), j]`` and into ``users[t, use(s), j]``, and writes
-    ``values[t] = mu . worth`` for ``t = 0 .. periods``; ``mu`` is moved on by all of them.
+    Adds ``mu P`` into ``cells[t, group(s), j]`` and, over levels, into ``users[t, j, e]``;
+    ``values[t] += mu . worth`` for ``t = 0 .. periods``; ``mu`` is moved on by all of them.
     """
-    leaders, hops, laws = law
-    n, J = P.shape
-    block_weights(P, hops, W)
+    J = PT.shape[0]
+    E = users.shape[2]
+    chosen = out[:E]
     for t in range(periods):
-        value = 0.0
-        for s in range(n):
-            m = mu[s]
-            value += m * worth[s]
-            if m != 0.0:
-                g = group[s]
-                e = use[s]
-                for j in range(J):
-                    w = m * P[s, j]
-                    cells[t, g, j] += w
-                    users[t, e, j] += w
-        values[t] += value
-        block_push(mu, P, W, out, X, tmp, leaders, hops, laws)
+        values[t] += dot(mu, worth)
+        table = cells[t]
+        for first in range(0, mu.size, E):
+            mass, codes = mu[first : first + E], group[first : first + E]
+            for j in range(J):
+                policy, user = PT[j, first : first + E], users[t, j]
+                for e in range(E):
+                    chosen[e] = mass[e] * policy[e]
+                    user[e] += chosen[e]
+                own = codes[0]
+                total = 0.0
+                for e in range(E):
+                    if codes[e] == own:
+                        total += chosen[e]
+                    else:
+                        table[codes[e], j] += chosen[e]
+                table[own, j] += total
+        level_push(mu, PT, out, z, chains, graph)
         mu[:] = out
     values[periods] += dot(mu, worth)

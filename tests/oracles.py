@@ -732,3 +732,211 @@ def bucket_of(ids: np.ndarray, buckets: int) -> np.ndarray:
         square = x * x % prime
         out.append(((square * x % prime + 48_271 * square + 69_621 * x + 12_345) % prime) % buckets)
     return np.array(out)
+
+
+# ---------------------------------------------------------------- blocks of factored laws
+#
+# A law is a dict: axes (neighbouring axis positions it moves), given (tuple of "choice" and axis
+# positions), kind ("fixed", "deterministic", "markov"), table: indexed by the given levels in
+# their order and the own level (ravelled over its axes), then the next level for "markov"; a
+# deterministic table holds the next level, or None where a choice cannot be made.
+
+
+def random_rows(rng, rows, n):
+    """(rows, n, n) random probabilities; rows of one, two or more next levels."""
+    p = rng.gamma(1.0, size=(rows, n, n)) + 0.05
+    for r, i in itertools.product(range(rows), range(n)):
+        keep = rng.choice(n, size=rng.integers(1, n + 1), replace=False)
+        p[r, i, np.setdiff1d(np.arange(n), keep)] = 0.0
+    return p / p.sum(axis=2, keepdims=True)
+
+
+def random_factored(seed, J, shape=None, fixed=None, joint=None, limit=150):
+    """(shape, laws): 2-4 axes of 2-5 levels, at most `limit` states, every axis with one law.
+
+    fixed: number of Fixed axes (default random); joint: whether two neighbouring axes share a
+    law.  Parents are drawn from axes earlier in a random order, hence on both sides of the own
+    axis and without cycles.  Some choices move the same way."""
+    rng = np.random.default_rng(seed)
+    while shape is None or np.prod(shape) > limit:
+        shape = tuple(int(n) for n in rng.integers(2, 6, size=rng.integers(2, 5)))
+    moved = [(a,) for a in range(len(shape))]
+    joint = rng.random() < 0.3 if joint is None else joint
+    if joint and len(shape) > 2:
+        a = int(rng.integers(len(shape) - 1))
+        moved[a : a + 2] = [(a, a + 1)]
+    order = [moved[i] for i in rng.permutation(len(moved))]
+    fixed = int(rng.integers(0, min(3, len(order)))) if fixed is None else fixed
+    laws = []
+    for place, axes in enumerate(order):
+        n = int(np.prod([shape[a] for a in axes]))
+        if place < fixed:
+            laws.append({"axes": axes, "given": (), "kind": "fixed", "table": None})
+            continue
+        parents = [a for block in order[:place] for a in block if rng.random() < 0.6]
+        given = ["choice"] * bool(rng.random() < 0.65) + parents
+        given = tuple(given[i] for i in rng.permutation(len(given)))
+        dims = tuple(J if g == "choice" else shape[g] for g in given)
+        rows = int(np.prod(dims))
+        kind = "deterministic" if rng.random() < 0.35 else "markov"
+        if kind == "markov":
+            table = random_rows(rng, rows, n).reshape(*dims, n, n)
+        else:
+            table = rng.integers(0, n, size=(*dims, n)).astype(object)
+        if "choice" in given:
+            by = np.moveaxis(table, given.index("choice"), 0)
+            for j in range(1, J):
+                if rng.random() < 0.5:
+                    by[j] = by[j - 1]
+            if kind == "deterministic":
+                for at in np.ndindex(by.shape):
+                    if at[0] > 0 and rng.random() < 0.1:
+                        by[at] = None
+        laws.append({"axes": axes, "given": given, "kind": kind, "table": table})
+    return shape, laws
+
+
+def law_place(shape, law, j, now):
+    """(index into a law's table, own level) at the levels `now` under choice j."""
+    own = 0
+    for a in law["axes"]:
+        own = own * shape[a] + now[a]
+    return (*[j if g == "choice" else now[g] for g in law["given"]], own), own
+
+
+def law_chances(shape, law, j, now):
+    """(n,) chances of a law's next own level from the levels `now` under choice j.
+
+    Where a choice cannot be made the level stays put, so that rows still sum to one."""
+    at, own = law_place(shape, law, j, now)
+    if law["kind"] == "markov":
+        return np.array(law["table"][at], dtype=float)
+    out = np.zeros(int(np.prod([shape[a] for a in law["axes"]])))
+    target = own if law["kind"] == "fixed" else law["table"][at]
+    out[own if target is None else target] = 1.0
+    return out
+
+
+def law_matrix(shape, law, j):
+    """(S, S) chain that moves the axes of one law only, all others standing still."""
+    cells = list(itertools.product(*[range(m) for m in shape]))
+    number = {cell: s for s, cell in enumerate(cells)}
+    out = np.zeros((len(cells), len(cells)))
+    own = list(itertools.product(*[range(shape[a]) for a in law["axes"]]))
+    for s, now in enumerate(cells):
+        p = law_chances(shape, law, j, now)
+        for k, levels in enumerate(own):
+            nxt = list(now)
+            for a, level in zip(law["axes"], levels):
+                nxt[a] = level
+            out[s, number[tuple(nxt)]] += p[k]
+    return out
+
+
+def law_product(shape, laws, J):
+    """F (S, J, S), state by state: the outer product of every law's chances, axes in order."""
+    cells = list(itertools.product(*[range(m) for m in shape]))
+    F = np.zeros((len(cells), J, len(cells)))
+    for s, now in enumerate(cells):
+        for j in range(J):
+            p = np.ones(1)
+            for law in sorted(laws, key=lambda law: law["axes"]):
+                p = np.multiply.outer(p, law_chances(shape, law, j, now))
+            F[s, j] = p.reshape(-1)
+    return F
+
+
+def law_forbids(shape, laws, J):
+    """(S, J) bool: choices for which some deterministic law has no next level."""
+    cells = list(itertools.product(*[range(m) for m in shape]))
+    out = np.zeros((len(cells), J), dtype=bool)
+    for s, now in enumerate(cells):
+        for j, law in itertools.product(range(J), laws):
+            if law["kind"] == "deterministic":
+                out[s, j] |= law["table"][law_place(shape, law, j, now)[0]] is None
+    return out
+
+
+def law_blocks(shape, laws):
+    """(B, n) state codes with the same levels of all fixed axes, in ascending order."""
+    fixed = sorted(a for law in laws if law["kind"] == "fixed" for a in law["axes"])
+    groups = {}
+    for s, now in enumerate(itertools.product(*[range(m) for m in shape])):
+        groups.setdefault(tuple(now[a] for a in fixed), []).append(s)
+    return np.array([groups[key] for key in sorted(groups)])
+
+
+def saturated_bellman(u, ev, beta, attention, default, floor):
+    """(v, V, pi, P) state by state; an offered choice keeps at least `floor` of the best one."""
+    S, J = u.shape
+    v, pi, P, V = u + beta * ev, np.zeros((S, J)), np.zeros((S, J)), np.zeros(S)
+    for s in range(S):
+        offered = [j for j in range(J) if u[s, j] > -np.inf]
+        top = max(v[s, j] for j in offered)
+        weight = {j: max(np.exp(v[s, j] - top), floor) for j in offered}
+        total = sum(weight.values())
+        for j in offered:
+            pi[s, j] = weight[j] / total
+            P[s, j] = attention[s] * pi[s, j]
+        V[s] = top + np.log(total)
+        if attention[s] < 1:
+            P[s, default[s]] += 1 - attention[s]
+            V[s] = attention[s] * V[s] + (1 - attention[s]) * v[s, default[s]]
+    return v, V, pi, P
+
+
+def policy_expectation(F, P, x):
+    """(S,) sum over choices of P times the expectation of x, by loops."""
+    out = np.zeros(len(x))
+    for s, j in itertools.product(*map(range, P.shape)):
+        out[s] += P[s, j] * (F[s, j] @ x)
+    return out
+
+
+def pushed(F, P, mu):
+    """(S,) masses after one move under P, by loops."""
+    out = np.zeros(len(mu))
+    for s, j in itertools.product(*map(range, P.shape)):
+        out += mu[s] * P[s, j] * F[s, j]
+    return out
+
+
+def weights(P, chance):
+    """W (J, S) with W[j, s] = P[s, j] chance[j, s], by loops."""
+    W = np.zeros(chance.shape)
+    for j, s in itertools.product(*map(range, chance.shape)):
+        W[j, s] = P[s, j] * chance[j, s]
+    return W
+
+
+def relative_matrix(F, P, beta):
+    """(S, S) A - 1 A[0] with A = I - beta sum_j P_j F_j: A, less its value at state 0."""
+    A = np.eye(len(P)) - beta * markov(P, F)
+    return A - A[0]
+
+
+def relative_solve(F, P, beta, b):
+    """x (S,) with x[0] = 0 and (I - beta sum_j P_j F_j) x = b + constant: a bordered system."""
+    S = len(P)
+    A = np.zeros((S + 1, S + 1))
+    A[:S, :S] = np.eye(S) - beta * markov(P, F)
+    A[:S, S] = 1.0
+    A[S, 0] = 1.0
+    return np.linalg.solve(A, np.append(b, 0.0))[:S]
+
+
+def push_cells(F, P, mu, periods, worth, group, use, groups, uses):
+    """(cells (periods,groups,J), users (periods,uses,J), values (periods+1,), mu after), by loops."""
+    J = P.shape[1]
+    cells, users = np.zeros((periods, groups, J)), np.zeros((periods, uses, J))
+    values = np.zeros(periods + 1)
+    for t in range(periods + 1):
+        for s in range(len(mu)):
+            values[t] += mu[s] * worth[s]
+            for j in range(J):
+                if t < periods:
+                    cells[t, group[s], j] += mu[s] * P[s, j]
+                    users[t, use[s], j] += mu[s] * P[s, j]
+        if t < periods:
+            mu = pushed(F, P, mu)
+    return cells, users, values, mu

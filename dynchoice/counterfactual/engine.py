@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.blocks import TOL, Blocks, BlockSolution
-from dynchoice.solve.infinite import fixed_point
+from dynchoice.solve.blocks import TOL, BlockSolution, LevelBlocks, PlainBlocks, blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+SLOPE_RTOL = 1e-6
+"""Accuracy of the slope: it only says where solutions start."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class Engine:
     model: DDC
     theta: FloatArray
     active: BoolArray | None = None
-    blocks: Blocks = field(init=False)
+    blocks: PlainBlocks = field(init=False)
     twin: IntArray = field(init=False)
     base: Policy = field(init=False)
 
     def __post_init__(self) -> None:
-        model, b = self.model, Blocks(self.model)
+        model, b = self.model, blocks_of(self.model)
         self.blocks = b
         u = model.utility
         B, n, J = b.B, b.n, b.J
@@ -64,6 +66,8 @@ class Engine:
         self._solved[self.twin[own]] = True
         self._h: FloatArray | None = None
         self._slope: FloatArray | None = None
+        self._drawn = False
+        self.last: FloatArray | None = None
         self.base = self._expand(self._solve(self.theta, None))
 
     def _twins(self) -> IntArray:
@@ -74,13 +78,12 @@ class Engine:
         off = self._offset.reshape(b.B, -1)
         twin = np.arange(b.B)
         for i in range(b.B):
-            law = b.law[i]
             key = (
                 x[i].tobytes(),
                 off[i].tobytes(),
                 b.attention[i].tobytes(),
                 b.default[i].tobytes(),
-                law[2][4].tobytes(),
+                b.key(i),
                 self.model.attention[b.order[i]].tobytes(),
             )
             twin[i] = seen.setdefault(hash(key), i)
@@ -96,28 +99,7 @@ class Engine:
     def _solve(
         self, theta: FloatArray, start: FloatArray | None, tol: float = TOL
     ) -> BlockSolution:
-        u = self.flow(theta[None])[0]
-        found = self.blocks.solve(u, start, tol, self._solved)
-        return found if found.converged else self._by_other_means(u, found, tol)
-
-    def _by_other_means(self, u: FloatArray, found: BlockSolution, tol: float) -> BlockSolution:
-        """Solve with the library's direct linear solvers where GMRES did not get there."""
-        from dynchoice.solve.bellman import Bellman
-        from dynchoice.solve.linear import PolicySystem, one_blas_thread
-
-        b, model = self.blocks, self.model
-        with one_blas_thread():
-            bellman = Bellman(model)
-            system = PolicySystem(model.transitions, model.beta)
-            point = fixed_point(bellman, system, b.by_state(u), None, tol)
-        if not point.converged:
-            return found
-        h, gain = b.blocked(point.h), b.blocked(point.gain)
-        pi, policy = b.blocked(bellman.pi), b.blocked(bellman.P)
-        V = h + gain / (1 - model.beta)
-        return BlockSolution(
-            h, V, pi, policy, b.observed(pi, policy), point.residual, True, found.products
-        )
+        return self.blocks.solve(self.flow(theta[None])[0], start, tol, self._solved)
 
     def _expand(self, found: BlockSolution) -> Policy:
         V, P, pi = found.V, found.P, found.pi
@@ -134,16 +116,33 @@ class Engine:
         x = self._x.T.reshape(b.B, b.n, b.J, -1)
         right = np.einsum("bnj,bnjk->bnk", found.policy, x)
         right[~self._solved] = 0.0
-        self._h, self._slope = found.h, b.slope(found, right)
+        self._h = found.h
+        self._slope = b.solve_linear(found.policy, right, SLOPE_RTOL)
 
-    def at(self, theta: FloatArray, tol: float = TOL) -> Policy:
-        """Solve at parameters (K,)."""
-        if np.array_equal(theta, self.theta):
+    def at(self, theta: FloatArray, tol: float = TOL, beyond: FloatArray | None = None) -> Policy:
+        """Solve at parameters (K,).
+
+        ``beyond`` (B, n) is what the baseline's value had beyond its own first-order guess at the
+        same draw: the scenario's will have nearly the same.
+        """
+        if not self._drawn and np.array_equal(theta, self.theta):
             return self.base
-        start = None
-        if self._slope is not None and self._h is not None:
-            start = self._h + self._slope @ (theta - self.theta)
-        return self._expand(self._solve(theta, start, tol))
+        start = self._guess(theta)
+        if start is not None and beyond is not None and beyond.shape == start.shape:
+            start = start + beyond
+        found = self._solve(theta, start, tol)
+        self.last = found.h
+        return self._expand(found)
+
+    def _guess(self, theta: FloatArray) -> FloatArray | None:
+        if self._slope is None or self._h is None:
+            return None
+        return self._h + self._slope @ (theta - self.theta)
+
+    def beyond(self, theta: FloatArray) -> FloatArray | None:
+        """Return the last solution's value (at ``theta``) less its first-order guess (B, n)."""
+        guess = self._guess(theta)
+        return None if guess is None or self.last is None else self.last - guess
 
     def backward(self, theta: FloatArray, ahead: FloatArray) -> Policy:
         """Return the policy of a period whose next period is worth ``ahead`` (B, n)."""
@@ -169,33 +168,60 @@ class Engine:
 
     def with_tables(self, tables: dict[str, FloatArray]) -> None:
         """Take other probabilities of estimated laws, in place (the base point stays)."""
-        self.blocks.set_tables(tables)
-        self._slope = None
+        if tables:
+            assert isinstance(self.blocks, LevelBlocks)
+            self.blocks.set_tables(tables)
+            self._drawn = True
 
 
-def steady_state(engine: Engine, policy: Policy, mass: FloatArray, tol: float = 1e-12) -> Any:
+def transposed(engine: Engine, policy: Policy, block: int) -> Any:
+    """Return ``x -> x - F^P' x + w 1'x`` of one block as a linear operator, and ``w`` (n,)."""
+    from scipy.sparse.linalg import LinearOperator
+
+    b = engine.blocks
+    w = np.full(b.n, 1.0 / b.n)
+    P = np.ascontiguousarray(policy.P[block])
+
+    def apply(x: FloatArray) -> FloatArray:
+        x = np.ascontiguousarray(x, dtype=np.float64).reshape(-1)
+        return x - b.push_once(block, x, P) + w * x.sum()
+
+    return LinearOperator((b.n, b.n), matvec=apply, dtype=np.float64), w
+
+
+def transposed_solve(
+    engine: Engine, policy: Policy, block: int, right: FloatArray, tol: float = 1e-12
+) -> FloatArray:
+    """Return ``x`` (n,) with ``(I - F^P') x = right`` and ``1'x = 0``; ``right`` sums to zero."""
+    from scipy.sparse.linalg import gmres
+
+    system, w = transposed(engine, policy, block)
+    size = float(np.abs(right).max())
+    if size == 0:
+        return np.zeros_like(right)
+    x, _ = gmres(system, right, rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20)
+    return np.asarray(x)
+
+
+def steady_state(
+    engine: Engine, policy: Policy, mass: FloatArray, tol: float = 1e-12
+) -> tuple[FloatArray, bool]:
     """Return the stationary distribution (B, n) with each block's ``mass`` (B,), and whether found.
 
     Solves ``(I - F^P' + w 1') mu = w`` by GMRES; a pushed power would wait for annual cohorts,
     which cycle for decades.
     """
-    from scipy.sparse.linalg import LinearOperator, gmres
+    from scipy.sparse.linalg import gmres
 
     b = engine.blocks
     mu, good = np.zeros((b.B, b.n)), True
     for i in map(int, np.flatnonzero(mass > 0)):
-        w = np.full(b.n, 1.0 / b.n)
-
-        def apply(x: FloatArray, i: int = i, w: FloatArray = w) -> FloatArray:
-            x = np.ascontiguousarray(x, dtype=np.float64).reshape(-1)
-            return x - b.push_once(i, x, policy.P[i]) + w * x.sum()
-
-        system = LinearOperator((b.n, b.n), matvec=apply, dtype=np.float64)
+        system, w = transposed(engine, policy, i)
         start = w
         for _ in range(24):
             start = b.push_once(i, start, policy.P[i])
         found, info = gmres(
-            system, w, x0=start, rtol=tol, atol=0.0, restart=min(b.n, 150), maxiter=20
+            system, w, x0=start, rtol=tol, atol=0.0, restart=min(b.n, 200), maxiter=20
         )
         found = np.maximum(found, 0.0)
         mu[i] = mass[i] * found / found.sum()

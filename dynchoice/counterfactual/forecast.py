@@ -241,6 +241,12 @@ def forecast(
     message = f"{failures} of {solved} solutions did not converge" if failures else "converged"
     if failures and strict:
         raise ConvergenceError(message)
+    notes = list(dict.fromkeys(n for d in done for n in d.notes))
+    lost = sum(int(np.isnan(d.alpha[1:]).sum()) for d in done if np.isfinite(d.alpha[0]))
+    if lost:
+        notes.append(
+            f"{lost} draws have a price parameter of zero or below: bands of money leave them out"
+        )
     tables = lay_out(done, groups, everyone, labels, level, bands, by, _choices(everyone, done))
     return Forecast(
         tables["take_up"],
@@ -254,7 +260,7 @@ def forecast(
         tables["outcomes"],
         tables["long_run"],
         bands,
-        tuple(dict.fromkeys(n for d in done for n in d.notes)),
+        tuple(notes),
     )
 
 
@@ -402,9 +408,8 @@ def match_groups(
                 )
             last = part if part.ndim == 2 else None
             mu = part if last is None else fit.model.transitions.push(np.ascontiguousarray(part))
-            label = m if kind == "segment" else ALL
             groups.append(
-                Group(m, label, m if kind == "type" else ALL, region, mu, last, float(part.sum()))
+                Group(m, m, m if kind == "type" else ALL, region, mu, last, float(part.sum()))
             )
     return fits, groups, first
 

@@ -16,9 +16,10 @@ from dynchoice.counterfactual.uncertainty import Draw, tables_of
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.ddc import DDC
 from dynchoice.model.terms import PRICE
+from dynchoice.solve.blocks import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
-DRAW_TOL = 1e-10
+DRAW_TOL = 1e-8
 """Residual of solutions at draws; those at the estimates go to 1e-12."""
 
 
@@ -130,11 +131,9 @@ def occupied(engine_blocks: Any, mu: FloatArray) -> BoolArray:
 
 def prepare(task: Task) -> list[Prepared]:
     """Compile the baseline and every scenario; those that only move members share an engine."""
-    from dynchoice.solve.blocks import Blocks
-
     base, theta = task.fit.model, task.fit.theta
     here = np.sum([g.mu for g in task.groups], axis=0)
-    blocks = Blocks(base)
+    blocks = blocks_of(base)
     active = occupied(blocks, here)
     everywhere = here.copy()
     models, places = [], []
@@ -155,7 +154,7 @@ def prepare(task: Task) -> list[Prepared]:
             engine = same[0]
         else:
             target = everywhere if model is base else _reached(base, blocks, active, place, model)
-            engine = Engine(model, own, occupied(Blocks(model), target))
+            engine = Engine(model, own, occupied(blocks_of(model), target))
         if model.membership is not None and id(engine) not in ledgers:
             ledgers[id(engine)] = Ledger.of(model.membership, engine.blocks)
         dates = [_dates(s, g) for g in task.groups]
@@ -252,11 +251,14 @@ def one_draw(
     policies: dict[tuple[int, bytes], Policy] = {}
     found: list[tuple[Engine, Policy, FloatArray]] = []
     failed = 0
+    beyond: FloatArray | None = None
     for p in ready:
         own = p.scenario.theta(model, theta)
         key = (id(p.engine), own.tobytes())
         if key not in policies:
-            policies[key] = p.engine.at(own, tol)
+            policies[key] = p.engine.at(own, tol, beyond)
+            if p is ready[0] and not first:
+                beyond = p.engine.beyond(own)
             failed += not policies[key].converged
         found.append((p.engine, policies[key], own))
     base = found[0]
@@ -340,7 +342,7 @@ def long_run_of(
     rest, _ = steady_state(engine, policy, there.sum(axis=1))
     stay = rest.copy()
     cells, users, values = engine.blocks.push(
-        stay, policy.P, 1, policy.V, ledger.group, ledger.use, ledger.groups, ledger.uses
+        stay, policy.P, 1, policy.V, ledger.group, ledger.groups
     )
     entries = ledger.read(cells, users)[0]
     worth = engine.flow_value(theta, policy)
@@ -399,10 +401,11 @@ def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, Fl
     by_cell = ledger.by_cell.reshape(-1, b.B, ledger.groups, b.J)
     names = list(ledger.names)
     net = by_cell[names.index("payments")] - by_cell[names.index("refunds")]
-    cost = ledger.by_use.reshape(b.B, ledger.uses, b.J)
+    cost = ledger.by_use.reshape(b.B, b.J, b.E)
+    rest = np.arange(b.n) % b.E
     return (
         (policy.P * net[:, ledger.group]).sum(axis=2),
-        (policy.P * cost[:, ledger.use]).sum(axis=2),
+        (policy.P * cost.transpose(0, 2, 1)[:, rest]).sum(axis=2),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dynchoice.model.contracts import NEW, PAID, TRIAL
 from dynchoice.model.membership import Membership
 from dynchoice.model.terms import CONTRACT, VINTAGE
-from dynchoice.solve.blocks import Blocks
+from dynchoice.solve.blocks import PlainBlocks
 from dynchoice.typing import FloatArray, IntArray
 
 RATES = {
@@ -31,26 +31,22 @@ class Ledger:
 
     Attributes
     ----------
-    group, use : IntArray, shape (n,)
-        Group and engagement code of a block's states.
+    group : IntArray, shape (n,)
+        Group of a block's states.
     names : tuple of str
         Entries.
     by_cell : FloatArray, shape (entries, B * groups * J)
-    by_use : FloatArray, shape (B * uses * J,)
+    by_use : FloatArray, shape (B * J * E,)
         Money that use of benefits costs.
-    uses : int
-        Number of engagement codes.
     held : IntArray, shape (groups,)
         Choice code of the plan held.
     """
 
     group: IntArray
-    use: IntArray
     names: tuple[str, ...]
     by_cell: FloatArray
     by_use: FloatArray
     held: IntArray
-    uses: int
 
     @property
     def groups(self) -> int:
@@ -58,7 +54,7 @@ class Ledger:
         return len(self.held)
 
     @classmethod
-    def of(cls, club: Membership, blocks: Blocks) -> Ledger:
+    def of(cls, club: Membership, blocks: PlainBlocks) -> Ledger:
         """Build for a membership laid out in blocks."""
         order, states, c = blocks.order, club.states, club.contracts
         first = order[0]
@@ -69,9 +65,6 @@ class Ledger:
         _, at, group = np.unique(
             np.stack(keys, axis=1), axis=0, return_index=True, return_inverse=True
         )
-        levels = [states.axis_codes(b.name)[first] for b in club.benefits]
-        stacked = np.stack(levels, axis=1) if levels else np.zeros((blocks.n, 1), dtype=np.int64)
-        combos, first_use, use = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
         level = contract[first][at]
         held = c.held[level]
         names, parts = entries(club, level)
@@ -86,23 +79,22 @@ class Ledger:
         for i, part in enumerate(parts):
             table[i] = part
         table[-2], table[-1] = money["payments"], money["refunds"]
-        cost = np.zeros((B, len(combos), J))
-        for k, b in enumerate(club.benefits):
-            if b.cost:
-                offered = club.included(b)[order][:, first_use] > 0
-                cost[:, :, 1:] += b.cost * combos[None, :, k, None] * offered
+        cost = np.zeros((B, J, blocks.E))
+        for k in club.benefits:
+            if k.cost:
+                use = states.axis_codes(k.name)[order][:, : blocks.E]
+                offered = club.included(k)[order][:, : blocks.E] > 0
+                cost[:, 1:] += k.cost * (use[..., None] * offered).transpose(0, 2, 1)
         return cls(
             np.ascontiguousarray(group.reshape(-1), dtype=np.int64),
-            np.ascontiguousarray(use.reshape(-1), dtype=np.int64),
             (*names, "payments", "refunds", "benefit cost"),
             table.reshape(len(table), -1),
             cost.reshape(-1),
             held,
-            len(combos),
         )
 
     def read(self, cells: FloatArray, users: FloatArray) -> FloatArray:
-        """Return entries (T, entries) of sums (T, B, groups, J) and (T, B, uses, J)."""
+        """Return entries (T, entries) of sums (T, B, groups, J) and (T, B, J, E)."""
         T = len(cells)
         out = np.empty((T, len(self.names)))
         out[:, :-1] = cells.reshape(T, -1) @ self.by_cell.T

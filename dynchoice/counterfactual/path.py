@@ -177,9 +177,7 @@ def follow(
             merged = np.zeros_like(mu)  # offers that are alike go on as one
             np.add.at(merged, engine.twin, mu)
             mu = merged
-        cells, users, values = b.push(
-            mu, policy.P, n, worth, ledger.group, ledger.use, ledger.groups, ledger.uses
-        )
+        cells, users, values = b.push(mu, policy.P, n, worth, ledger.group, ledger.groups)
         total = values.sum(axis=1)
         if naive:
             surplus = total[:-1]

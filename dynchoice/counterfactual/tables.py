@@ -55,10 +55,14 @@ def bands_of(
         away = np.tensordot(z, slopes, axes=1)
         q = sup_t(away, se, level)
         return Bands(point - half, point + half, point - q * se, point + q * se)
-    low, high = np.nanquantile(sample, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    se = sample.std(axis=0, ddof=1) if len(sample) > 1 else np.zeros(point.shape)
+    none = np.isnan(sample).all(axis=0)  # a rate with nobody due, money without a price
+    sample = np.where(none, 0.0, sample)
+    quantile = np.nanquantile if np.isnan(sample).any() else np.quantile  # the first is slow
+    low, high = quantile(sample, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    se = np.nanstd(sample, axis=0, ddof=1) if len(sample) > 1 else np.zeros(point.shape)
     q = sup_t(sample - point, se, level)
-    return Bands(low, high, point - q * se, point + q * se)
+    ends = (low, high, point - q * se, point + q * se)
+    return Bands(*(np.where(none, np.nan, x) for x in ends))
 
 
 def sup_t(away: FloatArray, se: FloatArray, level: float) -> FloatArray:

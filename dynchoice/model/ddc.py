@@ -244,6 +244,8 @@ class DDC:
     def unchecked(self, **parts: Any) -> DDC:
         """Return the model with parts replaced and nothing checked: for inner loops only."""
         new = object.__new__(DDC)
+        if "attention" in parts and self.sophisticated:
+            parts.setdefault("perceived", parts["attention"])
         for name in self.__dataclass_fields__:
             object.__setattr__(new, name, parts.get(name, getattr(self, name)))
         return new

@@ -1,15 +1,18 @@
-"""Factored models solved and pushed forward block by block, in the cache.
+"""Models solved and pushed forward block by block, in the cache.
 
 Levels of Fixed axes (offers in force) never mix: each is a block with states of its own. Within a
-block the product of laws is applied law by law (papers.md, ecosystem.md 3.2: 0.013 ms where rows
-take 0.051 ms at 1,376 states), choices that move alike up to the last law share that work, and
-Newton's linear systems are solved by GMRES on relative values. Nothing is allocated between
-solutions, so thousands of draws cost no more than their arithmetic.
+block one axis, the contract, moves along a sparse graph of levels, and the rest (engagement)
+moves independently of it given the choice: ``F_j = R_j (x) Q_j``. A sweep over the levels, each
+after those it leads to, solves most of Newton's linear system at once (an annual contract is a
+chain of twelve levels), so GMRES needs about seven sweeps where it took seventy products.
+Nothing is allocated between solutions: thousands of draws cost their arithmetic.
+
+Models of another form take :class:`PlainBlocks`: one block, the library's general solvers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,18 @@ import numpy as np
 from dynchoice import kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.model.laws import BoundLaw, Fixed, Markov
-from dynchoice.model.transitions import Transitions
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.model.laws import BoundLaw, Fixed
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.infinite import fixed_point
+from dynchoice.solve.linear import PolicySystem
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
-BASIS = 30
+BASIS = 40
 """Krylov vectors kept between restarts."""
-LONG_BASIS = 150
 NEWTON = 40
 TOL = 1e-12
+LARGEST_REST = 160
+"""States beside the level axis up to which their chain is kept as a dense matrix."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,17 @@ class BlockSolution:
     P: FloatArray
     residual: float
     converged: bool
-    products: int
+    sweeps: int
 
     @property
     def message(self) -> str:
         """Status in words."""
         state = "converged" if self.converged else "not converged"
-        return f"{state}: residual {self.residual:.1e} after {self.products} products"
+        return f"{state}: residual {self.residual:.1e} after {self.sweeps} sweeps"
 
 
-class Blocks:
-    """The blocks of a factored model and the work arrays of their solver.
+class PlainBlocks:
+    """One block of all states, solved and pushed by the library's general solvers.
 
     Attributes
     ----------
@@ -57,166 +63,17 @@ class Blocks:
         State code of each block's states.
     """
 
-    def __init__(self, model: DDC) -> None:
-        F = model.transitions
+    def __init__(self, model: DDC, order: IntArray | None = None) -> None:
         self.model, self.beta = model, model.beta
-        S, J, _ = model.shape
-        bound, shape = (F.bound, model.states.shape) if isinstance(F, Factored) else ((), (S,))
-        fixed = [law for law in bound if isinstance(law.family, Fixed)]
-        still = {a for law in fixed for a in law.axes}
-        moving = [law for law in bound if not isinstance(law.family, Fixed)]
-        self.axes = [a for a in range(len(shape)) if a not in still]
-        codes = np.arange(S).reshape(shape)
-        front = sorted(still)
-        self.order = np.ascontiguousarray(
-            codes.transpose(*front, *self.axes).reshape(int(np.prod([shape[a] for a in front])), -1)
-        )
+        S, self.J, _ = model.shape
+        self.order = np.arange(S)[None, :] if order is None else order
         self.B, self.n = self.order.shape
-        self.J = J
+        self.E = self.n
         self.place = np.empty(S, dtype=np.int64)
         self.place[self.order.reshape(-1)] = np.arange(S)
-        self._laws = _last_law(moving) or [_one_law(S, J)]
-        rows = {law.name: rows_of(F, law) for law in self._laws}
-        self.law = self._compile(self._laws, rows, shape, front)
-        n = self.n
         self.attention = np.ascontiguousarray(model.perceived[self.order])
         self.default = np.ascontiguousarray(model.default[self.order])
-        self._workspace(n, J)
-
-    def _workspace(self, n: int, J: int) -> None:
-        R = len(self.law[0][0])
-        # rows that are not factored may mix slowly: a longer basis, which small models can hold
-        m = min(BASIS if isinstance(self.model.transitions, Factored) else LONG_BASIS, n)
-        self._X, self._tmp, self._out = np.empty((R, n)), np.empty(n), np.empty(n)
-        self._work = (
-            np.empty((n, J)),
-            np.empty((m + 1, n)),
-            np.zeros((m + 2, m + 3)),
-            np.empty(n),
-            np.empty(n),
-            self._X,
-            self._tmp,
-            np.empty((J, n)),
-        )
-        self._v, self._T, self._r = np.empty((n, J)), np.empty(n), np.empty(n)
-
-    def _compile(
-        self,
-        laws: list[BoundLaw],
-        law_rows: dict[str, Any],
-        shape: tuple[int, ...],
-        front: list[int],
-    ) -> list[Any]:
-        """Lay the laws out as flat arrays: what the kernels take, for each block."""
-        sizes = [shape[a] for a in self.axes]
-        L = len(laws)
-        dims = np.ones((L, 3), dtype=np.int64)
-        pre_max = post_max = 1
-        for i, law in enumerate(laws):
-            first = self.axes.index(law.axes[0])
-            last = first + len(law.axes)
-            dims[i] = int(np.prod(sizes[:first])), law.n, int(np.prod(sizes[last:]))
-            pre_max, post_max = max(pre_max, dims[i, 0]), max(post_max, dims[i, 2])
-        by_choice = np.array([law.by_choice for law in laws], dtype=np.int64)
-        groups = np.array([law.groups for law in laws], dtype=np.int64)
-        gpre = np.zeros((L, pre_max), dtype=np.int64)
-        gpost = np.zeros((L, post_max), dtype=np.int64)
-        goff = np.zeros((self.B, L), dtype=np.int64)
-        at_block = np.unravel_index(np.arange(self.B), [shape[a] for a in front]) if front else ()
-        for i, law in enumerate(laws):
-            first = self.axes.index(law.axes[0])
-            last = first + len(law.axes)
-            stride = 1
-            for p in reversed(law.parents):
-                if p in front:
-                    goff[:, i] += stride * at_block[front.index(p)]
-                else:
-                    where = self.axes.index(p)
-                    target, part, at = (
-                        (gpre, sizes[:first], where)
-                        if where < first
-                        else (gpost, sizes[last:], where - last)
-                    )
-                    level = np.unravel_index(np.arange(int(np.prod(part))), part)[at]
-                    target[i, : len(level)] += stride * level
-                stride *= shape[p]
-        same = np.array([not gpost[i].any() for i in range(L)])
-        indptr, following, weight, row0 = [np.zeros(1, dtype=np.int64)], [], [], []
-        rows = 0
-        for law in laws:
-            row0.append(rows)
-            k, start, count, p = law_rows[law.name]
-            entries = np.repeat(start, count) + np.concatenate([np.arange(c) for c in count])
-            indptr.append(indptr[-1][-1] + np.cumsum(count))
-            following.append(k[entries])
-            weight.append(p[entries])
-            rows += len(count)
-        pack = (
-            np.concatenate(indptr).astype(np.int64),
-            np.concatenate(following).astype(np.int64),
-            np.concatenate(weight).astype(np.float64),
-        )
-        rep, leaders = _leaders(laws, self.J)
-        return [
-            (
-                leaders,
-                self._hops(b, rep, dims, by_choice, row0, groups, goff, gpre, gpost, pack),
-                (
-                    dims,
-                    by_choice,
-                    np.array(row0, dtype=np.int64),
-                    groups,
-                    np.ascontiguousarray(goff[b]),
-                    gpre,
-                    gpost,
-                    same,
-                    pack,
-                ),
-            )
-            for b in range(self.B)
-        ]
-
-    def _hops(
-        self, b: int, rep: IntArray, dims: IntArray, by_choice: IntArray, row0: list[int],
-        groups: IntArray, goff: IntArray, gpre: IntArray, gpost: IntArray, pack: Any,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        """Return the last law of a block state by state: see :func:`kernels.block_expect`."""
-        indptr, following, weight = pack
-        pre, levels, post = dims[-1]
-        p, i, q = (x.reshape(-1) for x in np.indices((pre, levels, post)))
-        g = goff[b, -1] + gpre[-1, p] + gpost[-1, q]
-        first = np.empty((self.J, self.n), dtype=np.uint64)
-        chance = np.empty((self.J, self.n))
-        rest: list[FloatArray] = []
-        for j in range(self.J):
-            row = row0[-1] + (by_choice[-1] * j * groups[-1] + g) * levels + i
-            start, count = indptr[row], indptr[row + 1] - indptr[row]
-            first[j] = rep[j] * self.n + (p * levels + following[start]) * post + q
-            chance[j] = weight[start]
-            more = np.repeat(np.arange(self.n), count - 1)
-            entry = start[more] + 1 + np.concatenate([np.arange(c) for c in count - 1])
-            entry = entry.astype(np.int64)
-            to = rep[j] * self.n + (p[more] * levels + following[entry]) * post + q[more]
-            rest.append(np.stack([more, np.full(len(more), j), to, weight[entry]], axis=1))
-        s, j, to, w = np.concatenate(rest).T
-        codes = (x.astype(np.uint64) for x in (s, j, to))
-        return (first, chance, *codes, np.ascontiguousarray(w))
-
-    def set_tables(self, tables: dict[str, FloatArray]) -> None:
-        """Take other probabilities of some laws, zero where they were zero.
-
-        Parameters
-        ----------
-        tables : dict of FloatArray, shape (J or 1, G, n, n)
-        """
-        F = self.model.transitions
-        assert isinstance(F, Factored)
-        bound = tuple(
-            replace(law, table=tables[law.name]) if law.name in tables else law for law in F.bound
-        )
-        self.model = self.model.unchecked(transitions=F.with_bound(bound))
-        fresh = Blocks(self.model)
-        self.law, self._laws = fresh.law, fresh._laws
+        self._general: tuple[Bellman, PolicySystem] | None = None
 
     def blocked(self, by_state: FloatArray) -> FloatArray:
         """Return something known by state (S, ...) by block (B, n, ...)."""
@@ -236,24 +93,237 @@ class Blocks:
         P[b, s, self.default] += 1 - a
         return P
 
+    def key(self, b: int) -> bytes:
+        """Return what tells a block's law of motion from others'."""
+        return bytes([b])
+
+    @property
+    def general(self) -> tuple[Bellman, PolicySystem]:
+        """The general solver of the whole model, made on first use."""
+        if self._general is None:
+            model = self.model
+            self._general = Bellman(model), PolicySystem(model.transitions, model.beta)
+        return self._general
+
     def solve(
         self,
         u: FloatArray,
         start: FloatArray | None = None,
         tol: float = TOL,
-        active: Any = None,
+        active: BoolArray | None = None,
     ) -> BlockSolution:
         """Solve every block at flow utilities ``u`` (B, n, J), from ``start`` (B, n) if given.
 
         Parameters
         ----------
         active : array (B,) of bool, optional
-            Blocks to solve; the others are left at zero.
+            Blocks that matter; others may be left at zero.
         """
+        bellman, system = self.general
+        flow = self.by_state(u)
+        point = fixed_point(
+            bellman, system, flow, None if start is None else self.by_state(start), tol
+        )
+        if start is not None and not point.converged:
+            point = fixed_point(bellman, system, flow, None, tol)
+        h, gain = self.blocked(point.h), self.blocked(point.gain)
+        pi, policy = self.blocked(bellman.pi), self.blocked(bellman.P)
+        V = h + gain / (1 - self.beta)
+        P = self.observed(pi, policy)
+        return BlockSolution(h, V, pi, policy, P, point.residual, point.converged, system.products)
+
+    def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
+        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), up to a constant in each block."""
+        _, system = self.general
+        system.factor(self.by_state(P))
+        return self.blocked(system.solve(self.by_state(right)))
+
+    def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
+        """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
+        return np.asarray((P * self.model.transitions.expect(x)).sum(axis=1))
+
+    def backward(
+        self, u: FloatArray, ahead: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J) given the next ``V``."""
+        V, pi, policy, v = np.empty(ahead.shape), *(np.empty(u.shape) for _ in range(3))
+        for b in range(self.B):
+            ev = self.expect(b, ahead[b])
+            kernels.soft_bellman(
+                u[b], ev, self.beta, self.attention[b], self.default[b], v[b], V[b], pi[b],
+                policy[b],
+            )  # fmt: skip
+        return V, self.observed(pi, policy), pi
+
+    def expect(self, b: int, x: FloatArray) -> FloatArray:
+        """Return ``E[x(s') | s, j]`` (n, J) of one block; the array may be overwritten later."""
+        return self.model.transitions.expect(np.ascontiguousarray(x))
+
+    def push_once(self, b: int, mu: FloatArray, P: FloatArray) -> FloatArray:
+        """Return one block's distribution (n,) a period later."""
+        return self.model.transitions.push(mu[:, None] * P)
+
+    def push(
+        self,
+        mu: FloatArray,
+        P: FloatArray,
+        periods: int,
+        worth: FloatArray,
+        group: IntArray,
+        groups: int,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Push ``mu`` (B, n), overwritten, for some periods; return what is added up.
+
+        Returns
+        -------
+        cells : FloatArray, shape (periods, B, groups, J)
+            Mass by group of states and choice.
+        users : FloatArray, shape (periods, B, J, E)
+            Mass by choice and by what is left of the state beside the level.
+        values : FloatArray, shape (periods + 1, B)
+            ``mu_t . worth``.
+        """
+        cells = np.zeros((self.B, periods, groups, self.J))
+        users = np.zeros((self.B, periods, self.J, self.E))
+        values = np.zeros((self.B, periods + 1))
+        for b in range(self.B):
+            if mu[b].any():
+                self._path(b, mu[b], P[b], periods, worth[b], group, cells[b], users[b], values[b])
+        return cells.transpose(1, 0, 2, 3), users.transpose(1, 0, 2, 3), values.T
+
+    def _path(
+        self,
+        b: int,
+        mu: FloatArray,
+        P: FloatArray,
+        periods: int,
+        worth: FloatArray,
+        group: IntArray,
+        cells: FloatArray,
+        users: FloatArray,
+        values: FloatArray,
+    ) -> None:
+        for t in range(periods):
+            values[t] += mu @ worth
+            m = mu[:, None] * P
+            np.add.at(cells[t], group, m)
+            users[t] += m.reshape(-1, self.E, self.J).sum(axis=0).T
+            mu[:] = self.push_once(b, mu, P)
+        values[periods] += mu @ worth
+
+
+class LevelBlocks(PlainBlocks):
+    """Blocks of a factored model whose level axis moves independently of the rest."""
+
+    def __init__(self, model: DDC) -> None:
+        F = model.transitions
+        assert isinstance(F, Factored)
+        level = level_law(F)
+        assert level is not None
+        shape = model.states.shape
+        fixed = sorted(a for law in F.bound if isinstance(law.family, Fixed) for a in law.axes)
+        own = level.axes
+        rest = [a for a in range(len(shape)) if a not in fixed and a not in own]
+        codes = np.arange(model.states.size).reshape(shape).transpose(*fixed, *own, *rest)
+        B = int(np.prod([shape[a] for a in fixed]))
+        super().__init__(model, np.ascontiguousarray(codes.reshape(B, -1)))
+        self.C, self.E = level.n, self.n // level.n
+        offered = model.available[self.order].reshape(B, self.C, self.E, self.J).any(axis=(0, 2))
+        self.graph = level_graph(level, offered)
+        others = [law for law in F.bound if law is not level and not isinstance(law.family, Fixed)]
+        self._others, self._axes, self._fixed = others, rest, fixed
+        self.chains = self._chains(others)
+        L = self.chains[0][0].shape[0]
+        n, J, m = self.n, self.J, min(BASIS, self.n)
+        self._z, self._out = np.empty((L, self.C, self.E)), np.empty(n)
+        self._work = (
+            np.empty((n, J)),
+            np.empty((m + 1, n)),
+            np.zeros((m + 2, m + 3)),
+            np.empty(n),
+            np.empty(n),
+            self._z,
+            np.empty((J, self.C, self.E)),
+            np.empty((self.C, self.E, self.E)),
+        )
+        self._v, self._T, self._r = np.empty((n, J)), np.empty(n), np.empty(n)
+
+    def _chains(self, laws: list[BoundLaw]) -> list[Any]:
+        """Return each block's chains of the rest: matrices, their transposes, who follows which."""
+        shape = self.model.states.shape
+        sizes = [shape[a] for a in self._axes]
+        where = np.unravel_index(np.arange(self.E), sizes) if sizes else ()
+        offers = [shape[a] for a in self._fixed]
+        out, seen = [], {}
+        for b in range(self.B):
+            at_offer = np.unravel_index(b, offers) if offers else ()
+            matrices = []
+            for j in range(self.J):
+                Q = np.ones((self.E, self.E))
+                for law in laws:
+                    code = np.zeros(self.E, dtype=np.int64)
+                    for p in law.parents:
+                        here = (
+                            at_offer[self._fixed.index(p)]
+                            if p in self._fixed
+                            else where[self._axes.index(p)]
+                        )
+                        code = code * shape[p] + here
+                    now = np.zeros(self.E, dtype=np.int64)
+                    for a in law.axes:
+                        now = now * shape[a] + where[self._axes.index(a)]
+                    Q *= law_table(law)[j if law.by_choice else 0, code, now][:, now]
+                matrices.append(Q)
+            leaders: list[int] = []
+            chain = np.zeros(self.J, dtype=np.int64)
+            for j, Q in enumerate(matrices):
+                same = [i for i, k in enumerate(leaders) if np.array_equal(matrices[k], Q)]
+                chain[j] = same[0] if same else len(leaders)
+                if not same:
+                    leaders.append(j)
+            stacked = np.ascontiguousarray(np.stack([matrices[k] for k in leaders]))
+            key = (stacked.tobytes(), chain.tobytes())
+            if key not in seen:
+                transposed = np.ascontiguousarray(stacked.transpose(0, 2, 1))
+                seen[key] = stacked, transposed, chain, self._needed(chain, len(leaders))
+            out.append(seen[key])
+        widest = max(c[0].shape[0] for c in out)
+        return [c if c[0].shape[0] == widest else _widened(c, widest) for c in out]
+
+    def _needed(self, chain: IntArray, L: int) -> BoolArray:
+        """Return which levels (L, C) the choices of each chain lead to."""
+        indptr, to, *_ = self.graph
+        need = np.zeros((L, self.C), dtype=bool)
+        for c in range(self.C):
+            for j in range(self.J):
+                row = c * self.J + j
+                need[chain[j], to[indptr[row] : indptr[row + 1]]] = True
+        return need
+
+    def key(self, b: int) -> bytes:
+        return self.chains[b][0].tobytes() + self.chains[b][2].tobytes()
+
+    def set_tables(self, tables: dict[str, FloatArray]) -> None:
+        """Take other probabilities of some laws (J or 1, G, n, n), zero where they were zero."""
+        from dataclasses import replace
+
+        self._others = [
+            replace(law, table=tables[law.name]) if law.name in tables else law
+            for law in self._others
+        ]
+        self.chains = self._chains(self._others)
+
+    def solve(
+        self,
+        u: FloatArray,
+        start: FloatArray | None = None,
+        tol: float = TOL,
+        active: BoolArray | None = None,
+    ) -> BlockSolution:
         B, n, J = u.shape
         h = np.zeros((B, n)) if start is None else start - start[:, :1]
         V, pi, policy = np.zeros((B, n)), np.zeros((B, n, J)), np.zeros((B, n, J))
-        worst, products, good = 0.0, 0, True
+        worst, sweeps, good = 0.0, 0, True
         for b in range(B):
             if active is not None and not active[b]:
                 continue
@@ -265,160 +335,153 @@ class Blocks:
             top = np.abs(h[b]).max()
             floor = 64 * np.finfo(float).eps * (1 + top + abs(gain)) / (1 + top)
             good &= bool(residual <= max(tol, floor))
-            worst, products = max(worst, residual), products + used
+            worst, sweeps = max(worst, residual), sweeps + used
             V[b] = h[b] + gain / (1 - self.beta)
         P = self.observed(pi, policy)
-        return BlockSolution(h, V, pi, policy, P, float(worst), good, products)
+        return BlockSolution(h, V, pi, policy, P, float(worst), good, sweeps)
 
     def _run(
         self, b: int, u: FloatArray, h: FloatArray, warm: bool, tol: float, pi: Any, policy: Any
     ) -> tuple[float, float, int, int]:
-        return kernels.solve_block(
+        return kernels.level_solve(
             u, h, self.beta, self.attention[b], self.default[b], warm, tol, NEWTON,
-            self._v, self._T, pi[b], policy[b], self._r, self._work, self.law[b],
+            self._v, self._T, pi[b], policy[b], self._r, self._work, (self.chains[b], self.graph),
         )  # fmt: skip
 
-    def slope(self, solution: BlockSolution, right: FloatArray) -> FloatArray:
-        """Return ``(I - beta F^P)^{-1} right`` up to a constant a block, (B, n, K).
-
-        With ``right = sum_j P_j x_j`` this is the derivative of the relative value by the
-        parameters (implicit function theorem).
-        """
-        return self.solve_linear(solution.policy, right)
-
-    def solve_linear(self, P: FloatArray, right: FloatArray) -> FloatArray:
-        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), zero at each block's first state."""
+    def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
         out = np.zeros_like(right)
         step, b0 = np.empty(self.n), np.empty(self.n)
-        _, Q, H, y, _, X, tmp, W = self._work
+        _, basis, H, y, _, z, W, lu = self._work
         for b in range(self.B):
+            if not P[b].any():
+                continue
+            law = self.chains[b], self.graph
+            kernels.level_factor(P[b], self.beta, W, lu, *law)
             for k in range(right.shape[2]):
                 b0[:] = right[b, :, k] - right[b, 0, k]
-                size = float(np.sqrt(b0 @ b0))
-                if size > 0 and P[b].any():
-                    kernels.block_gmres(
-                        b0, P[b], W, self.beta, 1e-12 * size, step, Q, H, y, X, tmp, *self.law[b]
-                    )
+                goal = rtol * float(np.sqrt(b0 @ b0))
+                if goal > 0:
+                    kernels.level_gmres(b0, goal, step, basis, H, y, z, W, lu, *law)
                     out[b, :, k] = step - step[0]
         return out
 
     def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
-        """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
-        y, W = np.empty(self.n), self._work[-1]
-        leaders, hops, laws = self.law[b]
-        kernels.block_weights(P, hops, W)
-        x = np.ascontiguousarray(x)
-        kernels.block_policy(x, P, W, y, self._X, self._tmp, leaders, hops, laws)
-        return y
+        return np.asarray((P * self.expect(b, x)).sum(axis=1))
 
-    def backward(
-        self, u: FloatArray, ahead: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J) given the next ``V``."""
-        B, n, J = u.shape
-        V, pi, policy = np.empty((B, n)), np.empty((B, n, J)), np.empty((B, n, J))
-        ev, *_ = self._work
-        for b in range(B):
-            kernels.block_expect(
-                np.ascontiguousarray(ahead[b]), ev, self._X, self._tmp, *self.law[b]
-            )
-            kernels.soft_bellman(
-                u[b], ev, self.beta, self.attention[b], self.default[b], self._v, V[b], pi[b],
-                policy[b],
-            )  # fmt: skip
-        return V, self.observed(pi, policy), pi
+    def expect(self, b: int, x: FloatArray) -> FloatArray:
+        ev = self._work[0]
+        kernels.level_expect(np.ascontiguousarray(x), ev, self._z, self.chains[b], self.graph)
+        return ev
 
     def push_once(self, b: int, mu: FloatArray, P: FloatArray) -> FloatArray:
-        """Return one block's distribution (n,) a period later."""
-        out, W = np.empty(self.n), self._work[-1]
-        leaders, hops, laws = self.law[b]
-        kernels.block_weights(P, hops, W)
-        kernels.block_push(mu, P, W, out, self._X, self._tmp, leaders, hops, laws)
+        out = np.empty(self.n)
+        PT = np.ascontiguousarray(P.T)
+        kernels.level_push(mu, PT, out, self._z, self.chains[b], self.graph)
         return out
 
-    def push(
+    def _path(
         self,
+        b: int,
         mu: FloatArray,
         P: FloatArray,
         periods: int,
         worth: FloatArray,
         group: IntArray,
-        use: IntArray,
-        groups: int,
-        uses: int,
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Push ``mu`` (B, n), overwritten, for some periods; return what is added up.
-
-        Returns
-        -------
-        cells : FloatArray, shape (periods, B, groups, J)
-            Mass by group of states and choice.
-        users : FloatArray, shape (periods, B, uses, J)
-            Mass by engagement and choice.
-        values : FloatArray, shape (periods + 1, B)
-            ``mu_t . worth``.
-        """
-        cells = np.zeros((self.B, periods, groups, self.J))
-        users = np.zeros((self.B, periods, uses, self.J))
-        values = np.zeros((self.B, periods + 1))
-        for b in range(self.B):
-            if mu[b].any():
-                kernels.push_block(
-                    mu[b], P[b], periods, worth[b], group, use, cells[b], users[b], values[b],
-                    self._X, self._tmp, self._out, self._work[-1], self.law[b],
-                )  # fmt: skip
-        return cells.transpose(1, 0, 2, 3), users.transpose(1, 0, 2, 3), values.T
+        cells: FloatArray,
+        users: FloatArray,
+        values: FloatArray,
+    ) -> None:
+        PT = np.ascontiguousarray(P.T)
+        kernels.level_path(
+            mu, PT, periods, worth, group, cells, users, values, self._z, self._out,
+            self.chains[b], self.graph,
+        )  # fmt: skip
 
 
-def _one_law(S: int, J: int) -> BoundLaw:
-    """Return the frame of a law that is not factored: one axis of all states."""
-    return BoundLaw("states", Markov(), (0,), S, (), 1, True, J)
+def blocks_of(model: DDC) -> PlainBlocks:
+    """Return the blocks of a model: by level where its law allows it, else one plain block."""
+    F = model.transitions
+    if model.beta > 0 and isinstance(F, Factored) and level_law(F) is not None:
+        return LevelBlocks(model)
+    return PlainBlocks(model)
 
 
-def rows_of(F: Transitions, law: BoundLaw) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """Return a law's non-zeros: next levels, first entry and number by row, probabilities."""
-    if isinstance(F, Factored):
-        return F.rows_of(law)
-    indptr, indices, data = F.stacked()
-    rows = np.arange(law.n)[None, :] * law.choices + np.arange(law.choices)[:, None]
-    rows = rows.reshape(-1)  # choice by choice, as a law's rows are
-    return indices, indptr[rows], indptr[rows + 1] - indptr[rows], data
+def level_law(F: Factored) -> BoundLaw | None:
+    """Return the law of the axis to sweep over, or None where no axis moves on its own.
 
-
-def _last_law(laws: list[BoundLaw]) -> list[BoundLaw]:
-    """Return the laws with the longest one that no other looks at moved to the end.
-
-    Choices that differ in it alone then share all the work before.
+    It moves by itself given the choice, no other law looks at it, and what is left beside it is
+    small enough for dense chains; of several, the longest.
     """
-    if not laws:
-        return laws
-    parents = {p for law in laws for p in law.parents}
-    free = [law for law in laws if not parents & set(law.axes)]
+    moving = [law for law in F.bound if not isinstance(law.family, Fixed)]
+    if not moving:
+        return None
+    fixed = {a for law in F.bound if isinstance(law.family, Fixed) for a in law.axes}
+    looked_at = {p for law in moving for p in law.parents}
+    free = [law for law in moving if not law.parents and not looked_at & set(law.axes)]
     if not free:
-        return laws
-    last = max(free, key=lambda law: (law.by_choice, law.n))
-    return [law for law in laws if law is not last] + [last]
+        return None
+    best = max(free, key=lambda law: law.n)
+    sizes = [n for a, n in enumerate(F.states.shape) if a not in fixed and a not in best.axes]
+    return best if int(np.prod(sizes)) <= LARGEST_REST else None
 
 
-def _leaders(laws: list[BoundLaw], J: int) -> tuple[IntArray, IntArray]:
-    """Return which leader each choice follows, and the leaders' choices."""
+def law_table(law: BoundLaw) -> FloatArray:
+    """Return a law's probabilities (J or 1, G, n, n), deterministic ones spelt out."""
+    if law.following is None:
+        assert law.table is not None
+        return law.table
+    return np.asarray(law.following[..., None] == np.arange(law.n), dtype=np.float64)
 
-    def alike(a: int, b: int) -> bool:
-        for law in laws[:-1]:
-            if law.by_choice:
-                table: Any = law.following if law.following is not None else law.table
-                if not np.array_equal(table[a], table[b]):
-                    return False
-        return True
 
-    leaders: list[int] = []
-    rep = np.zeros(J, dtype=np.int64)
-    for j in range(J):
-        for i, leader in enumerate(leaders):
-            if alike(j, leader):
-                rep[j] = i
-                break
-        else:
-            rep[j] = len(leaders)
-            leaders.append(j)
-    return rep, np.array(leaders, dtype=np.int64)
+def level_graph(law: BoundLaw, offered: BoolArray) -> tuple[Any, ...]:
+    """Return the graph of a level law as arrays: see :func:`dynchoice.kernels.level_expect`.
+
+    Choices that a level (C, J) never offers lead nowhere.
+    """
+    table = law_table(law)[:, 0]
+    C, J = offered.shape
+    rows = [table[j if law.by_choice else 0, c] * offered[c, j] for c in range(C) for j in range(J)]
+    at = [np.flatnonzero(r) for r in rows]
+    indptr = np.r_[0, np.cumsum([len(a) for a in at])].astype(np.int64)
+    to = np.concatenate(at).astype(np.int64)
+    weight = np.concatenate([r[a] for r, a in zip(rows, at, strict=True)])
+    reach = [sorted({int(t) for j in range(J) for t in at[c * J + j]} - {c}) for c in range(C)]
+    order = after_successors(reach)
+    rank = np.empty(C, dtype=np.int64)
+    rank[order] = np.arange(C)
+    loops = np.array([any(c in at[c * J + j] for j in range(J)) for c in range(C)])
+    return indptr, to, np.ascontiguousarray(weight), order, rank, loops
+
+
+def after_successors(reach: list[list[int]]) -> IntArray:
+    """Return nodes in depth-first postorder: each after those it leads to, cycles apart."""
+    done: list[int] = []
+    seen: set[int] = set()
+    for root in range(len(reach) - 1, -1, -1):
+        stack = [(root, 0)]
+        if root in seen:
+            continue
+        seen.add(root)
+        while stack:
+            node, i = stack.pop()
+            if i < len(reach[node]):
+                stack.append((node, i + 1))
+                child = reach[node][i]
+                if child not in seen:
+                    seen.add(child)
+                    stack.append((child, 0))
+            else:
+                done.append(node)
+    return np.array(done, dtype=np.int64)
+
+
+def _widened(chains: tuple[Any, ...], L: int) -> tuple[Any, ...]:
+    """Return chains padded to ``L`` matrices, so that all blocks share one workspace."""
+    Q, QT, chain, need = chains
+    more = L - len(Q)
+    return (
+        np.concatenate([Q, np.zeros((more, *Q.shape[1:]))]),
+        np.concatenate([QT, np.zeros((more, *QT.shape[1:]))]),
+        chain,
+        np.concatenate([need, np.zeros((more, need.shape[1]), dtype=bool)]),
+    )

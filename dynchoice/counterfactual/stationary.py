@@ -1,0 +1,168 @@
+"""Steady states of memberships and their derivatives by prices and benefits.
+
+(I - F^P') mu = 0, 1'mu = 1;        (I - F^P') dmu = sum_j F_j' (mu dP_j), 1'dmu = 0,
+dV = (I - beta F^P)^{-1} sum_j P_j du_j,   dv_j = du_j + beta F_j dV,
+dP_j = attention pi_j (dv_j - sum_i pi_i dv_i)                     (papers.md 7.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dynchoice.counterfactual.engine import Engine, Policy, steady_state, transposed_solve
+from dynchoice.counterfactual.group import cash, present_values, price_of_utility
+from dynchoice.counterfactual.ledger import Ledger
+from dynchoice.counterfactual.tables import measures
+from dynchoice.errors import ConvergenceError, SpecificationError
+from dynchoice.model.ddc import DDC
+from dynchoice.solve.linear import one_blas_thread
+from dynchoice.typing import FloatArray
+
+
+@dataclass(frozen=True)
+class Change:
+    """How something moves when flow utility does: values, probabilities, stationary mass.
+
+    ``dV``, ``dmu`` (B, n); ``dP`` (B, n, J).
+    """
+
+    dV: FloatArray
+    dP: FloatArray
+    dmu: FloatArray
+
+
+class Stationary:
+    """A membership's model solved at parameters, with its steady state in one offer.
+
+    Parameters
+    ----------
+    model : DDC
+        Built by Membership.
+    theta : FloatArray, shape (K,)
+    mass : FloatArray, shape (S,), optional
+        Where customers stand today; only how they spread over offers matters. Default: all in the
+        first offer.
+
+    Raises
+    ------
+    SpecificationError, ConvergenceError
+        No membership; no solution.
+    """
+
+    def __init__(self, model: DDC, theta: FloatArray, mass: FloatArray | None = None) -> None:
+        if model.membership is None:
+            raise SpecificationError("this needs a model built by Membership")
+        self.model, self.theta = model, np.asarray(theta, dtype=np.float64)
+        self.club = model.membership
+        with one_blas_thread():
+            self.engine = Engine(model, self.theta)
+            b = self.engine.blocks
+            if mass is None:
+                self.weights = np.eye(b.B)[0]
+            else:
+                self.weights = b.blocked(mass).sum(axis=1) / mass.sum()
+            if not self.policy.converged:
+                raise ConvergenceError(self.policy.message)
+            self.mu, good = steady_state(self.engine, self.policy, self.weights)
+        if not good:
+            raise ConvergenceError("the steady state was not found to tolerance")
+
+    @property
+    def policy(self) -> Policy:
+        """Values and probabilities."""
+        return self.engine.base
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What a period amounts to."""
+        return Ledger.of(self.club, self.engine.blocks)
+
+    @property
+    def alpha(self) -> float:
+        """Utils per unit of money."""
+        return price_of_utility(self.model, self.theta)
+
+    @cached_property
+    def measures(self) -> dict[str, float]:
+        """Every measure of a period in the steady state, per customer."""
+        b, ledger = self.engine.blocks, self.ledger
+        stay = self.mu.copy()
+        cells, users, _ = b.push(stay, self.policy.P, 1, self.policy.V, ledger.group, ledger.groups)
+        flow = self.engine.flow_value(self.theta, self.policy)
+        surplus = float((self.mu * flow).sum()) / self.alpha
+        found = measures(ledger.read(cells, users)[0], ledger.names, surplus, 1.0)
+        for j, label in enumerate(self.club.choices):
+            found[f"choosing {label}"] = float(cells[..., j].sum())
+        return {k: float(v) for k, v in found.items()}
+
+    def lifetime(self) -> FloatArray:
+        """Return the present value of revenue less benefit costs by state (S,)."""
+        money, cost = cash(self.engine, self.policy, self.ledger)
+        value = present_values(self.engine, self.policy, [money - cost])[0]
+        return self.engine.blocks.by_state(value)
+
+    def change(self, du: FloatArray) -> Change:
+        """Return derivatives along a change of flow utility ``du`` (S, J), in utils."""
+        engine, policy = self.engine, self.policy
+        b, model = engine.blocks, self.model
+        x = b.blocked(du)
+        live = policy.pi > 0
+        a = b.blocked(model.perceived)
+        P = a[..., None] * policy.pi
+        rows, cols = np.ogrid[: b.B, : b.n]
+        P[rows, cols, b.default] += 1 - a  # what members expect of themselves
+        with one_blas_thread():
+            right = (P * np.where(live | (P > 0), x, 0.0)).sum(axis=2)
+            relative = b.solve_linear(P, right[..., None])[..., 0]
+            dV = np.empty_like(relative)
+            dv = np.empty_like(x)
+            for i in range(b.B):
+                h = relative[i]
+                ahead = b.policy_expect(i, h, P[i])
+                level = (right[i, 0] + model.beta * ahead[0] - h[0]) / (1 - model.beta)
+                dV[i] = h + level
+                dv[i] = x[i] + model.beta * b.expect(i, dV[i])
+            dv = np.where(live, dv, 0.0)
+            mean = (policy.pi * dv).sum(axis=2, keepdims=True)
+            true = b.blocked(model.attention)
+            dP = true[..., None] * policy.pi * (dv - mean)
+            dmu = np.zeros_like(self.mu)
+            for i in np.flatnonzero(self.weights > 0):
+                moved = b.push_once(int(i), np.ones(b.n), self.mu[i][:, None] * dP[i])
+                dmu[i] = transposed_solve(engine, policy, int(i), moved)
+        return Change(dV, dP, dmu)
+
+    def price_direction(self, plan: str) -> FloatArray:
+        """Return how utils (S, J) change per unit of money on a plan's price, refunds included."""
+        return -self.alpha * self.money_direction(plan)
+
+    def money_direction(self, plan: str) -> FloatArray:
+        """Return how payments less refunds (S, J) change per unit of a plan's price."""
+        club = self.club
+        if plan not in club.choices[1:]:
+            raise SpecificationError(f"no plan {plan!r}: {', '.join(club.choices[1:])}")
+        j = club.choices.index(plan)
+        c = club.contracts
+        out = np.zeros((club.states.size, len(club.choices)))
+        out[:, j] = club.by_contract(c.pays)[:, j]
+        mine = club.by_contract(c.held) == j
+        rule = club.plans[j - 1].refund
+        due = mine & (np.ones_like(mine) if rule == "prorated" else club.unused)
+        if rule != "none":
+            out[due, 0] -= club.by_contract(c.refund_share())[due]
+        return out
+
+    def benefit_direction(self, benefit: str) -> FloatArray:
+        """Return how utils (S, J) change per unit of a benefit's share (1: doubled value)."""
+        names = self.club.all_names
+        if benefit not in [b.name for b in self.club.benefits]:
+            raise SpecificationError(f"no benefit {benefit!r}")
+        x = self.club.features[:, :, names.index(benefit)]
+        if benefit in self.model.names:
+            value = float(self.theta[self.model.names.index(benefit)])
+        else:
+            value = float(self.club.fixed[benefit])
+        return value * x

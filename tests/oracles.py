@@ -751,22 +751,22 @@ def random_rows(rng, rows, n):
     return p / p.sum(axis=2, keepdims=True)
 
 
-def random_factored(seed, J, shape=None, fixed=None, joint=None, limit=150):
+def random_factored(seed, J, free=False, limit=150):
     """(shape, laws): 2-4 axes of 2-5 levels, at most `limit` states, every axis with one law.
 
-    fixed: number of Fixed axes (default random); joint: whether two neighbouring axes share a
-    law.  Parents are drawn from axes earlier in a random order, hence on both sides of the own
-    axis and without cycles.  Some choices move the same way."""
+    Parents are drawn from axes earlier in a random order, hence on both sides of the own axis and
+    without cycles; free: the last one has none, nor is it one.  Some neighbouring axes share a
+    law, some axes are Fixed, some choices move the same way."""
     rng = np.random.default_rng(seed)
+    shape = None
     while shape is None or np.prod(shape) > limit:
         shape = tuple(int(n) for n in rng.integers(2, 6, size=rng.integers(2, 5)))
     moved = [(a,) for a in range(len(shape))]
-    joint = rng.random() < 0.3 if joint is None else joint
-    if joint and len(shape) > 2:
+    if rng.random() < 0.3 and len(shape) > 2:
         a = int(rng.integers(len(shape) - 1))
         moved[a : a + 2] = [(a, a + 1)]
     order = [moved[i] for i in rng.permutation(len(moved))]
-    fixed = int(rng.integers(0, min(3, len(order)))) if fixed is None else fixed
+    fixed = int(rng.integers(0, min(3, len(order))))
     laws = []
     for place, axes in enumerate(order):
         n = int(np.prod([shape[a] for a in axes]))
@@ -774,6 +774,7 @@ def random_factored(seed, J, shape=None, fixed=None, joint=None, limit=150):
             laws.append({"axes": axes, "given": (), "kind": "fixed", "table": None})
             continue
         parents = [a for block in order[:place] for a in block if rng.random() < 0.6]
+        parents = [] if free and place == len(order) - 1 else parents
         given = ["choice"] * bool(rng.random() < 0.65) + parents
         given = tuple(given[i] for i in rng.permutation(len(given)))
         dims = tuple(J if g == "choice" else shape[g] for g in given)
@@ -814,22 +815,6 @@ def law_chances(shape, law, j, now):
     out = np.zeros(int(np.prod([shape[a] for a in law["axes"]])))
     target = own if law["kind"] == "fixed" else law["table"][at]
     out[own if target is None else target] = 1.0
-    return out
-
-
-def law_matrix(shape, law, j):
-    """(S, S) chain that moves the axes of one law only, all others standing still."""
-    cells = list(itertools.product(*[range(m) for m in shape]))
-    number = {cell: s for s, cell in enumerate(cells)}
-    out = np.zeros((len(cells), len(cells)))
-    own = list(itertools.product(*[range(shape[a]) for a in law["axes"]]))
-    for s, now in enumerate(cells):
-        p = law_chances(shape, law, j, now)
-        for k, levels in enumerate(own):
-            nxt = list(now)
-            for a, level in zip(law["axes"], levels):
-                nxt[a] = level
-            out[s, number[tuple(nxt)]] += p[k]
     return out
 
 
@@ -901,14 +886,6 @@ def pushed(F, P, mu):
     return out
 
 
-def weights(P, chance):
-    """W (J, S) with W[j, s] = P[s, j] chance[j, s], by loops."""
-    W = np.zeros(chance.shape)
-    for j, s in itertools.product(*map(range, chance.shape)):
-        W[j, s] = P[s, j] * chance[j, s]
-    return W
-
-
 def relative_matrix(F, P, beta):
     """(S, S) A - 1 A[0] with A = I - beta sum_j P_j F_j: A, less its value at state 0."""
     A = np.eye(len(P)) - beta * markov(P, F)
@@ -923,6 +900,80 @@ def relative_solve(F, P, beta, b):
     A[:S, S] = 1.0
     A[S, 0] = 1.0
     return np.linalg.solve(A, np.append(b, 0.0))[:S]
+
+
+def random_levels(seed, C, E, J, beta, attention=True):
+    """(model, R, Q, chain): states c E + e, levels c that move by R (J,C,C) under each choice and
+    a rest e that moves by Q[chain[j]], Q (L,E,E), independently of it.
+
+    A level's row is zero under a choice that it never offers.  Level 0 may stay, the last one
+    never does; some rows lead to one level, some to several."""
+    rng = np.random.default_rng(seed)
+    offered = rng.random((C, J)) < 0.8
+    offered[np.arange(C), rng.integers(J, size=C)] = True
+    R = np.zeros((J, C, C))
+    for j, c in itertools.product(range(J), range(C)):
+        pool = np.arange(C) if c < C - 1 or C == 1 else np.arange(C - 1)
+        to = rng.choice(pool, size=min(len(pool), int(rng.choice([1, 1, 2, 3]))), replace=False)
+        R[j, c, to] = offered[c, j] * rng.dirichlet(np.ones(len(to)))
+    j = np.flatnonzero(offered[0])[0]
+    R[j, 0] = 0.3 * np.eye(C)[0] + 0.7 * R[j, 0]
+    L = int(rng.integers(1, J + 1))
+    chain = rng.permutation(np.r_[np.arange(L), rng.integers(L, size=J - L)]).astype(np.int64)
+    available = np.repeat(offered, E, axis=0)
+    default = np.array([rng.choice(np.flatnonzero(row)) for row in available])
+    keep = rng.random(available.shape) < 0.8
+    keep[np.arange(C * E), default] = True
+    a = np.where(rng.random(C * E) < 0.5, 1.0, rng.uniform(0.3, 1.0, size=C * E))
+    Q = random_rows(rng, L, E)
+    model = {
+        "x": rng.normal(size=(C * E, J, 1)),
+        "offset": 2.0 * rng.normal(size=(C * E, J)),
+        "F": level_product(R, Q, chain),
+        "beta": float(beta),
+        "available": available & keep,
+        "attention": a if attention else np.ones(C * E),
+        "default": default,
+        "params": np.ones(1),
+    }
+    return model, R, Q, chain
+
+
+def level_product(R, Q, chain):
+    """F (S,J,S) with S = C E: F[c E + e, j, d E + f] = R[j,c,d] Q[chain[j],e,f], by loops."""
+    J, C, _ = R.shape
+    E = Q.shape[1]
+    F = np.zeros((C * E, J, C * E))
+    for j, c, d in itertools.product(range(J), range(C), range(C)):
+        F[c * E : c * E + E, j, d * E : d * E + E] = R[j, c, d] * Q[chain[j]]
+    return F
+
+
+def random_policy(seed, model):
+    """(S,J) random choice probabilities over available choices."""
+    p = np.random.default_rng(seed).gamma(1.0, size=model["available"].shape) + 0.05
+    p = np.where(model["available"], p, 0.0)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def sweep_split(F, P, beta, E, rank):
+    """(M, U) with I - beta F^P = M - U: U are the moves to levels of a later rank."""
+    chain = beta * markov(P, F)
+    M, U = np.eye(len(P)), np.zeros(chain.shape)
+    for s, t in itertools.product(range(len(P)), range(len(P))):
+        if rank[t // E] > rank[s // E]:
+            U[s, t] = chain[s, t]
+        else:
+            M[s, t] -= chain[s, t]
+    return M, U
+
+
+def combine_rows(weights, rows):
+    """(E,) sum of weighted rows, by loops."""
+    out = np.zeros(rows.shape[1])
+    for w, row in zip(weights, rows):
+        out += w * row
+    return out
 
 
 def push_cells(F, P, mu, periods, worth, group, use, groups, uses):

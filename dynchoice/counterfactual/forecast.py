@@ -50,7 +50,7 @@ BASELINE = "baseline"
 ALL = "all"
 BANDS = ("draws", "bootstrap", "delta")
 BY = (None, "type", "region")
-TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run")
+TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run", "badges")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Forecast:
     long_run : pandas.DataFrame
         For memberships: measures in the new steady state and, per customer of today, the present
         value of revenue and profit (``lifetime ...``).
+    badges : pandas.DataFrame
+        scenario, segment, badge, reasons: what the numbers rest on (the data: ``identified``; the
+        functional form; the anchor; assumed values). Tables repeat it in a column ``badge``.
     converged : bool
         Whether every solution, draws included, met its tolerance; ``message`` counts failures.
     """
@@ -91,6 +94,7 @@ class Forecast:
     message: str
     outcomes: Any = None
     long_run: Any = None
+    badges: Any = None
     bands: str = "draws"
     notes: tuple[str, ...] = ()
 
@@ -259,6 +263,7 @@ def forecast(
         message,
         tables["outcomes"],
         tables["long_run"],
+        tables["badges"],
         bands,
         tuple(notes),
     )

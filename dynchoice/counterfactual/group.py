@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice.counterfactual.badges import Badge, badge
 from dynchoice.counterfactual.engine import Engine, Policy, steady_state
 from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, phases
@@ -67,6 +68,7 @@ class GroupPaths:
     long_run_drawn: list[list[list[LongRun | None]]]
     failures: int
     solved: int
+    badges: list[Badge | None]
     notes: tuple[str, ...] = ()
 
     def with_draws_of(self, others: Sequence[GroupPaths]) -> GroupPaths:
@@ -91,6 +93,7 @@ class Task:
     periods: int
     draws: list[Draw]
     long_run: str
+    badges: bool = True
 
     def split(self, chunks: int) -> list[Task]:
         """Return the task in chunks of draws (each solves the estimates again)."""
@@ -98,7 +101,8 @@ class Task:
             return [self]
         size = -(-len(self.draws) // chunks)
         return [
-            replace(self, draws=self.draws[i : i + size]) for i in range(0, len(self.draws), size)
+            replace(self, draws=self.draws[i : i + size], badges=i == 0)
+            for i in range(0, len(self.draws), size)
         ]
 
 
@@ -112,6 +116,7 @@ class Prepared:
     dates: list[Dates]
     ledger: Ledger | None
     mix: list[float]
+    badge: Badge | None = None
 
 
 def price_of_utility(model: DDC, theta: FloatArray) -> float:
@@ -143,6 +148,7 @@ def prepare(task: Task) -> list[Prepared]:
         places.append(place)
         if models[-1] is base and place is not None:
             np.add.at(everywhere, place[blocks.order[active].reshape(-1)], 1.0)
+    seen = getattr(task.fit, "counts", None)
     out: list[Prepared] = []
     ledgers: dict[int, Ledger] = {}
     for s, model, place in zip(task.scenarios, models, places, strict=True):
@@ -159,7 +165,8 @@ def prepare(task: Task) -> list[Prepared]:
             ledgers[id(engine)] = Ledger.of(model.membership, engine.blocks)
         dates = [_dates(s, g) for g in task.groups]
         mix = [_mix(s, g, task.scenarios) for g in task.groups]
-        out.append(Prepared(s, engine, place, dates, ledgers.get(id(engine)), mix))
+        rests = badge(s, base, model, place, seen) if task.badges else None
+        out.append(Prepared(s, engine, place, dates, ledgers.get(id(engine)), mix, rests))
     return out
 
 
@@ -213,7 +220,16 @@ def run_task(task: Task) -> GroupPaths:
             p.engine.prepare()
     names = [p.ledger.names if p.ledger is not None else () for p in ready]
     out = GroupPaths(
-        [], [], np.zeros(0), names, [p.engine.model.choices for p in ready], [], [], 0, 0
+        [],
+        [],
+        np.zeros(0),
+        names,
+        [p.engine.model.choices for p in ready],
+        [],
+        [],
+        0,
+        0,
+        [p.badge for p in ready],
     )
     alphas = []
     for b, draw in enumerate([Draw(task.fit.theta), *task.draws]):

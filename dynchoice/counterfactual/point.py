@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.badges import badge
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
-from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.solve.warm import WarmSolver
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
-
-IDENTIFIED_STATES = 1500
-"""States up to which the criterion of Kalouptsidi et al. (2021) is computed in full."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,12 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
         after = WarmSolver(model, scenario.theta(base, results.theta), start).base
     at = scenario.state_map(base)
     V, P = (after.V, after.P) if at is None else (after.V[at], after.P[at])
-    identified, reasons = identification(results, scenario, base, model, at)
+    if model.choices != base.choices or model.states != base.states:
+        raise SpecificationError(
+            f"scenario {scenario.name!r} changes states or choices: counterfactual() compares state"
+            " by state; use forecast(), which moves members to the new ones"
+        )
+    found = badge(scenario, base, model, at, results.counts)
     return Counterfactual(
         scenario,
         P,
@@ -137,76 +139,8 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
         before.V,
         w / w.sum(),
         base.choices,
-        identified,
-        reasons,
+        found.identified,
+        found.reasons,
         before.point.converged and after.point.converged,
         after.point.message,
     )
-
-
-def identification(
-    results: Results, scenario: Scenario, base: DDC, model: DDC, at: IntArray | None
-) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the answer is free of the normalisation, and why (papers.md 6.2).
-
-    Additive changes of utility and dropped choices are identified; changed transitions are
-    exactly when ``A_j = A~_j`` for every choice, ``A_j = (I - beta F_j)(I - beta F_0)^{-1}``;
-    choices made newly available and offers never seen rest on the functional form.
-    """
-    reasons: list[str] = []
-    ok = True
-    if model.transitions is not base.transitions:
-        if (base.attention < 1).any() or (model.attention < 1).any():
-            ok = False
-            reasons.append("transitions change under inattention: no criterion, so not claimed")
-        elif base.states.size > IDENTIFIED_STATES:
-            ok = False
-            reasons.append("transitions change; too many states to compute the criterion")
-        else:
-            gap = transition_gap(base, model)
-            if gap > 1e-8:
-                ok = False
-                reasons.append(f"transitions change: max |A_j - A~_j| = {gap:.2g}")
-            else:
-                reasons.append("transitions change, and the criterion still holds")
-    if model.beta != base.beta:
-        ok = False
-        reasons.append(f"the discount factor changes from {base.beta:g} to {model.beta:g}")
-    if (model.attention != base.attention).any() or (model.default != base.default).any():
-        ok = False
-        reasons.append("attention or defaults change")
-    added = model.available & ~base.available
-    if added.any():
-        ok = False
-        reasons.append(f"{int(added.sum()):,} state-choice pairs become available")
-    if (base.available & ~model.available).any():
-        reasons.append("choices are dropped: identified")
-    if scenario.params or scenario.utility is not None:
-        reasons.append("utility changes by a known amount, given the parameters: identified")
-    if at is not None:
-        seen = results.counts.sum(axis=1) > 0
-        lost = seen & ~seen[at]
-        if lost.any():
-            ok = False
-            reasons.append(
-                f"{int(lost.sum()):,} seen states move to offers never seen: utility there rests"
-                " on the functional form"
-            )
-        else:
-            reasons.append("the offer was seen in the panel: identified")
-    return ok, tuple(reasons)
-
-
-def transition_gap(base: DDC, model: DDC) -> float:
-    """Return ``max_j |A_j - A~_j|``, the criterion with utility unchanged in kind."""
-    eye = np.eye(base.states.size)
-    F, G = base.transitions.dense_array(), model.transitions.dense_array()
-    anchor = np.linalg.inv(eye - base.beta * F[:, 0])
-    anchor_new = np.linalg.inv(eye - model.beta * G[:, 0])
-    gaps = [
-        np.abs(
-            (eye - base.beta * F[:, j]) @ anchor - (eye - model.beta * G[:, j]) @ anchor_new
-        ).max()
-        for j in range(1, F.shape[1])
-    ]
-    return float(max(gaps))

@@ -327,7 +327,7 @@ class Scenario:
 
     def state_map(self, model: DDC) -> IntArray | None:
         """Return where each state stands once it is in force (S,), or None: where it is."""
-        moved = self._offer_map(model)
+        moved = self.offer_map(model)
         if not self.changes_states:
             return moved
         new = self.programme(model).membership
@@ -336,7 +336,8 @@ class Scenario:
             place = place[moved]
         return None if np.array_equal(place, np.arange(new.states.size)) else np.asarray(place)
 
-    def _offer_map(self, model: DDC) -> IntArray | None:
+    def offer_map(self, model: DDC) -> IntArray | None:
+        """Return where each state (S,) stands under the offers alone, or None."""
         if not self.offer:
             return None
         states = model.states

@@ -130,9 +130,10 @@ class Stationary:
             true = b.blocked(model.attention)
             dP = true[..., None] * policy.pi * (dv - mean)
             dmu = np.zeros_like(self.mu)
-            for i in np.flatnonzero(self.weights > 0):
-                moved = b.push_once(int(i), np.ones(b.n), self.mu[i][:, None] * dP[i])
-                dmu[i] = transposed_solve(engine, policy, int(i), moved)
+            for k in np.flatnonzero(self.weights > 0):
+                i = int(k)
+                moved = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
+                dmu[i] = transposed_solve(engine, policy, i, moved)
         return Change(dV, dP, dmu)
 
     def price_direction(self, plan: str) -> FloatArray:

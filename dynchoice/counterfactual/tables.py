@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.badges import ORDER
 from dynchoice.counterfactual.group import Group, GroupPaths, LongRun
 from dynchoice.counterfactual.ledger import rates
 from dynchoice.counterfactual.path import Sums
@@ -147,7 +148,45 @@ def lay_out(
         out[name] = table
     out["welfare"] = pd.DataFrame(rows["welfare"])
     out["long_run"] = pd.DataFrame(long_rows) if long_rows else None
+    out["badges"] = badge_table(done, tasks, scenarios)
+    labels_of = dict(zip(*(out["badges"][k] for k in ("key", "badge")), strict=True))
+    out["badges"] = out["badges"].drop(columns="key")
+    for name in ("take_up", "welfare", "outcomes", "long_run"):
+        if out[name] is not None:
+            pairs = zip(out[name]["scenario"], out[name]["segment"], strict=True)
+            out[name]["badge"] = [labels_of[f"{a}|{b}"] for a, b in pairs]
     return out
+
+
+def badge_table(
+    done: Sequence[GroupPaths], tasks: Sequence[list[Group]], scenarios: Sequence[Scenario]
+) -> pd.DataFrame:
+    """Return scenario, segment, badge, reasons; all together rest on the weakest."""
+    import pandas as pd
+
+    rows: list[dict[str, str]] = []
+    for i, s in enumerate(scenarios):
+        found: dict[str, list[Any]] = {}
+        for own, groups in zip(done, tasks, strict=True):
+            for g in groups:
+                found.setdefault(str(g.segment), []).append(own.badges[i])
+        everybody = [b for listed in found.values() for b in listed]
+        if len(found) > 1:
+            found[ALL] = everybody
+        for segment, listed in found.items():
+            known = [b for b in listed if b is not None]
+            worst = max((b.label for b in known), key=ORDER.index, default="")
+            reasons = dict.fromkeys(r for b in known for r in b.reasons)
+            rows.append(
+                {
+                    "scenario": s.name,
+                    "segment": segment,
+                    "badge": worst,
+                    "reasons": "; ".join(reasons),
+                    "key": f"{s.name}|{segment}",
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 class Reader:

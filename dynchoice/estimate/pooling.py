@@ -3,15 +3,15 @@
     theta_hat_m | theta_m ~ N(theta_m, S_m),    theta_m ~ N(mu, T),    S_m known
 
 (Efron and Morris 1975, JASA 70; Nabi, Nassif, Hong, Mamani and Imbens 2022, Management Science 68:
-meta-priors). With ``W_m = (T + S_m)^-1``, ``C = (sum W_m)^-1`` and ``mu_hat = C sum W_m theta_hat_m``,
+meta-priors). With ``W_m = (T + S_m)^-1``, ``C = (sum W_m)^-1``, ``mu_hat = C sum W_m theta_hat_m``
 
     theta_m | data, T ~ N(mu_hat + T W_m (theta_hat_m - mu_hat),
                           T - T W_m T + (I - T W_m) C (I - T W_m)').
 
 ``T`` maximises the restricted likelihood (REML), or is a moment estimate; means are at that T.
 What is unknown of T is in every standard error: the law above is averaged over the restricted
-likelihood of its standard deviations, with a flat prior on them and T's correlations as estimated,
-by importance sampling from a fixed Sobol sequence. Morris (1983, JASA 78) approximates this
+likelihood of its standard deviations, with a flat prior on them and T's correlations as estimated
+(importance sampling from a fixed Sobol sequence). Morris (1983, JASA 78) approximates this
 integral; unlike his formula and the delta method it holds for few segments and at T = 0.
 """
 
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 LEAST, NUMBERS = 3, 2_000_000
 """Segments that must have a parameter; numbers held at once, which set the draws of T."""
 Scale: TypeAlias = Mapping[str, Mapping[Any, float]]
-Law: TypeAlias = tuple[list[str], FloatArray, FloatArray]
-"""Labels, means (L,) and covariance (L, L) of parameters."""
+Law: TypeAlias = tuple[list[str], FloatArray, FloatArray]  # labels, means (L,), covariance (L, L)
 
 
 class Evidence(NamedTuple):
@@ -109,8 +108,7 @@ def slope(T: FloatArray, e: Evidence) -> tuple[float, FloatArray]:
     """Return the restricted log-likelihood at T and its derivative (P, P)."""
     at = restricted(T, e)
     q = (at.W @ at.r[:, :, None])[:, :, 0]
-    by_T = q.T @ q - at.W.sum(axis=0) + (at.W @ at.C @ at.W).sum(axis=0)
-    return float(at.loglik), 0.5 * by_T
+    return float(at.loglik), 0.5 * (q.T @ q + (at.W @ at.C @ at.W - at.W).sum(axis=0))
 
 
 def moments(e: Evidence) -> FloatArray:
@@ -142,8 +140,8 @@ def climb(e: Evidence, full: bool) -> FloatArray:
         return -value, -2 * (by_T @ L * free).reshape(-1)
 
     size = np.diag(np.sqrt(np.clip(np.diag(moments(e)), 0.05, None)))
-    starts = (size, 0.1 * np.eye(P), np.eye(P))
-    runs = [minimize(minus, L.reshape(-1), jac=True, tol=1e-9) for L in starts]
+    starts = [L.reshape(-1) for L in (size, 0.1 * np.eye(P), np.eye(P))]
+    runs = [minimize(minus, z, jac=True, tol=1e-9) for z in starts]
     L = min(runs, key=lambda r: float(r.fun)).x.reshape(P, P) * free
     return np.asarray(L @ L.T)
 
@@ -203,7 +201,7 @@ class Shrunk(NamedTuple):
 def shrink(e: Evidence, method: str, full: bool, level: float, rows: Any = None) -> Shrunk:
     """Learn the prior and shrink ``rows`` (all): normal intervals at ``level`` are calibrated.
 
-    A standard error is the half-width of the interval about the mean that holds ``level`` of the
+    Standard errors are half-widths of the interval about the mean that holds ``level`` of the
     averaged law, over the normal's quantile: with few segments that law has no variance.
     """
     M, P = e.y.shape
@@ -290,7 +288,7 @@ def joint(fit: Results, names: Sequence[str], mean: FloatArray, cov: FloatArray)
     return labels, theta, S
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pooled:
     """Segments' parameters shrunk towards a prior that they taught; made by :func:`pool`.
 
@@ -345,17 +343,15 @@ class Pooled:
 
     @cached_property
     def fits(self) -> dict[Any, Results]:
-        """Each segment's fit with pooled parameters and covariance, for ``dc.forecast``.
-
-        Segments' estimates share the prior's error; a forecast draws them independently.
-        """
+        """Each segment's fit with pooled parameters and covariance, for ``dc.forecast`` (which
+        draws the prior's error, that segments share, for each of them alone)."""
         out: dict[Any, Results] = {}
         for label, fit in self.own.items():
             K, (_, theta, cov) = len(fit.names), self._law(label)
             given = {f.name: getattr(fit, f.name) for f in fields(fit)}
             given |= {"estimator": f"{fit.estimator} (pooled)", "theta": theta[:K]}
-            first = fit.cov_config.get("first_stage_label", "none")
-            given |= {"cov_matrix": cov[:K, :K], "cov_config": {"first_stage_label": first}}
+            config = {k: v for k, v in fit.cov_config.items() if k == "first_stage_label"}
+            given |= {"cov_matrix": cov[:K, :K], "cov_config": config}
             note = f"{self._note}. Log-likelihood at the own estimates: {number(fit.loglik)}"
             out[label] = as_results({**given, "notes": (*fit.notes, note)})
         return out
@@ -364,13 +360,8 @@ class Pooled:
         """Return the prior as results of a marketplace without data: no choice, likelihood one.
 
         ``model`` has its transitions and no parameter but pooled ones; ``scale`` must have
-        ``name``. A segment's name gives its posterior instead, for a model with parameters that
-        its own did not have.
-
-        Raises
-        ------
-        SpecificationError
-            Parameters without a prior; no factor; laws without probabilities.
+        ``name``; else SpecificationError. A segment's name gives its posterior, for a model with
+        parameters that its own did not have.
         """
         from dynchoice import __version__
 
@@ -383,11 +374,15 @@ class Pooled:
             )
         k, S, J = [labels.index(n) for n in model.names], *model.shape[:2]
         given = {"model": model, "theta": theta[k], "cov_matrix": cov[np.ix_(k, k)]}
-        given |= {"estimator": "Prior (pooled)", "cov_config": {}, "optimization": {}, "market": ()}
+        kind = "Posterior" if name in self.own else "Prior"
+        given |= {"estimator": f"{kind} (pooled)", "cov_config": {}, "optimization": {}}
         given |= {"counts": np.zeros((S, J)), "value": np.zeros(0), "hessian": np.zeros((0, 0))}
-        given |= {"nobs": 0.0, "nmembers": 0, "loglik_null": 0.0, "data_digest": ""}
+        given |= {"nobs": 0.0, "nmembers": 0, "loglik_null": 0.0, "data_digest": "", "market": ()}
         given |= {"converged": True, "message": "no data: nothing was maximised"}
-        given |= {"notes": (f"{name}: no data. {self._note}",), "package_version": __version__}
+        given |= {
+            "notes": (f"{name}: {kind}, no data here. {self._note}",),
+            "package_version": __version__,
+        }
         return as_results(given)
 
     def leave_one_out(self) -> pd.DataFrame:
@@ -403,13 +398,13 @@ class Pooled:
 
         parts, full, e = [], self.structure == "full", self.evidence
         enough(e.seen, self.names, full, 1)
-        nowhere = np.zeros((len(self.names), len(self.names)))
+        nowhere = np.zeros(2 * (len(self.names),))
         for m, label in enumerate(self.own):
             rest, k = e.without(m), np.flatnonzero(e.seen[m])
             s, none = shrink(rest, self.method, full, self.level, [m]), restricted(nowhere, rest)
             y, noise, mean, variance = e.y[m, k], e.S[m, k, k], s.mean[0, k], s.cov[0, k, k]
-            own = {"segment": [label] * len(k), "parameter": [self.names[i] for i in k]}
-            part = pd.DataFrame({**own, "estimate": y, "std_error": np.sqrt(noise)})
+            part = pd.DataFrame({"segment": [label] * len(k), "parameter": np.array(self.names)[k]})
+            part["estimate"], part["std_error"] = y, np.sqrt(noise)
             part["predicted"], part["predicted_sd"] = mean, np.sqrt(variance)
             part["z"] = (y - mean) / np.sqrt(variance + noise)
             gaps, spreads = y - s.means[:, 0, k], s.variances[:, 0, k] + noise
@@ -425,7 +420,7 @@ class Pooled:
     def summary(self) -> Summary:
         """The prior as a table (also callable)."""
         e = self.estimate
-        notes = ["Std. Err.: of the mean. Sd: between segments. New: where one more would lie"]
+        notes = ["Sd: between segments. New: where one more would lie. Weight: of own data"]
         same = [n for n, v in zip(self.names, np.diag(e.T), strict=True) if v == 0]
         if same:
             notes.append(f"Pooled completely, no difference beyond sampling error: {same}")
@@ -434,22 +429,11 @@ class Pooled:
         table = self.prior.assign(least=e.share[:-1].min(axis=0), most=e.share[:-1].max(axis=0))
         rows = tuple((str(n), *map(number, r)) for n, r in table.iterrows())
         facts = (("Segments:", f"{len(self.own)}"), ("Prior:", f"{self.structure}, {self.method}"))
-        head = (
-            "Parameter",
-            "Mean",
-            "Std. Err.",
-            "Sd",
-            "New lower",
-            "New upper",
-            "Own weight",
-            "to",
-        )
+        head = ("Parameter", "Mean", "Std. Err.", "Sd", "New lower", "New upper", "Weight", "to")
         return Summary("Partial pooling", facts, head, rows, tuple(notes))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.summary.as_text()
-
-    __repr__ = __str__
 
 
 def log_density(gap: FloatArray, variance: FloatArray, weights: FloatArray) -> FloatArray:
@@ -481,18 +465,15 @@ def read_factors(scale: Scale, names: Sequence[str], segments: Sequence[Any]) ->
         own = as_floats([given.get(m, np.nan) for m in segments], f"scale[{name!r}]")
         lost = [m for m, f in zip(segments, own, strict=True) if not 0 < f < np.inf]
         if lost:
-            raise SpecificationError(
-                f"scale[{name!r}] has no positive factor for {len(lost)} segment(s):"
-                f" {first_few(lost)}"
-            )
+            raise SpecificationError(f"scale[{name!r}]: no positive factor of {first_few(lost)}")
         out[:, names.index(name)] = own
     return out
 
 
 def read_evidence(fits: Mapping[Any, Results], names: Sequence[str], borrow: bool) -> Evidence:
     """Return own estimates of the pooled parameters, in the segments' own units."""
-    M, P = len(fits), len(names)
-    y, S = np.full((M, P), np.nan), np.full((M, P, P), np.nan)
+    y = np.full((len(fits), len(names)), np.nan)
+    S = np.full((*y.shape, len(names)), np.nan)
     for m, (label, fit) in enumerate(fits.items()):
         k = [i for i, n in enumerate(names) if n in fit.names]
         own = [fit.names.index(names[i]) for i in k]
@@ -503,8 +484,7 @@ def read_evidence(fits: Mapping[Any, Results], names: Sequence[str], borrow: boo
             inside = lost[0] in fit.names
             raise (IdentificationError if inside else SpecificationError)(
                 f"segment {label!r} has no {'variance of' if inside else 'parameter'}"
-                f" {first_few(lost)}: pool others (names=), or take these from the prior"
-                " (missing='borrow')"
+                f" {first_few(lost)}: pool others (names=), or let it borrow (missing='borrow')"
             )
         C = S[m][np.ix_(np.isfinite(y[m]), np.isfinite(y[m]))]
         size = np.sqrt(np.maximum(np.diag(C), 1e-300))
@@ -535,19 +515,17 @@ def pool(
     method : {"reml", "moments"}
         How the spread between segments is estimated.
     structure : {"diagonal", "full"}
-        Whether true parameters correlate across segments (``"full"``: three segments a parameter
-        at least, better many more).
+        Whether true parameters correlate; ``"full"`` takes three segments a parameter at least.
     names : sequence of str, optional
         Parameters to pool, all by default. Others move by their covariance with these only.
     level : float
         Coverage for which standard errors are calibrated, and of the intervals in tables.
     scale : mapping of parameter -> mapping of segment -> factor, optional
-        What own estimates are multiplied by to be comparable. With prices in local currency,
-        utils a unit of it: the units that buy what ten dollars do, ``{"pay": {"US": 10, "JP":
-        950}}``. Marketplaces for :meth:`Pooled.new` may be there too.
+        What own estimates are multiplied by to be comparable: with prices in local currency, the
+        units of it that buy what ten dollars do, ``{"pay": {"US": 10, "JP": 950}}``. Marketplaces
+        for :meth:`Pooled.new` may be there too.
     missing : {"refuse", "borrow"}
-        A segment whose model lacks a parameter, or its variance, is an error or takes it from the
-        prior.
+        A segment without a parameter, or its variance, is an error or takes it from the prior.
 
     Raises
     ------
@@ -568,7 +546,7 @@ def pool(
     bad = [m for m, f in fits.items() if not f.converged or f.extra_names]
     if bad:
         why = "estimates more than utilities" if fits[bad[0]].converged else "did not converge"
-        raise SpecificationError(f"{len(bad)} fit(s) refused, {bad[0]!r} first, which {why}")
+        raise SpecificationError(f"{len(bad)} fit(s) to make again: {bad[0]!r} {why}")
     union = list(dict.fromkeys(n for f in fits.values() for n in f.names))
     chosen = union if names is None else list(dict.fromkeys(names))
     unknown = [n for n in chosen if n not in union]
@@ -579,5 +557,5 @@ def pool(
     e, full = read_evidence(fits, chosen, missing == "borrow").scaled(units), structure == "full"
     enough(e.seen, chosen, full)
     estimate = shrink(e, method, full, level)
-    own, pooled = dict(fits), tuple(chosen)
-    return Pooled(own, pooled, method, structure, level, scale or {}, e, estimate)
+    own, names = dict(fits), tuple(chosen)
+    return Pooled(own, names, method, structure, level, scale or {}, e, estimate)

@@ -229,7 +229,7 @@ class LevelBlocks(PlainBlocks):
         super().__init__(model, np.ascontiguousarray(codes.reshape(B, -1)))
         self.C, self.E = level.n, self.n // level.n
         offered = model.available[self.order].reshape(B, self.C, self.E, self.J).any(axis=(0, 2))
-        self.graph = level_graph(level, offered)
+        self.graph = level_graph(level, np.asarray(offered))
         others = [law for law in F.bound if law is not level and not isinstance(law.family, Fixed)]
         self._others, self._axes, self._fixed = others, rest, fixed
         self.chains = self._chains(others)

@@ -372,9 +372,9 @@ def test_prices_on_other_scales_are_pooled_in_common_units():
     model = fits["m0"].model
     new = other.new(model, "new")
     assert new.theta == pytest.approx(one.new(model, "new").theta / [1, 7.0], rel=1e-6)
-    with pytest.raises(dc.SpecificationError, match="no positive factor for 1 segment"):
+    with pytest.raises(dc.SpecificationError, match="no positive factor of unheard of"):
         other.new(model, "unheard of")
-    with pytest.raises(dc.SpecificationError, match=r"2 segment\(s\): m0, m2"):
+    with pytest.raises(dc.SpecificationError, match="no positive factor of m0, m2"):
         pool(local, scale={"pay": {"m1": 1, "m2": -1, "m3": 1, "m4": 1, "m5": 1}})
     with pytest.raises(dc.SpecificationError, match="Did you mean 'pay'"):
         pool(local, scale={"payy": rates})
@@ -436,7 +436,7 @@ def test_refusals():
         pool(three).leave_one_out()
     with pytest.raises(dc.SpecificationError, match=r"6 segments at least.*'full'"):
         pool(fits, structure="full")
-    with pytest.raises(dc.SpecificationError, match=r"1 fit\(s\) refused.*'m1'.*did not converge"):
+    with pytest.raises(dc.SpecificationError, match=r"1 fit\(s\).*'m1' did not converge"):
         pool({**fits, "m1": replace(fits["m1"], converged=False)})
     beta = replace(fits["m3"], extra_names=("beta",), extra=np.array([0.9]))
     with pytest.raises(dc.SpecificationError, match="more than utilities"):

@@ -1,0 +1,202 @@
+"""What an answer rests on: the data, the anchor, the functional form, or an assumption.
+
+Choice data identify payoffs up to those of one choice (papers.md 6.1). A counterfactual that only
+adds known amounts to payoffs, drops choices, or changes who pays attention does not need the rest;
+one that changes how states move does, unless the criterion of Kalouptsidi, Scott and
+Souza-Rodrigues (2021) holds. Amounts in money need a price parameter, which prices that vary
+identify; a plan or offer never seen is priced by its features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynchoice.counterfactual.identified import check_identified
+from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
+from dynchoice.model.terms import MENU, PRICE
+from dynchoice.typing import FloatArray, IntArray
+
+IDENTIFIED = "identified"
+FORM = "rests on functional form"
+ANCHOR = "rests on the anchor"
+ASSUMED = "rests on assumed values"
+ORDER = (IDENTIFIED, FORM, ANCHOR, ASSUMED)
+CRITERION_STATES = 700
+"""States up to which the criterion is computed by default; beyond, changed laws are not claimed."""
+
+
+@dataclass(frozen=True)
+class Badge:
+    """The weakest thing that a scenario's numbers rest on, and why."""
+
+    label: str
+    reasons: tuple[str, ...]
+
+    @property
+    def identified(self) -> bool:
+        """Whether the answer needs neither the anchor nor more than the features that varied."""
+        return self.label == IDENTIFIED
+
+    def __str__(self) -> str:
+        return f"{self.label}: {'; '.join(self.reasons)}" if self.reasons else self.label
+
+
+def badge(
+    scenario: Scenario,
+    base: DDC,
+    model: DDC,
+    place: IntArray | None,
+    counts: FloatArray | None,
+) -> Badge:
+    """Return what a scenario's numbers rest on.
+
+    Parameters
+    ----------
+    base, model : DDC
+        Without and with the scenario.
+    place : IntArray, shape (S,), optional
+        Where members move.
+    counts : FloatArray, shape (S, J), optional
+        The data's choices; None for a calibrated model.
+    """
+    found: list[tuple[str, str]] = []
+    found += _dynamics(scenario, base, model, place)
+    found += _features(scenario, base, model, place, counts)
+    if counts is None:
+        found.append((ASSUMED, "the parameters are calibrated or assumed, not estimated"))
+    label = max((x for x, _ in found), key=ORDER.index, default=IDENTIFIED)
+    return Badge(label, tuple(dict.fromkeys(reason for _, reason in found)))
+
+
+def _dynamics(s: Scenario, base: DDC, model: DDC, place: IntArray | None) -> list[tuple[str, str]]:
+    """Return what follows from how choices and laws of motion change."""
+    if model is base:
+        return []
+    out: list[tuple[str, str]] = []
+    same_space = model.states == base.states and model.choices == base.choices
+    moved = not same_space or laws_differ(base, model)
+    if moved or model.beta != base.beta:
+        what = "laws of motion change" if moved else "the discount factor changes"
+        labels = {p.name: p.like for p in _new_plans(s)}
+        if max(base.states.size, model.states.size) <= CRITERION_STATES and not (
+            set(model.choices) - set(base.choices)
+        ):
+            check = check_identified(base, model, state_map=_back(base, model, place))
+            gap = max(check.norms.values(), default=0.0)
+            if check.identified:
+                out.append((IDENTIFIED, f"{what}, and the criterion still holds (gap {gap:.1g})"))
+            else:
+                out.append((ANCHOR, f"{what}: max |A_j - A~_j| = {gap:.2g}, rank {check.rank}"))
+        elif labels:
+            out.append((ANCHOR, "a plan is added: its payoffs and moves come from its features"))
+        else:
+            out.append((ANCHOR, f"{what}; too many states for the criterion, so not claimed"))
+    elif (model.available & ~base.available).any():
+        n = int((model.available & ~base.available).sum())
+        out.append((FORM, f"{n:,} state-choice pairs become available"))
+    if same_space and (base.available & ~model.available).any():
+        out.append((IDENTIFIED, "choices are dropped: identified"))
+    if not np.array_equal(_small(base.attention), _small(model.attention)):
+        out.append((IDENTIFIED, "attention changes: payoffs and laws stay, identified"))
+    return out
+
+
+def _small(a: FloatArray) -> FloatArray:
+    return np.unique(a)
+
+
+def _new_plans(s: Scenario) -> tuple[Any, ...]:
+    plans = s.plans or ()
+    return tuple(plans) if isinstance(plans, tuple | list) else (plans,)
+
+
+def _back(base: DDC, model: DDC, place: IntArray | None) -> IntArray | None:
+    """Return for each state of the new model the baseline state whose payoffs it has, if one."""
+    if place is None or model.states == base.states:
+        return None
+    back = np.zeros(model.states.size, dtype=np.int64)
+    old, new = base.states, model.states
+    shared = [a for a in new.axes if a in old.axes]
+    index = []
+    for a in old.axes:
+        if a in shared:
+            at = {level: i for i, level in enumerate(old.axes[a])}
+            codes = np.array([at.get(level, 0) for level in new.axes[a]])
+            index.append(codes[new.axis_codes(a)])
+        else:
+            index.append(np.zeros(new.size, dtype=np.int64))
+    back[:] = np.ravel_multi_index(tuple(index), old.shape)
+    return back
+
+
+def laws_differ(base: DDC, model: DDC) -> bool:
+    """Return whether some law of motion changes (offers that members are moved between do not)."""
+    F, G = base.transitions, model.transitions
+    if F is G:
+        return False
+    if not isinstance(F, Factored) or not isinstance(G, Factored):
+        a, b = F.stacked(), G.stacked()
+        return (
+            a is None
+            or b is None
+            or any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        )
+    own = {law.name: law for law in F.bound}
+    for law in G.bound:
+        old = own.get(law.name)
+        if old is None or (law.n, law.groups, law.by_choice) != (old.n, old.groups, old.by_choice):
+            return True
+        pairs: tuple[tuple[Any, Any], ...] = (
+            (law.table, old.table),
+            (law.following, old.following),
+        )
+        for x, y in pairs:
+            if (x is None) != (y is None) or (x is not None and not np.array_equal(x, y)):
+                return True
+    return len(own) != len(G.bound)
+
+
+def _features(
+    s: Scenario, base: DDC, model: DDC, place: IntArray | None, counts: FloatArray | None
+) -> list[tuple[str, str]]:
+    """Return what follows from the features that the scenario changes or needs."""
+    out: list[tuple[str, str]] = []
+    if s.params or s.utility is not None:
+        out.append((IDENTIFIED, "utility changes by a known amount, given the parameters"))
+    if s.bundle:
+        out.append((IDENTIFIED, "the value of benefits changes by known shares of estimates"))
+    new = s.benefits or ()
+    for b in new if isinstance(new, tuple | list) else (new,):
+        out.append((ASSUMED, f"{b.name!r} was never offered: its value is the one supplied"))
+    seen = None if counts is None else counts.sum(axis=1) > 0
+    club = base.membership
+    if s.prices and club is not None:
+        varied = MENU in base.states.axes and (
+            seen is None or len(np.unique(base.states.axis_codes(MENU)[seen])) > 1
+        )
+        if PRICE in club.fixed:
+            out.append((ASSUMED, f"the price parameter is fixed at {club.fixed[PRICE]:g}"))
+        elif varied or counts is None:
+            out.append((IDENTIFIED, "prices change by a known amount, given the price parameter"))
+        else:
+            out.append(
+                (FORM, "prices never varied in the data: the price parameter comes from plans'"
+                 " prices alone; give a range of it (params={'price': ...})")
+            )  # fmt: skip
+    if place is not None and seen is not None and s.offer:
+        moved = s.offer_map(base)
+        if moved is not None:
+            lost = seen & ~seen[moved]
+            if lost.any():
+                out.append(
+                    (FORM, f"{int(lost.sum()):,} seen states move to offers never seen: utility"
+                     " there rests on the functional form")
+                )  # fmt: skip
+            else:
+                out.append((IDENTIFIED, "the offer was seen in the panel"))
+    return out

@@ -1,11 +1,18 @@
-"""Every kernel against a plain NumPy twin."""
+"""Every kernel against a plain NumPy twin, and the blocks that lay models out for them."""
+
+import itertools
+from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
 import pytest
+from scipy.sparse import csr_array
 from scipy.special import logsumexp
 
+import dynchoice as dc
 from dynchoice import kernels
+from dynchoice.solve.blocks import LevelBlocks, blocks_of, level_law
 
 
 @pytest.fixture
@@ -61,8 +68,6 @@ def test_expectations_and_pushes(rng):
 
 
 def test_policy_blocks_and_data(rng):
-    from scipy.sparse import csr_array
-
     F = rng.dirichlet(np.ones(5), size=10)
     F[:, 3:] = 0
     F[:6, :3] /= F[:6, :3].sum(axis=1, keepdims=True)
@@ -181,6 +186,516 @@ def test_path_values(rng):
     kernels.path_values(start, np.cumsum(P, axis=1), indptr, flat, cdf_next, draws, flows, 0.9, out)
     want = 1.0 + oracles.path_values(start, P, spec["F"], draws, flows, 0.9)
     np.testing.assert_allclose(out, want, atol=1e-12)
+
+
+def test_soft_bellman_where_choices_tie_miss_or_are_hopeless(rng):
+    S, J = 40, 4
+    u = rng.normal(size=(S, J))
+    u[:8] = rng.choice([0.0, 1.0], size=(8, J))  # exact ties
+    u[8:16] *= 400.0  # exp underflows: the floor
+    u[16:20] = [0.0, -690.0, -691.0, -1e308]  # exp(-690.78) is the floor itself
+    u[20:24] = 1e15 + np.array([0.0, 0.25, 0.5, -1.0])
+    gone = rng.random((S, J)) < 0.3
+    gone[:, 0] = False
+    u[gone] = -np.inf
+    u[24:28, 1:] = -np.inf  # one choice only
+    ev = 3.0 * rng.normal(size=(S, J))
+    ev[:24] = 0.0
+    a = np.where(np.arange(S) % 2 == 0, 1.0, rng.uniform(0.3, 1.0, S))
+    d = np.zeros(S, dtype=np.int64)
+    d[::2] = J - 1  # of no account, even where it is not offered: attention is one
+    v, pi, P, V = nan(S, J), nan(S, J), nan(S, J), nan(S)
+    kernels.soft_bellman(u, ev, 0.9, a, d, v, V, pi, P)
+    want = oracles.saturated_bellman(u, ev, 0.9, a, d, 1e-300)
+    for got, twin in zip((v, V, pi, P), want, strict=True):
+        np.testing.assert_allclose(got, twin, rtol=1e-14)
+    assert (pi[~gone & np.isfinite(u)] > 0).all() and (pi[np.isinf(u)] == 0).all()
+    assert (P[::2] == pi[::2]).all() and np.abs(P.sum(axis=1) - 1).max() < 1e-15
+
+
+def test_dot_and_combined_rows(rng):
+    for n in range(12):
+        a, b = rng.normal(size=n), rng.normal(size=n)
+        assert kernels.dot(a, b) == pytest.approx(sum(a * b), abs=1e-14)
+        rows, out = rng.normal(size=(n, 5)), nan(5)
+        kernels.combine_rows(a, rows, out)
+        np.testing.assert_allclose(out, oracles.combine_rows(a, rows), atol=1e-14)
+
+
+def nan(*shape):
+    """An array that gives away whoever reads it before writing it."""
+    return np.full(shape, np.nan)
+
+
+LEVELS = [(0, 1, 5, 3), (1, 5, 1, 2), (2, 6, 3, 4), (3, 8, 4, 3), (4, 4, 7, 2), (5, 7, 2, 4)]
+"""Seed, levels, states of the rest, choices."""
+
+
+def levels(seed, C, E, J, beta=0.9, wider=0):
+    """An oracle's model of levels, its arrays for the kernels, in any order of sweeping."""
+    model, R, Q, chain = oracles.random_levels(seed, C, E, J, beta)
+    to = [np.flatnonzero(R[j, c]) for c in range(C) for j in range(J)]
+    indptr = np.r_[0, np.cumsum([len(t) for t in to])].astype(np.int64)
+    weight = np.concatenate([R[i % J, i // J, t] for i, t in enumerate(to)])
+    order = np.random.default_rng(seed + 100).permutation(C)
+    loops = np.array([(R[:, c, c] > 0).any() for c in range(C)])
+    L = len(Q)
+    need = np.zeros((L + wider, C), dtype=bool)
+    for j, c, t in np.argwhere(R > 0):
+        need[chain[j], t] = True
+    Q = np.concatenate([Q, np.zeros((wider, E, E))])
+    chains = Q, np.ascontiguousarray(Q.transpose(0, 2, 1)), chain, need
+    graph = indptr, np.concatenate(to), weight, order, np.argsort(order), loops
+    return SimpleNamespace(
+        spec=model, R=R, F=model["F"], n=C * E, L=L + wider, shape=(C, E, J), chains=chains,
+        graph=graph, law=(chains, graph), P=oracles.random_policy(seed, model),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wider", [0, 1])
+@pytest.mark.parametrize("case", LEVELS)
+def test_levels_expect_push_and_apply(rng, case, wider):
+    m = levels(*case, wider=wider)
+    C, E, J = m.shape
+    x, mu = rng.normal(size=m.n), rng.random(m.n)
+    ev, z = nan(m.n, J), nan(m.L, C, E)
+    kernels.level_expect(x, ev, z, *m.law)
+    np.testing.assert_allclose(ev, m.F @ x, atol=1e-13)
+    pushed, PT = nan(m.n), np.ascontiguousarray(m.P.T)
+    kernels.level_push(mu, PT, pushed, nan(m.L, C, E), *m.law)
+    np.testing.assert_allclose(pushed, oracles.pushed(m.F, m.P, mu), atol=1e-13)
+    assert pushed.sum() == pytest.approx(mu.sum(), rel=1e-14)
+    assert pushed @ x == pytest.approx(((mu[:, None] * m.P) * ev).sum(), abs=1e-13)
+    W, lu, out = nan(J, C, E), nan(C, E, E), nan(m.n)
+    kernels.level_factor(m.P, 0.9, W, lu, *m.law)
+    kernels.level_apply(x, out, nan(m.L, C, E), W, *m.law)
+    want = x - 0.9 * oracles.policy_expectation(m.F, m.P, x)
+    np.testing.assert_allclose(out, want, atol=1e-13)
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_level_factors_and_sweeps(rng, case):
+    m = levels(*case)
+    (C, E, J), beta = m.shape, 0.9
+    W, lu, z = nan(J, C, E), nan(C, E, E), nan(m.L, C, E)
+    kernels.level_factor(m.P, beta, W, lu, *m.law)
+    np.testing.assert_array_equal(W, beta * m.P.T.reshape(J, C, E))
+    rank, loops = m.graph[-2:]
+    M, U = oracles.sweep_split(m.F, m.P, beta, E, rank)
+    for c in range(C):
+        A, own = lu[c].T, np.arange(c * E, c * E + E)
+        if loops[c]:
+            lower = np.tril(A, -1) + np.eye(E)
+            upper = np.triu(A, 1) + np.diag(1 / np.diag(A))
+            np.testing.assert_allclose(lower @ upper, M[np.ix_(own, own)], atol=1e-14)
+        else:
+            assert np.isnan(A).all()
+    v, y, out = rng.normal(size=m.n), nan(m.n), nan(m.n)
+    kernels.level_sweep(v, y, out, z, W, lu, *m.law)
+    np.testing.assert_allclose(y, np.linalg.solve(M, v), atol=1e-12)
+    np.testing.assert_allclose(out, v - U @ y, atol=1e-12)
+    np.testing.assert_allclose(out, (M - U) @ y, atol=1e-12)
+
+
+def gmres(m, beta, b, basis, goal):
+    """Solve one system of a level model; return the step, the residual and the sweeps."""
+    C, E, J = m.shape
+    W, lu, z, step = nan(J, C, E), nan(C, E, E), nan(m.L, C, E), nan(m.n)
+    kernels.level_factor(m.P, beta, W, lu, *m.law)
+    work = nan(basis + 1, m.n), nan(basis + 2, basis + 3), nan(m.n), z
+    size, sweeps = kernels.level_gmres(b, goal, step, *work, W, lu, *m.law)
+    return step, size, sweeps
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99999])
+@pytest.mark.parametrize("case", LEVELS)
+def test_level_gmres(rng, case, beta):
+    m = levels(*case)
+    b = rng.normal(size=m.n)
+    b -= b[0]
+    norm = np.sqrt(b @ b)
+    want = oracles.relative_solve(m.F, m.P, beta, b)
+    A = oracles.relative_matrix(m.F, m.P, beta)
+    for goal in (1e-12, 1e-3):
+        step, size, sweeps = gmres(m, beta, b, m.n, goal * norm)
+        assert step[0] == 0.0 and size <= goal * norm and sweeps <= m.n
+        assert np.abs(step - want).max() <= 100 * goal * np.abs(want).max()
+        assert np.abs(b - A @ step).max() <= 1.01 * goal * norm + 1e-13
+    assert gmres(m, beta, 0 * b, 3, 0.0)[1:] == (0.0, 0)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99999])
+def test_level_gmres_with_restarts(rng, beta):
+    restarted = 0
+    for case in [(10, 12, 3, 3), (11, 14, 2, 2), (12, 9, 5, 4), (13, 20, 2, 3)]:
+        m = levels(*case)
+        b = rng.normal(size=m.n)
+        b -= b[0]
+        goal = 1e-11 * np.sqrt(b @ b)
+        step, size, sweeps = gmres(m, beta, b, 3, goal)
+        want = oracles.relative_solve(m.F, m.P, beta, b)
+        assert size <= goal and np.abs(step - want).max() <= 1e-9 * np.abs(want).max()
+        restarted += sweeps > 9
+        # stopped at its cap it says how far it is
+        step, size, sweeps = gmres(m, beta, b, 1, 0.0)
+        assert sweeps == kernels.GMRES_CYCLES
+        miss = b - oracles.relative_matrix(m.F, m.P, beta) @ step
+        assert size == pytest.approx(np.sqrt(miss @ miss), rel=1e-6)
+    assert restarted >= 3
+
+
+def level_solve(m, h, warm, tol=1e-12, maxiter=40, basis=30):
+    """Run the solver from ``h``; return what it returns and the arrays it writes."""
+    (C, E, J), spec = m.shape, m.spec
+    k = min(basis, m.n)
+    ev, v, pi, P = (nan(m.n, J) for _ in range(4))
+    T, r, h = nan(m.n), nan(m.n), np.array(h)
+    work = (
+        ev, nan(k + 1, m.n), nan(k + 2, k + 3), nan(m.n), nan(m.n), nan(m.L, C, E),
+        nan(J, C, E), nan(C, E, E),
+    )  # fmt: skip
+    u = oracles.flow_utility(spec, spec["params"])
+    residual, gain, steps, sweeps = kernels.level_solve(
+        u, h, spec["beta"], spec["attention"], spec["default"], warm, tol, maxiter, v, T, pi, P,
+        r, work, m.law,
+    )  # fmt: skip
+    return SimpleNamespace(
+        h=h, gain=gain, residual=residual, steps=steps, sweeps=sweeps, v=v, T=T, pi=pi, P=P
+    )
+
+
+def check_solution(m, got, V, v, pi, P, atol):
+    """Compare with the levels and probabilities of an oracle's solution."""
+    level = m.spec["beta"] * V[0]
+    scale = 1 + np.abs(V - V[0]).max()
+    assert got.h[0] == 0.0 and got.residual <= 1e-12
+    assert got.gain == pytest.approx((1 - m.spec["beta"]) * V[0], abs=atol)
+    np.testing.assert_allclose(got.h, V - V[0], atol=atol * scale)
+    np.testing.assert_allclose(got.T, got.h + got.gain, atol=1e-12 * scale)
+    on = m.spec["available"]
+    assert (got.v[~on] == -np.inf).all()
+    np.testing.assert_allclose(got.v[on], v[on] - level, atol=atol * scale)
+    np.testing.assert_allclose(got.pi, pi, atol=atol)
+    np.testing.assert_allclose(got.P, P, atol=atol)
+
+
+def test_level_solve_finds_what_fifty_thousand_contractions_find():
+    m = levels(2, 4, 3, 3, 0.95)
+    want = oracles.solve_contraction(m.spec, m.spec["params"], steps=50_000, tol=-1.0)
+    for warm in (False, True):
+        got = level_solve(m, np.zeros(m.n), warm)
+        assert got.steps > 0 and got.sweeps >= got.steps
+        check_solution(m, got, *want, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_level_solve_from_anywhere(rng, case):
+    m = levels(*case, 0.9999)
+    V, v, pi, P = want = oracles.solve_newton(m.spec, m.spec["params"])
+    cold = level_solve(m, np.zeros(m.n), False)
+    check_solution(m, cold, V, v, pi, P, atol=1e-10)
+    start = V - V[0] + 1e-3 * rng.normal(size=m.n)
+    warm = level_solve(m, start - start[0], True)
+    check_solution(m, warm, *want, atol=1e-10)
+    assert warm.steps <= min(3, cold.steps)
+    again = level_solve(m, cold.h, True)
+    assert (again.steps, again.sweeps) == (0, 0) and (again.h == cold.h).all()
+    check_solution(m, level_solve(m, np.zeros(m.n), False, basis=2), *want, atol=1e-10)
+
+
+def test_level_solve_says_what_it_did():
+    m = levels(3, 8, 4, 3, 0.2)
+    easy = level_solve(m, np.zeros(m.n), False)
+    assert (easy.steps, easy.sweeps) == (0, 0) and easy.residual <= 1e-12
+    assert level_solve(m, np.zeros(m.n), True).steps > 0
+    m = levels(3, 8, 4, 3, 0.9999)
+    residuals = []
+    for maxiter in range(4):
+        got = level_solve(m, np.zeros(m.n), True, maxiter=maxiter)
+        T = oracles.bellman(m.spec, m.spec["params"], got.h)[0]
+        r = T - got.h - (T - got.h)[0]
+        want = np.abs(r).max() / (1 + np.abs(got.h).max())
+        assert got.steps == maxiter and got.residual == pytest.approx(want, rel=1e-6, abs=1e-15)
+        residuals.append(got.residual)
+    assert residuals[0] > 1e-2 > 1e-12 > level_solve(m, np.zeros(m.n), True).residual
+    loose = level_solve(m, np.zeros(m.n), True, tol=1e-4)
+    assert 1e-9 < loose.residual <= 1e-4
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_level_path(rng, case):
+    m = levels(*case)
+    C, E, J = m.shape
+    worth = rng.normal(size=m.n)
+    by_level = np.repeat(rng.integers(0, 3, C), E)
+    by_state = rng.integers(0, 4, m.n)
+    for periods, group in itertools.product((0, 1, 6), (by_level, by_state)):
+        mu = rng.random(m.n) * (rng.random(m.n) < 0.7)
+        cells, users, values = oracles.push_cells(
+            m.F, m.P, mu, periods, worth, group, np.arange(m.n) % E, 4, E
+        )[:3]
+        after = oracles.push_cells(m.F, m.P, mu, periods, worth, group, group, 4, 4)[3]
+        got = np.ones((periods, 4, J)), np.ones((periods, J, E)), np.ones(periods + 1)
+        kernels.level_path(
+            mu, np.ascontiguousarray(m.P.T), periods, worth, group, *got, nan(m.L, C, E),
+            nan(m.n), *m.law,
+        )  # fmt: skip
+        np.testing.assert_allclose(got[0], 1 + cells, atol=1e-13)
+        np.testing.assert_allclose(got[1], 1 + users.transpose(0, 2, 1), atol=1e-13)
+        np.testing.assert_allclose(got[2], 1 + values, atol=1e-13)
+        np.testing.assert_allclose(mu, after, atol=1e-13)
+
+
+# blocks: what compiles models into the arrays above --------------------------------------------
+
+
+def laws_of(shape, laws):
+    """The package's laws of an oracle's."""
+    out = {}
+    for law in laws:
+        names = tuple(f"a{a}" for a in law["axes"])
+        given = tuple(g if g == "choice" else f"a{g}" for g in law["given"])
+        table = law["table"]
+        if law["kind"] == "deterministic" and len(names) > 1:
+            sizes, flat = [shape[a] for a in law["axes"]], table.copy()
+            for at in np.ndindex(table.shape):
+                if table[at] is not None:
+                    flat[at] = tuple(map(int, np.unravel_index(table[at], sizes)))
+            table = flat
+        kinds = {"fixed": lambda *_: dc.Fixed(), "markov": dc.Markov}
+        made = kinds.get(law["kind"], lambda g, t: dc.Deterministic(t, g))(given, table)
+        out[names if len(names) > 1 else names[0]] = made
+    return out
+
+
+def model_of(spec, states, transitions, perceived=None):
+    return dc.DDC(
+        states=states,
+        choices=[f"c{j}" for j in range(spec["x"].shape[1])],
+        utility=dc.Utility.from_array(spec["x"], ["k0"], offset=spec["offset"]),
+        transitions=transitions,
+        perceived=perceived,
+        **{k: spec[k] for k in ("beta", "available", "attention", "default")},
+    )
+
+
+@lru_cache
+def factored(seed, beta=0.95, J=None, naive=False):
+    """A random factored model of the oracle and the package's blocks of it."""
+    rng = np.random.default_rng([seed, 1])
+    J = J or int(rng.integers(2, 5))
+    shape, laws = oracles.random_factored(seed, J, free=seed % 3 != 0)
+    S = int(np.prod(shape))
+    available = (rng.random((S, J)) < 0.8) & ~oracles.law_forbids(shape, laws, J)
+    available[:, 0] = True  # choice 0 can always be made
+    spec = {
+        "x": rng.normal(size=(S, J, 1)),
+        "offset": rng.normal(size=(S, J)),
+        "F": oracles.law_product(shape, laws, J),
+        "beta": beta,
+        "available": available,
+        "attention": np.where(rng.random(S) < 0.5, 1.0, rng.uniform(0.3, 1, S)),
+        "default": np.array([rng.choice(np.flatnonzero(row)) for row in available]),
+        "params": np.ones(1),
+    }
+    states = dc.StateSpace(**{f"a{i}": range(n) for i, n in enumerate(shape)})
+    choices = [f"c{j}" for j in range(J)]
+    F = dc.Transitions.factored(states, choices, laws_of(shape, laws))
+    model = model_of(spec, states, F, np.ones(S) if naive else None)
+    return SimpleNamespace(shape=shape, laws=laws, spec=spec, model=model, blocks=blocks_of(model))
+
+
+def own_spec(spec, own):
+    """The oracle's model of the states of one block."""
+    parts = {k: spec[k][own] for k in ("x", "offset", "available", "attention", "default")}
+    F = spec["F"][np.ix_(own, range(spec["F"].shape[1]), own)]
+    return {**spec, **parts, "F": F}
+
+
+def check_blocks(spec, blocks, rng):
+    """Everything that blocks compute, against dense arrays of each block."""
+    (B, n), J = blocks.order.shape, spec["x"].shape[1]
+    u = blocks.blocked(oracles.flow_utility(spec, spec["params"]))
+    solution = blocks.solve(u)
+    assert solution.converged and solution.message.startswith("converged")
+    assert solution.residual <= 1e-12
+    warm = blocks.solve(u, solution.h + 1e-2 * rng.normal(size=(B, n)))
+    lost = blocks.solve(u, 1e3 * rng.normal(size=(B, n)))
+    P = blocks.blocked(oracles.random_policy(1, spec))
+    ahead, right = rng.normal(size=(B, n)), rng.normal(size=(B, n, 2))
+    V_before, P_before, pi_before = blocks.backward(u, ahead)
+    steps = blocks.solve_linear(P, right)
+    group, mu = rng.integers(0, 3, n), rng.random((B, n))
+    mu[B // 2] = 0.0
+    worth, moved = rng.normal(size=(B, n)), mu.copy()
+    cells, users, values = blocks.push(moved, P, 5, worth, group, 3)
+    E = users.shape[3]
+    for b in range(B):
+        own = own_spec(spec, blocks.order[b])
+        np.testing.assert_allclose(own["F"].sum(axis=2)[own["available"]], 1.0, atol=1e-13)
+        V, v, pi, policy = oracles.solve_newton(own, spec["params"])
+        for got in (solution, warm, lost):
+            np.testing.assert_allclose(got.V[b], V, rtol=1e-11, atol=1e-11)
+            np.testing.assert_allclose(got.pi[b], pi, atol=1e-11)
+            np.testing.assert_allclose(got.policy[b], policy, atol=1e-11)
+            np.testing.assert_allclose(got.P[b], policy, atol=1e-11)
+        x, on = ahead[b], own["available"]
+        np.testing.assert_allclose(blocks.expect(b, x)[on], (own["F"] @ x)[on], atol=1e-13)
+        want = oracles.policy_expectation(own["F"], P[b], x)
+        np.testing.assert_allclose(blocks.policy_expect(b, x, P[b]), want, atol=1e-13)
+        want = oracles.bellman(own, spec["params"], x)
+        got = V_before[b], pi_before[b], P_before[b]
+        for a, twin in zip(got, (want[0], *want[2:]), strict=True):
+            np.testing.assert_allclose(a, twin, atol=1e-13)
+        for k in range(2):
+            want = oracles.relative_solve(own["F"], P[b], spec["beta"], right[b, :, k])
+            step = steps[b, :, k] - steps[b, 0, k]
+            np.testing.assert_allclose(step, want, rtol=1e-10, atol=1e-10)
+        want = oracles.pushed(own["F"], P[b], mu[b])
+        np.testing.assert_allclose(blocks.push_once(b, mu[b], P[b]), want, atol=1e-13)
+        want = oracles.push_cells(
+            own["F"], P[b], mu[b], 5, worth[b], group, np.arange(n) % E, 3, E
+        )
+        got = cells[:, b], users[:, b].transpose(0, 2, 1), values[:, b], moved[b]
+        for a, twin in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, twin, atol=1e-13)
+
+
+FACTORED = range(24)
+
+
+@pytest.mark.parametrize("seed", FACTORED)
+def test_blocks_of_factored_models(rng, seed):
+    m = factored(seed)
+    order = oracles.law_blocks(m.shape, m.laws)
+    if isinstance(m.blocks, LevelBlocks):
+        np.testing.assert_array_equal(np.sort(m.blocks.order, axis=1), order)
+    else:
+        np.testing.assert_array_equal(m.blocks.order, np.arange(order.size)[None])
+    by_state = rng.normal(size=(order.size, 3))
+    blocked = m.blocks.blocked(by_state)
+    for b, s in np.ndindex(m.blocks.order.shape):
+        assert (blocked[b, s] == by_state[m.blocks.order[b, s]]).all()
+    np.testing.assert_array_equal(m.blocks.by_state(blocked), by_state)
+    again = rng.normal(size=m.blocks.order.shape)
+    np.testing.assert_array_equal(m.blocks.blocked(m.blocks.by_state(again)), again)
+    if isinstance(m.blocks, LevelBlocks):
+        check_blocks(m.spec, m.blocks, rng)
+
+
+def test_random_factored_models_are_of_every_kind():
+    seen = set()
+    for seed in FACTORED:
+        m = factored(seed)
+        fixed = {a for law in m.laws if law["kind"] == "fixed" for a in law["axes"]}
+        level = isinstance(m.blocks, LevelBlocks)
+        seen |= {("level", level), ("axes", len(m.shape)), ("choices", m.blocks.J)}
+        seen |= {("undefined", bool(m.model.transitions.undefined.any()))}
+        for law in m.laws:
+            parents = {g for g in law["given"] if g != "choice"}
+            seen |= {("joint", len(law["axes"])), (law["kind"], "choice" in law["given"])}
+            seen |= {("before", p < law["axes"][0]) for p in parents}
+            if level:
+                seen |= {("offer", law["kind"]) for p in parents & fixed}
+        if level:
+            chains = {len(np.unique(c[2])) for c in m.blocks.chains}
+            seen |= {("blocks", m.blocks.B > 1), ("chains differ", len(chains) > 1)}
+            seen |= {("alike", min(chains) < m.blocks.J), ("loops", bool(m.blocks.graph[-1].all()))}
+            seen |= {("fixed later", min(fixed, default=0) > 0)}
+    both = (True, False)
+    want = {(k, x) for k in ("level", "undefined", "before", "blocks", "alike") for x in both}
+    want |= {(k, x) for k in ("markov", "deterministic", "loops") for x in both}
+    want |= {("axes", k) for k in (2, 3, 4)} | {("choices", k) for k in (2, 3, 4)}
+    want |= {("joint", 1), ("joint", 2), ("offer", "markov"), ("offer", "deterministic")}
+    assert not (want | {("fixed later", True), ("chains differ", True)}) - seen
+
+
+def test_naive_members_are_observed_with_their_true_attention():
+    m = factored(4, naive=True)
+    spec, b = m.spec, m.blocks
+    believed = {**spec, "attention": np.ones(len(spec["attention"]))}
+    solution = b.solve(b.blocked(oracles.flow_utility(spec, spec["params"])))
+    for i in range(b.B):
+        own = b.order[i]
+        V, v, pi, policy = oracles.solve_newton(own_spec(believed, own), spec["params"])
+        np.testing.assert_allclose(solution.V[i], V, atol=1e-11)
+        np.testing.assert_allclose(solution.policy[i], policy, atol=1e-12)
+        P = spec["attention"][own][:, None] * pi
+        P[np.arange(b.n), spec["default"][own]] += 1 - spec["attention"][own]
+        np.testing.assert_allclose(solution.P[i], P, atol=1e-12)
+        assert np.abs(P - policy).max() > 0.1
+
+
+def test_blocks_left_out_stay_at_zero():
+    m = next(m for m in map(factored, FACTORED) if m.blocks.B > 2)
+    u = m.blocks.blocked(oracles.flow_utility(m.spec, m.spec["params"]))
+    active = np.arange(m.blocks.B) == 1
+    some, full = m.blocks.solve(u, active=active), m.blocks.solve(u)
+    for name in ("h", "V", "pi", "policy", "P"):
+        a, b = getattr(some, name), getattr(full, name)
+        assert (a[~active] == 0).all() and (a[1] == b[1]).all()
+
+
+def test_blocks_take_other_tables(rng):
+    tried = 0
+    for seed in FACTORED:
+        m = factored(seed)
+        if not isinstance(m.blocks, LevelBlocks):
+            continue
+        level = level_law(m.model.transitions)
+        blocks = blocks_of(m.model)
+        laws, tables = [dict(law) for law in m.laws], {}
+        for law in laws:
+            name = "*".join(f"a{a}" for a in law["axes"])
+            if law["kind"] != "markov" or name == level.name:
+                continue
+            # the same tilt whatever the choice: choices that moved alike still do
+            tilt = rng.uniform(0.5, 2.0, size=law["table"].shape[-2:])
+            law["table"] = law["table"] * tilt
+            law["table"] = law["table"] / law["table"].sum(axis=-1, keepdims=True)
+            at = [law["given"].index("choice")] if "choice" in law["given"] else []
+            rest = [i for i, g in enumerate(law["given"]) if g != "choice"]
+            n = law["table"].shape[-1]
+            table = law["table"].transpose(*at, *rest, -2, -1)
+            tables[name] = table.reshape(blocks.J if at else 1, -1, n, n)
+            tried += 1
+        blocks.set_tables({k: np.ascontiguousarray(v) for k, v in tables.items()})
+        F = oracles.law_product(m.shape, laws, blocks.J)
+        for b in range(blocks.B):
+            own, x = blocks.order[b], rng.normal(size=blocks.n)
+            want = F[np.ix_(own, range(blocks.J), own)] @ x
+            on = m.spec["available"][own]
+            np.testing.assert_allclose(blocks.expect(b, x)[on], want[on], atol=1e-13)
+    assert tried >= 5
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "factored"])
+def test_plain_blocks(rng, kind):
+    if kind == "factored":
+        seeds = [s for s in FACTORED if not isinstance(factored(s).blocks, LevelBlocks)]
+        m = next(m for m in map(factored, seeds) if all(x["kind"] != "fixed" for x in m.laws))
+        check_blocks(m.spec, m.blocks, rng)
+        return
+    spec = oracles.random_model(5, 30, 3, 1, 0.95, sparse=kind == "sparse")
+    states = dc.StateSpace(s=range(30))
+    matrices = [csr_array(spec["F"][:, j]) for j in range(3)]
+    build = {"dense": lambda: dc.Transitions.dense(spec["F"])}
+    F = build.get(kind, lambda: dc.Transitions.sparse(matrices))()
+    blocks = blocks_of(model_of(spec, states, F))
+    assert not isinstance(blocks, LevelBlocks) and (blocks.order == np.arange(30)).all()
+    check_blocks(spec, blocks, rng)
+
+
+def test_a_law_of_fixed_axes_only_is_plain():
+    states, x = dc.StateSpace(offer=range(3)), np.arange(6.0).reshape(3, 2, 1)
+    F = dc.Transitions.factored(states, ["c0", "c1"], {"offer": dc.Fixed()})
+    for beta in (0.0, 0.9):
+        model = dc.DDC(
+            states=states, choices=["c0", "c1"], utility=dc.Utility.from_array(x, ["k"]),
+            transitions=F, beta=beta,
+        )  # fmt: skip
+        got = blocks_of(model).solve(x[None, :, :, 0])
+        np.testing.assert_allclose(got.V[0], logsumexp(x[:, :, 0], axis=1) / (1 - beta))
 
 
 def test_every_kernel_is_tested_here():

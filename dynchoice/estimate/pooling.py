@@ -163,10 +163,11 @@ def draws(T: FloatArray, e: Evidence) -> tuple[FloatArray, FloatArray]:
     wide = np.sqrt((vectors**2 / np.maximum(values, 0.5)).sum(axis=1))
     dof = float(np.clip(e.seen.sum(axis=0).min() - 2, 1, 5))
     size = 2 ** int(np.clip(np.rint(np.log2(NUMBERS / (len(e.y) * P * P))), 8, 10))
-    u = np.clip(qmc.Sobol(P, rng=np.random.default_rng(0)).random(size), 1e-9, 1 - 1e-9)
+    u = np.clip(qmc.Sobol(P + 1, rng=np.random.default_rng(0)).random(size), 1e-9, 1 - 1e-9)
     below = stdtr(dof, -sd / wide)
-    t = stdtrit(dof, below + u * (1 - below))
+    t = stdtrit(dof, below + u[:, :P] * (1 - below))
     s = sd + t * wide
+    R = np.eye(P) + u[:, P:, None] * (R - np.eye(P))
     return R * s[:, :, None] * s[:, None, :], -(dof + 1) / 2 * np.log1p(t**2 / dof).sum(axis=1)
 
 

@@ -1,0 +1,311 @@
+"""Which bundle, at which price, for whom: all combinations, the frontier, and elasticities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactual.welfare import Someone, _benefits, everyone
+from dynchoice.errors import SpecificationError
+from dynchoice.typing import FloatArray, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LIMIT = 2048
+"""Combinations a segment up to which all are solved; beyond, a search."""
+REPORTED = ("penetration", "revenue", "benefit cost", "profit", "surplus")
+TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """Outcomes of bundles at prices, in the steady state, per customer and period.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        segment, bundle, one column a plan's price, ``penetration``, ``choosing ...``, ``revenue``,
+        ``benefit cost``, ``profit``, ``surplus`` (money, flow), ``welfare`` (money, present value
+        of the change of decision utility to today's customers against the first row).
+    searched : bool
+        Whether only part of the combinations was solved (hill climbing from several starts).
+    """
+
+    table: pd.DataFrame
+    searched: bool
+
+    def best(self, by: str = "profit") -> pd.DataFrame:
+        """Return the best row of each segment."""
+        self._check(by)
+        return self.table.loc[self.table.groupby("segment", sort=False)[by].idxmax()]
+
+    def frontier(self, x: str = "surplus", y: str = "profit") -> pd.DataFrame:
+        """Return, by segment, the rows that no other row beats in both ``x`` and ``y``."""
+        self._check(x)
+        self._check(y)
+        import pandas as pd
+
+        parts = []
+        for _, part in self.table.groupby("segment", sort=False):
+            part = part.sort_values([x, y], ascending=False)
+            top = part[y].cummax().shift(fill_value=-np.inf)
+            parts.append(part[part[y] > top + TIE].sort_values(x))
+        return pd.concat(parts)
+
+    def plot(self, x: str = "surplus", y: str = "profit", path: Any = None) -> Any:
+        """Draw all rows and the frontier, a panel a segment."""
+        from dynchoice.counterfactual.pictures import plot_frontier
+
+        return plot_frontier(self, x, y, path)
+
+    def _check(self, name: str) -> None:
+        numbers = [c for c in self.table.columns if c not in ("segment", "bundle")]
+        if name not in numbers:
+            raise SpecificationError(f"no outcome {name!r}: {', '.join(numbers)}")
+
+    def __str__(self) -> str:
+        n = len(self.table)
+        how = "by hill climbing" if self.searched else "all of them"
+        return (
+            f"Bundles ({n} solved, {how}); most profitable:\n{self.best().to_string(index=False)}"
+        )
+
+    __repr__ = __str__
+
+
+def bundles(
+    results: Any,
+    benefits: Sequence[str] | None = None,
+    *,
+    prices: Mapping[str, Iterable[float]] | None = None,
+    start: Any = None,
+    objective: str = "profit",
+    starts: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Bundles:
+    """Solve every bundle of benefits at every price, by segment.
+
+    Parameters
+    ----------
+    results : Results, MixtureResults, Membership, or mapping of segment -> Results
+    benefits : sequence of str, optional
+        Benefits to switch on and off; others stay in. Default: all.
+    prices : mapping, optional
+        Plan -> prices to try. Default: today's.
+    start : as for :func:`dynchoice.forecast`
+    objective : str
+        What a search climbs where there are more than 2,048 combinations.
+    starts, seed : int
+        Starting bundles of a search (the first has everything), and their seed.
+    progress : callable, optional
+        ``progress(done, total, message)``.
+
+    Returns
+    -------
+    Bundles
+
+    Raises
+    ------
+    SpecificationError
+        Unknown benefits or plans; a model without membership.
+    """
+    import pandas as pd
+
+    groups = everyone(results, start)
+    grid = {k: [float(x) for x in v] for k, v in (prices or {}).items()}
+    rows: list[dict[str, Any]] = []
+    searched = False
+    segments = list(dict.fromkeys(g.segment for g in groups))
+    for i, segment in enumerate(segments):
+        own = [g for g in groups if g.segment == segment]
+        names = _names(own[0], benefits)
+        options = list(product(*(grid[k] for k in grid)))
+        solver = _Solver(own, names, list(grid))
+        if 2 ** len(names) * len(options) <= LIMIT:
+            keys = [(b, p) for b in product((True, False), repeat=len(names)) for p in options]
+            for k, key in enumerate(keys):
+                solver(*key)
+                if progress is not None:
+                    progress(i * len(keys) + k + 1, len(segments) * len(keys), f"{segment}")
+        else:
+            searched = True
+            _climb(solver, len(names), options, objective, starts, seed)
+        first = next(iter(solver.found.values()))["value"]
+        for found in solver.found.values():
+            row = {"segment": segment, **found["row"]}
+            row["welfare"] = found["value"] - first
+            rows.append(row)
+    return Bundles(pd.DataFrame(rows), searched)
+
+
+def _names(who: Someone, benefits: Sequence[str] | None) -> list[str]:
+    if who.model.membership is None:
+        raise SpecificationError("bundles() needs a model built by Membership")
+    known = [b.name for b in who.model.membership.benefits]
+    if benefits is None:
+        return known
+    return _benefits(who.model, list(benefits)) if len(benefits) <= 10 else list(benefits)
+
+
+class _Solver:
+    """Solves one bundle at one price list for a segment, once."""
+
+    def __init__(self, own: list[Someone], names: list[str], plans: list[str]) -> None:
+        self.own, self.names, self.plans = own, names, plans
+        self.found: dict[tuple[Any, Any], dict[str, Any]] = {}
+
+    def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> dict[str, Any]:
+        key = (included, price)
+        if key in self.found:
+            return self.found[key]
+        out = {n: 0 for n, yes in zip(self.names, included, strict=True) if not yes}
+        paid = dict(zip(self.plans, price, strict=True))
+        s = Scenario("bundle", bundle=out or None, prices=paid or None)
+        mass = sum(who.mass for who in self.own)
+        total: dict[str, float] = {}
+        value = 0.0
+        for who in self.own:
+            at = Stationary(s.changed(who.model), who.theta, who.mu)
+            share = who.mass / mass
+            V, here = at.engine.blocks.by_state(at.policy.V), who.mu > 0
+            value += float(who.mu[here] @ V[here]) / who.alpha / mass
+            for k, v in at.measures.items():
+                if k in REPORTED or k.startswith("choosing "):
+                    total[k] = total.get(k, 0.0) + share * v
+        inside = [n for n, yes in zip(self.names, included, strict=True) if yes]
+        row = {
+            "bundle": " + ".join(inside) or "none of them",
+            **{f"price {k}": v for k, v in paid.items()},
+            **total,
+        }
+        self.found[key] = {"row": row, "value": value}
+        return self.found[key]
+
+
+def _climb(
+    solver: _Solver,
+    K: int,
+    options: Sequence[tuple[float, ...]],
+    objective: str,
+    starts: int,
+    seed: int,
+) -> None:
+    """Change one benefit or the price list at a time while the objective rises."""
+    rng = np.random.default_rng(seed)
+
+    def score(b: tuple[bool, ...], p: tuple[float, ...]) -> float:
+        row = solver(b, p)["row"]
+        if objective not in row:
+            raise SpecificationError(f"objective={objective!r}: {', '.join(map(str, row))}")
+        return float(row[objective])
+
+    for i in range(max(starts, 1)):
+        at = (True,) * K if i == 0 else tuple(bool(x) for x in rng.integers(0, 2, K))
+        price = options[0 if i == 0 else int(rng.integers(len(options)))]
+        best = score(at, price)
+        while True:
+            moves = [((*at[:k], not at[k], *at[k + 1 :]), price) for k in range(K)]
+            moves += [(at, p) for p in options if p != price]
+            value, move = max(((score(*m), m) for m in moves), key=lambda x: x[0])
+            if value <= best + TIE:
+                break
+            best, (at, price) = value, move
+
+
+@dataclass(frozen=True)
+class Elasticities:
+    """Elasticities of plans' shares by prices, and where buyers go.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        segment, price (the plan whose price rises), share (the choice), ``short`` (today's
+        customers at once), ``long`` (the steady state); percent per percent.
+    derivatives : pandas.DataFrame
+        segment, price, share, short, long: per unit of money.
+    diversion : pandas.DataFrame
+        segment, price, to, short, long: of the customers that the plan loses, the share that each
+        other choice gains.
+    """
+
+    table: pd.DataFrame
+    derivatives: pd.DataFrame
+    diversion: pd.DataFrame
+
+    def plot(self, horizon: str = "long", path: Any = None) -> Any:
+        """Draw the elasticities as a table in colours, a panel a segment."""
+        from dynchoice.counterfactual.pictures import plot_elasticities
+
+        return plot_elasticities(self, horizon, path)
+
+    def __str__(self) -> str:
+        wide = self.table.pivot_table(
+            index=["segment", "price"], columns="share", values=["short", "long"], sort=False
+        )
+        return f"Elasticities of shares by prices\n{wide.round(3).to_string()}"
+
+    __repr__ = __str__
+
+
+def elasticities(results: Any, *, start: Any = None) -> Elasticities:
+    """Return elasticities of take-up by prices from implicit derivatives, short and long run.
+
+    Short run: the distribution of customers is today's, choice probabilities answer at once.
+    Long run: the steady state of the same customers.
+
+    Parameters
+    ----------
+    results, start : as for :func:`dynchoice.forecast`
+    """
+    import pandas as pd
+
+    groups = everyone(results, start)
+    rows, slopes, moves = [], [], []
+    for segment in dict.fromkeys(g.segment for g in groups):
+        own = [g for g in groups if g.segment == segment]
+        club = own[0].model.membership
+        if club is None:
+            raise SpecificationError("elasticities() needs a model built by Membership")
+        level: dict[str, FloatArray] = {}
+        slope: dict[tuple[str, str], FloatArray] = {}
+        mass = sum(who.mass for who in own)
+        paid = {p.name: 0.0 for p in club.plans}
+        for who in own:
+            weight = who.mass / mass
+            at = Stationary(who.model, who.theta, who.mu)
+            b = at.engine.blocks
+            today = b.blocked(who.mu / who.mass)
+            for horizon, mu in (("short", today), ("long", at.mu)):
+                now = np.einsum("bn,bnj->j", mu, at.policy.P)
+                level[horizon] = level.get(horizon, 0.0) + weight * now
+            for p in club.plans:
+                change = at.change(at.price_direction(p.name))
+                quick = np.einsum("bn,bnj->j", today, change.dP)
+                slow = np.einsum("bn,bnj->j", at.mu, change.dP)
+                slow = slow + np.einsum("bn,bnj->j", change.dmu, at.policy.P)
+                for horizon, value in (("short", quick), ("long", slow)):
+                    key = (p.name, horizon)
+                    slope[key] = slope.get(key, 0.0) + weight * value
+                j = club.choices.index(p.name) - 1
+                prices = b.blocked(who.model.membership.prices()[:, j])
+                paid[p.name] += weight * float((today * prices).sum())
+        for p in club.plans:
+            j = club.choices.index(p.name)
+            for k, label in enumerate(club.choices):
+                head = {"segment": segment, "price": p.name}
+                d = {h: slope[p.name, h][k] for h in ("short", "long")}
+                slopes.append({**head, "share": label, **d})
+                e = {h: d[h] * paid[p.name] / level[h][k] for h in d}
+                rows.append({**head, "share": label, **e})
+                if k != j:
+                    lost = {h: -slope[p.name, h][j] for h in d}
+                    moves.append({**head, "to": label, **{h: d[h] / lost[h] for h in d}})
+    return Elasticities(pd.DataFrame(rows), pd.DataFrame(slopes), pd.DataFrame(moves))

@@ -1,0 +1,250 @@
+"""Which experiment next: how much a roll-out would tell about a chosen counterfactual.
+
+At the estimates, a state's choices carry the information ``I(s) = sum_j P_j dlogP_j dlogP_j'``. A
+roll-out moves customers of some regions to other offers for some months; the design's information
+is the sum of ``I`` over the member-months that the model expects where. With what the data hold
+already, ``H``, the variance of a counterfactual with gradient ``g`` falls from ``g'H^{-1}g`` to
+``g'(H + I_design)^{-1}g`` (Chaloner and Verdinelli 1995: Bayesian c-optimal design).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.counterfactual.engine import Engine
+from dynchoice.counterfactual.path import moved
+from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.panel.panel import Panel
+from dynchoice.solve.derivative import ccp_derivative, state_information
+from dynchoice.solve.linear import one_blas_thread
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEP = 0.05
+"""Standard errors between the points of the target's gradient."""
+
+
+@dataclass(frozen=True)
+class RollOut:
+    """A candidate experiment: a scenario for some regions (or a share of customers), some months.
+
+    Parameters
+    ----------
+    name : str
+    scenario : Scenario
+        What the treated get: a bundle, prices, an offer; its dates are not used.
+    regions : sequence, optional
+        Regions treated; others of the same fit stay as they are and are observed too.
+    share : float, optional
+        Share of customers treated, where there are no regions.
+    months : int
+        How long it is watched.
+    """
+
+    name: str
+    scenario: Scenario
+    regions: tuple[Any, ...] | None = None
+    share: float = 0.5
+    months: int = 12
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scenario, Scenario):
+            raise SpecificationError(f"roll-out {self.name!r}: scenario={self.scenario!r}")
+        if isinstance(self.months, bool) or not isinstance(self.months, int) or self.months < 1:
+            raise SpecificationError(f"roll-out {self.name!r}: months={self.months!r}")
+        if not 0 < self.share <= 1:
+            raise SpecificationError(f"roll-out {self.name!r}: share={self.share!r}")
+        if self.regions is not None:
+            object.__setattr__(self, "regions", tuple(self.regions))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidate experiments, the most telling first.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        roll_out, months, treated (customers), std_error (of the target, after), waiting (the same
+        months without the roll-out), shrinks (share of today's variance removed), gain (beyond
+        waiting).
+    target : float
+        Today's estimate of the counterfactual, ``std_error`` with it.
+    """
+
+    table: pd.DataFrame
+    target: float
+    std_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"Target today: {self.target:.6g} (std. error {self.std_error:.3g})\n"
+            f"{self.table.to_string(index=False)}"
+        )
+
+    __repr__ = __str__
+
+
+def rank_experiments(
+    results: Results,
+    target: Callable[[Results], float],
+    candidates: Sequence[RollOut],
+    *,
+    start: Any,
+) -> Ranking:
+    """Rank candidate roll-outs by how much each shrinks the variance of a counterfactual.
+
+    Parameters
+    ----------
+    results : Results
+        The fit of the customers concerned.
+    target : callable
+        Takes a fit and returns the number wanted, e.g. ``lambda fit: dc.forecast(fit, s,
+        start=panel, draws=0).take_up.query("...")["share"].item()``; it is called at parameters
+        near the estimate.
+    candidates : sequence of RollOut
+    start : Panel or Counts
+        Who stands where now, by region.
+
+    Returns
+    -------
+    Ranking
+
+    Raises
+    ------
+    SpecificationError
+        A flat direction; unknown regions; scenarios that change states.
+    """
+    from dataclasses import replace
+
+    import pandas as pd
+
+    results.require_model("the design of an experiment")
+    listed = list(candidates)
+    wrong = [c for c in listed if not isinstance(c, RollOut)]
+    if wrong or not listed:
+        raise SpecificationError(f"candidates must be RollOut objects, got {wrong or listed!r}")
+    K = len(results.theta)
+    cov = np.asarray(results.cov_matrix)[:K, :K]
+    if not np.isfinite(cov).all():
+        results.draws(1)
+    se = np.sqrt(np.diag(cov))
+    value = float(target(results))
+    gradient = np.empty(K)
+    for k in range(K):
+        ends = []
+        for sign in (1, -1):
+            theta = results.theta.copy()
+            theta[k] += sign * STEP * se[k]
+            ends.append(float(target(replace(results, theta=theta))))
+        gradient[k] = (ends[0] - ends[1]) / (2 * STEP * se[k])
+    today = float(np.sqrt(gradient @ cov @ gradient))
+    prior = np.linalg.inv(cov)
+    by_region = _start_by_region(start, results.model)
+    waiting: dict[int, FloatArray] = {}
+    rows = []
+    with one_blas_thread():
+        base = _Design(results, None)
+        for c in listed:
+            treated = _treated(c, by_region)
+            rest = {r: mu - treated.get(r, 0.0) for r, mu in by_region.items()}
+            if c.months not in waiting:
+                waiting[c.months] = sum(
+                    (base.information(mu, c.months) for mu in by_region.values()),
+                    np.zeros((K, K)),
+                )
+            new = _Design(results, c.scenario)
+            told = sum(
+                (base.information(mu, c.months) for mu in rest.values()), np.zeros((K, K))
+            ) + sum((new.information(mu, c.months) for mu in treated.values()), np.zeros((K, K)))
+            after = float(np.sqrt(gradient @ np.linalg.solve(prior + told, gradient)))
+            same = prior + waiting[c.months]
+            idle = float(np.sqrt(gradient @ np.linalg.solve(same, gradient)))
+            rows.append(
+                {
+                    "roll_out": c.name,
+                    "months": c.months,
+                    "treated": float(sum(mu.sum() for mu in treated.values())),
+                    "std_error": after,
+                    "waiting": idle,
+                    "shrinks": 1 - (after / today) ** 2,
+                    "gain": 1 - (after / idle) ** 2,
+                }
+            )
+    table = pd.DataFrame(rows).sort_values("std_error", kind="stable").reset_index(drop=True)
+    return Ranking(table, value, today)
+
+
+class _Design:
+    """Information of customers under one scenario: solved once, pushed for any start."""
+
+    def __init__(self, results: Results, scenario: Scenario | None) -> None:
+        base, theta = results.model, results.theta
+        self.place = None
+        model = base
+        if scenario is not None:
+            model, self.place = scenario.changed(base), scenario.state_map(base)
+            theta = scenario.theta(base, theta)
+            if scenario.params:
+                raise SpecificationError(
+                    f"scenario {scenario.name!r} sets parameters: an experiment changes offers,"
+                    " prices or bundles, and tells what parameters are"
+                )
+        self.base = Engine(base, results.theta)
+        self.engine = self.base if model is base else Engine(model, theta)
+        P, dlogp = ccp_derivative(model, theta)
+        names = [model.names.index(n) for n in base.names]
+        self.info = state_information(P, dlogp)[:, names][:, :, names]
+
+    def information(self, mu: FloatArray, months: int) -> FloatArray:
+        """Return the information (K, K) of customers ``mu`` (S,) over some months."""
+        engine = self.engine
+        b = engine.blocks
+        at = self.base.blocks.blocked(mu)
+        if engine is not self.base or self.place is not None:
+            at = moved(self.base, engine, self.place, at)
+        total = np.zeros_like(at)
+        for _ in range(months):
+            total += at
+            at = np.stack([b.push_once(i, at[i], engine.base.P[i]) for i in range(b.B)])
+        return np.asarray(np.einsum("s,skl->kl", b.by_state(total), self.info))
+
+
+def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
+    """Return customers (S,) in the next period by region (one region where there are none)."""
+    from dynchoice.counterfactual.forecast import _by_region
+
+    counts = start.counts if isinstance(start, Panel) else start
+    if not hasattr(counts, "at_period"):
+        raise SpecificationError("start= must be the Panel or its Counts")
+    push = model.transitions.push
+    if counts.regions is None:
+        return {"all": push(np.ascontiguousarray(counts.at_period().sum(axis=0)))}
+    out: dict[Any, FloatArray] = {}
+    for parts in _by_region(counts).values():
+        for region, n in parts:
+            out[region] = out.get(region, 0.0) + push(np.ascontiguousarray(n))
+    return out
+
+
+def _treated(c: RollOut, by_region: dict[Any, FloatArray]) -> dict[Any, FloatArray]:
+    """Return treated customers (S,) by region."""
+    if c.regions is None:
+        return {r: c.share * mu for r, mu in by_region.items()}
+    names = {str(r): r for r in by_region}
+    strange = [r for r in c.regions if str(r) not in names]
+    if strange:
+        raise SpecificationError(
+            f"roll-out {c.name!r}: nobody lives in region {strange[0]!r}."
+            f"{suggest(strange[0], names)}"
+        )
+    return {names[str(r)]: by_region[names[str(r)]] for r in c.regions}

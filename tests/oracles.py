@@ -787,8 +787,8 @@ def random_factored(seed, J, free=False, limit=150):
         if "choice" in given:
             by = np.moveaxis(table, given.index("choice"), 0)
             for j in range(1, J):
-                if rng.random() < 0.5:
-                    by[j] = by[j - 1]
+                same = rng.random(by.shape[1]) < rng.choice([0.0, 0.5, 1.0])
+                by[j][same] = by[j - 1][same]
             if kind == "deterministic":
                 for at in np.ndindex(by.shape):
                     if at[0] > 0 and rng.random() < 0.1:

@@ -241,7 +241,7 @@ def levels(seed, C, E, J, beta=0.9, wider=0):
     loops = np.array([(R[:, c, c] > 0).any() for c in range(C)])
     L = len(Q)
     need = np.zeros((L + wider, C), dtype=bool)
-    for j, c, t in np.argwhere(R > 0):
+    for j, _, t in np.argwhere(R > 0):
         need[chain[j], t] = True
     Q = np.concatenate([Q, np.zeros((wider, E, E))])
     chains = Q, np.ascontiguousarray(Q.transpose(0, 2, 1)), chain, need
@@ -319,29 +319,34 @@ def test_level_gmres(rng, case, beta):
     for goal in (1e-12, 1e-3):
         step, size, sweeps = gmres(m, beta, b, m.n, goal * norm)
         assert step[0] == 0.0 and size <= goal * norm and sweeps <= m.n
-        assert np.abs(step - want).max() <= 100 * goal * np.abs(want).max()
-        assert np.abs(b - A @ step).max() <= 1.01 * goal * norm + 1e-13
+        rounding = 2.2e-16 / (1 - beta)  # a sweep's constant is that much larger than its rest
+        assert np.abs(step - want).max() <= (10 * goal + rounding) * np.abs(want).max()
+        assert np.abs(b - A @ step).max() <= (1.01 * goal + rounding) * norm
     assert gmres(m, beta, 0 * b, 3, 0.0)[1:] == (0.0, 0)
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.99999])
-def test_level_gmres_with_restarts(rng, beta):
-    restarted = 0
-    for case in [(10, 12, 3, 3), (11, 14, 2, 2), (12, 9, 5, 4), (13, 20, 2, 3)]:
-        m = levels(*case)
-        b = rng.normal(size=m.n)
-        b -= b[0]
-        goal = 1e-11 * np.sqrt(b @ b)
-        step, size, sweeps = gmres(m, beta, b, 3, goal)
-        want = oracles.relative_solve(m.F, m.P, beta, b)
-        assert size <= goal and np.abs(step - want).max() <= 1e-9 * np.abs(want).max()
-        restarted += sweeps > 9
-        # stopped at its cap it says how far it is
-        step, size, sweeps = gmres(m, beta, b, 1, 0.0)
-        assert sweeps == kernels.GMRES_CYCLES
-        miss = b - oracles.relative_matrix(m.F, m.P, beta) @ step
-        assert size == pytest.approx(np.sqrt(miss @ miss), rel=1e-6)
-    assert restarted >= 3
+@pytest.mark.parametrize("case", [(10, 12, 3, 3), (11, 14, 2, 2), (13, 20, 2, 3)])
+def test_level_gmres_with_restarts(rng, case, beta):
+    m = levels(*case)
+    b = rng.normal(size=m.n)
+    b -= b[0]
+    goal = 1e-11 * np.sqrt(b @ b)
+    step, size, sweeps = gmres(m, beta, b, 3, goal)
+    want = oracles.relative_solve(m.F, m.P, beta, b)
+    assert size <= goal and np.abs(step - want).max() <= 1e-10 * np.abs(want).max()
+    assert sweeps > 5 * 3
+
+
+@pytest.mark.parametrize("basis", [1, 4])
+def test_level_gmres_at_its_cap_says_how_far_it_is(rng, basis):
+    m = levels(12, 9, 5, 4)
+    b = rng.normal(size=m.n)
+    b -= b[0]
+    step, size, sweeps = gmres(m, 0.99999, b, basis, 0.0)
+    miss = b - oracles.relative_matrix(m.F, m.P, 0.99999) @ step
+    assert sweeps == basis * kernels.GMRES_CYCLES and size > 1e-3 * np.sqrt(b @ b)
+    assert size == pytest.approx(np.sqrt(miss @ miss), rel=1e-6)
 
 
 def level_solve(m, h, warm, tol=1e-12, maxiter=40, basis=30):
@@ -397,10 +402,10 @@ def test_level_solve_from_anywhere(rng, case):
     start = V - V[0] + 1e-3 * rng.normal(size=m.n)
     warm = level_solve(m, start - start[0], True)
     check_solution(m, warm, *want, atol=1e-10)
-    assert warm.steps <= min(3, cold.steps)
+    assert warm.steps <= 3
     again = level_solve(m, cold.h, True)
     assert (again.steps, again.sweeps) == (0, 0) and (again.h == cold.h).all()
-    check_solution(m, level_solve(m, np.zeros(m.n), False, basis=2), *want, atol=1e-10)
+    check_solution(m, level_solve(m, np.zeros(m.n), False, basis=3), *want, atol=1e-10)
 
 
 def test_level_solve_says_what_it_did():
@@ -514,7 +519,7 @@ def own_spec(spec, own):
 
 def check_blocks(spec, blocks, rng):
     """Everything that blocks compute, against dense arrays of each block."""
-    (B, n), J = blocks.order.shape, spec["x"].shape[1]
+    B, n = blocks.order.shape
     u = blocks.blocked(oracles.flow_utility(spec, spec["params"]))
     solution = blocks.solve(u)
     assert solution.converged and solution.message.startswith("converged")
@@ -553,15 +558,13 @@ def check_blocks(spec, blocks, rng):
             np.testing.assert_allclose(step, want, rtol=1e-10, atol=1e-10)
         want = oracles.pushed(own["F"], P[b], mu[b])
         np.testing.assert_allclose(blocks.push_once(b, mu[b], P[b]), want, atol=1e-13)
-        want = oracles.push_cells(
-            own["F"], P[b], mu[b], 5, worth[b], group, np.arange(n) % E, 3, E
-        )
+        want = oracles.push_cells(own["F"], P[b], mu[b], 5, worth[b], group, np.arange(n) % E, 3, E)
         got = cells[:, b], users[:, b].transpose(0, 2, 1), values[:, b], moved[b]
         for a, twin in zip(got, want, strict=True):
             np.testing.assert_allclose(a, twin, atol=1e-13)
 
 
-FACTORED = range(24)
+FACTORED = range(30)
 
 
 @pytest.mark.parametrize("seed", FACTORED)
@@ -607,7 +610,8 @@ def test_random_factored_models_are_of_every_kind():
     want |= {(k, x) for k in ("markov", "deterministic", "loops") for x in both}
     want |= {("axes", k) for k in (2, 3, 4)} | {("choices", k) for k in (2, 3, 4)}
     want |= {("joint", 1), ("joint", 2), ("offer", "markov"), ("offer", "deterministic")}
-    assert not (want | {("fixed later", True), ("chains differ", True)}) - seen
+    want |= {("fixed later", True), ("chains differ", True)}
+    assert not want - seen, want - seen
 
 
 def test_naive_members_are_observed_with_their_true_attention():
@@ -684,6 +688,24 @@ def test_plain_blocks(rng, kind):
     blocks = blocks_of(model_of(spec, states, F))
     assert not isinstance(blocks, LevelBlocks) and (blocks.order == np.arange(30)).all()
     check_blocks(spec, blocks, rng)
+
+
+def test_plain_blocks_of_several_offers():
+    seen = 0
+    for m in map(factored, FACTORED):
+        order = oracles.law_blocks(m.shape, m.laws)
+        if isinstance(m.blocks, LevelBlocks) or len(order) == 1:
+            continue
+        seen += 1
+        u = m.blocks.blocked(oracles.flow_utility(m.spec, m.spec["params"]))
+        got = m.blocks.solve(u)
+        assert got.converged
+        for own in order:
+            V, _, pi, policy = oracles.solve_newton(own_spec(m.spec, own), m.spec["params"])
+            np.testing.assert_allclose(got.V[0, own], V, rtol=1e-11, atol=1e-11)
+            np.testing.assert_allclose(got.pi[0, own], pi, atol=1e-11)
+            np.testing.assert_allclose(got.P[0, own], policy, atol=1e-11)
+    assert seen
 
 
 def test_a_law_of_fixed_axes_only_is_plain():

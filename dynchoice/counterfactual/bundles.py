@@ -11,7 +11,7 @@ import numpy as np
 
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.stationary import Stationary
-from dynchoice.counterfactual.welfare import Someone, _benefits, everyone
+from dynchoice.counterfactual.welfare import Someone, _benefits, everyone, offered
 from dynchoice.errors import SpecificationError
 from dynchoice.typing import FloatArray, Progress
 
@@ -22,6 +22,9 @@ LIMIT = 2048
 """Combinations a segment up to which all are solved; beyond, a search."""
 REPORTED = ("penetration", "revenue", "benefit cost", "profit", "surplus")
 TIE = 1e-12
+TODAY: tuple[bool, ...] = ()
+"""Stands for the offers in force, which may differ between regions."""
+AS_IS = "as today"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def bundles(
         names = _names(own[0], benefits)
         options = list(product(*(grid[k] for k in grid)))
         solver = _Solver(own, names, list(grid))
+        solver(TODAY, ())
         if 2 ** len(names) * len(options) <= LIMIT:
             keys = [(b, p) for b in product((True, False), repeat=len(names)) for p in options]
             for k, key in enumerate(keys):
@@ -160,15 +164,22 @@ class _Solver:
 
     def __init__(self, own: list[Someone], names: list[str], plans: list[str]) -> None:
         self.own, self.names, self.plans = own, names, plans
+        club = own[0].model.membership
+        listed = {} if club is None else {p.name: p.price for p in club.plans}
+        self.today = tuple(listed.get(p, float("nan")) for p in plans)
         self.found: dict[tuple[Any, Any], dict[str, Any]] = {}
 
     def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> dict[str, Any]:
         key = (included, price)
         if key in self.found:
             return self.found[key]
-        out = {n: 0 for n, yes in zip(self.names, included, strict=True) if not yes}
-        paid = dict(zip(self.plans, price, strict=True))
-        s = Scenario("bundle", bundle=out or None, prices=paid or None)
+        if included == TODAY:
+            s, label, price = Scenario("bundle"), AS_IS, self.today
+        else:
+            inside = [n for n, yes in zip(self.names, included, strict=True) if yes]
+            label = " + ".join(inside) or "none of them"
+            paid = dict(zip(self.plans, price, strict=True))
+            s = Scenario("bundle", bundle=offered(self.names, inside), prices=paid or None)
         mass = sum(who.mass for who in self.own)
         total: dict[str, float] = {}
         value = 0.0
@@ -180,10 +191,9 @@ class _Solver:
             for k, v in at.measures.items():
                 if k in REPORTED or k.startswith("choosing "):
                     total[k] = total.get(k, 0.0) + share * v
-        inside = [n for n, yes in zip(self.names, included, strict=True) if yes]
         row = {
-            "bundle": " + ".join(inside) or "none of them",
-            **{f"price {k}": v for k, v in paid.items()},
+            "bundle": label,
+            **{f"price {k}": v for k, v in zip(self.plans, price, strict=True)},
             **total,
         }
         self.found[key] = {"row": row, "value": value}

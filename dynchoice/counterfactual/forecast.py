@@ -181,7 +181,8 @@ def forecast(
     start : Panel, Counts, array (S,), mapping segment -> array, or "steady state"
         Where members stand. A panel gives the choices of its last period, moved one period on;
         an array gives the distribution (or numbers of members) over states in period 1.
-        ``"steady state"`` (the default for a Membership) is the baseline's.
+        ``"steady state"`` (the default for a Membership) is the baseline's; ``"newcomers"``
+        starts a Membership with everyone outside.
     periods : int
         Periods ahead ``T``.
     draws : int
@@ -475,6 +476,16 @@ def _by_region(counts: Counts) -> dict[Any, list[tuple[Any, FloatArray]]]:
     return out
 
 
+def _own_start(start: Mapping[Any, Any], key: tuple[str, str]) -> Any:
+    """Return the start of a (segment, type): named by both, by the type or by the segment."""
+    for name in (key, key[1], key[0]):
+        if name in start:
+            return start[name]
+    raise SpecificationError(
+        f"start has nothing for {key[0]!r}, type {key[1]!r}; it names {first_few(list(start))}"
+    )
+
+
 def _calibrated_groups(
     club: Membership, start: Any, by: str | None
 ) -> tuple[dict[Any, Calibrated], list[Group]]:
@@ -492,7 +503,7 @@ def _calibrated_groups(
             assert fit.model.membership is not None
             mu = fit.model.membership.newcomers()
         else:
-            given = start[key[0]] if isinstance(start, Mapping) else start
+            given = _own_start(start, key) if isinstance(start, Mapping) else start
             mu = as_floats(given, "start")
             if mu.shape != (fit.model.states.size,) or not (mu >= 0).all() or not mu.sum() > 0:
                 raise SpecificationError(

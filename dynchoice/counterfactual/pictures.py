@@ -154,7 +154,7 @@ def plot_flows(
         matrix = table.reindex(index=labels, columns=labels).fillna(0.0).to_numpy()
         alluvial(ax, matrix, labels)
         label = part["label"].iloc[0]
-        ax.set_title(f"{which}: {where}, into {label}", fontsize=10)
+        ax.set_title(f"{which}: {where}, period {label}", fontsize=10)
     return finish(figure, path)
 
 

@@ -282,15 +282,20 @@ def _benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
     return names
 
 
+def offered(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
+    """Return a bundle: the subset on offer to everybody in the plans' shares, the others gone."""
+    return {n: (lambda share: share) if n in subset else 0 for n in names}
+
+
 def _worth(
     own: Sequence[Someone], names: Sequence[str], subset: tuple[str, ...], outcomes: Sequence[str]
 ) -> dict[str, float]:
     """Return outcomes per customer with only ``subset`` of the named benefits on offer."""
-    gone = {n: 0 for n in names if n not in subset}
+    offer = offered(names, subset)
     total = dict.fromkeys(outcomes, 0.0)
     mass = sum(who.mass for who in own)
     for who in own:
-        model = Scenario("without", bundle=gone).changed(who.model) if gone else who.model
+        model = Scenario("bundle", bundle=offer).changed(who.model)
         at = Stationary(model, who.theta, who.mu)
         for o in outcomes:
             if o == "surplus":

@@ -10,9 +10,9 @@ meta-priors). With ``W_m = (T + S_m)^-1``, ``C = (sum W_m)^-1``, ``mu_hat = C su
 
 ``T`` maximises the restricted likelihood (REML), or is a moment estimate; means are at that T.
 What is unknown of T is in every standard error: the law above is averaged over the restricted
-likelihood of its standard deviations, with a flat prior on them and T's correlations as estimated
-(importance sampling from a fixed Sobol sequence). Morris (1983, JASA 78) approximates this
-integral; unlike his formula and the delta method it holds for few segments and at T = 0.
+likelihood of its standard deviations (and of how much of a full T's estimated correlations holds)
+with a flat prior, by importance sampling from a fixed Sobol sequence. Morris (1983, JASA 78)
+approximates this integral; unlike the delta method it holds for few segments and at T = 0.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def climb(e: Evidence, full: bool) -> FloatArray:
 
 
 def draws(T: FloatArray, e: Evidence) -> tuple[FloatArray, FloatArray]:
-    """Return draws (B, P, P) of T with other standard deviations, and their log-density (B,):
-    t variates around T's, truncated at zero, with the likelihood's curvature and tails."""
+    """Return draws (B, P, P) of T and their log-density (B,): t variates around its standard
+    deviations, truncated at 0, with the likelihood's curvature and tails; correlations shrunk."""
     from scipy.stats import qmc
 
     P, sd = len(T), np.sqrt(np.diag(T))
@@ -373,17 +373,16 @@ class Pooled:
                 f"{len(lost)} parameter(s) of {name!r} have no prior: {first_few(lost)}."
                 f"{suggest(lost[0], labels)} Pool them too (names=), or leave them out of the model"
             )
-        k, S, J = [labels.index(n) for n in model.names], *model.shape[:2]
-        given = {"model": model, "theta": theta[k], "cov_matrix": cov[np.ix_(k, k)]}
-        kind = "Posterior" if name in self.own else "Prior"
+        k, kind = (
+            [labels.index(n) for n in model.names],
+            "Posterior" if name in self.own else "Prior",
+        )
+        given = {"model": model, "theta": theta[k], "cov_matrix": cov[np.ix_(k, k)], "nobs": 0.0}
         given |= {"estimator": f"{kind} (pooled)", "cov_config": {}, "optimization": {}}
-        given |= {"counts": np.zeros((S, J)), "value": np.zeros(0), "hessian": np.zeros((0, 0))}
-        given |= {"nobs": 0.0, "nmembers": 0, "loglik_null": 0.0, "data_digest": "", "market": ()}
-        given |= {"converged": True, "message": "no data: nothing was maximised"}
-        given |= {
-            "notes": (f"{name}: {kind}, no data here. {self._note}",),
-            "package_version": __version__,
-        }
+        given |= {"counts": np.zeros(model.shape[:2]), "value": np.zeros(0), "nmembers": 0}
+        given |= {"hessian": np.zeros((0, 0)), "loglik_null": 0.0, "data_digest": "", "market": ()}
+        given |= {"converged": True, "message": "no data", "package_version": __version__}
+        given |= {"notes": (f"{name}: {kind.lower()}, no data here. {self._note}",)}
         return as_results(given)
 
     def leave_one_out(self) -> pd.DataFrame:
@@ -392,9 +391,8 @@ class Pooled:
         Columns ``segment parameter estimate std_error``; ``predicted`` and ``predicted_sd`` of the
         true parameter; ``z`` of the estimate; and its log-density under pooling
         (``log_pooled``), complete pooling (T = 0: ``log_complete``) and none (``log_none``: the
-        truth is what another segment, taken at random, estimates). Raises SpecificationError
-        where one segment fewer is too few.
-        """
+        truth is what another segment, at random, estimates). One segment more than for pooling is
+        needed, or SpecificationError."""
         import pandas as pd
 
         parts, full, e = [], self.structure == "full", self.evidence
@@ -557,6 +555,5 @@ def pool(
     units = read_factors(scale or {}, chosen, list(fits))
     e, full = read_evidence(fits, chosen, missing == "borrow").scaled(units), structure == "full"
     enough(e.seen, chosen, full)
-    estimate = shrink(e, method, full, level)
-    own, names = dict(fits), tuple(chosen)
+    own, names, estimate = dict(fits), tuple(chosen), shrink(e, method, full, level)
     return Pooled(own, names, method, structure, level, scale or {}, e, estimate)

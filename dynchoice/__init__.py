@@ -64,6 +64,7 @@ _HOME = {
     "RollOut": "counterfactual.experiments",
     "rank_experiments": "counterfactual.experiments",
     "pool": "estimate.pooling",
+    "Pooled": "estimate.pooling",
     "calibrate": "counterfactual.calibrate",
     "Calibration": "counterfactual.calibrate",
     "simulate": "counterfactual.simulate",

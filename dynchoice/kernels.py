@@ -16,8 +16,6 @@ from numba import njit
 
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
-GMRES_CYCLES = 20
-"""Restarts of the linear solver of models with a level graph."""
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -521,98 +519,62 @@ def level_gmres(b, goal, step, basis, H, y, z, W, lu, chains, graph):
     GMRES (Saad and Schultz 1986) preconditioned from the right by :func:`level_sweep`, on vectors
     less their value at state 0: the constant, whose eigenvalue ``1 - beta`` would slow it, is
     projected out. ``basis`` (m + 1, n), ``H`` (m + 2, m + 3): Hessenberg matrix, rotations and
-    right side. ``W`` and ``lu`` come from :func:`level_factor`.
+    right side. ``W`` and ``lu`` come from :func:`level_factor`. After ``m`` sweeps it stops.
     """
     n, m = b.size, basis.shape[0] - 1
     step[:] = 0.0
-    sweeps = 0
-    size = 0.0
-    for cycle in range(GMRES_CYCLES):
-        start = basis[0]
-        start[:] = b
-        if cycle > 0:
-            level_apply(step, y, z, W, chains, graph)
-            base = y[0]
+    size = dot(b, b) ** 0.5
+    used = 0
+    if size <= goal:
+        return size, used
+    for s in range(n):
+        basis[0, s] = b[s] / size
+    H[0, m + 2] = size
+    for k in range(m):
+        w = basis[k + 1]
+        level_sweep(basis[k], y, w, z, W, lu, chains, graph)
+        base = w[0]
+        for s in range(n):
+            w[s] -= base
+        for i in range(k + 1):
+            q = basis[i]
+            h = dot(w, q)
+            H[i, k] = h
             for s in range(n):
-                start[s] -= y[s] - base
-        size = dot(start, start) ** 0.5
-        if size <= goal:
+                w[s] -= h * q[s]
+        h = dot(w, w) ** 0.5
+        for i in range(k):
+            top, low = H[i, k], H[i + 1, k]
+            H[i, k] = H[i, m] * top + H[i, m + 1] * low
+            H[i + 1, k] = H[i, m] * low - H[i, m + 1] * top
+        length = (H[k, k] ** 2 + h * h) ** 0.5
+        if length == 0.0:
+            break
+        H[k, m], H[k, m + 1] = H[k, k] / length, h / length
+        H[k, k] = length
+        H[k + 1, m + 2] = -H[k, m + 1] * H[k, m + 2]
+        H[k, m + 2] *= H[k, m]
+        used = k + 1
+        size = abs(H[used, m + 2])
+        if size <= goal or h == 0.0:
             break
         for s in range(n):
-            start[s] /= size
-        H[0, m + 2] = size
-        used = 0
-        for k in range(m):
-            w = basis[k + 1]
-            level_sweep(basis[k], y, w, z, W, lu, chains, graph)
-            sweeps += 1
-            base = w[0]
-            for s in range(n):
-                w[s] -= base
-            for i in range(k + 1):
-                h = dot(w, basis[i])
-                H[i, k] = h
-                q = basis[i]
-                for s in range(n):
-                    w[s] -= h * q[s]
-            h = dot(w, w) ** 0.5
-            for i in range(k):
-                top, low = H[i, k], H[i + 1, k]
-                H[i, k] = H[i, m] * top + H[i, m + 1] * low
-                H[i + 1, k] = H[i, m] * low - H[i, m + 1] * top
-            length = (H[k, k] ** 2 + h * h) ** 0.5
-            if length == 0.0:
-                break
-            H[k, m], H[k, m + 1] = H[k, k] / length, h / length
-            H[k, k] = length
-            H[k + 1, m + 2] = -H[k, m + 1] * H[k, m + 2]
-            H[k, m + 2] *= H[k, m]
-            used = k + 1
-            size = abs(H[used, m + 2])
-            if size <= goal or h == 0.0:
-                break
-            for s in range(n):
-                w[s] /= h
-        for back in range(used):
-            k = used - 1 - back
-            total = H[k, m + 2]
-            for i in range(k + 1, used):
-                total -= H[k, i] * H[i, m + 2]
-            H[k, m + 2] = total / H[k, k]
-        total_step = basis[used]  # scratch: the combination of the basis
-        total_step[:] = 0.0
-        for k in range(used):
-            q = basis[k]
-            for s in range(n):
-                total_step[s] += H[k, m + 2] * q[s]
-        other = basis[0]
-        level_sweep(total_step, y, other, z, W, lu, chains, graph)
-        base = y[0]
+            w[s] /= h
+    for back in range(used):
+        k = used - 1 - back
+        total = H[k, m + 2]
+        for i in range(k + 1, used):
+            total -= H[k, i] * H[i, m + 2]
+        H[k, m + 2] = total / H[k, k]
+    for k in range(used):
+        q = basis[k]
         for s in range(n):
-            step[s] += y[s] - base
-        if size <= goal or used == 0:
-            break
-    return size, sweeps
-
-
-@njit(**_OPTIONS)
-def level_apply(x, out, z, W, chains, graph):
-    """Write ``out = (I - beta F^P) x`` (n,); ``W`` from :func:`level_factor`."""
-    Q, QT, chain, need = chains
-    indptr, to, weight, order, rank, loops = graph
-    J, C, E = W.shape
-    for c in range(C):
-        for k in range(z.shape[0]):
-            if need[k, c]:
-                combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
-    for c in range(C):
-        own = out[c * E : c * E + E]
-        own[:] = x[c * E : c * E + E]
-        for j in range(J):
-            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
-                w, policy, ahead = weight[q], W[j, c], z[chain[j], to[q]]
-                for e in range(E):
-                    own[e] -= w * policy[e] * ahead[e]
+            step[s] += H[k, m + 2] * q[s]
+    level_sweep(step, y, basis[0], z, W, lu, chains, graph)
+    base = y[0]
+    for s in range(n):
+        step[s] = y[s] - base
+    return size, used
 
 
 @njit(**_OPTIONS)

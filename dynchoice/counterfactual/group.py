@@ -326,10 +326,9 @@ def welfare_change(
     if V is policy.V or dates.known is None:
         return 0.0
     at = mu
+    moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
     for _ in range(min(dates.known, periods) - 1):
-        at = np.stack(
-            [engine.blocks.push_once(b, at[b], policy.P[b]) for b in range(engine.blocks.B)]
-        )
+        at = np.stack([move(own) for move, own in zip(moves, at, strict=True)])
     occupied_now = at > 0
     return float((at * np.where(occupied_now, V - policy.V, 0.0)).sum())
 
@@ -397,13 +396,9 @@ def final_distribution(
     for phase in listed:
         at = enter(before, phase, p.place, at)
         before = phase.engine
+        moves = [before.blocks.mover(b, P) for b, P in enumerate(phase.policy.P)]
         for _ in range(phase.periods):
-            at = np.stack(
-                [
-                    before.blocks.push_once(b, at[b], phase.policy.P[b])
-                    for b in range(before.blocks.B)
-                ]
-            )
+            at = np.stack([move(own) for move, own in zip(moves, at, strict=True)])
     lasting = dates.starts is not None and dates.ends is None
     target = new[0] if lasting else base[0]
     if before is target:

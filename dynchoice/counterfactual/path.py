@@ -234,14 +234,12 @@ def follow_choices(
         before = engine
         naive = not engine.model.sophisticated
         worth = engine.flow_value(phase.theta, phase.policy) if naive else phase.policy.V
+        moves = [engine.blocks.mover(b, P) for b, P in enumerate(phase.policy.P)]
         for _ in range(phase.periods):
             steps.append((phase, mu))
             m = mu
             mu = np.stack(
-                [
-                    engine.blocks.push_once(b, m[b], phase.policy.P[b]) if m[b].any() else m[b]
-                    for b in range(len(m))
-                ]
+                [move(own) if own.any() else own for move, own in zip(moves, m, strict=True)]
             )
             gain = float((m * worth).sum())
             surplus.append(gain if naive else gain - engine.model.beta * (mu * phase.ahead).sum())
@@ -250,13 +248,14 @@ def follow_choices(
     shares, flows = np.zeros((T, J)), np.full((T, J, J), np.nan)
     tables: dict[tuple[int, int], FloatArray] = {}
     for t, (phase, m) in enumerate(steps):
-        own = np.einsum("bn,bnj->j", m, phase.policy.P)
+        own = m.reshape(-1) @ phase.policy.P.reshape(m.size, -1)
         shares[t, : len(own)] = own
         if t + 1 < T:
             key = (id(phase.policy), id(steps[t + 1][0].policy))
             if key not in tables:
                 tables[key] = flow_table(phase, steps[t + 1][0], place)
-            flows[t + 1] = np.einsum("bn,bnjk->jk", m, tables[key])
+            table = tables[key]
+            flows[t + 1] = (m.reshape(-1) @ table.reshape(m.size, -1)).reshape(table.shape[2:])
     if last is not None:
         flows[0] = first_flows(origin, listed[0], place, last)
     return Sums(shares, flows, np.zeros((T, 0)), np.array(surplus)), mu

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dynchoice.model.ddc import DDC
+from dynchoice.solve.moves import mover
 from dynchoice.typing import FloatArray, IntArray
 
 
@@ -15,27 +14,11 @@ class Regime:
 
     def __init__(self, model: DDC, P: FloatArray) -> None:
         self.transitions, self.P = model.transitions, P
-        self._moves: Any = None
-        rows = model.transitions.stacked()
-        if rows is not None:
-            from scipy.sparse import csr_array
-
-            indptr, indices, data = rows
-            S, J = P.shape
-            # J stacked rows of a state, one after the other, are its row of sum_j diag(P_j) F_j
-            weights = data * np.repeat(P.reshape(-1), np.diff(indptr))
-            # gathered by next state with short indices: half the memory traffic a period
-            small = np.int32 if len(indices) < 2**31 else np.int64
-            merged = csr_array(
-                (weights, indices.astype(small), indptr[::J].astype(small)), shape=(S, S)
-            )
-            self._moves = merged.T.tocsr()
+        self._move = mover(model.transitions, P)
 
     def push(self, mu: FloatArray) -> FloatArray:
         """Return next period's distribution (S,)."""
-        if self._moves is not None:
-            return np.asarray(self._moves @ mu)
-        return self.transitions.push(mu[:, None] * self.P)
+        return self._move(mu)
 
     def flows(self, ahead: FloatArray) -> FloatArray:
         """Return ``P(j|s) E[ahead(s', k) | s, j]`` as (S, J * J)."""

@@ -162,7 +162,8 @@ def draws(T: FloatArray, e: Evidence) -> tuple[FloatArray, FloatArray]:
     values, vectors = np.linalg.eigh((H + H.T) / 2)
     wide = np.sqrt((vectors**2 / np.maximum(values, 0.5)).sum(axis=1))
     dof = float(np.clip(e.seen.sum(axis=0).min() - 2, 1, 5))
-    size = 2 ** int(np.clip(np.rint(np.log2(NUMBERS / (len(e.y) * P * P))), 8, 10))
+    most = 10 if P < 4 else 12
+    size = 2 ** int(np.clip(np.rint(np.log2(NUMBERS / (len(e.y) * P * P))), 8, most))
     u = np.clip(qmc.Sobol(P + 1, rng=np.random.default_rng(0)).random(size), 1e-9, 1 - 1e-9)
     below = stdtr(dof, -sd / wide)
     t = stdtrit(dof, below + u[:, :P] * (1 - below))

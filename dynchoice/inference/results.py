@@ -153,6 +153,8 @@ class Results(Estimates):
     @property
     def bic(self) -> float:
         """Bayes' criterion of the choice likelihood."""
+        if self.nobs <= 0:  # a prior's law for a market without data
+            return float("nan")
         return float(np.log(self.nobs)) * len(self.vector) - 2 * self.loglik
 
     @property

@@ -12,6 +12,7 @@ Models of another form take :class:`PlainBlocks`: one block, the library's gener
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,16 @@ from dynchoice.model.laws import BoundLaw, Fixed
 from dynchoice.solve.bellman import Bellman
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem
+from dynchoice.solve.moves import mover
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
-BASIS = 40
-"""Krylov vectors kept between restarts."""
+BASIS = 60
+"""Sweeps of a linear solve at most; a dozen do."""
 NEWTON = 40
 TOL = 1e-12
-LARGEST_REST = 160
-"""States beside the level axis up to which their chain is kept as a dense matrix."""
+LARGEST_REST, ALWAYS_DENSE, SPARSE = 160, 48, 0.3
+"""States beside the level axis whose chain is kept as a dense matrix: up to the first number, and
+beyond the second only if the share of non-zeros is above the third."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,11 @@ class PlainBlocks:
 
     def push_once(self, b: int, mu: FloatArray, P: FloatArray) -> FloatArray:
         """Return one block's distribution (n,) a period later."""
-        return self.model.transitions.push(mu[:, None] * P)
+        return self.mover(b, P)(mu)
+
+    def mover(self, b: int, P: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Return the map of one block's distribution to the next period's, for many periods."""
+        return mover(self.model.transitions, P)
 
     def push(
         self,
@@ -203,12 +210,13 @@ class PlainBlocks:
         users: FloatArray,
         values: FloatArray,
     ) -> None:
+        move = self.mover(b, P)
         for t in range(periods):
             values[t] += mu @ worth
             m = mu[:, None] * P
             np.add.at(cells[t], group, m)
             users[t] += m.reshape(-1, self.E, self.J).sum(axis=0).T
-            mu[:] = self.push_once(b, mu, P)
+            mu[:] = move(mu)
         values[periods] += mu @ worth
 
 
@@ -301,6 +309,7 @@ class LevelBlocks(PlainBlocks):
         return need
 
     def key(self, b: int) -> bytes:
+        """Return what tells a block's chains from others'."""
         return self.chains[b][0].tobytes() + self.chains[b][2].tobytes()
 
     def set_tables(self, tables: dict[str, FloatArray]) -> None:
@@ -320,6 +329,7 @@ class LevelBlocks(PlainBlocks):
         tol: float = TOL,
         active: BoolArray | None = None,
     ) -> BlockSolution:
+        """Solve every block: see :meth:`PlainBlocks.solve`."""
         B, n, J = u.shape
         h = np.zeros((B, n)) if start is None else start - start[:, :1]
         V, pi, policy = np.zeros((B, n)), np.zeros((B, n, J)), np.zeros((B, n, J))
@@ -337,6 +347,8 @@ class LevelBlocks(PlainBlocks):
             good &= bool(residual <= max(tol, floor))
             worst, sweeps = max(worst, residual), sweeps + used
             V[b] = h[b] + gain / (1 - self.beta)
+        if not good:  # another method may: the library's direct solvers
+            return super().solve(u, start, tol, active)
         P = self.observed(pi, policy)
         return BlockSolution(h, V, pi, policy, P, float(worst), good, sweeps)
 
@@ -349,6 +361,7 @@ class LevelBlocks(PlainBlocks):
         )  # fmt: skip
 
     def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
+        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), zero at each block's first state."""
         out = np.zeros_like(right)
         step, b0 = np.empty(self.n), np.empty(self.n)
         _, basis, H, y, _, z, W, lu = self._work
@@ -366,18 +379,25 @@ class LevelBlocks(PlainBlocks):
         return out
 
     def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
+        """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
         return np.asarray((P * self.expect(b, x)).sum(axis=1))
 
     def expect(self, b: int, x: FloatArray) -> FloatArray:
+        """Return ``E[x(s') | s, j]`` (n, J) of one block, in an array that is used again."""
         ev = self._work[0]
         kernels.level_expect(np.ascontiguousarray(x), ev, self._z, self.chains[b], self.graph)
         return ev
 
-    def push_once(self, b: int, mu: FloatArray, P: FloatArray) -> FloatArray:
-        out = np.empty(self.n)
+    def mover(self, b: int, P: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Return the map of one block's distribution to the next period's."""
         PT = np.ascontiguousarray(P.T)
-        kernels.level_push(mu, PT, out, self._z, self.chains[b], self.graph)
-        return out
+
+        def move(mu: FloatArray) -> FloatArray:
+            out = np.empty(self.n)
+            kernels.level_push(mu, PT, out, self._z, self.chains[b], self.graph)
+            return out
+
+        return move
 
     def _path(
         self,
@@ -422,7 +442,11 @@ def level_law(F: Factored) -> BoundLaw | None:
         return None
     best = max(free, key=lambda law: law.n)
     sizes = [n for a, n in enumerate(F.states.shape) if a not in fixed and a not in best.axes]
-    return best if int(np.prod(sizes)) <= LARGEST_REST else None
+    rest = int(np.prod(sizes))
+    others = [law for law in moving if law is not best]
+    density = np.prod([(law_table(law) > 0).mean() for law in others]) if others else 1.0
+    dense = rest <= ALWAYS_DENSE or density > SPARSE
+    return best if rest <= LARGEST_REST and dense else None
 
 
 def law_table(law: BoundLaw) -> FloatArray:

@@ -1,4 +1,7 @@
-"""Reference solution of the monthly membership model (papers.md 7.3 to 7.5), numpy only.
+"""Reference solution of the prototype membership (papers.md 7.3 to 7.5), numpy only.
+
+Written from the formulas and not from the package, which it does not import: tests compare the two
+state by state. Calibration: papers.md 7.4, three types, 43 contract levels, five benefits.
 
 Arrays over states have shape (43, 32): contract state by engagement combination.  Actions are
 0 = N (no membership next month), 1 = M (monthly), 2 = Y (annual).  Every function takes a dict of

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +53,33 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
     monkeypatch.chdir(ROOT)
     names, printed = run_scripts(0, 1)
     fits = names["fits"]
-    assert len(SCRIPTS) == 3 and all(f.converged for k, f in fits.items() if k != "two types")
+    assert len(SCRIPTS) == 4 and all(f.converged for k, f in fits.items() if k != "two types")
     gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
     assert gap.max() < 1e-6
     assert "Model comparison" in printed and "baseline" in printed
     assert "Finite dependence in 24 states" in printed
 
 
+def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names, printed = run_scripts(2)
+    fit, forecast = names["fit"], names["forecast"]
+    truth = tomllib.loads((ROOT / "data" / "prime" / "truth.toml").read_text(encoding="utf-8"))
+    known = dict(truth["segments"]["India rural"]["params"])
+    known |= {"joining cost": known.pop("join"), "switching cost": known.pop("switch")}
+    z = [(fit.params[k] - v) / fit.std_errors[k] for k, v in known.items()]
+    assert set(known) == set(fit.params.index) and np.abs(z).max() < 4
+    assert forecast.converged and set(forecast.badges["badge"]) <= {
+        "identified",
+        "rests on functional form",
+        "rests on the anchor",
+    }
+    assert "penetration" in printed and "Elasticities of shares by prices" in printed
+
+
 def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, printed = run_scripts(2)
+    _, printed = run_scripts(3)
     printed = " ".join(printed.split())
     flat = " ".join(README.split())
     said = flat[flat.index("It prints, of the simulated sample:") :]
@@ -97,7 +115,7 @@ def test_docstring_examples():
 
     failures = 0
     for name in ("panel.states", "panel.panel", "model.ddc", "model.dependence", "solve.solution",
-                 "estimate.nfxp",
+                 "estimate.nfxp", "model.membership", "model.plans",
                  "counterfactual.scenario"):  # fmt: skip
         failures += doctest.testmod(importlib.import_module(f"dynchoice.{name}")).failed
     assert failures == 0

@@ -194,7 +194,8 @@ def test_soft_bellman_where_choices_tie_miss_or_are_hopeless(rng):
     u[:8] = rng.choice([0.0, 1.0], size=(8, J))  # exact ties
     u[8:16] *= 400.0  # exp underflows: the floor
     u[16:20] = [0.0, -690.0, -691.0, -1e308]  # exp(-690.78) is the floor itself
-    u[20:24] = 1e15 + np.array([0.0, 0.25, 0.5, -1.0])
+    u[20:22] = 1e15 + np.array([0.0, 0.25, 0.5, -1.0])
+    u[22:24] = 1.0 + 1e-10 * np.arange(J)  # nearly ties
     gone = rng.random((S, J)) < 0.3
     gone[:, 0] = False
     u[gone] = -np.inf
@@ -316,12 +317,15 @@ def test_level_gmres(rng, case, beta):
     norm = np.sqrt(b @ b)
     want = oracles.relative_solve(m.F, m.P, beta, b)
     A = oracles.relative_matrix(m.F, m.P, beta)
+    spent = []
     for goal in (1e-12, 1e-3):
         step, size, sweeps = gmres(m, beta, b, m.n, goal * norm)
+        spent.append(sweeps)
         assert step[0] == 0.0 and size <= goal * norm and sweeps <= m.n
         rounding = 2.2e-16 / (1 - beta)  # a sweep's constant is that much larger than its rest
         assert np.abs(step - want).max() <= (10 * goal + rounding) * np.abs(want).max()
         assert np.abs(b - A @ step).max() <= (1.01 * goal + rounding) * norm
+    assert spent[1] < max(2, spent[0])
     assert gmres(m, beta, 0 * b, 3, 0.0)[1:] == (0.0, 0)
 
 

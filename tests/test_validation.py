@@ -18,7 +18,17 @@ def test_quick_study(name, shared_data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["aguirregabiria_mira2002", "su_judd2012", "iskhakov2016", "eccp", "inference_coverage"]
+    "name",
+    [
+        "aguirregabiria_mira2002",
+        "su_judd2012",
+        "iskhakov2016",
+        "eccp",
+        "inference_coverage",
+        "primelike",
+        "forecast_coverage",
+        "prime_report",
+    ],
 )
 def test_quick_simulation(name, monkeypatch):
     run_study(name, monkeypatch)

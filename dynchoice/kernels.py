@@ -387,11 +387,16 @@ def dot(a, b):
 
 @njit(**_OPTIONS)
 def combine_rows(weights, rows, out):
-    """Write ``out = sum_k weights[k] rows[k]`` (E,): a product that runs along memory."""
-    out[:] = 0.0
-    for k in range(weights.size):
-        w = weights[k]
-        row = rows[k]
+    """Add ``sum_k weights[k] rows[k]`` into ``out`` (E,), four rows at a time along memory."""
+    K = weights.size
+    whole = K - K % 4
+    for k in range(0, whole, 4):
+        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        for e in range(out.size):
+            out[e] += (w0 * r0[e] + w1 * r1[e]) + (w2 * r2[e] + w3 * r3[e])
+    for k in range(whole, K):
+        w, row = weights[k], rows[k]
         for e in range(out.size):
             out[e] += w * row[e]
 
@@ -412,6 +417,7 @@ def level_expect(x, ev, z, chains, graph):
     for c in range(C):
         for k in range(L):
             if need[k, c]:
+                z[k, c] = 0.0
                 combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
     for c in range(C):
         for j in range(J):
@@ -500,6 +506,7 @@ def level_sweep(v, y, out, z, W, lu, chains, graph):
                     rest[e] -= x * upper[e]
         for k in range(z.shape[0]):
             if need[k, c]:
+                z[k, c] = 0.0
                 combine_rows(own, QT[k], z[k, c])
     out[:] = v
     for c in range(C):
@@ -648,11 +655,7 @@ def level_push(mu, PT, out, z, chains, graph):
         own = out[c * E : c * E + E]
         for k in range(L):
             if need[k, c]:
-                mass, rows = z[k, c], Q[k]
-                for e in range(E):
-                    w, row = mass[e], rows[e]
-                    for i in range(E):
-                        own[i] += w * row[i]
+                combine_rows(z[k, c], Q[k], own)
 
 
 @njit(**_OPTIONS)

@@ -31,13 +31,26 @@ RENEWAL = [INDEX["Y", 0, tau] for tau in range(3)]
 def primitives():
     """Constants of papers.md 7.4."""
     return {
-        "beta": 0.95 ** (1 / 12), "p_month": 14.99, "p_year": 139.0, "alpha": 0.05,
-        "omega": 0.05 * np.array([8, 6, 2.5, 3, 1.5]), "theta_ten": 0.05,
-        "kappa_join": 1.15, "kappa_cancel": 0.6, "kappa_switch": 0.5,
-        "attention": {"outside": 0.15, "trial": 0.6, "monthly": 0.2, "annual": 0.03,
-                      "renewal": 0.42},
-        "gain_in": [0.30, 0.12, 0.06, 0.05, 0.02], "stay_in": [0.92, 0.93, 0.93, 0.93, 0.93],
-        "gain_out": [0.22, 0.05, 0.03, 0.02, 0.01], "stay_out": [0.88, 0.82, 0.85, 0.85, 0.85],
+        "beta": 0.95 ** (1 / 12),
+        "p_month": 14.99,
+        "p_year": 139.0,
+        "alpha": 0.05,
+        "omega": 0.05 * np.array([8, 6, 2.5, 3, 1.5]),
+        "theta_ten": 0.05,
+        "kappa_join": 1.15,
+        "kappa_cancel": 0.6,
+        "kappa_switch": 0.5,
+        "attention": {
+            "outside": 0.15,
+            "trial": 0.6,
+            "monthly": 0.2,
+            "annual": 0.03,
+            "renewal": 0.42,
+        },
+        "gain_in": [0.30, 0.12, 0.06, 0.05, 0.02],
+        "stay_in": [0.92, 0.93, 0.93, 0.93, 0.93],
+        "gain_out": [0.22, 0.05, 0.03, 0.02, 0.01],
+        "stay_out": [0.88, 0.82, 0.85, 0.85, 0.85],
         "types": [
             {"share": 0.50, "scale": 1.06, "base": 0.1, "kappa_up": 0.0},
             {"share": 0.25, "scale": 0.95, "base": 0.1, "kappa_up": 4.5},
@@ -212,8 +225,12 @@ def ratios(flow):
     """The reported statistics from `flows` (of one type, or share-weighted)."""
     monthly, annual, trial, converted, revenue = flow[:5]
     due, renewed = flow[5:8], flow[8:]
-    out = {"penetration": monthly + annual, "monthly_share": monthly / (monthly + annual),
-           "conversion": converted / trial, "renewal": renewed.sum() / due.sum()}
+    out = {
+        "penetration": monthly + annual,
+        "monthly_share": monthly / (monthly + annual),
+        "conversion": converted / trial,
+        "renewal": renewed.sum() / due.sum(),
+    }
     return out | {f"renewal_{t}": renewed[t] / due[t] for t in range(3)} | {"revenue": revenue}
 
 
@@ -222,8 +239,15 @@ def solve_all(p):
     out = []
     for kind in p["types"]:
         value, pi, prob = solve(p, kind)
-        out.append({"value": value, "pi": pi, "prob": prob, "dist": steady(p, prob),
-                    "experience": experience(p, kind, pi)})
+        out.append(
+            {
+                "value": value,
+                "pi": pi,
+                "prob": prob,
+                "dist": steady(p, prob),
+                "experience": experience(p, kind, pi),
+            }
+        )
     return out
 
 
@@ -233,8 +257,10 @@ def report(p, solved, base):
     shares = [kind["share"] for kind in p["types"]]
     rows = [ratios(flow) for flow in parts] + [ratios(shares @ np.array(parts))]
     for name, key in (("surplus", "value"), ("surplus_experience", "experience")):
-        gain = [(b["dist"] * (s[key] - b[key])).sum() / p["alpha"]
-                for s, b in zip(solved, base, strict=True)]
+        gain = [
+            (b["dist"] * (s[key] - b[key])).sum() / p["alpha"]
+            for s, b in zip(solved, base, strict=True)
+        ]
         for row, g in zip(rows, [*gain, np.dot(shares, gain)], strict=True):
             row[name] = g
     gap = [np.abs(s["experience"] - s["value"]).max() for s in solved]
@@ -245,13 +271,19 @@ def report(p, solved, base):
 
 def scenarios(p):
     """Primitives of the counterfactuals, by name."""
+
     def omega(*factors):
         return p | {"omega": p["omega"] * factors}
 
-    return {"baseline": p, "no_video": omega(1, 0, 1, 1, 1), "no_shipping": omega(0, 1, 1, 1, 1),
-            "gaming_doubled": omega(1, 1, 1, 1, 2), "annual_159": p | {"p_year": 159.0},
-            "monthly_17.99": p | {"p_month": 17.99},
-            "attentive": p | {"attention": dict.fromkeys(p["attention"], 1.0)}}
+    return {
+        "baseline": p,
+        "no_video": omega(1, 0, 1, 1, 1),
+        "no_shipping": omega(0, 1, 1, 1, 1),
+        "gaming_doubled": omega(1, 1, 1, 1, 2),
+        "annual_159": p | {"p_year": 159.0},
+        "monthly_17.99": p | {"p_month": 17.99},
+        "attentive": p | {"attention": dict.fromkeys(p["attention"], 1.0)},
+    }
 
 
 def gradient(p, kind, name):

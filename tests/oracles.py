@@ -148,6 +148,20 @@ def solve_contraction(model, params, steps=50_000, tol=0.0, V0=None):
     return V, v, pi, P
 
 
+def contract_while_halving(model, params, limit):
+    """(S,) w <- T(w) - T(w)[0] from zero, up to `limit` times, the first time for certain and
+    then as long as max|T(w) - w - (T(w) - w)[0]| is at most half of what it was before."""
+    w, before = np.zeros(len(model["attention"])), np.inf
+    for _ in range(limit):
+        gap = bellman(model, params, w)[0] - w
+        size = np.max(np.abs(gap - gap[0]))
+        if size > 0.5 * before or size <= 1e-12 * (1 + np.max(np.abs(w))):
+            break
+        before = size
+        w = w + gap - (w + gap)[0]
+    return w
+
+
 def markov(P, F):
     """(S,S) chain under P: M[s,t] = sum_j P[s,j] F[s,j,t].  Also dT/dV = beta M."""
     return np.einsum("sj,sjt->st", P, F)

@@ -255,7 +255,7 @@ def levels(seed, C, E, J, beta=0.9, wider=0):
 
 @pytest.mark.parametrize("wider", [0, 1])
 @pytest.mark.parametrize("case", LEVELS)
-def test_levels_expect_push_and_apply(rng, case, wider):
+def test_levels_expect_and_push(rng, case, wider):
     m = levels(*case, wider=wider)
     C, E, J = m.shape
     x, mu = rng.normal(size=m.n), rng.random(m.n)
@@ -267,11 +267,9 @@ def test_levels_expect_push_and_apply(rng, case, wider):
     np.testing.assert_allclose(pushed, oracles.pushed(m.F, m.P, mu), atol=1e-13)
     assert pushed.sum() == pytest.approx(mu.sum(), rel=1e-14)
     assert pushed @ x == pytest.approx(((mu[:, None] * m.P) * ev).sum(), abs=1e-13)
-    W, lu, out = nan(J, C, E), nan(C, E, E), nan(m.n)
-    kernels.level_factor(m.P, 0.9, W, lu, *m.law)
-    kernels.level_apply(x, out, nan(m.L, C, E), W, *m.law)
-    want = x - 0.9 * oracles.policy_expectation(m.F, m.P, x)
-    np.testing.assert_allclose(out, want, atol=1e-13)
+    np.testing.assert_allclose(
+        (m.P * ev).sum(axis=1), oracles.policy_expectation(m.F, m.P, x), atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("case", LEVELS)
@@ -325,32 +323,31 @@ def test_level_gmres(rng, case, beta):
         rounding = 2.2e-16 / (1 - beta)  # a sweep's constant is that much larger than its rest
         assert np.abs(step - want).max() <= (10 * goal + rounding) * np.abs(want).max()
         assert np.abs(b - A @ step).max() <= (1.01 * goal + rounding) * norm
-    assert spent[1] < max(2, spent[0])
+    assert spent[1] < spent[0] or spent[0] <= 4
     assert gmres(m, beta, 0 * b, 3, 0.0)[1:] == (0.0, 0)
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.99999])
-@pytest.mark.parametrize("case", [(10, 12, 3, 3), (11, 14, 2, 2), (13, 20, 2, 3)])
-def test_level_gmres_with_restarts(rng, case, beta):
+@pytest.mark.parametrize("case", [(10, 12, 3, 3), (12, 9, 5, 4), (13, 20, 2, 3)])
+def test_level_gmres_at_its_cap_says_how_far_it_is(rng, case, beta):
     m = levels(*case)
     b = rng.normal(size=m.n)
     b -= b[0]
-    goal = 1e-11 * np.sqrt(b @ b)
-    step, size, sweeps = gmres(m, beta, b, 3, goal)
+    norm, A = np.sqrt(b @ b), oracles.relative_matrix(m.F, m.P, beta)
+    sizes, done = [norm], np.zeros(m.n)
+    for basis in range(1, 9):
+        step, size, sweeps = gmres(m, beta, b, basis, 0.0)
+        miss = b - A @ step
+        assert sweeps == basis and step[0] == 0.0
+        assert size == pytest.approx(np.sqrt(miss @ miss), rel=1e-6)
+        sizes.append(size)
+    assert (np.diff(sizes) <= 0).all() and sizes[-1] > 1e-10 * norm
+    # started again on what is left until nothing is: four sweeps at a time
+    for _ in range(100):
+        done += gmres(m, beta, b - A @ done, 4, 1e-13 * norm)[0]
     want = oracles.relative_solve(m.F, m.P, beta, b)
-    assert size <= goal and np.abs(step - want).max() <= 1e-10 * np.abs(want).max()
-    assert sweeps > 5 * 3
-
-
-@pytest.mark.parametrize("basis", [1, 4])
-def test_level_gmres_at_its_cap_says_how_far_it_is(rng, basis):
-    m = levels(12, 9, 5, 4)
-    b = rng.normal(size=m.n)
-    b -= b[0]
-    step, size, sweeps = gmres(m, 0.99999, b, basis, 0.0)
-    miss = b - oracles.relative_matrix(m.F, m.P, 0.99999) @ step
-    assert sweeps == basis * kernels.GMRES_CYCLES and size > 1e-3 * np.sqrt(b @ b)
-    assert size == pytest.approx(np.sqrt(miss @ miss), rel=1e-6)
+    if case[0] != 12 or beta < 0.99:  # there four are too few: level 0 leads to no later one
+        assert np.abs(done - want).max() <= 1e-10 * np.abs(want).max()
 
 
 def level_solve(m, h, warm, tol=1e-12, maxiter=40, basis=30):
@@ -409,7 +406,7 @@ def test_level_solve_from_anywhere(rng, case):
     assert warm.steps <= 3
     again = level_solve(m, cold.h, True)
     assert (again.steps, again.sweeps) == (0, 0) and (again.h == cold.h).all()
-    check_solution(m, level_solve(m, np.zeros(m.n), False, basis=3), *want, atol=1e-10)
+    check_solution(m, level_solve(m, np.zeros(m.n), False, basis=8), *want, atol=1e-10)
 
 
 def test_level_solve_says_what_it_did():
@@ -429,6 +426,18 @@ def test_level_solve_says_what_it_did():
     assert residuals[0] > 1e-2 > 1e-12 > level_solve(m, np.zeros(m.n), True).residual
     loose = level_solve(m, np.zeros(m.n), True, tol=1e-4)
     assert 1e-9 < loose.residual <= 1e-4
+    # the bound is relative to the values: it stops at the step that reaches it
+    for k in (1, 2):
+        assert level_solve(m, np.zeros(m.n), True, tol=1.01 * residuals[k]).steps == k
+
+
+@pytest.mark.parametrize("beta", [0.4, 0.6, 0.9])
+def test_level_solve_contracts_while_that_halves_the_residual(beta):
+    for case in LEVELS:
+        m = levels(*case, beta)
+        got = level_solve(m, np.zeros(m.n), False, maxiter=0)
+        want = oracles.contract_while_halving(m.spec, m.spec["params"], 20)
+        np.testing.assert_allclose(got.h, want, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", LEVELS)
@@ -632,6 +641,27 @@ def test_naive_members_are_observed_with_their_true_attention():
         P[np.arange(b.n), spec["default"][own]] += 1 - spec["attention"][own]
         np.testing.assert_allclose(solution.P[i], P, atol=1e-12)
         assert np.abs(P - policy).max() > 0.1
+
+
+def test_blocks_fall_back_on_direct_solvers(rng):
+    C, J, E = 30, 2, 2
+    R, at = np.zeros((J, C, C)), rng.permutation(C)
+    for c, (j, up) in itertools.product(range(C), ((0, 0.9), (1, 0.1))):  # a walk: sweeps are slow
+        np.add.at(R, (j, at[c], at[[min(c + 1, C - 1), max(c - 1, 0)]]), [up, 1 - up])
+    Q = rng.dirichlet(np.ones(E), size=(J, E))
+    states = dc.StateSpace(level=range(C), rest=range(E))
+    laws = {"level": dc.Markov(("choice",), R), "rest": dc.Markov(("choice",), Q)}
+    spec = oracles.random_model(0, C * E, J, 1, 0.9999, masks=False, attention=False)
+    spec["F"] = oracles.level_product(R, Q, np.arange(J))
+    F = dc.Transitions.factored(states, ["c0", "c1"], laws)
+    blocks = blocks_of(model_of(spec, states, F))
+    assert isinstance(blocks, LevelBlocks)
+    V, _, pi, P = oracles.solve_newton(spec, spec["params"])
+    u = blocks.blocked(oracles.flow_utility(spec, spec["params"]))
+    got = blocks.solve(u)
+    assert got.converged
+    np.testing.assert_allclose(blocks.by_state(got.V), V, rtol=1e-9)
+    np.testing.assert_allclose(blocks.by_state(got.P), P, atol=1e-8)
 
 
 def test_blocks_left_out_stay_at_zero():

@@ -7,7 +7,7 @@ in every price, benefit and law share one solution.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,42 @@ class Policy:
     message: str = "converged"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Features:
+    """A model's features laid out by block, and which blocks are alike.
+
+    ``x`` (K, B n J) with its offset (B n J,), minus infinity where not offered; ``twin`` (B,)
+    names for each block the first one that equals it in everything.
+    """
+
+    x: FloatArray
+    offset: FloatArray
+    twin: IntArray
+
+    @classmethod
+    def of(cls, model: DDC, b: PlainBlocks) -> Features:
+        """Lay out a model."""
+        u = model.utility
+        x = np.ascontiguousarray(u.x[b.order].reshape(b.B * b.n * b.J, -1).T)
+        offset = np.where(model.available, u.offset, -np.inf)[b.order].reshape(-1)
+        seen: dict[tuple[bytes, ...], int] = {}
+        twin = np.arange(b.B)
+        own, off = x.reshape(len(x), b.B, -1), offset.reshape(b.B, -1)
+        for i in range(b.B):
+            key = (
+                np.ascontiguousarray(own[:, i]).tobytes(),
+                off[i].tobytes(),
+                b.attention[i].tobytes(),
+                b.default[i].tobytes(),
+                b.key(i),
+                model.attention[b.order[i]].tobytes(),
+            )
+            twin[i] = seen.setdefault(key, i)
+        return cls(x, offset, twin)
+
+
 class Engine:
-    """A model with its features laid out by block, solved at a base point.
+    """A model solved at a base point, ready for many more near it.
 
     Parameters
     ----------
@@ -43,63 +76,40 @@ class Engine:
         Base parameters.
     active : array (B,) of bool, optional
         Blocks that matter.
+    features : Features, optional
+        The model's, where another engine has laid them out.
     """
 
-    model: DDC
-    theta: FloatArray
-    active: BoolArray | None = None
-    blocks: PlainBlocks = field(init=False)
-    twin: IntArray = field(init=False)
-    base: Policy = field(init=False)
-
-    def __post_init__(self) -> None:
-        model, b = self.model, blocks_of(self.model)
-        self.blocks = b
-        u = model.utility
-        B, n, J = b.B, b.n, b.J
-        x = u.x[b.order].reshape(B * n * J, -1)
-        self._x = np.ascontiguousarray(x.T)
-        self._offset = np.where(model.available, u.offset, -np.inf)[b.order].reshape(-1)
-        self.twin = self._twins()
-        own = np.ones(B, dtype=bool) if self.active is None else self.active
-        self._solved = np.zeros(B, dtype=bool)
+    def __init__(
+        self,
+        model: DDC,
+        theta: FloatArray,
+        active: BoolArray | None = None,
+        features: Features | None = None,
+    ) -> None:
+        self.model, self.theta = model, theta
+        self.blocks = b = blocks_of(model)
+        self.features = Features.of(model, b) if features is None else features
+        self.twin = self.features.twin
+        own = np.ones(b.B, dtype=bool) if active is None else active
+        self._solved = np.zeros(b.B, dtype=bool)
         self._solved[self.twin[own]] = True
         self._h: FloatArray | None = None
         self._slope: FloatArray | None = None
         self._drawn = False
         self.last: FloatArray | None = None
-        self.base = self._expand(self._solve(self.theta, None))
-
-    def _twins(self) -> IntArray:
-        """Return for each block the first one that is alike in everything (B,)."""
-        b = self.blocks
-        seen: dict[int, int] = {}
-        x = self._x.T.reshape(b.B, -1)
-        off = self._offset.reshape(b.B, -1)
-        twin = np.arange(b.B)
-        for i in range(b.B):
-            key = (
-                x[i].tobytes(),
-                off[i].tobytes(),
-                b.attention[i].tobytes(),
-                b.default[i].tobytes(),
-                b.key(i),
-                self.model.attention[b.order[i]].tobytes(),
-            )
-            twin[i] = seen.setdefault(hash(key), i)
-        return twin
+        self._first = self._solve(self.flow(theta[None])[0], None)
+        self.base = self._expand(self._first)
 
     def flow(self, thetas: FloatArray) -> FloatArray:
         """Return flow utility of parameter vectors (D, K) as (D, B, n, J)."""
         b = self.blocks
-        u = thetas @ self._x
-        u += self._offset
+        u = thetas @ self.features.x
+        u += self.features.offset
         return u.reshape(len(thetas), b.B, b.n, b.J)
 
-    def _solve(
-        self, theta: FloatArray, start: FloatArray | None, tol: float = TOL
-    ) -> BlockSolution:
-        return self.blocks.solve(self.flow(theta[None])[0], start, tol, self._solved)
+    def _solve(self, u: FloatArray, start: FloatArray | None, tol: float = TOL) -> BlockSolution:
+        return self.blocks.solve(u, start, tol, self._solved)
 
     def _expand(self, found: BlockSolution) -> Policy:
         V, P, pi = found.V, found.P, found.pi
@@ -112,15 +122,21 @@ class Engine:
         if self._slope is not None or self.model.beta == 0:
             return
         b = self.blocks
-        found = self._solve(self.theta, None)
-        x = self._x.T.reshape(b.B, b.n, b.J, -1)
-        right = np.einsum("bnj,bnjk->bnk", found.policy, x)
+        found = self._first
+        x = self.features.x.reshape(-1, b.B, b.n, b.J)
+        right = np.ascontiguousarray(np.einsum("bnj,kbnj->bnk", found.policy, x))
         right[~self._solved] = 0.0
         self._h = found.h
         self._slope = b.solve_linear(found.policy, right, SLOPE_RTOL)
 
-    def at(self, theta: FloatArray, tol: float = TOL, beyond: FloatArray | None = None) -> Policy:
-        """Solve at parameters (K,).
+    def at(
+        self,
+        theta: FloatArray,
+        tol: float = TOL,
+        beyond: FloatArray | None = None,
+        u: FloatArray | None = None,
+    ) -> Policy:
+        """Solve at parameters (K,), whose flow utility is ``u`` (B, n, J) if it is known.
 
         ``beyond`` (B, n) is what the baseline's value had beyond its own first-order guess at the
         same draw: the scenario's will have nearly the same.
@@ -130,7 +146,7 @@ class Engine:
         start = self._guess(theta)
         if start is not None and beyond is not None and beyond.shape == start.shape:
             start = start + beyond
-        found = self._solve(theta, start, tol)
+        found = self._solve(self.flow(theta[None])[0] if u is None else u, start, tol)
         self.last = found.h
         return self._expand(found)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.counterfactual.calibrated import Calibrated, calibrated_fits
-from dynchoice.counterfactual.group import Group, GroupPaths, Task, check_ramps, run_task
+from dynchoice.counterfactual.group import Group, GroupPaths, Shared, Task, check_ramps, run_task
 from dynchoice.counterfactual.mixtures import by_type
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.tables import lay_out
@@ -229,6 +229,9 @@ def forecast(
     check_ramps(everyone, groups)
     labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
     streams = np.random.SeedSequence(seed).spawn(len(fits))
+    shared = Shared(everyone)
+    for fit in fits.values():  # before the threads start: what they share is only read there
+        shared.models(fit.model)
     tasks = [
         Task(
             fit,
@@ -237,6 +240,7 @@ def forecast(
             periods,
             _draws(fit, draws, bands, streams[i]),
             long_run,
+            shared,
         )
         for i, (key, fit) in enumerate(fits.items())
     ]

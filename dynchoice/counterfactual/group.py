@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.counterfactual.badges import Badge, badge
-from dynchoice.counterfactual.engine import Engine, Policy, steady_state
+from dynchoice.counterfactual.engine import Engine, Features, Policy, steady_state
 from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, phases
 from dynchoice.counterfactual.scenario import Scenario
@@ -83,6 +83,36 @@ class GroupPaths:
         )
 
 
+class Shared:
+    """What the fits of one forecast have in common: models of scenarios, features, ledgers.
+
+    Types and segments often share a model; what is made for it is made once. Everything here is
+    read and never written again.
+    """
+
+    def __init__(self, scenarios: Sequence[Scenario]) -> None:
+        self.scenarios = scenarios
+        self._models: dict[int, tuple[DDC, list[DDC], list[IntArray | None]]] = {}
+        self.features: dict[int, Features] = {}
+        self.ledgers: dict[int, Ledger] = {}
+
+    def models(self, base: DDC) -> tuple[list[DDC], list[IntArray | None]]:
+        """Return each scenario's model and where members move, from a baseline."""
+        if id(base) not in self._models:
+            models = [s.changed(base) for s in self.scenarios]
+            places = [s.state_map(base) for s in self.scenarios]
+            self._models[id(base)] = base, models, places
+        return self._models[id(base)][1:]
+
+    def engine(self, model: DDC, theta: FloatArray, active: BoolArray) -> Engine:
+        """Return an engine on the model's shared features."""
+        engine = Engine(model, theta, active, self.features.get(id(model)))
+        self.features[id(model)] = engine.features
+        if model.membership is not None and id(model) not in self.ledgers:
+            self.ledgers[id(model)] = Ledger.of(model.membership, engine.blocks)
+        return engine
+
+
 @dataclass(frozen=True)
 class Task:
     """What one thread computes: a fit, its groups, the scenarios and some draws."""
@@ -93,6 +123,7 @@ class Task:
     periods: int
     draws: list[Draw]
     long_run: str
+    shared: Shared
     badges: bool = True
 
     def split(self, chunks: int) -> list[Task]:
@@ -141,16 +172,12 @@ def prepare(task: Task) -> list[Prepared]:
     blocks = blocks_of(base)
     active = occupied(blocks, here)
     everywhere = here.copy()
-    models, places = [], []
-    for s in task.scenarios:
-        models.append(s.changed(base))
-        place = s.state_map(base)
-        places.append(place)
-        if models[-1] is base and place is not None:
+    models, places = task.shared.models(base)
+    for model, place in zip(models, places, strict=True):
+        if model is base and place is not None:
             np.add.at(everywhere, place[blocks.order[active].reshape(-1)], 1.0)
     seen = getattr(task.fit, "counts", None)
     out: list[Prepared] = []
-    ledgers: dict[int, Ledger] = {}
     for s, model, place in zip(task.scenarios, models, places, strict=True):
         own = s.theta(base, theta)
         same = [
@@ -160,13 +187,13 @@ def prepare(task: Task) -> list[Prepared]:
             engine = same[0]
         else:
             target = everywhere if model is base else _reached(base, blocks, active, place, model)
-            engine = Engine(model, own, occupied(blocks_of(model), target))
-        if model.membership is not None and id(engine) not in ledgers:
-            ledgers[id(engine)] = Ledger.of(model.membership, engine.blocks)
+            engine = task.shared.engine(model, own, occupied(blocks_of(model), target))
         dates = [_dates(s, g) for g in task.groups]
         mix = [_mix(s, g, task.scenarios) for g in task.groups]
         rests = badge(s, base, model, place, seen) if task.badges else None
-        out.append(Prepared(s, engine, place, dates, ledgers.get(id(engine)), mix, rests))
+        out.append(
+            Prepared(s, engine, place, dates, task.shared.ledgers.get(id(model)), mix, rests)
+        )
     return out
 
 
@@ -231,12 +258,17 @@ def run_task(task: Task) -> GroupPaths:
         0,
         [p.badge for p in ready],
     )
-    alphas = []
-    for b, draw in enumerate([Draw(task.fit.theta), *task.draws]):
+    alphas: list[float] = []
+    flows: dict[tuple[int, bytes], FloatArray] = {}
+    everything = [Draw(task.fit.theta), *task.draws]
+    for b, draw in enumerate(everything):
+        if b % BATCH == 1:
+            ahead = everything[b : b + BATCH]
+            flows = flows_ahead(task, ready, [d.theta for d in ahead])
         if draw.tables:
             for engine in unique_engines(ready):
                 engine.with_tables(tables_of(engine.model, task.fit.model, draw.tables))
-        paths, far, solved, failed = one_draw(task, ready, mus, ledgers, draw.theta, b == 0)
+        paths, far, solved, failed = one_draw(task, ready, mus, ledgers, draw.theta, b == 0, flows)
         out.solved += solved
         out.failures += failed
         alphas.append(price_of_utility(task.fit.model, draw.theta))
@@ -246,6 +278,24 @@ def run_task(task: Task) -> GroupPaths:
             out.drawn.append(paths)
             out.long_run_drawn.append(far)
     out.alpha = np.array(alphas)
+    return out
+
+
+BATCH = 8
+"""Draws whose flow utilities are computed at once: one product of matrices."""
+
+
+def flows_ahead(
+    task: Task, ready: Sequence[Prepared], thetas: Sequence[FloatArray]
+) -> dict[tuple[int, bytes], FloatArray]:
+    """Return flow utilities (B, n, J) of some draws by engine and parameters."""
+    out: dict[tuple[int, bytes], FloatArray] = {}
+    for p in ready:
+        own = [p.scenario.theta(task.fit.model, theta) for theta in thetas]
+        new = [x for x in own if (id(p.engine), x.tobytes()) not in out]
+        if new:
+            for x, u in zip(new, p.engine.flow(np.stack(new)), strict=True):
+                out[id(p.engine), x.tobytes()] = u
     return out
 
 
@@ -261,6 +311,7 @@ def one_draw(
     ledgers: dict[int, Ledger],
     theta: FloatArray,
     first: bool,
+    flows: dict[tuple[int, bytes], FloatArray],
 ) -> tuple[list[list[Sums]], list[list[LongRun | None]], int, int]:
     """Return sums by scenario and group at one draw, solutions made and failed."""
     model, tol = task.fit.model, 1e-12 if first else DRAW_TOL
@@ -272,7 +323,7 @@ def one_draw(
         own = p.scenario.theta(model, theta)
         key = (id(p.engine), own.tobytes())
         if key not in policies:
-            policies[key] = p.engine.at(own, tol, beyond)
+            policies[key] = p.engine.at(own, tol, beyond, flows.get(key))
             if p is ready[0] and not first:
                 beyond = p.engine.beyond(own)
             failed += not policies[key].converged
@@ -409,9 +460,9 @@ def final_distribution(
 def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
     """Return expected payments less refunds, and costs of benefits, by state (B, n)."""
     b = engine.blocks
-    by_cell = ledger.by_cell.reshape(-1, b.B, ledger.groups, b.J)
+    by_cell = ledger.by_cell.reshape(b.B, ledger.groups, b.J, -1)
     names = list(ledger.names)
-    net = by_cell[names.index("payments")] - by_cell[names.index("refunds")]
+    net = by_cell[..., names.index("payments")] - by_cell[..., names.index("refunds")]
     cost = ledger.by_use.reshape(b.B, b.J, b.E)
     rest = np.arange(b.n) % b.E
     return (

@@ -35,8 +35,8 @@ class Ledger:
         Group of a block's states.
     names : tuple of str
         Entries.
-    by_cell : FloatArray, shape (entries, B * groups * J)
-    by_use : FloatArray, shape (B * J * E,)
+    by_cell : FloatArray, shape (B, groups * J, entries)
+    by_use : FloatArray, shape (B, J * E)
         Money that use of benefits costs.
     held : IntArray, shape (groups,)
         Choice code of the plan held.
@@ -88,23 +88,23 @@ class Ledger:
         return cls(
             np.ascontiguousarray(group.reshape(-1), dtype=np.int64),
             (*names, "payments", "refunds", "benefit cost"),
-            table.reshape(len(table), -1),
-            cost.reshape(-1),
+            np.ascontiguousarray(table.transpose(1, 2, 3, 0).reshape(B, G * J, -1)),
+            cost.reshape(B, -1),
             held,
         )
 
     def read(self, cells: FloatArray, users: FloatArray) -> FloatArray:
-        """Return entries (T, entries) of sums (T, B, groups, J) and (T, B, J, E)."""
-        T = len(cells)
+        """Return entries (T, entries) of sums (B, T, groups, J) and (B, T, J, E)."""
+        B, T = cells.shape[:2]
         out = np.empty((T, len(self.names)))
-        out[:, :-1] = cells.reshape(T, -1) @ self.by_cell.T
-        out[:, -1] = users.reshape(T, -1) @ self.by_use
+        out[:, :-1] = (cells.reshape(B, T, -1) @ self.by_cell).sum(axis=0)
+        out[:, -1] = (users.reshape(B, T, -1) @ self.by_use[..., None]).sum(axis=0)[:, 0]
         return out
 
     def flows(self, cells: FloatArray) -> FloatArray:
-        """Return mass by plan held and plan chosen (T, J, J)."""
-        source = (self.held[:, None] == np.arange(cells.shape[3])).astype(np.float64)
-        return np.einsum("tbgj,gh->thj", cells, source, optimize=True)
+        """Return mass by plan held and plan chosen (T, J, J), of sums (B, T, groups, J)."""
+        source = (np.arange(cells.shape[3])[:, None] == self.held).astype(np.float64)
+        return np.asarray(source @ cells.sum(axis=0))
 
 
 def entries(club: Membership, level: IntArray) -> tuple[list[str], list[FloatArray]]:

@@ -190,7 +190,8 @@ def follow(
             at = {k: i for i, k in enumerate(ledger.names)}
             zero = np.zeros(n)
             found = np.stack([found[:, at[k]] if k in at else zero for k in names], axis=1)
-        parts.append(Sums(cells.sum(axis=(1, 2)), ledger.flows(cells), found, surplus))
+        flows = ledger.flows(cells)
+        parts.append(Sums(flows.sum(axis=1), flows, found, surplus))
     return _joined(parts), mu
 
 

@@ -86,10 +86,12 @@ def check_default(
             )
         return np.zeros(S, dtype=np.int64)
     d = np.asarray(default)
-    given = [x.item() if isinstance(x, np.generic) else x for x in d.reshape(-1)]
+    distinct = np.unique(d) if d.dtype.kind in "iuU" else d.reshape(-1)
+    given = [x.item() if isinstance(x, np.generic) else x for x in distinct]
     if all(x in choices for x in given):
         # labels come first: integer labels would otherwise be read as codes
-        d = np.array([list(choices).index(x) for x in given]).reshape(d.shape)
+        code = {x: list(choices).index(x) for x in given}
+        d = np.array([code[x] for x in d.reshape(-1).tolist()]).reshape(d.shape)
     elif d.dtype.kind in "OUS":
         unknown = [x for x in given if x not in choices]
         raise SpecificationError(

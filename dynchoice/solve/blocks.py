@@ -183,9 +183,9 @@ class PlainBlocks:
 
         Returns
         -------
-        cells : FloatArray, shape (periods, B, groups, J)
+        cells : FloatArray, shape (B, periods, groups, J)
             Mass by group of states and choice.
-        users : FloatArray, shape (periods, B, J, E)
+        users : FloatArray, shape (B, periods, J, E)
             Mass by choice and by what is left of the state beside the level.
         values : FloatArray, shape (periods + 1, B)
             ``mu_t . worth``.
@@ -196,7 +196,7 @@ class PlainBlocks:
         for b in range(self.B):
             if mu[b].any():
                 self._path(b, mu[b], P[b], periods, worth[b], group, cells[b], users[b], values[b])
-        return cells.transpose(1, 0, 2, 3), users.transpose(1, 0, 2, 3), values.T
+        return cells, users, values.T
 
     def _path(
         self,

@@ -191,9 +191,12 @@ def forecast(
         Coverage of the bands, pointwise (``lower``, ``upper``) and over whole paths
         (``lower_uniform``, ``upper_uniform``).
     bands : {"draws", "bootstrap", "delta"}
-        Draws from the normal approximation of the estimator, laws of motion drawn with it; the
-        fits' own bootstrap (``fit(cov_type="bootstrap")``); or the delta method, derivatives by
-        central differences.
+        They are around the expected path of the customers at ``start``: estimation error, not
+        the chance in what so many customers do. ``"draws"`` takes them from the normal
+        approximation of the estimator, laws of motion drawn with it (the edges of a band are noisy
+        with few: raise ``draws`` where they matter); ``"bootstrap"`` from the
+        fits' own bootstrap (``fit(cov_type="bootstrap")``); ``"delta"`` takes derivatives by
+        central differences, laws held.
     by : {None, "type", "region"}
         Split every table further. Regions need a Panel or Counts with regions.
     long_run : {"point", "bands", "none"}
@@ -447,6 +450,11 @@ def _starts(
         keys = list(results) if isinstance(results, Mapping) else [ALL]
         fits = results if isinstance(results, Mapping) else {ALL: results}
         return {m: [(ALL, baseline_steady_state(fits[m]))] for m in keys}, None
+    if hasattr(start, "columns"):
+        raise SpecificationError(
+            "start= is a table: pass the Panel, its Counts, or an array over states"
+            " (np.bincount(states.codes(table), minlength=states.size))"
+        )
     arrays = start if isinstance(start, Mapping) else {ALL: start}
     out: dict[Any, list[tuple[Any, FloatArray]]] = {}
     for label, a in arrays.items():

@@ -103,6 +103,9 @@ def first_stage(
     refuse_unavailable(model, counts, panel)
     moves, n = counts.moves()
     notes: list[str] = []
+    if model.membership is not None and model.membership.fixed:
+        held = ", ".join(f"{k} = {v:g}" for k, v in model.membership.fixed.items())
+        notes.append(f"held fixed, not estimated: {held}")
     estimates: list[LawEstimate] = []
     transitions = model.transitions
     if isinstance(transitions, Factored):

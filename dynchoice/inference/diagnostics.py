@@ -24,7 +24,9 @@ def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[st
     raw = vector / scale
     raw = raw / np.abs(raw).max()
     order = np.argsort(-np.abs(vector))
-    parts = [f"{raw[k]:+.3g} {names[k]}" for k in order[:5] if abs(vector[k]) > 0.05]
+    # what is small in standard units may be needed in the parameters' own, and the reverse
+    told = [k for k in order if abs(vector[k]) > 0.05 or abs(raw[k]) > 0.05]
+    parts = [f"{raw[k]:+.3g} {names[k]}" for k in told[:6]]
     return " ".join(parts)
 
 

@@ -411,11 +411,18 @@ class Membership:
             Schedule of offers: columns ``from``, ``prices`` and/or ``bundle``, and the region's
             where they differ by region. Default: columns of ``data``.
         entry : {"new", "outside", "unknown"}
-            Where members stand in their first row.
+            Where members stand in their first row (and after a gap). ``"unknown"`` leaves rows
+            out until a period outside has been seen: that selects against long contracts, so
+            prefer ``contract`` where anything is known.
         contract : str, optional
-            Column of contract levels, where they are known.
+            Column of contract levels (``contracts.labels``), where they are known: ``annual_11``
+            is an annual contract with eleven periods to go, at ``annual_0`` it is renewed or not.
         none : label
             What ``plan`` says of a period outside. Default ``"none"``.
+        broken : {"raise", "drop"}
+            What to do with choices that the contract does not allow.
+        columns : mapping, optional
+            ``prices``, ``bundle`` or ``vintage`` -> column, where they differ.
         region, segment, weights, decision, freq, invalid, buckets
             As for :class:`dynchoice.Panel`.
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dynchoice.model.membership import Membership
 
 ENTRIES = ("new", "outside", "unknown")
+BROKEN = ("raise", "drop")
+PANEL_OPTIONS = ("segment", "weights", "decision", "freq", "invalid", "buckets", "member_limit")
 UNKNOWN = -1
 
 
@@ -67,6 +69,7 @@ def contract_levels(
     entry: str = "new",
     contract: str | None = None,
     none: Any = "none",
+    broken: str = "raise",
 ) -> pd.Series:
     """Return each row's contract level at the start of the month, missing where it is not known.
 
@@ -83,6 +86,9 @@ def contract_levels(
         Column of contract levels; where it is filled, it counts.
     none : label
         What ``plan`` says of a month outside.
+    broken : {"raise", "drop"}
+        What to do with a choice that the contract does not allow: say so, or call the level
+        unknown from there until the history (or ``contract``) tells it again.
 
     Raises
     ------
@@ -95,6 +101,8 @@ def contract_levels(
     need(df, member, time, plan, *([contract] if contract else []))
     if entry not in ENTRIES:
         raise SpecificationError(f"entry={entry!r}: use {', '.join(map(repr, ENTRIES))}")
+    if broken not in BROKEN:
+        raise SpecificationError(f"broken={broken!r}: use 'raise' or 'drop'")
     c = club.contracts
     plans = {none: 0, **{p.name: i + 1 for i, p in enumerate(club.plans)}}
     choice = df[plan].map(plans)
@@ -113,7 +121,7 @@ def contract_levels(
             bad = df.loc[strange, contract].astype(str).unique().tolist()
             raise DataError(
                 f"{int(strange.sum()):,} row(s) of {contract!r} hold no contract level:"
-                f" {first_few(bad)}.{suggest(bad[0], at)}"
+                f" {first_few(bad)}.{suggest(bad[0], at)} Levels: {', '.join(c.labels)}"
             )
         pinned = given.fillna(UNKNOWN).to_numpy(dtype=np.int64)
     work = pd.DataFrame({"who": df[member].to_numpy(), "when": period_numbers(df[time], time)})
@@ -127,19 +135,24 @@ def contract_levels(
             f"{int(repeated.sum()):,} row(s) repeat a member and period, first: member"
             f" {first_few(list(dict.fromkeys(map(str, who[repeated]))))}"
         )
-    broken = first | (step != 1)
+    apart = first | (step != 1)
     levels, refused = run_forward(
-        c, choice.to_numpy(dtype=np.int64)[order], first, broken, pinned[order], entry
-    )
-    if refused.any():
+        c, choice.to_numpy(dtype=np.int64)[order], first, apart, pinned[order], entry,
+        broken == "drop",
+    )  # fmt: skip
+    if refused.any() and broken == "raise":
+        bad_rows = np.flatnonzero(refused)
+        _, at_first = np.unique(who[bad_rows], return_index=True)  # one row a member
+        when = df[time].to_numpy()[order]
         shown = [
             f"member {who[i]} chooses {c_name(club, choice.to_numpy()[order][i])!r} at"
-            f" {c.labels[levels[i]]!r}"
-            for i in np.flatnonzero(refused)[:3]
+            f" {c.labels[levels[i]]!r} in {when[i]}"
+            for i in bad_rows[np.sort(at_first)][:3]
         ]
         raise DataError(
             f"{int(refused.sum()):,} row(s) hold a choice that the contract does not allow:"
-            f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule"
+            f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule;"
+            " broken='drop' leaves such months out"
         )
     out = np.empty(len(df), dtype=np.int64)
     out[order] = levels
@@ -156,14 +169,16 @@ def run_forward(
     c: Contracts,
     choice: IntArray,
     first: AnyArray,
-    broken: AnyArray,
+    apart: AnyArray,
     pinned: IntArray,
     entry: str,
+    drop: bool = False,
 ) -> tuple[IntArray, AnyArray]:
     """Return the contract level (rows,) before each choice, and which choices it does not allow.
 
-    Rows are sorted by member and time; ``first`` marks a member's first row and ``broken`` rows
-    whose month before is not there.
+    Rows are sorted by member and time; ``first`` marks a member's first row and ``apart`` rows
+    whose month before is not there. With ``drop`` a level that does not allow
+    the choice is unknown.
     """
     starts = np.flatnonzero(first)
     lengths = np.diff(np.r_[starts, len(choice)])
@@ -177,18 +192,21 @@ def run_forward(
     for k in range(int(lengths.max(initial=0))):
         live = np.flatnonzero(lengths > k)
         row = starts[live] + k
-        now = np.where(broken[row] & (k > 0), UNKNOWN, level[live])
+        now = np.where(apart[row] & (k > 0), UNKNOWN, level[live])
         if k == 0:
             now = np.full(len(live), begin)
         known = pinned[row] != UNKNOWN
         now = np.where(known, pinned[row], now)
-        spell = np.where(broken[row], 0.0, months[live])
-        out[row] = now
+        spell = np.where(apart[row], 0.0, months[live])
         a = choice[row]
         sure = now != UNKNOWN
         bad = np.zeros(len(live), dtype=bool)
         bad[sure] = ~c.possible[now[sure], a[sure]]
         refused[row] = bad
+        if drop:
+            now = np.where(bad, UNKNOWN, now)
+            sure &= ~bad
+        out[row] = now
         following = np.full(len(live), UNKNOWN)
         following[sure] = usual[a[sure], now[sure]]
         alternative = np.full(len(live), UNKNOWN)
@@ -236,11 +254,19 @@ def read_panel(
     entry: str = "new",
     contract: str | None = None,
     none: Any = "none",
+    broken: str = "raise",
     region: str | None = None,
     columns: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Panel:
     """Return the panel of a plan history: see :meth:`Membership.panel`."""
+    unknown = [k for k in options if k not in PANEL_OPTIONS]
+    if unknown:
+        known = [*(read_panel.__kwdefaults__ or {}), "member", "time", "plan", *PANEL_OPTIONS]
+        raise SpecificationError(
+            f"panel() has no option {unknown[0]!r}.{suggest(unknown[0], known)} Options:"
+            f" {', '.join(known)}"
+        )
     named = {b.name: b.name for b in club.benefits} | dict(engagement or {})
     strange = [k for k in engagement or {} if k not in [b.name for b in club.benefits]]
     if strange:
@@ -260,8 +286,9 @@ def read_panel(
     made: dict[str, Any] = {member: df[member], time: df[time]}
     made[plan] = df[plan].where(df[plan] != none, "none") if none != "none" else df[plan]
     made[CONTRACT] = contract_levels(
-        club, df, member=member, time=time, plan=plan, entry=entry, contract=contract, none=none
-    )
+        club, df, member=member, time=time, plan=plan, entry=entry, contract=contract,
+        none=none, broken=broken,
+    )  # fmt: skip
     for benefit, column in named.items():
         made[benefit] = previous(df, member=member, time=time, column=column) if lag else df[column]
     for axis in offered:
@@ -278,7 +305,8 @@ def read_panel(
     if lost.any():
         warnings.warn(
             f"{int(lost.sum()):,} of {len(table):,} row(s) are left out: where their members stand"
-            " at the start of the month is not known (entry, gaps)",
+            " at the start of the month is not known (entry, gaps, broken contracts). What is left"
+            " may be selected: members with long contracts come back last",
             DataWarning,
             stacklevel=3,
         )

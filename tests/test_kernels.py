@@ -539,12 +539,14 @@ def check_blocks(spec, blocks, rng):
     assert solution.residual <= 1e-12
     warm = blocks.solve(u, solution.h + 1e-2 * rng.normal(size=(B, n)))
     lost = blocks.solve(u, 1e3 * rng.normal(size=(B, n)))
+    again = blocks.solve(u, solution.V)
     P = blocks.blocked(oracles.random_policy(1, spec))
     ahead, right = rng.normal(size=(B, n)), rng.normal(size=(B, n, 2))
     V_before, P_before, pi_before = blocks.backward(u, ahead)
     steps = blocks.solve_linear(P, right)
     group, mu = rng.integers(0, 3, n), rng.random((B, n))
-    mu[B // 2] = 0.0
+    mu[1:2] = 0.0  # an offer in which nobody is
+    mu[0, rng.random(n) < 0.3] = 0.0
     worth, moved = rng.normal(size=(B, n)), mu.copy()
     cells, users, values = blocks.push(moved, P, 5, worth, group, 3)
     E = users.shape[3]
@@ -552,11 +554,12 @@ def check_blocks(spec, blocks, rng):
         own = own_spec(spec, blocks.order[b])
         np.testing.assert_allclose(own["F"].sum(axis=2)[own["available"]], 1.0, atol=1e-13)
         V, v, pi, policy = oracles.solve_newton(own, spec["params"])
-        for got in (solution, warm, lost):
-            np.testing.assert_allclose(got.V[b], V, rtol=1e-11, atol=1e-11)
-            np.testing.assert_allclose(got.pi[b], pi, atol=1e-11)
-            np.testing.assert_allclose(got.policy[b], policy, atol=1e-11)
-            np.testing.assert_allclose(got.P[b], policy, atol=1e-11)
+        for got in (solution, warm, lost, again):
+            np.testing.assert_allclose(got.V[b], V, rtol=2e-10, atol=2e-10)
+            np.testing.assert_allclose(got.h[b], V - V[0], rtol=2e-10, atol=2e-10)
+            np.testing.assert_allclose(got.pi[b], pi, atol=2e-11)
+            np.testing.assert_allclose(got.policy[b], policy, atol=2e-11)
+            np.testing.assert_allclose(got.P[b], policy, atol=2e-11)
         x, on = ahead[b], own["available"]
         np.testing.assert_allclose(blocks.expect(b, x)[on], (own["F"] @ x)[on], atol=1e-13)
         want = oracles.policy_expectation(own["F"], P[b], x)
@@ -577,7 +580,7 @@ def check_blocks(spec, blocks, rng):
             np.testing.assert_allclose(a, twin, atol=1e-13)
 
 
-FACTORED = range(30)
+FACTORED = range(40)
 
 
 @pytest.mark.parametrize("seed", FACTORED)
@@ -597,6 +600,11 @@ def test_blocks_of_factored_models(rng, seed):
     np.testing.assert_array_equal(m.blocks.blocked(m.blocks.by_state(again)), again)
     if isinstance(m.blocks, LevelBlocks):
         check_blocks(m.spec, m.blocks, rng)
+        # a choice that a level never offers leads nowhere
+        C, J = m.blocks.C, m.blocks.J
+        offered = m.blocks.blocked(m.spec["available"]).reshape(m.blocks.B, C, -1, J)
+        rows = np.diff(m.blocks.graph[0]).reshape(C, J)
+        np.testing.assert_array_equal(rows > 0, offered.any(axis=(0, 2)))
 
 
 def test_random_factored_models_are_of_every_kind():
@@ -613,6 +621,7 @@ def test_random_factored_models_are_of_every_kind():
             seen |= {("before", p < law["axes"][0]) for p in parents}
             if level:
                 seen |= {("offer", law["kind"]) for p in parents & fixed}
+                seen |= {("parents", len(parents))}
         if level:
             chains = {len(np.unique(c[2])) for c in m.blocks.chains}
             seen |= {("blocks", m.blocks.B > 1), ("chains differ", len(chains) > 1)}
@@ -623,7 +632,7 @@ def test_random_factored_models_are_of_every_kind():
     want |= {(k, x) for k in ("markov", "deterministic", "loops") for x in both}
     want |= {("axes", k) for k in (2, 3, 4)} | {("choices", k) for k in (2, 3, 4)}
     want |= {("joint", 1), ("joint", 2), ("offer", "markov"), ("offer", "deterministic")}
-    want |= {("fixed later", True), ("chains differ", True)}
+    want |= {("fixed later", True), ("chains differ", True), ("parents", 1), ("parents", 2)}
     assert not want - seen, want - seen
 
 
@@ -643,16 +652,19 @@ def test_naive_members_are_observed_with_their_true_attention():
         assert np.abs(P - policy).max() > 0.1
 
 
-def test_blocks_fall_back_on_direct_solvers(rng):
-    C, J, E = 30, 2, 2
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_whose_sweeps_are_slow(seed):
+    rng, (C, J, E) = np.random.default_rng(seed), (40, 2, 2)
     R, at = np.zeros((J, C, C)), rng.permutation(C)
-    for c, (j, up) in itertools.product(range(C), ((0, 0.9), (1, 0.1))):  # a walk: sweeps are slow
+    for c, (j, up) in itertools.product(range(C), ((0, 0.9), (1, 0.1))):  # up or down a line
         np.add.at(R, (j, at[c], at[[min(c + 1, C - 1), max(c - 1, 0)]]), [up, 1 - up])
     Q = rng.dirichlet(np.ones(E), size=(J, E))
-    states = dc.StateSpace(level=range(C), rest=range(E))
+    states = dc.StateSpace(rest=range(E), level=range(C))
     laws = {"level": dc.Markov(("choice",), R), "rest": dc.Markov(("choice",), Q)}
-    spec = oracles.random_model(0, C * E, J, 1, 0.9999, masks=False, attention=False)
-    spec["F"] = oracles.level_product(R, Q, np.arange(J))
+    spec = oracles.random_model(seed, C * E, J, 1, 0.9999, masks=False, attention=False)
+    swapped = np.arange(C * E).reshape(C, E).T.reshape(-1)
+    by_level = oracles.level_product(R, Q, np.arange(J))
+    spec["F"] = by_level[np.ix_(swapped, range(J), swapped)]
     F = dc.Transitions.factored(states, ["c0", "c1"], laws)
     blocks = blocks_of(model_of(spec, states, F))
     assert isinstance(blocks, LevelBlocks)
@@ -660,7 +672,7 @@ def test_blocks_fall_back_on_direct_solvers(rng):
     u = blocks.blocked(oracles.flow_utility(spec, spec["params"]))
     got = blocks.solve(u)
     assert got.converged
-    np.testing.assert_allclose(blocks.by_state(got.V), V, rtol=1e-9)
+    np.testing.assert_allclose(blocks.by_state(got.V[..., None])[:, 0], V, rtol=1e-9)
     np.testing.assert_allclose(blocks.by_state(got.P), P, atol=1e-8)
 
 

@@ -175,7 +175,8 @@ def _features(
         out.append((ASSUMED, f"{b.name!r} was never offered: its value is the one supplied"))
     seen = None if counts is None else counts.sum(axis=1) > 0
     club = base.membership
-    if s.prices and club is not None:
+    money = bool(s.prices or s.terms or s.plans)
+    if money and club is not None:
         varied = MENU in base.states.axes and (
             seen is None or len(np.unique(base.states.axis_codes(MENU)[seen])) > 1
         )

@@ -66,9 +66,9 @@ def aggregate(club: Membership) -> dict[str, float]:
     """
     kinds: list[tuple[float, str | None]] = [(t.share, k) for k, t in club.types.items()]
     total: dict[str, float] = {}
-    model = club.model()
     for share, kind in kinds or [(1.0, None)]:
-        for name, value in Stationary(model, club.theta(kind)).measures.items():
+        own = club if kind is None else club.of_type(kind)
+        for name, value in Stationary(own.model(), own.theta()).measures.items():
             total[name] = total.get(name, 0.0) + share * value
     pairs = dict(RATES)
     pairs |= {f"renewal rate y{k}": (f"renewed y{k}", f"due y{k}") for k in range(club.tenure)}

@@ -52,7 +52,11 @@ def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
                 f"benefit {unknown[0]!r} has no chain: give gain= and stay=, or fit the model"
             )
         for kind, spec in own.types.items():
-            out[segment, kind] = Calibrated(model, own.theta(kind), spec.share)
+            his = own.of_type(kind)
+            alike = his.fixed == own.fixed
+            out[segment, kind] = Calibrated(
+                model if alike else his.model(), his.theta(), spec.share
+            )
         if not own.types:
             out[segment, "all"] = Calibrated(model, own.theta())
     return out

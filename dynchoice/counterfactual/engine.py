@@ -190,56 +190,70 @@ class Engine:
             self._drawn = True
 
 
-def transposed(engine: Engine, policy: Policy, block: int) -> Any:
-    """Return ``x -> x - F^P' x + w 1'x`` of one block as a linear operator, and ``w`` (n,)."""
+def transposed(engine: Engine, policy: Policy, block: int, own: IntArray) -> tuple[Any, FloatArray]:
+    """Return ``x -> x - F^P' x + w 1'x`` on states ``own`` of a block that nobody leaves, and
+    ``w``, uniform on them."""
     from scipy.sparse.linalg import LinearOperator
 
     b = engine.blocks
-    w = np.full(b.n, 1.0 / b.n)
-    P = np.ascontiguousarray(policy.P[block])
+    w = np.full(len(own), 1.0 / len(own))
+    move = b.mover(block, np.ascontiguousarray(policy.P[block]))
+    whole = np.zeros(b.n)
 
     def apply(x: FloatArray) -> FloatArray:
-        x = np.ascontiguousarray(x, dtype=np.float64).reshape(-1)
-        return x - b.push_once(block, x, P) + w * x.sum()
+        x = np.asarray(x, dtype=np.float64).reshape(-1)
+        whole[own] = x
+        return x - move(whole)[own] + w * x.sum()
 
-    return LinearOperator((b.n, b.n), matvec=apply, dtype=np.float64), w
+    return LinearOperator((len(own), len(own)), matvec=apply, dtype=np.float64), w
 
 
 def transposed_solve(
     engine: Engine, policy: Policy, block: int, right: FloatArray, tol: float = 1e-12
 ) -> FloatArray:
-    """Return ``x`` (n,) with ``(I - F^P') x = right`` and ``1'x = 0``; ``right`` sums to zero."""
+    """Return ``x`` (n,) with ``(I - F^P') x = right`` and ``1'x = 0`` in each closed group of
+    states; ``right`` sums to zero there."""
     from scipy.sparse.linalg import gmres
 
-    system, w = transposed(engine, policy, block)
-    size = float(np.abs(right).max())
-    if size == 0:
-        return np.zeros_like(right)
-    x, _ = gmres(system, right, rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20)
-    return np.asarray(x)
+    out = np.zeros_like(right)
+    for own in engine.blocks.closed(block):
+        if np.abs(right[own]).max() > 0:
+            system, w = transposed(engine, policy, block, own)
+            out[own], _ = gmres(
+                system, right[own], rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20
+            )
+    return out
 
 
 def steady_state(
-    engine: Engine, policy: Policy, mass: FloatArray, tol: float = 1e-12
+    engine: Engine, policy: Policy, start: FloatArray, tol: float = 1e-12
 ) -> tuple[FloatArray, bool]:
-    """Return the stationary distribution (B, n) with each block's ``mass`` (B,), and whether found.
+    """Return the stationary distribution (B, n) that ``start`` (B, n) leads to, and whether found.
 
-    Solves ``(I - F^P' + w 1') mu = w`` by GMRES; a pushed power would wait for annual cohorts,
-    which cycle for decades.
+    Each closed group of states (an offer) keeps its mass. Solves ``(I - F^P' + w 1') mu = w`` by
+    GMRES; a pushed power would wait for annual cohorts, which cycle for decades.
     """
     from scipy.sparse.linalg import gmres
 
     b = engine.blocks
     mu, good = np.zeros((b.B, b.n)), True
-    for i in map(int, np.flatnonzero(mass > 0)):
-        system, w = transposed(engine, policy, i)
-        start = w
-        for _ in range(24):
-            start = b.push_once(i, start, policy.P[i])
-        found, info = gmres(
-            system, w, x0=start, rtol=tol, atol=0.0, restart=min(b.n, 200), maxiter=20
-        )
-        found = np.maximum(found, 0.0)
-        mu[i] = mass[i] * found / found.sum()
-        good &= info == 0
+    for i in range(b.B):
+        if not start[i].any():
+            continue
+        move = b.mover(i, np.ascontiguousarray(policy.P[i]))
+        for own in b.closed(i):
+            mass = float(start[i][own].sum())
+            if mass <= 0:
+                continue
+            system, w = transposed(engine, policy, i, own)
+            guess = np.zeros(b.n)
+            guess[own] = w
+            for _ in range(24):
+                guess = move(guess)
+            found, info = gmres(
+                system, w, x0=guess[own], rtol=tol, atol=0.0, restart=min(len(own), 200), maxiter=20
+            )
+            found = np.maximum(found, 0.0)
+            mu[i, own] = mass * found / found.sum()
+            good &= info == 0
     return mu, good

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.counterfactual.badges import Badge, badge
+from dynchoice.counterfactual.badges import Badge, badge, laws_differ
 from dynchoice.counterfactual.engine import Engine, Features, Policy, steady_state
 from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, phases
@@ -20,6 +20,8 @@ from dynchoice.model.terms import PRICE
 from dynchoice.solve.blocks import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
+BATCH = 8
+"""Draws whose flow utilities are computed at once: one product of matrices."""
 DRAW_TOL = 1e-8
 """Residual of solutions at draws; those at the estimates go to 1e-12."""
 
@@ -100,6 +102,8 @@ class Shared:
         """Return each scenario's model and where members move, from a baseline."""
         if id(base) not in self._models:
             models = [s.changed(base) for s in self.scenarios]
+            # a change to what already is leaves the baseline itself, to the bit
+            models = [base if same_model(m, base) else m for m in models]
             places = [s.state_map(base) for s in self.scenarios]
             self._models[id(base)] = base, models, places
         return self._models[id(base)][1:]
@@ -111,6 +115,24 @@ class Shared:
         if model.membership is not None and id(model) not in self.ledgers:
             self.ledgers[id(model)] = Ledger.of(model.membership, engine.blocks)
         return engine
+
+
+def same_model(a: DDC, b: DDC) -> bool:
+    """Return whether two models are equal in everything that a forecast reads."""
+    if a is b:
+        return True
+    if a.states != b.states or a.choices != b.choices or a.beta != b.beta or a.names != b.names:
+        return False
+    pairs = [(a.utility.x, b.utility.x), (a.utility.offset, b.utility.offset)]
+    for what in ("available", "attention", "default", "perceived"):
+        pairs.append((getattr(a, what), getattr(b, what)))
+    if not all(np.array_equal(x, y) for x, y in pairs) or laws_differ(b, a):
+        return False
+    one, other = a.membership, b.membership
+    if one is None or other is None:
+        return one is other
+    money = ((one.payments(), other.payments()), (one.refunds(), other.refunds()))
+    return one.plans == other.plans or all(np.array_equal(x, y) for x, y in money)
 
 
 @dataclass(frozen=True)
@@ -130,7 +152,8 @@ class Task:
         """Return the task in chunks of draws (each solves the estimates again)."""
         if chunks <= 1 or len(self.draws) < 2 * chunks:
             return [self]
-        size = -(-len(self.draws) // chunks)
+        # whole batches, so that every draw is computed in the same company however many threads
+        size = BATCH * -(-len(self.draws) // (chunks * BATCH))
         return [
             replace(self, draws=self.draws[i : i + size], badges=i == 0)
             for i in range(0, len(self.draws), size)
@@ -189,7 +212,7 @@ def prepare(task: Task) -> list[Prepared]:
             target = everywhere if model is base else _reached(base, blocks, active, place, model)
             engine = task.shared.engine(model, own, occupied(blocks_of(model), target))
         dates = [_dates(s, g) for g in task.groups]
-        mix = [_mix(s, g, task.scenarios) for g in task.groups]
+        mix = [_mix(s, g) for g in task.groups]
         rests = badge(s, base, model, place, seen) if task.badges else None
         out.append(
             Prepared(s, engine, place, dates, task.shared.ledgers.get(id(model)), mix, rests)
@@ -216,7 +239,7 @@ def _dates(s: Scenario, group: Group) -> Dates:
     return Dates(int(first), max(int(first) - s.lead, 1), None)
 
 
-def _mix(s: Scenario, group: Group, scenarios: Any) -> float:
+def _mix(s: Scenario, group: Group) -> float:
     if not s.mix:
         return 1.0
     return float(next((v for k, v in s.mix.items() if str(k) == str(group.segment)), 1.0))
@@ -234,6 +257,8 @@ def check_ramps(scenarios: Sequence[Scenario], groups: Sequence[Group]) -> None:
                     f"scenario {s.name!r}: {what} names {strange[0]!r}, where nobody starts."
                     f"{suggest(strange[0], dict.fromkeys(pool))}"
                 )
+        if s.mix and groups and not any(_mix(s, g) for g in groups):
+            raise SpecificationError(f"scenario {s.name!r}: mix leaves nobody")
 
 
 def run_task(task: Task) -> GroupPaths:
@@ -279,10 +304,6 @@ def run_task(task: Task) -> GroupPaths:
             out.long_run_drawn.append(far)
     out.alpha = np.array(alphas)
     return out
-
-
-BATCH = 8
-"""Draws whose flow utilities are computed at once: one product of matrices."""
 
 
 def flows_ahead(
@@ -341,7 +362,9 @@ def one_draw(
                 known[dates] = phases(base, new, p.place, dates, task.periods)
             listed, V = known[dates]
             names = p.ledger.names if p.ledger is not None else ()
-            sums, _ = follow(base[0], listed, mu, p.place, ledgers, group.last, names)
+            sums, _ = follow(
+                base[0], listed, mu, p.place, ledgers, group.last, names, p.engine.blocks.J
+            )
             sums.welfare = welfare_change(base, V, mu, dates, task.periods)
             if p.mix[g] != 1.0:
                 sums = scaled(sums, p.mix[g])
@@ -405,17 +428,17 @@ def long_run_of(
     ledger = p.ledger
     if not lasting:
         ledger = Ledger.of(engine.model.membership, engine.blocks)
-    rest, _ = steady_state(engine, policy, there.sum(axis=1))
+    rest, _ = steady_state(engine, policy, there)
     stay = rest.copy()
     cells, users, values = engine.blocks.push(
         stay, policy.P, 1, policy.V, ledger.group, ledger.groups
     )
-    entries = ledger.read(cells, users)[0]
+    entries = ledger.named(ledger.read(cells, users)[0], p.ledger.names)
     worth = engine.flow_value(theta, policy)
     beta = engine.model.beta
     money, cost = cash(engine, policy, ledger)
     T = len(sums.entries)
-    names = list(ledger.names)
+    names = list(p.ledger.names)
     revenue = sums.entries[:, names.index("payments")] - sums.entries[:, names.index("refunds")]
     spent = sums.entries[:, names.index("benefit cost")]
     discount = beta ** np.arange(T)
@@ -488,12 +511,14 @@ def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) 
 
 
 def baseline_steady_state(fit: Any) -> FloatArray:
-    """Return the stationary distribution (S,) of a model at its parameters, everyone in the first
-    offer (the last menus and bundles are scenarios)."""
+    """Return the stationary distribution (S,) of a model at its parameters.
+
+    A membership's is in its first offer (the other menus and bundles are scenarios); of another
+    model, every state counts alike at the start.
+    """
     model = fit.model
     engine = Engine(model, fit.theta)
-    b = engine.blocks
-    mass = np.zeros(b.B)
-    mass[0] = 1.0
-    mu, _ = steady_state(engine, engine.base, mass)
-    return b.by_state(mu)
+    club = model.membership
+    start = np.full(model.states.size, 1 / model.states.size) if club is None else club.newcomers()
+    mu, _ = steady_state(engine, engine.base, engine.blocks.blocked(start))
+    return engine.blocks.by_state(mu)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dynchoice.model.contracts import NEW, PAID, TRIAL
 from dynchoice.model.membership import Membership
-from dynchoice.model.terms import CONTRACT, VINTAGE
+from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
 from dynchoice.solve.blocks import PlainBlocks
 from dynchoice.typing import FloatArray, IntArray
 
@@ -60,8 +60,9 @@ class Ledger:
         first = order[0]
         contract = states.axis_codes(CONTRACT)
         keys = [contract[first], club.unused[first].astype(np.int64)]
-        if VINTAGE in states.axes:
-            keys.append(states.axis_codes(VINTAGE)[first])
+        # offers are blocks of their own, but for models that are solved in one piece
+        axes = [a for a in (MENU, BUNDLE, VINTAGE) if a in states.axes]
+        keys += [states.axis_codes(a)[first] for a in axes]
         _, at, group = np.unique(
             np.stack(keys, axis=1), axis=0, return_index=True, return_inverse=True
         )
@@ -100,6 +101,14 @@ class Ledger:
         out[:, :-1] = (cells.reshape(B, T, -1) @ self.by_cell).sum(axis=0)
         out[:, -1] = (users.reshape(B, T, -1) @ self.by_use[..., None]).sum(axis=0)[:, 0]
         return out
+
+    def named(self, found: FloatArray, names: tuple[str, ...]) -> FloatArray:
+        """Return entries (..., E) under other names' order; what is not here is zero."""
+        if not names or names == self.names:
+            return found
+        at = {k: i for i, k in enumerate(self.names)}
+        zero = np.zeros(found.shape[:-1])
+        return np.stack([found[..., at[k]] if k in at else zero for k in names], axis=-1)
 
     def flows(self, cells: FloatArray) -> FloatArray:
         """Return mass by plan held and plan chosen (T, J, J), of sums (B, T, groups, J)."""

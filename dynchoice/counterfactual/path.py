@@ -105,7 +105,8 @@ def phases(
     engine, policy, theta = base
     other, after, theta_new = new
     starts, known = dates.starts, dates.known
-    if starts is None or known is None:
+    nothing = other is engine and after is policy and place is None
+    if starts is None or known is None or nothing:
         return [Phase(engine, policy, policy.V, periods, theta)], policy.V
     out: list[Phase] = []
     inside: list[Phase] = []
@@ -147,6 +148,7 @@ def follow(
     ledgers: dict[int, Ledger],
     last: FloatArray | None,
     names: tuple[str, ...] = (),
+    choices: int = 0,
 ) -> tuple[Sums, FloatArray]:
     """Push ``mu`` (B, n) through phases; return what it adds up to and the final distribution.
 
@@ -161,9 +163,11 @@ def follow(
         Choices of the period before the first, for such flows.
     names : tuple of str
         Entries wanted; what a phase's ledger does not have is zero.
+    choices : int
+        Choices wanted at least; those that a phase does not have are not made.
     """
     if not ledgers:
-        return follow_choices(origin, listed, mu, place, last)
+        return follow_choices(origin, listed, mu, place, last, choices)
     parts: list[Sums] = []
     mu, before = mu.copy(), origin
     for i, phase in enumerate(listed):
@@ -185,19 +189,15 @@ def follow(
             later = total[1:].copy()
             later[-1] = float((mu * phase.ahead).sum())
             surplus = total[:-1] - engine.model.beta * later
-        found = ledger.read(cells, users)
-        if names and names != ledger.names:
-            at = {k: i for i, k in enumerate(ledger.names)}
-            zero = np.zeros(n)
-            found = np.stack([found[:, at[k]] if k in at else zero for k in names], axis=1)
+        found = ledger.named(ledger.read(cells, users), names)
         flows = ledger.flows(cells)
         parts.append(Sums(flows.sum(axis=1), flows, found, surplus))
-    return _joined(parts), mu
+    return _joined(parts, choices), mu
 
 
-def _joined(parts: list[Sums]) -> Sums:
+def _joined(parts: list[Sums], choices: int) -> Sums:
     """Return consecutive phases as one path; choices added later count zero before."""
-    J = max(p.shares.shape[1] for p in parts)
+    J = max(choices, *(p.shares.shape[1] for p in parts))
 
     def wide(a: FloatArray, axes: int) -> FloatArray:
         pad = [(0, 0), *[(0, J - a.shape[1])] * axes]
@@ -224,6 +224,7 @@ def follow_choices(
     mu: FloatArray,
     place: IntArray | None,
     last: FloatArray | None,
+    choices: int = 0,
 ) -> tuple[Sums, FloatArray]:
     """Push period by period; flows are from the choice of a period to that of the next."""
     steps: list[tuple[Phase, FloatArray]] = []
@@ -244,7 +245,7 @@ def follow_choices(
             )
             gain = float((m * worth).sum())
             surplus.append(gain if naive else gain - engine.model.beta * (mu * phase.ahead).sum())
-    J = max(s.engine.blocks.J for s in listed)
+    J = max(choices, *(s.engine.blocks.J for s in listed))
     T = len(steps)
     shares, flows = np.zeros((T, J)), np.full((T, J, J), np.nan)
     tables: dict[tuple[int, int], FloatArray] = {}

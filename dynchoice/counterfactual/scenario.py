@@ -15,6 +15,8 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
 from dynchoice.model.laws import Fixed, bind
 from dynchoice.model.membership import Membership
+from dynchoice.model.plans import check_number
+from dynchoice.model.terms import COSTS
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.typing import FloatArray, IntArray
@@ -191,7 +193,9 @@ class Scenario:
     @property
     def of_programme(self) -> bool:
         """Whether it speaks of plans, prices or benefits of a membership."""
-        said = (self.prices, self.bundle, self.terms, self.engagement, self.attention)
+        said = (
+            self.prices, self.bundle, self.terms, self.engagement, self.attention, self.new_values,
+        )  # fmt: skip
         return self.changes_states or any(x is not None for x in said)
 
     def theta(self, model: DDC, theta: FloatArray) -> FloatArray:
@@ -208,6 +212,8 @@ class Scenario:
             k = model.names.index(name)
             try:
                 out[k] = float(change(theta[k]) if callable(change) else change)
+                if not np.isfinite(out[k]):
+                    raise ValueError
             except (TypeError, ValueError):
                 raise SpecificationError(
                     f"scenario {self.name!r}: parameter {name!r} becomes {change!r}, no number"
@@ -252,6 +258,10 @@ class Scenario:
             new = changed_programme(club, self)
         except SpecificationError as error:
             raise SpecificationError(f"scenario {self.name!r}: {error}") from None
+        try:
+            new = self._valued(club, new, model)
+        except SpecificationError as error:
+            raise SpecificationError(f"scenario {self.name!r}: {error}") from None
         lost = [n for n in model.names if n not in new.all_names]
         if lost:
             raise SpecificationError(f"scenario {self.name!r} removes the parameter {lost[0]!r}")
@@ -269,6 +279,24 @@ class Scenario:
                 utility=Utility.from_array(u.x[:, :, order], model.names, u.offset)
             )
         return fresh
+
+    def _valued(self, club: Membership, new: Membership, model: DDC) -> Membership:
+        """Return a changed programme with the costs it had, and values of what is new in it."""
+        if club.costs is None:
+            needed = new.usual_costs
+            costs = tuple(c for c in COSTS if c in club.used_costs or c in needed)
+            new = replace(new, costs=costs)
+        given = dict(self.new_values or {})
+        fresh = {b.name for b in new.benefits} - {b.name for b in club.benefits}
+        unseen = [n for n in new.names if n not in model.names]
+        strange = [k for k in given if k not in unseen and k not in fresh]
+        if strange:
+            raise SpecificationError(
+                f"new_values: {strange[0]!r} is not new to the programme."
+                f"{suggest(strange[0], [*unseen, *fresh])} Estimates are changed by params="
+            )
+        values = {k: check_number(given[k], f"new_values: {k}") for k in unseen if k in given}
+        return replace(new, fixed={**new.fixed, **values}) if values else new
 
     def _utility(self, model: DDC) -> Utility:
         import pandas as pd
@@ -358,11 +386,13 @@ class Scenario:
             else:
                 moves[:] = states.level_code(axis, change)
             index[at] = moves[index[at]]
-        return np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
+        place = np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
+        return None if np.array_equal(place, np.arange(states.size)) else place
 
 
 def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     """Return a membership as a scenario has it."""
+    club = replace(club, costs=club.used_costs)
     benefits = scenario.benefits or ()
     values = dict(scenario.new_values or {})
     if benefits:
@@ -370,9 +400,6 @@ def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     plans = scenario.plans or ()
     if plans or scenario.drop:
         club = changes.with_plans(club, plans, scenario.drop or ())
-    features = [f for f in club.all_names if f in values and f not in club.fixed]
-    if features:
-        club = replace(club, fixed={**club.fixed, **{f: values[f] for f in features}})
     if scenario.prices is not None:
         club = changes.with_prices(club, scenario.prices, scenario.grandfathered)
     elif scenario.grandfathered:

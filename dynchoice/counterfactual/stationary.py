@@ -60,13 +60,10 @@ class Stationary:
         with one_blas_thread():
             self.engine = Engine(model, self.theta)
             b = self.engine.blocks
-            if mass is None:
-                self.weights = np.eye(b.B)[0]
-            else:
-                self.weights = b.blocked(mass).sum(axis=1) / mass.sum()
+            start = self.club.newcomers() if mass is None else mass / mass.sum()
             if not self.policy.converged:
                 raise ConvergenceError(self.policy.message)
-            self.mu, good = steady_state(self.engine, self.policy, self.weights)
+            self.mu, good = steady_state(self.engine, self.policy, b.blocked(start))
         if not good:
             raise ConvergenceError("the steady state was not found to tolerance")
 
@@ -130,10 +127,10 @@ class Stationary:
             true = b.blocked(model.attention)
             dP = true[..., None] * policy.pi * (dv - mean)
             dmu = np.zeros_like(self.mu)
-            for k in np.flatnonzero(self.weights > 0):
-                i = int(k)
-                moved = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
-                dmu[i] = transposed_solve(engine, policy, i, moved)
+            for i in range(b.B):
+                if self.mu[i].any():
+                    moved = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
+                    dmu[i] = transposed_solve(engine, policy, i, moved)
         return Change(dV, dP, dmu)
 
     def price_direction(self, plan: str) -> FloatArray:

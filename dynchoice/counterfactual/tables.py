@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 UNIFORM_SAMPLES = 2000
+NOBODY = 1e-12
+"""Share of customers up to which nobody is due, so that there is no rate."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def bands_of(
 
 def sup_t(away: FloatArray, se: FloatArray, level: float) -> FloatArray:
     """Return the quantile of the largest deviation over the path, in standard errors."""
-    scale = np.where(se > 0, se, 1.0)
-    size = np.where(se > 0, np.abs(away) / scale, 0.0).max(axis=1)
+    some = se > 1e-9 * se.max(axis=0, initial=0.0)  # what is known for sure has rounding only
+    scale = np.where(some, se, 1.0)
+    size = np.where(some, np.abs(away) / scale, 0.0).max(axis=1)
     return np.asarray(np.quantile(size, level, axis=0))
 
 
@@ -239,8 +242,9 @@ class Reader:
         return self.value(i, cut, read), [self.value(i, cut, read, b) for b in range(self.draws)]
 
     def total(self, i: int, cut: Cut) -> float:
-        """Return the number of customers in a cut under a scenario."""
-        return float(self.value(i, cut, lambda s, a: s.shares[0].sum()))
+        """Return the number of customers in a cut under a scenario, NaN for nobody."""
+        size = float(self.value(i, cut, lambda s, a: s.shares[0].sum()))
+        return size if size > 0 else float("nan")
 
 
 def _take_up(
@@ -323,7 +327,8 @@ def measures(
     out["profit"] = out["revenue"] - out["benefit cost"]
     for name, (top, bottom) in rates(tuple(names)).items():
         base = out[bottom]
-        out[name] = np.divide(out[top], base, out=np.full_like(base, np.nan), where=base > 0)
+        some = base > NOBODY
+        out[name] = np.divide(out[top], base, out=np.full_like(base, np.nan), where=some)
     out["surplus"] = surplus / size
     monthly = [out[n] for n in names if n.startswith("paid: ")]
     if len(monthly) > 1:

@@ -8,7 +8,14 @@ from typing import Any
 
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.membership import Membership
-from dynchoice.model.plans import Benefit, Plan, check_attention, check_number
+from dynchoice.model.plans import (
+    Benefit,
+    Plan,
+    check_attention,
+    check_mapping,
+    check_names_of,
+    check_number,
+)
 
 TERMS = (
     "periods",
@@ -101,8 +108,8 @@ def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
 
 def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Membership:
     """Return the programme with plans added, or no longer sold (running contracts go on)."""
-    add = (add,) if isinstance(add, Plan) else tuple(add)
-    drop = (drop,) if isinstance(drop, str) else tuple(drop)
+    add = list(add) if isinstance(add, list | tuple) else [add]  # type: ignore[list-item]
+    drop = check_names_of(drop, "drop")
     known(drop, plan_names(club), "drop")
     wrong = [p for p in add if not isinstance(p, Plan)]
     if wrong:
@@ -125,7 +132,7 @@ def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Memb
     known(terms, plan_names(club), "terms")
     plans = []
     for p in club.plans:
-        change = dict(terms.get(p.name, {}))
+        change = check_mapping(terms.get(p.name, {}), f"terms of {p.name!r}")
         known(change, TERMS, f"terms of {p.name!r}")
         if "periods" in change:
             change["running"] = p.clock
@@ -193,7 +200,7 @@ def with_benefits(
     A benefit that nobody has had has no estimate: its value is an assumption, to be varied over
     a range.
     """
-    add = (add,) if isinstance(add, Benefit) else tuple(add)
+    add = list(add) if isinstance(add, list | tuple) else [add]  # type: ignore[list-item]
     wrong = [b for b in add if not isinstance(b, Benefit)]
     if wrong:
         raise SpecificationError(f"benefits to add must be Benefit objects, got {wrong[0]!r}")

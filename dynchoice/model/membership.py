@@ -35,6 +35,7 @@ from dynchoice.model.plans import (
     Plan,
     assign,
     check_attention,
+    check_mapping,
     check_number,
     check_whole,
 )
@@ -152,7 +153,13 @@ class Membership:
     segments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for what in ("params", "fixed", "menus", "bundles", "types", "segments"):
+            check_mapping(getattr(self, what), what)
         for what, kind in (("plans", Plan), ("benefits", Benefit)):
+            if not isinstance(getattr(self, what), list | tuple):
+                raise SpecificationError(
+                    f"{what} must be a list of {kind.__name__} objects, got {getattr(self, what)!r}"
+                )
             given = tuple(getattr(self, what))
             wrong = [x for x in given if not isinstance(x, kind)]
             if wrong:
@@ -198,18 +205,21 @@ class Membership:
         """``none`` and the plans."""
         return (NONE, *(p.name for p in self.plans))
 
-    @cached_property
-    def used_costs(self) -> tuple[str, ...]:
-        """Costs of the model: as given, or the identified ones (see Notes)."""
-        if self.costs is not None:
-            return self.costs
+    @property
+    def usual_costs(self) -> tuple[str, ...]:
+        """Costs that the programme's plans call for (see Notes)."""
         have = {
             JOIN: True,
             CANCEL: self.contracts.trials,
             SWITCH: len(self.plans) > 1,
-            UPFRONT: any(p.periods > 1 for p in self.plans),
+            UPFRONT: any(p.clock > 1 for p in self.plans),
         }
         return tuple(c for c in COSTS if have[c])
+
+    @property
+    def used_costs(self) -> tuple[str, ...]:
+        """Costs of the model: as given, or the usual ones."""
+        return self.usual_costs if self.costs is None else self.costs
 
     @cached_property
     def all_names(self) -> tuple[str, ...]:
@@ -449,7 +459,7 @@ class Membership:
                 f"no segment {label!r}.{suggest(label, known)} Segments: {', '.join(known)}"
             )
         change = self.segments.get(label, {})
-        prices = change.get("prices", {})
+        prices, own = change.get("prices", {}), change.get("params", {})
         plans = tuple(
             replace(
                 p,
@@ -463,7 +473,8 @@ class Membership:
             plans=plans,
             menus=change.get("menus", self.menus),
             types=change.get("types", self.types),
-            params={**self.params, **change.get("params", {})},
+            params={**self.params, **{k: v for k, v in own.items() if k not in self.fixed}},
+            fixed={k: own.get(k, v) for k, v in self.fixed.items()},
             segments={},
         )
 
@@ -475,21 +486,38 @@ class Membership:
         SpecificationError
             A parameter without a value; no such type.
         """
-        values = dict(self.params)
         if kind is not None:
-            if kind not in self.types:
-                raise SpecificationError(
-                    f"no type {kind!r}.{suggest(kind, self.types)} Types: {', '.join(self.types)}"
-                )
-            own = self.types[kind]
-            values |= {b.name: own.scale * values.get(b.name, np.nan) for b in self.benefits}
-            values |= own.params
+            return self.of_type(kind).theta()
+        values = dict(self.params)
         missing = [n for n in self.names if not np.isfinite(values.get(n, np.nan))]
         if missing:
             raise SpecificationError(
                 f"params: {missing[0]!r} has no value (needed: {', '.join(self.names)})"
             )
         return np.array([values[n] for n in self.names])
+
+    def of_type(self, kind: str) -> Membership:
+        """Return the programme as one type of customers values it.
+
+        Raises
+        ------
+        SpecificationError
+            No such type.
+        """
+        if kind not in self.types:
+            raise SpecificationError(
+                f"no type {kind!r}.{suggest(kind, self.types)} Types: {', '.join(self.types)}"
+            )
+        own, names = self.types[kind], {b.name for b in self.benefits}
+
+        def valued(known: Mapping[str, float]) -> dict[str, float]:
+            scaled = {k: own.scale * v if k in names else v for k, v in known.items()}
+            return {k: own.params.get(k, v) for k, v in scaled.items()}
+
+        free = {k: v for k, v in own.params.items() if k not in self.fixed}
+        return replace(
+            self, params={**valued(self.params), **free}, fixed=valued(self.fixed), types={}
+        )
 
     def newcomers(self) -> FloatArray:
         """Return a start (S,): everyone outside (eligible for a trial), engagement uniform."""

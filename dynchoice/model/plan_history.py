@@ -80,8 +80,8 @@ def contract_levels(
     member, time, plan : str
         Columns; ``plan`` holds the plan held during the month (the choice).
     entry : {"new", "outside", "unknown"}
-        Where a member stands in its first month (and after a gap): a new customer, a former one,
-        or not known until a month without a plan has been seen.
+        Where a member stands in its first month: a new customer, a former one, or not known until
+        a month without a plan has been seen (as after a gap).
     contract : str, optional
         Column of contract levels; where it is filled, it counts.
     none : label
@@ -198,6 +198,9 @@ def run_forward(
         known = pinned[row] != UNKNOWN
         now = np.where(known, pinned[row], now)
         spell = np.where(apart[row], 0.0, months[live])
+        # a level that is known says how long at least
+        served = np.where(known & (pinned[row] != UNKNOWN), c.years[np.maximum(now, 0)], 0)
+        spell = np.maximum(spell, served * c.per_year)
         a = choice[row]
         sure = now != UNKNOWN
         bad = np.zeros(len(live), dtype=bool)
@@ -213,7 +216,7 @@ def run_forward(
         alternative[sure] = other[a[sure], now[sure]]
         # a month outside tells where somebody unknown stands: outside, trial already used
         following = np.where(~sure & (a == 0), c.outside, following)
-        was = np.where(sure, c.kind[np.maximum(now, 0)], LAPSED)
+        was = np.where(sure, c.kind[np.maximum(now, 0)], UNKNOWN)
         inside = (a > 0) & ~np.isin(c.kind[np.maximum(following, 0)], (LAPSED,))
         paying = sure & inside & (c.kind[np.maximum(following, 0)] == PAID)
         continuing = np.where(a > 0, was == PAID, was == LAPSED)

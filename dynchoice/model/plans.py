@@ -28,6 +28,22 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
+def check_mapping(value: Any, what: str) -> dict[str, Any]:
+    """Return a mapping with text keys."""
+    if not isinstance(value, Mapping):
+        raise SpecificationError(f"{what} must map names to values, got {value!r}")
+    return {str(k): v for k, v in value.items()}
+
+
+def check_names_of(value: Any, what: str) -> tuple[str, ...]:
+    """Return a tuple of names; one text is one name."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise SpecificationError(f"{what} must be a list of names, got {value!r}")
+    return tuple(map(str, value))
+
+
 def check_number(value: Any, what: str, low: float = -np.inf, high: float = np.inf) -> float:
     """Return a finite number within bounds."""
     try:
@@ -139,10 +155,10 @@ class Plan:
                 assign(
                     self, what, {str(k): check_number(v, f"{label}: {k}") for k, v in given.items()}
                 )
-        if self.segments is not None:
-            assign(self, "segments", tuple(map(str, self.segments)))
-        if self.engages is not None:
-            assign(self, "engages", tuple(map(str, self.engages)))
+        for what in ("segments", "engages"):
+            if getattr(self, what) is not None:
+                names = check_names_of(getattr(self, what), f"plan {name!r}: {what}")
+                assign(self, what, names)
         for what, low in (("running", 1), ("trial_running", 0)):
             if getattr(self, what) is not None:
                 assign(self, what, check_whole(getattr(self, what), f"plan {name!r}: {what}", low))
@@ -169,6 +185,13 @@ class Plan:
     def includes(self, benefit: str) -> float:
         """Return the share of a benefit's value that the plan gives."""
         return 1.0 if self.benefits is None else float(self.benefits.get(benefit, 0.0))
+
+
+def _lift(value: Any, what: str) -> float:
+    try:
+        return check_number(value, what, 0)
+    except SpecificationError as error:
+        raise SpecificationError(f"{error} (given {value!r})") from None
 
 
 def check_attention(value: Any, what: str) -> float:
@@ -245,13 +268,18 @@ class Benefit:
             raise SpecificationError(
                 f"benefit {name!r}: gain and stay are for two levels of use and no law="
             )
-        assign(self, "given", (self.given,) if isinstance(self.given, str) else tuple(self.given))
+        assign(self, "given", check_names_of(self.given, f"benefit {name!r}: given"))
         if self.known and self.given:
             raise SpecificationError(f"benefit {name!r}: given= is for chains that are estimated")
         assign(self, "cost", check_number(self.cost, f"benefit {name!r}: cost"))
         if self.law is not None:
-            law = np.asarray(self.law, dtype=np.float64)
             shape = (2, self.levels, self.levels)
+            try:
+                law = np.asarray(self.law, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise SpecificationError(
+                    f"benefit {name!r}: law must be numbers of shape {shape}, got {self.law!r}"
+                ) from None
             if law.shape != shape or (law < 0).any() or np.abs(law.sum(axis=2) - 1).max() > 1e-8:
                 raise SpecificationError(
                     f"benefit {name!r}: law must hold two chains with rows that sum to one, shape"
@@ -259,6 +287,12 @@ class Benefit:
                 )
             assign(self, "law", law.tolist())
         if self.lift is not None:
+            own = check_mapping(self.lift, f"benefit {name!r}: lift")
+            own = {
+                k: _lift(v, f"benefit {name!r}: lift: {k}") if k in ("gain", "stay") else v
+                for k, v in own.items()
+            }
+            assign(self, "lift", own)
             strange = [k for k in self.lift if k not in ("gain", "stay")]
             if strange or self.levels != 2:
                 raise SpecificationError(
@@ -312,5 +346,6 @@ class MemberType:
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", check_number(self.share, "share of a type", 0, 1))
         object.__setattr__(self, "scale", check_number(self.scale, "scale of a type"))
-        values = {str(k): check_number(v, f"type: {k}") for k, v in dict(self.params).items()}
+        own = check_mapping(self.params, "params of a type")
+        values = {k: check_number(v, f"type: {k}") for k, v in own.items()}
         object.__setattr__(self, "params", values)

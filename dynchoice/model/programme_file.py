@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.membership import Membership
-from dynchoice.model.plans import Benefit, MemberType, Plan
+from dynchoice.model.plans import Benefit, MemberType, Plan, check_mapping
 from dynchoice.storage import write_atomically
 
 PARTS: dict[str, Any] = {"plans": Plan, "benefits": Benefit}
@@ -24,19 +26,19 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, MemberType):
         return record(value)
+    if isinstance(value, np.generic):
+        return value.item()
     return value
 
 
 def record(part: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults."""
     out = {}
-    blank = {f.name: f for f in fields(part)}
-    for name, f in blank.items():
-        value = getattr(part, name)
-        empty = isinstance(value, Mapping | tuple) and not value
-        if value is None or empty or (f.default is not None and value == f.default):
-            continue
-        out[name] = plain(value)
+    for f in fields(part):
+        value = getattr(part, f.name)
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if value is not None and (default is MISSING or value != default):
+            out[f.name] = plain(value)
     return out
 
 
@@ -84,13 +86,13 @@ def from_plain(tree: Mapping[str, Any]) -> Membership:
         if not isinstance(rows, list | tuple):
             raise SpecificationError(f"{what}: a list of tables is needed ([[{what}]] in TOML)")
         own[what] = tuple(build(kind, r, f"{what}[{i}]") for i, r in enumerate(rows))
-    types = own.get("types", {})
-    own["types"] = {k: build(MemberType, v, f"types.{k}") for k, v in dict(types).items()}
+    types = check_mapping(own.get("types", {}), "types")
+    own["types"] = {k: build(MemberType, v, f"types.{k}") for k, v in types.items()}
     segments = {}
-    for label, change in dict(own.get("segments", {})).items():
-        change = dict(change)
+    for label, change in check_mapping(own.get("segments", {}), "segments").items():
+        change = check_mapping(change, f"segments.{label}")
         if "types" in change:
-            kinds = dict(change["types"]).items()
+            kinds = check_mapping(change["types"], f"segments.{label}.types").items()
             change["types"] = {
                 k: build(MemberType, v, f"segments.{label}.types.{k}") for k, v in kinds
             }

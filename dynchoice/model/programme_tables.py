@@ -9,7 +9,7 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.contracts import LAPSED, NEW, PAID, TRIAL
-from dynchoice.model.plans import MemberType, check_number
+from dynchoice.model.plans import MemberType, assign, check_mapping, check_number
 from dynchoice.model.terms import (
     BUNDLE,
     CANCEL,
@@ -47,6 +47,9 @@ def check_names(club: Membership) -> None:
 
     for p in club.plans:
         known(p.benefits or (), benefits, f"plan {p.name!r}: benefits")
+        known(p.engages or (), benefits, f"plan {p.name!r}: engages")
+        if club.segments:
+            known(p.segments or (), list(club.segments), f"plan {p.name!r}: segments")
         if p.like is not None:
             known([p.like], plans, f"plan {p.name!r}: like")
         clash = [f for f in p.features if f in (*benefits, MEMBER, TENURE, PRICE, *COSTS)]
@@ -55,11 +58,18 @@ def check_names(club: Membership) -> None:
     for b in club.benefits:
         known(b.given, [x for x in benefits if x != b.name], f"benefit {b.name!r}: given")
     for label, menu in club.menus.items():
-        known(menu, plans, f"menu {label!r}")
+        known(check_mapping(menu, f"menu {label!r}"), plans, f"menu {label!r}")
         for plan, price in menu.items():
             check_number(price, f"menu {label!r}: price of {plan!r}", 0)
+    if club.menus:
+        menus = {k: {p: float(x) for p, x in m.items()} for k, m in club.menus.items()}
+        assign(club, "menus", menus)
+    if club.kept is not None:
+        known(check_mapping(club.kept, "kept"), list(club.menus) or [""], "kept: menu")
+        for label, menu in club.kept.items():
+            known(check_mapping(menu, f"kept {label!r}"), plans, f"kept {label!r}")
     for label, bundle in club.bundles.items():
-        known(bundle, benefits, f"bundle {label!r}")
+        known(check_mapping(bundle, f"bundle {label!r}"), benefits, f"bundle {label!r}")
         for benefit, share in bundle.items():
             by_plan = share if isinstance(share, Mapping) else {plans[0]: share}
             known(by_plan, plans, f"bundle {label!r}: {benefit}")
@@ -78,6 +88,7 @@ def check_names(club: Membership) -> None:
         total = sum(t.share for t in club.types.values())
         raise SpecificationError(f"the shares of the types sum to {total:g}, not 1")
     for label, change in club.segments.items():
+        change = check_mapping(change, f"segment {label!r}")
         known(change, ["params", "prices", "menus", "types"], f"segment {label!r}")
         known(change.get("params", ()), list(club.all_names), f"segment {label!r}: params")
         known(change.get("prices", ()), plans, f"segment {label!r}: prices")

@@ -100,6 +100,11 @@ class PlainBlocks:
         """Return what tells a block's law of motion from others'."""
         return bytes([b])
 
+    def closed(self, b: int) -> list[IntArray]:
+        """Return the states of each group of a block that never reaches the others."""
+        groups = self.model.transitions.blocks[self.order[b]]
+        return [np.flatnonzero(groups == g) for g in np.unique(groups)]
+
     @property
     def general(self) -> tuple[Bellman, PolicySystem]:
         """The general solver of the whole model, made on first use."""
@@ -311,6 +316,10 @@ class LevelBlocks(PlainBlocks):
     def key(self, b: int) -> bytes:
         """Return what tells a block's chains from others'."""
         return self.chains[b][0].tobytes() + self.chains[b][2].tobytes()
+
+    def closed(self, b: int) -> list[IntArray]:
+        """Return all states: an offer is a block of its own."""
+        return [np.arange(self.n)]
 
     def set_tables(self, tables: dict[str, FloatArray]) -> None:
         """Take other probabilities of some laws (J or 1, G, n, n), zero where they were zero."""

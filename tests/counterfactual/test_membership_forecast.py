@@ -219,20 +219,13 @@ def walk(base, new, mu, months, starts=1, known=None, ends=None, place=None, new
     mu, at, welfare = mu.copy(), base, 0.0
     shares, flows, entries = [], [], []
     for t in range(1, months + 1):
+        if t == known:
+            now = value[t] if t < starts else value[starts][place]
+            welfare = float((mu * (now - base.rest)).sum())
         if t == starts:
             mu, at = np.bincount(place, weights=mu, minlength=new.S), new
         if t == ends:
             at = base
-        if t == known:
-            now = value[t] if t < starts else value[starts]
-            mark = base.rest if at is base else np.bincount(place, weights=base.rest) * 0
-            gain = now - mark
-            if at is not base:
-                # members of one old state all go to one new state: compare where they came from
-                old = np.zeros(new.S)
-                old[place] = base.rest
-                gain = now - old
-            welfare = float((mu * gain).sum())
         if t < known or (ends is not None and t >= ends):
             following = base.rest
         elif t < starts:
@@ -272,6 +265,7 @@ def video_off(club):
 
 
 DEAR = {"old": {"monthly": 8, "annual": 40}, "new": {"monthly": 10, "annual": 40}}
+DEAR_TOO = {k: {**v, "quarter": 17} for k, v in DEAR.items()}
 OLD = {"old": {"monthly": 8, "annual": 28}, "new": {"monthly": 10, "annual": 34}}
 
 
@@ -372,6 +366,10 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[dc.Membership], dc.Membership]]
         {"offer": {"prices": "new"}},
         lambda c: c,
     ),
+    "offer and plan": (
+        {"offer": {"prices": "new"}, "plans": QUARTER, "prices": {"annual": 40}},
+        lambda c: replace(c, plans=(*c.plans, QUARTER), menus=DEAR_TOO),
+    ),
     "all at once": (
         {
             "plans": QUARTER, "drop": "annual", "prices": {"monthly": 9}, "grandfathered": True,
@@ -397,10 +395,10 @@ def brute(name: str = "") -> Brute:
 
 @cache
 def place_of(name: str) -> np.ndarray:
-    if name == "offer":
-        frame = CLUB.states.frame().assign(prices="new")
-        return CLUB.states.codes(frame)
-    return placed(CLUB, brute(name).club)
+    place = placed(CLUB, brute(name).club)
+    if "offer" in KINDS[name][0]:
+        place = place[CLUB.states.codes(CLUB.states.frame().assign(prices="new"))]
+    return place
 
 
 @cache
@@ -498,17 +496,23 @@ def test_a_promotion_ends_as_members_expect_and_the_old_policy_returns(name):
         mu = brute().push(mu, P)
 
 
+def check_flows(found: dc.Forecast, **where: Any) -> None:
+    """Rows of the flows are last month's take-up, columns this month's."""
+    take, table = rows(found.take_up, **where), rows(found.flows, **where)
+    J = take["choice"].nunique()
+    shares = take["share"].to_numpy().reshape(-1, J)
+    flows = table["share"].to_numpy().reshape(-1, J, J)
+    np.testing.assert_allclose(flows.sum(axis=1), shares, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(flows.sum(axis=2)[1:], shares[:-1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_flows_add_up_and_stocks_change_by_joins_less_quits(name):
     found = forecasts(name)
     for scenario in found.take_up["scenario"].unique():
+        check_flows(found, scenario=scenario)
         take = rows(found.take_up, scenario=scenario)
-        J = take["choice"].nunique()
-        shares = cube(found.take_up, J, scenario)
-        flows = cube(found.flows, J, scenario, 2)
-        np.testing.assert_allclose(flows.sum(axis=1), shares, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(flows.sum(axis=2)[1:], shares[:-1], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=0, atol=1e-12)
         table = rows(found.outcomes, scenario=scenario)
         o = table.pivot(index="period", columns="measure", values="value")
         inside = o["penetration"] + o[[c for c in o if c.startswith("in trial: ")]].sum(axis=1)
@@ -582,9 +586,9 @@ def test_the_long_run_is_what_5000_months_lead_to(name):
         if measure not in long_run:
             continue
         size = 1 if "rate" in measure or "conversion" in measure else 100
-        assert long_run[measure] == pytest.approx(
-            value / size, rel=1e-8, abs=1e-9, nan_ok=True
-        ), measure
+        assert long_run[measure] == pytest.approx(value / size, rel=1e-8, abs=1e-9, nan_ok=True), (
+            measure
+        )
 
 
 @pytest.mark.parametrize("name", ["price", "grandfathered", "plan added", "contract shorter"])
@@ -775,6 +779,9 @@ def test_segments_and_mix_weigh_customers():
                 np.testing.assert_allclose(
                     pooled.groupby("period")["members"].sum(), sum(weight), rtol=1e-12
                 )
+    for segment in ("a", "b", "all"):
+        for scenario in ("baseline", "more of a"):
+            check_flows(found, scenario=scenario, segment=segment)
     # a rate of all is a ratio of sums and no mean of rates
     o = rows(found.outcomes, scenario="more of a", segment="all").pivot(
         index="period", columns="measure", values="value"
@@ -898,13 +905,12 @@ def test_a_ramp_changes_the_regions_it_names_when_it_reaches_them(name):
         both = a.merge(b, on=key, suffixes=("", "_base"))
         assert len(both) == len(b)
         assert np.array_equal(both[column], both[f"{column}_base"], equal_nan=True)
-    counts = panel.counts
-    last = counts.at_period()[0]
+    for region in ("north", "south", "west", "all"):
+        check_flows(found, scenario="ramp", region=region)
+    last = panel.counts.at_period()[0]
     for region, first in (("north", 3), ("south", 5)):
         own = dc.Scenario("own", **plain, starts=first, announced=max(first - lead, 1))
-        place = panel_of(
-            fit.model.membership, frame_of().query("place == @region"), region="place"
-        )
+        place = panel_of(fit.model.membership, frame_of().query("place == @region"), region="place")
         single = dc.forecast(fit, own, start=place, periods=7, draws=0)
         for table, column in (("take_up", "share"), ("flows", "share"), ("outcomes", "value")):
             a = rows(getattr(found, table), scenario="ramp", region=region)[column]
@@ -925,6 +931,29 @@ def last_of(panel, region) -> float:
     return float(own.n[at].sum())
 
 
+def test_fits_by_segment_add_up_with_their_own_numbers_of_members():
+    bare = replace(CLUB, params={})
+    panel = panel_of(bare, segment="group")
+    model = bare.model()
+    fits = {g: dc.NFXP(model, panel.counts.segment(g)).fit() for g in ("a", "b")}
+    listed = dc.Scenario("more of b", plans=QUARTER, mix={"b": 3.0}, starts=2)
+    found = dc.forecast(fits, listed, start=panel, periods=4, draws=0)
+    for scenario, weight in (("baseline", (1200, 300)), ("more of b", (1200, 900))):
+        J = 3 if scenario == "baseline" else 4
+        parts = [cube(rows(found.take_up, segment=g), J, scenario) for g in ("a", "b")]
+        whole = cube(rows(found.take_up, segment="all"), J, scenario)
+        want = (weight[0] * parts[0] + weight[1] * parts[1]) / sum(weight)
+        np.testing.assert_allclose(whole, want, atol=1e-13)
+        for segment in ("a", "b", "all"):
+            check_flows(found, scenario=scenario, segment=segment)
+    for g in ("a", "b"):
+        own = panel_of(bare, frame_of().query("group == @g"))
+        alone = dc.forecast(fits[g], replace(listed, mix=None), start=own, periods=4, draws=0)
+        a = rows(found.outcomes, scenario="more of b", segment=g)["value"]
+        b = rows(alone.outcomes, scenario="more of b")["value"]
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
 def test_a_plan_added_takes_the_estimated_chain_of_the_one_it_is_like():
     fit, panel = fitted(known=False)
     added = dc.Scenario("quarter", plans=QUARTER).changed(fit.model)
@@ -934,7 +963,7 @@ def test_a_plan_added_takes_the_estimated_chain_of_the_one_it_is_like():
         np.testing.assert_array_equal(law[:3], old)
         np.testing.assert_array_equal(law[3], old[2])
     strange = dc.Scenario("x", plans=dc.Plan("quarter", 17, periods=2))
-    with pytest.raises(dc.SpecificationError, match="'quarter'.*like="):
+    with pytest.raises(dc.SpecificationError, match=r"'quarter'.*like="):
         dc.forecast(fit, strange, start=panel, draws=0)
 
 
@@ -953,7 +982,7 @@ def banded(bands: str, n_jobs: int = 1, draws: int = 300, level: float = 0.9) ->
 
 @pytest.mark.parametrize("bands", ["draws", "delta"])
 def test_bands_do_not_depend_on_the_number_of_threads(bands):
-    one, two = banded(bands, 1, 40), banded(bands, 2, 40)
+    one, two = banded(bands, 1, 34), banded(bands, 2, 34)  # 17 draws or 9 differences a thread
     for table in TABLES:
         pd.testing.assert_frame_equal(getattr(one, table), getattr(two, table), check_exact=True)
 
@@ -982,14 +1011,23 @@ def test_uniform_bands_hold_the_pointwise_ones_of_the_same_level():
         for table in ("take_up", "outcomes"):
             t = getattr(banded(kind), table).dropna(subset=["lower"])
             t = t[(t["upper"] - t["lower"]) > 1e-9]
-            inside = (t["lower_uniform"] <= t["lower"] + 1e-12) & (
-                t["upper"] <= t["upper_uniform"] + 1e-12
-            )
-            # a quantile of skewed draws may stick out of a symmetric band
-            assert inside.all() if kind == "delta" else inside.mean() > 0.97
-            assert ((t["lower"] <= t.iloc[:, list(t).index("lower") - 1]).mean()) > 0.97
+            # quantiles of 300 draws stick out of a symmetric band by a little
+            slack = 1e-12 if kind == "delta" else 0.1 * (t["upper"] - t["lower"])
+            assert (t["lower_uniform"] <= t["lower"] + slack).all()
+            assert (t["upper"] <= t["upper_uniform"] + slack).all()
     narrow, wide = banded("delta", level=0.5).take_up, banded("delta").take_up
     assert ((wide["upper"] - wide["lower"]) >= (narrow["upper"] - narrow["lower"])).all()
+
+
+def test_what_is_known_for_sure_does_not_widen_a_uniform_band():
+    """Today's stock has no error: the band over it and next month's is next month's alone."""
+    fit, panel = fitted()
+    found = dc.forecast(fit, start=panel, periods=2, draws=1, bands="delta", long_run="none")
+    for measure in ("outside", "penetration", "paid: annual"):
+        now, later = (rows(found.outcomes, measure=measure, period=t).iloc[0] for t in (1, 2))
+        assert now["upper"] - now["lower"] < 1e-12 < later["upper"] - later["lower"]
+        ratio = (later["upper_uniform"] - later["value"]) / (later["upper"] - later["value"])
+        assert 0.93 < ratio < 1.07, measure  # 2,000 samples
 
 
 BADGES = {
@@ -1143,7 +1181,7 @@ def test_a_trial_may_be_brought_to_a_programme_without_any():
     bare = replace(CLUB, plans=tuple(plans), params=params)
     mu = np.random.default_rng(1).dirichlet(np.ones(bare.states.size))
     change = {"terms": {"monthly": {"trial": 1}}}
-    with pytest.raises(dc.SpecificationError, match="'cancelling cost'.*new_values"):
+    with pytest.raises(dc.SpecificationError, match=r"'cancelling cost'.*new_values"):
         dc.forecast(bare, dc.Scenario("x", **change), start=mu, periods=4)
     found = dc.forecast(
         bare,

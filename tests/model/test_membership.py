@@ -750,6 +750,22 @@ def test_types_scale_every_benefit_also_one_that_is_held_fixed():
     np.testing.assert_allclose(one["share"], two["share"], atol=1e-12)
 
 
+@pytest.mark.parametrize("where", ["types", "segments"])
+def test_a_type_or_segment_has_its_own_value_of_a_parameter_held_fixed(where):
+    own = {
+        "types": {"a": dc.MemberType(0.5, 1.0, {"price": 0.02}), "b": dc.MemberType(0.5)},
+        "segments": {"a": {"params": {"price": 0.02}}, "b": {}},
+    }[where]
+    params = {"member": 0.1, "video": 0.4, "joining cost": 1.0}
+    held = dc.Membership(
+        [plan("month")], [VIDEO], params=params, fixed={"price": 0.05}, beta=0.9, **{where: own}
+    )
+    free = replace(held, fixed={}, params={**params, "price": 0.05})
+    options = {"periods": 2, "long_run": "none", "by": "type" if where == "types" else None}
+    one, two = (dc.forecast(club, **options).take_up for club in (held, free))
+    np.testing.assert_allclose(one["share"], two["share"], atol=1e-12)
+
+
 # files ----------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,8 @@ def relative_residual(T, h, root, gain, r):
         r[s] = T[s] - h[s] - gain[s]
         if abs(r[s]) > worst:
             worst = abs(r[s])
+        elif r[s] != r[s]:  # not a number compares with nothing, and converges to nothing
+            worst = inf
     return worst
 
 
@@ -607,7 +609,7 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P,
         top = 0.0
         for s in range(n):
             r[s] = T[s] - h[s] - gain
-            residual = max(residual, abs(r[s]))
+            residual = max(residual, abs(r[s])) if r[s] == r[s] else inf
             top = max(top, abs(h[s]))
         bound = tol * (1.0 + top)
         if residual <= bound or not residual < inf:
@@ -620,7 +622,8 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, v, T, pi, P,
         contracting = False
         stalled = 0 if residual < best or steps < 8 else stalled + 1
         best = min(best, residual)
-        if steps >= maxiter or stalled >= 2:
+        # near the end two rises are rounding; far from it policies may still be on their way
+        if steps >= maxiter or stalled >= (2 if residual < 1e-8 * (1.0 + top) else 10):
             break
         # an error of the linear solve as large as Newton's own does no harm
         goal = max(0.1 * bound, min(0.1, residual) * residual)

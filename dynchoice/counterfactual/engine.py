@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.blocks import TOL, BlockSolution, LevelBlocks, PlainBlocks, blocks_of
+from dynchoice.solve.blocks import TOL, BlockSolution, PlainBlocks, blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SLOPE_RTOL = 1e-6
@@ -185,7 +185,6 @@ class Engine:
     def with_tables(self, tables: dict[str, FloatArray]) -> None:
         """Take other probabilities of estimated laws, in place (the base point stays)."""
         if tables:
-            assert isinstance(self.blocks, LevelBlocks)
             self.blocks.set_tables(tables)
             self._drawn = True
 

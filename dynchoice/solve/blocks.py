@@ -13,12 +13,13 @@ Models of another form take :class:`PlainBlocks`: one block, the library's gener
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dynchoice import kernels
+from dynchoice.errors import ConvergenceError
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Fixed
@@ -105,6 +106,16 @@ class PlainBlocks:
         groups = self.model.transitions.blocks[self.order[b]]
         return [np.flatnonzero(groups == g) for g in np.unique(groups)]
 
+    def set_tables(self, tables: dict[str, FloatArray]) -> None:
+        """Take other probabilities of some laws (J or 1, G, n, n); everything is laid out anew."""
+        F = self.model.transitions
+        assert isinstance(F, Factored)
+        bound = tuple(
+            replace(law, table=tables[law.name]) if law.name in tables else law for law in F.bound
+        )
+        fresh = type(self)(self.model.unchecked(transitions=F.with_bound(bound)))
+        self.__dict__.update(fresh.__dict__)
+
     @property
     def general(self) -> tuple[Bellman, PolicySystem]:
         """The general solver of the whole model, made on first use."""
@@ -141,10 +152,20 @@ class PlainBlocks:
         return BlockSolution(h, V, pi, policy, P, point.residual, point.converged, system.products)
 
     def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
-        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), up to a constant in each block."""
+        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), zero at each block's first state.
+
+        Raises
+        ------
+        ConvergenceError
+            No method got there.
+        """
         _, system = self.general
+        system.failures.clear()
         system.factor(self.by_state(P))
-        return self.blocked(system.solve(self.by_state(right)))
+        found = self.blocked(system.solve(self.by_state(right)))
+        if system.failures:
+            raise ConvergenceError(f"a linear solve failed: {system.failures[-1]}")
+        return found - found[:, :1]
 
     def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
         """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
@@ -321,16 +342,6 @@ class LevelBlocks(PlainBlocks):
         """Return all states: an offer is a block of its own."""
         return [np.arange(self.n)]
 
-    def set_tables(self, tables: dict[str, FloatArray]) -> None:
-        """Take other probabilities of some laws (J or 1, G, n, n), zero where they were zero."""
-        from dataclasses import replace
-
-        self._others = [
-            replace(law, table=tables[law.name]) if law.name in tables else law
-            for law in self._others
-        ]
-        self.chains = self._chains(self._others)
-
     def solve(
         self,
         u: FloatArray,
@@ -383,7 +394,9 @@ class LevelBlocks(PlainBlocks):
                 b0[:] = right[b, :, k] - right[b, 0, k]
                 goal = rtol * float(np.sqrt(b0 @ b0))
                 if goal > 0:
-                    kernels.level_gmres(b0, goal, step, basis, H, y, z, W, lu, *law)
+                    left, _ = kernels.level_gmres(b0, goal, step, basis, H, y, z, W, lu, *law)
+                    if not left <= 10 * goal:  # sweeps do not get there: another method may
+                        return super().solve_linear(P, right)
                     out[b, :, k] = step - step[0]
         return out
 

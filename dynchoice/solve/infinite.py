@@ -17,6 +17,8 @@ from dynchoice.solve.linear import PolicySystem
 from dynchoice.typing import FloatArray
 
 CONTRACTIONS = 20
+PATIENCE = 10
+"""Newton steps in a row that may fail to improve while the residual is large."""
 FAST = 0.5
 """Contraction goes on while it at least halves the residual."""
 
@@ -75,8 +77,10 @@ def fixed_point(
                 break
     best = np.inf
     stalled = 0
-    while residual > tol * (1 + np.abs(h).max()) and newton < maxiter and stalled < 2:
-        if not np.isfinite(residual):
+    while residual > tol * (1 + np.abs(h).max()) and newton < maxiter:
+        # near the end two rises are rounding; far from it policies may still be on their way
+        patience = 2 if residual < 1e-8 * (1 + np.abs(h).max()) else PATIENCE
+        if stalled >= patience or not np.isfinite(residual):
             break
         system.factor(bellman.P)
         step = system.solve(bellman.r)

@@ -416,11 +416,14 @@ def level_expect(x, ev, z, chains, graph):
     indptr, to, weight, order, rank, loops = graph
     L, C, E = z.shape
     J = ev.shape[1]
-    for c in range(C):
-        for k in range(L):
-            if need[k, c]:
-                z[k, c] = 0.0
-                combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
+    for k in range(L):
+        if 4 * need[k].sum() > C:  # one product of matrices, where most levels are wanted
+            np.dot(x.reshape(C, E), QT[k], z[k])
+        else:
+            for c in range(C):
+                if need[k, c]:
+                    z[k, c] = 0.0
+                    combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
     for c in range(C):
         for j in range(J):
             row = c * J + j
@@ -645,6 +648,7 @@ def level_push(mu, PT, out, z, chains, graph):
     L, C, E = z.shape
     J = PT.shape[0]
     z[:] = 0.0
+    first = need.sum(axis=1).argmax()
     for c in range(C):
         mass = mu[c * E : c * E + E]
         for j in range(J):
@@ -653,12 +657,13 @@ def level_push(mu, PT, out, z, chains, graph):
                 w, there = weight[q], z[chain[j], to[q]]
                 for e in range(E):
                     there[e] += w * mass[e] * policy[e]
-    out[:] = 0.0
-    for c in range(C):
-        own = out[c * E : c * E + E]
-        for k in range(L):
-            if need[k, c]:
-                combine_rows(z[k, c], Q[k], own)
+    # the first chain as one product of matrices, the others where they are wanted
+    np.dot(z[first], Q[first], out.reshape(C, E))
+    for k in range(L):
+        if k != first:
+            for c in range(C):
+                if need[k, c]:
+                    combine_rows(z[k, c], Q[k], out[c * E : c * E + E])
 
 
 @njit(**_OPTIONS)

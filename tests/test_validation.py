@@ -26,8 +26,6 @@ def test_quick_study(name, shared_data, monkeypatch):
         "eccp",
         "inference_coverage",
         "primelike",
-        "forecast_coverage",
-        "prime_report",
     ],
 )
 def test_quick_simulation(name, monkeypatch):

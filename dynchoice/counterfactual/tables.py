@@ -35,9 +35,7 @@ class Bands:
     upper_uniform: FloatArray
 
 
-def bands_of(
-    point: FloatArray, drawn: list[FloatArray], level: float, kind: str, parts: Sequence[int]
-) -> Bands:
+def bands_of(point: FloatArray, drawn: Any, level: float, kind: str, parts: Sequence[int]) -> Bands:
     """Return bands of a path ``point`` (T, ...) from its draws.
 
     Pointwise: quantiles of the draws. Uniform (sup-t, papers.md 8.3): ``point +- q se`` with ``q``
@@ -45,7 +43,7 @@ def bands_of(
     draws are central differences, ``parts`` of them for each independent fit.
     """
     gap = np.full(point.shape, np.nan)
-    if not drawn:
+    if not len(drawn):
         return Bands(gap, gap, gap, gap)
     sample = np.stack(drawn)
     if kind == "delta":
@@ -346,31 +344,26 @@ def _outcomes(
     import pandas as pd
 
     names = reader.done[0].names[i]
-
-    def at(b: int) -> dict[str, Any]:
-        entries = reader.value(i, cut, lambda s, a: s.entries, b)
-        return measures(entries, names, reader.value(i, cut, lambda s, a: s.surplus / a, b), size)
-
-    point = at(-1)
-    drawn = [at(b) for b in range(reader.draws)]
-    parts = []
-    for name, value in point.items():
-        b = bands_of(value, [d[name] for d in drawn], level, reader.kind, reader.parts)
-        parts.append(
-            pd.DataFrame(
-                {
-                    **head,
-                    "period": np.arange(len(value)) + 1,
-                    "measure": name,
-                    "value": value,
-                    "lower": b.lower,
-                    "upper": b.upper,
-                    "lower_uniform": b.lower_uniform,
-                    "upper_uniform": b.upper_uniform,
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+    at = range(-1, reader.draws)  # the estimates first
+    entries = np.stack([reader.value(i, cut, lambda s, a: s.entries, b) for b in at])
+    surplus = np.stack([reader.value(i, cut, lambda s, a: s.surplus / a, b) for b in at])
+    found = measures(entries, names, surplus, size)
+    values = np.stack(list(found.values()), axis=2)  # (draws, periods, measures)
+    point = values[0]
+    b = bands_of(point, values[1:], level, reader.kind, reader.parts)
+    T, M = point.shape
+    return pd.DataFrame(
+        {
+            **head,
+            "period": np.tile(np.arange(T) + 1, M),
+            "measure": np.repeat(list(found), T),
+            "value": point.T.reshape(-1),
+            "lower": b.lower.T.reshape(-1),
+            "upper": b.upper.T.reshape(-1),
+            "lower_uniform": b.lower_uniform.T.reshape(-1),
+            "upper_uniform": b.upper_uniform.T.reshape(-1),
+        }
+    )
 
 
 def _long_run(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ from dynchoice.model.terms import (
 )
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
+from dynchoice.model.variants import of_type, segment
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray
@@ -446,37 +447,8 @@ class Membership:
         return read_panel(self, data, member=member, time=time, plan=plan, **options)
 
     def segment(self, label: str) -> Membership:
-        """Return the programme of one segment: its prices, parameters and plans.
-
-        Raises
-        ------
-        SpecificationError
-            No such segment.
-        """
-        known = list(self.segments) or [s for p in self.plans for s in p.segments or ()]
-        if label not in known:
-            raise SpecificationError(
-                f"no segment {label!r}.{suggest(label, known)} Segments: {', '.join(known)}"
-            )
-        change = self.segments.get(label, {})
-        prices, own = change.get("prices", {}), change.get("params", {})
-        plans = tuple(
-            replace(
-                p,
-                price=prices.get(p.name, p.price),
-                for_sale=p.for_sale and (p.segments is None or label in p.segments),
-            )
-            for p in self.plans
-        )
-        return replace(
-            self,
-            plans=plans,
-            menus=change.get("menus", self.menus),
-            types=change.get("types", self.types),
-            params={**self.params, **{k: v for k, v in own.items() if k not in self.fixed}},
-            fixed={k: own.get(k, v) for k, v in self.fixed.items()},
-            segments={},
-        )
+        """Return the programme of one segment: see :func:`dynchoice.model.variants.segment`."""
+        return segment(self, label)
 
     def theta(self, kind: str | None = None) -> FloatArray:
         """Return the known parameters as a vector in the model's order, of one type if named.
@@ -497,27 +469,8 @@ class Membership:
         return np.array([values[n] for n in self.names])
 
     def of_type(self, kind: str) -> Membership:
-        """Return the programme as one type of customers values it.
-
-        Raises
-        ------
-        SpecificationError
-            No such type.
-        """
-        if kind not in self.types:
-            raise SpecificationError(
-                f"no type {kind!r}.{suggest(kind, self.types)} Types: {', '.join(self.types)}"
-            )
-        own, names = self.types[kind], {b.name for b in self.benefits}
-
-        def valued(known: Mapping[str, float]) -> dict[str, float]:
-            scaled = {k: own.scale * v if k in names else v for k, v in known.items()}
-            return {k: own.params.get(k, v) for k, v in scaled.items()}
-
-        free = {k: v for k, v in own.params.items() if k not in self.fixed}
-        return replace(
-            self, params={**valued(self.params), **free}, fixed=valued(self.fixed), types={}
-        )
+        """Return it as one type values it: see :func:`dynchoice.model.variants.of_type`."""
+        return of_type(self, kind)
 
     def newcomers(self) -> FloatArray:
         """Return a start (S,): everyone outside (eligible for a trial), engagement uniform."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.ledger import rates
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.model.membership import Membership
@@ -15,11 +16,6 @@ from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RATES = {
-    "trial conversion": ("trial converted", "trial ended"),
-    "renewal rate": ("renewed", "due"),
-}
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,8 @@ def aggregate(club: Membership) -> dict[str, float]:
         own = club if kind is None else club.of_type(kind)
         for name, value in Stationary(own.model(), own.theta()).measures.items():
             total[name] = total.get(name, 0.0) + share * value
-    pairs = dict(RATES)
-    pairs |= {f"renewal rate y{k}": (f"renewed y{k}", f"due y{k}") for k in range(club.tenure)}
-    for name, (top, bottom) in pairs.items():
-        if bottom in total:
-            total[name] = total[top] / total[bottom]
+    for name, (top, bottom) in rates(tuple(total)).items():
+        total[name] = total[top] / total[bottom] if total[bottom] > 0 else float("nan")
     for p in club.plans:
         if f"share of members: {p.name}" in total:
             total[f"share of members: {p.name}"] = total[f"paid: {p.name}"] / total["penetration"]

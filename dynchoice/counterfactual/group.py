@@ -388,6 +388,14 @@ def scaled(sums: Sums, factor: float) -> Sums:
     )
 
 
+def stepped(engine: Engine, policy: Policy, mu: FloatArray, periods: int) -> FloatArray:
+    """Return a distribution (B, n) some periods later."""
+    moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
+    for _ in range(periods):
+        mu = np.stack([move(own) for move, own in zip(moves, mu, strict=True)])
+    return mu
+
+
 def welfare_change(
     base: tuple[Engine, Policy, FloatArray],
     V: FloatArray,
@@ -399,10 +407,7 @@ def welfare_change(
     engine, policy, _ = base
     if V is policy.V or dates.known is None:
         return 0.0
-    at = mu
-    moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
-    for _ in range(min(dates.known, periods) - 1):
-        at = np.stack([move(own) for move, own in zip(moves, at, strict=True)])
+    at = stepped(engine, policy, mu, min(dates.known, periods) - 1)
     occupied_now = at > 0
     return float((at * np.where(occupied_now, V - policy.V, 0.0)).sum())
 
@@ -470,9 +475,7 @@ def final_distribution(
     for phase in listed:
         at = enter(before, phase, p.place, at)
         before = phase.engine
-        moves = [before.blocks.mover(b, P) for b, P in enumerate(phase.policy.P)]
-        for _ in range(phase.periods):
-            at = np.stack([move(own) for move, own in zip(moves, at, strict=True)])
+        at = stepped(before, phase.policy, at, phase.periods)
     lasting = dates.starts is not None and dates.ends is None
     target = new[0] if lasting else base[0]
     if before is target:

@@ -131,6 +131,7 @@ def run(quick: bool) -> Study:
     text += grocery_part(study, panels, fits, draws, out)
     text += gaming_part(study, panels, fits, draws, out)
     text += which_part(study, panels, fits, quick, out)
+    text += pooled_part(study, fits)
     (out / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     study.say("\n".join(text))
     return study
@@ -261,6 +262,24 @@ def which_part(study: Study, panels: dict, fits: dict, quick: bool, out: Path) -
              " after each roll-out:\n", "```", str(ranking), "```", ""]  # fmt: skip
     study.within("best experiment beats waiting", ranking.table["gain"].max(), 0, 1, "theory")
     return rows
+
+
+def pooled_part(study: Study, fits: dict) -> list[str]:
+    """What a new marketplace could borrow, and how well each segment is foretold by the others."""
+    local = {m: fits[m].model.membership.plans[0].price / 14.99 for m in fits}
+    pooled = dc.pool(
+        fits, names=["shipping", "video", "music", "grocery", "price"], scale={"price": local}
+    )
+    left_out = pooled.leave_one_out()
+    scores = left_out["z"].abs()
+    study.within("leave one segment out: largest |z|", float(scores.max()), 0, 4, "nominal")
+    return [
+        "## What a new marketplace could borrow\n",
+        "Values pooled over the segments (prices in units of a monthly fee of 14.99 USD):\n",
+        "```", str(pooled.prior.round(3)), "```",
+        "\nEach segment foretold by the other three:\n",
+        "```", left_out.round(3).to_string(index=False), "```", "",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dynchoice.counterfactual.identified import check_identified
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.model.terms import MENU, PRICE
+from dynchoice.model.terms import PRICE
 from dynchoice.typing import FloatArray, IntArray
 
 IDENTIFIED = "identified"
@@ -36,6 +36,8 @@ class Badge:
 
     label: str
     reasons: tuple[str, ...]
+    money: str = IDENTIFIED
+    """The same for amounts in money, which need the price parameter in any case."""
 
     @property
     def identified(self) -> bool:
@@ -70,7 +72,26 @@ def badge(
     if counts is None:
         found.append((ASSUMED, "the parameters are calibrated or assumed, not estimated"))
     label = max((x for x, _ in found), key=ORDER.index, default=IDENTIFIED)
-    return Badge(label, tuple(dict.fromkeys(reason for _, reason in found)))
+    price = _price(base, counts)
+    money = label if price is None else max(label, price[0], key=ORDER.index)
+    return Badge(label, tuple(dict.fromkeys(reason for _, reason in found)), money)
+
+
+def _price(base: DDC, counts: FloatArray | None) -> tuple[str, str] | None:
+    """Return what the price parameter rests on, for a membership."""
+    club = base.membership
+    if club is None:
+        return None
+    if PRICE in club.fixed:
+        return ASSUMED, f"the price parameter is fixed at {club.fixed[PRICE]:g}"
+    if counts is not None:
+        seen = counts.sum(axis=1) > 0
+        if not (np.ptp(club.prices()[seen], axis=0) > 0).any():
+            return FORM, (
+                "prices never varied in the data: the price parameter comes from plans' prices"
+                " alone; give a range of it (params={'price': ...})"
+            )
+    return IDENTIFIED, "prices change by a known amount, given the price parameter"
 
 
 def _dynamics(s: Scenario, base: DDC, model: DDC, place: IntArray | None) -> list[tuple[str, str]]:
@@ -168,27 +189,20 @@ def _features(
     out: list[tuple[str, str]] = []
     if s.params or s.utility is not None:
         out.append((IDENTIFIED, "utility changes by a known amount, given the parameters"))
-    if s.bundle:
-        out.append((IDENTIFIED, "the value of benefits changes by known shares of estimates"))
+    club = base.membership
+    if s.bundle and club is not None:
+        held = [k for k in s.bundle if k in club.fixed]
+        if held:
+            out.append((ASSUMED, f"the value of {held[0]!r} is fixed, not estimated"))
+        else:
+            out.append((IDENTIFIED, "the value of benefits changes by known shares of estimates"))
     new = s.benefits or ()
     for b in new if isinstance(new, tuple | list) else (new,):
         out.append((ASSUMED, f"{b.name!r} was never offered: its value is the one supplied"))
     seen = None if counts is None else counts.sum(axis=1) > 0
-    club = base.membership
-    money = bool(s.prices or s.terms or s.plans)
-    if money and club is not None:
-        varied = MENU in base.states.axes and (
-            seen is None or len(np.unique(base.states.axis_codes(MENU)[seen])) > 1
-        )
-        if PRICE in club.fixed:
-            out.append((ASSUMED, f"the price parameter is fixed at {club.fixed[PRICE]:g}"))
-        elif varied or counts is None:
-            out.append((IDENTIFIED, "prices change by a known amount, given the price parameter"))
-        else:
-            out.append(
-                (FORM, "prices never varied in the data: the price parameter comes from plans'"
-                 " prices alone; give a range of it (params={'price': ...})")
-            )  # fmt: skip
+    price = _price(base, counts)
+    if (s.prices or s.terms or s.plans) and price is not None:
+        out.append(price)
     if place is not None and seen is not None and s.offer:
         moved = s.offer_map(base)
         if moved is not None:

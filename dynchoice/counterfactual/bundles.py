@@ -240,7 +240,7 @@ class Elasticities:
         segment, price (the plan whose price rises), share (the choice), ``short`` (today's
         customers at once), ``long`` (the steady state); percent per percent.
     derivatives : pandas.DataFrame
-        segment, price, share, short, long: per unit of money.
+        segment, price, share, short, long: per unit of money on every menu.
     diversion : pandas.DataFrame
         segment, price, to, short, long: of the customers that the plan loses, the share that each
         other choice gains.
@@ -285,37 +285,35 @@ def elasticities(results: Any, *, start: Any = None) -> Elasticities:
         if club is None:
             raise SpecificationError("elasticities() needs a model built by Membership")
         level: dict[str, FloatArray] = {}
-        slope: dict[tuple[str, str], FloatArray] = {}
+        slope: dict[tuple[str, str, str], FloatArray] = {}
         mass = sum(who.mass for who in own)
-        paid = {p.name: 0.0 for p in club.plans}
         for who in own:
             weight = who.mass / mass
             at = Stationary(who.model, who.theta, who.mu)
-            b = at.engine.blocks
-            today = b.blocked(who.mu / who.mass)
+            today = at.engine.blocks.blocked(who.mu / who.mass)
             for horizon, mu in (("short", today), ("long", at.mu)):
                 now = np.einsum("bn,bnj->j", mu, at.policy.P)
                 level[horizon] = level.get(horizon, 0.0) + weight * now
-            for p in club.plans:
-                change = at.change(at.price_direction(p.name))
-                quick = np.einsum("bn,bnj->j", today, change.dP)
-                slow = np.einsum("bn,bnj->j", at.mu, change.dP)
-                slow = slow + np.einsum("bn,bnj->j", change.dmu, at.policy.P)
-                for horizon, value in (("short", quick), ("long", slow)):
-                    key = (p.name, horizon)
-                    slope[key] = slope.get(key, 0.0) + weight * value
-                j = club.choices.index(p.name) - 1
-                prices = b.blocked(who.model.membership.prices()[:, j])
-                paid[p.name] += weight * float((today * prices).sum())
+            for k, p in enumerate(club.plans):
+                direction = at.price_direction(p.name)
+                price = at.club.prices()[:, [k]]  # of each state: menus may differ
+                for kind, du in (("unit", direction), ("percent", direction * price)):
+                    change = at.change(du)
+                    quick = np.einsum("bn,bnj->j", today, change.dP)
+                    slow = np.einsum("bn,bnj->j", at.mu, change.dP)
+                    slow = slow + np.einsum("bn,bnj->j", change.dmu, at.policy.P)
+                    for horizon, value in (("short", quick), ("long", slow)):
+                        key = (p.name, kind, horizon)
+                        slope[key] = slope.get(key, 0.0) + weight * value
         for p in club.plans:
             j = club.choices.index(p.name)
             for k, label in enumerate(club.choices):
                 head = {"segment": segment, "price": p.name}
-                d = {h: slope[p.name, h][k] for h in ("short", "long")}
+                d = {h: slope[p.name, "unit", h][k] for h in ("short", "long")}
                 slopes.append({**head, "share": label, **d})
-                e = {h: d[h] * paid[p.name] / level[h][k] for h in d}
+                e = {h: slope[p.name, "percent", h][k] / level[h][k] for h in d}
                 rows.append({**head, "share": label, **e})
                 if k != j:
-                    lost = {h: -slope[p.name, h][j] for h in d}
+                    lost = {h: -slope[p.name, "unit", h][j] for h in d}
                     moves.append({**head, "to": label, **{h: d[h] / lost[h] for h in d}})
     return Elasticities(pd.DataFrame(rows), pd.DataFrame(slopes), pd.DataFrame(moves))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MET = 1e-6
+"""Weighted gap up to which a moment is met."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A programme whose free parameters were fitted to moments.
@@ -184,6 +188,11 @@ def _report(
     reached = target + fit.fun / scale
     gap = float(np.abs(fit.fun).max(initial=0.0))
     message = f"largest weighted gap {gap:.2g}"
+    met = gap <= MET or len(moments) > len(free)
+    if gap > MET:
+        message += ": the moments are not met" + (
+            "" if met else ", though there are as many parameters: no values reach them"
+        )
     if rank < len(free):
         message += (
             f"; {len(moments)} moments tell only {rank} of {len(free)} parameters apart"
@@ -202,7 +211,7 @@ def _report(
         table,
         pd.Series(fit.x, index=list(free), name="parameter"),
         pd.DataFrame(lam, index=list(free), columns=list(moments)),
-        bool(fit.success) and rank == len(free),
+        bool(fit.success) and rank == len(free) and met,
         message,
     )
 
@@ -210,6 +219,10 @@ def _report(
 def _place(club: Membership, name: str) -> tuple[str | None, str]:
     """Return (type or None, parameter) of a free parameter's name."""
     kind, _, parameter = name.rpartition(": ")
+    if parameter in club.fixed:
+        raise SpecificationError(
+            f"free: {parameter!r} is fixed at {club.fixed[parameter]:g}: take it out of fixed="
+        )
     if kind:
         if kind not in club.types:
             raise SpecificationError(f"free: no type {kind!r}.{suggest(kind, club.types)}")

@@ -226,6 +226,11 @@ def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
     counts = start.counts if isinstance(start, Panel) else start
     if not hasattr(counts, "at_period"):
         raise SpecificationError("start= must be the Panel or its Counts")
+    if len(counts.segments) > 1:
+        raise SpecificationError(
+            f"start holds {len(counts.segments)} segments, the fit is of one: pass"
+            " panel.counts.segment(label)"
+        )
     push = model.transitions.push
     if counts.regions is None:
         return {"all": push(np.ascontiguousarray(counts.at_period().sum(axis=0)))}

@@ -372,7 +372,7 @@ def one_draw(
             wanted = task.long_run == "bands" or (task.long_run == "point" and first)
             entry = None
             if wanted and p.ledger is not None:
-                entry = long_run_of(base, new, p, dates, mu, sums, p.mix[g])
+                entry = long_run_of(base, new, p, dates, mu, sums, p.mix[g], ledgers)
             far[-1].append(entry)
     return paths, far, len(policies), failed
 
@@ -420,6 +420,7 @@ def long_run_of(
     mu: FloatArray,
     sums: Sums,
     factor: float,
+    ledgers: dict[int, Ledger],
 ) -> LongRun:
     """Return the steady state of a scenario for good, and today's customers' present value."""
     lasting = dates.starts is not None and dates.ends is None
@@ -442,7 +443,14 @@ def long_run_of(
     worth = engine.flow_value(theta, policy)
     beta = engine.model.beta
     money, cost = cash(engine, policy, ledger)
-    T = len(sums.entries)
+    # the tail begins where nothing changes any more, which may be after the forecast
+    T = max(len(sums.entries), dates.starts or 0, (dates.ends or 1) - 1)
+    if len(sums.entries) < T:
+        listed, _ = phases(base, new, p.place, dates, T)
+        sums, _ = follow(
+            base[0], listed, mu, p.place, ledgers, None, p.ledger.names, p.engine.blocks.J
+        )
+        sums = scaled(sums, factor)
     names = list(p.ledger.names)
     revenue = sums.entries[:, names.index("payments")] - sums.entries[:, names.index("refunds")]
     spent = sums.entries[:, names.index("benefit cost")]

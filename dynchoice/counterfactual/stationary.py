@@ -18,6 +18,7 @@ from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.tables import measures
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
+from dynchoice.model.terms import VINTAGE
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
@@ -151,6 +152,8 @@ class Stationary:
         due = mine & (np.ones_like(mine) if rule == "prorated" else club.unused)
         if rule != "none":
             out[due, 0] -= club.by_contract(c.refund_share())[due]
+        if club.kept is not None:  # who keeps an old price does not feel a new one
+            out[club.states.axis_codes(VINTAGE) == 1] = 0.0
         return out
 
     def benefit_direction(self, benefit: str) -> FloatArray:

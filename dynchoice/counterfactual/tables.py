@@ -151,18 +151,24 @@ def lay_out(
     out["long_run"] = pd.DataFrame(long_rows) if long_rows else None
     out["badges"] = badge_table(done, tasks, scenarios)
     labels_of = dict(zip(*(out["badges"][k] for k in ("key", "badge")), strict=True))
+    money_of = dict(zip(*(out["badges"][k] for k in ("key", "money")), strict=True))
     out["badges"] = out["badges"].drop(columns="key")
     for name in ("take_up", "welfare", "outcomes", "long_run"):
-        if out[name] is not None:
-            pairs = zip(out[name]["scenario"], out[name]["segment"], strict=True)
-            out[name]["badge"] = [labels_of[f"{a}|{b}"] for a, b in pairs]
+        table = out[name]
+        if table is not None:
+            keys = table["scenario"] + "|" + table["segment"]
+            table["badge"] = keys.map(labels_of)
+            in_money = np.full(len(table), name == "welfare")
+            if "measure" in table.columns:
+                in_money = (table["measure"] == "surplus").to_numpy()
+            table["badge"] = np.where(in_money, keys.map(money_of), table["badge"])
     return out
 
 
 def badge_table(
     done: Sequence[GroupPaths], tasks: Sequence[list[Group]], scenarios: Sequence[Scenario]
 ) -> pd.DataFrame:
-    """Return scenario, segment, badge, reasons; all together rest on the weakest."""
+    """Return scenario, segment, badge, money's badge, reasons; all rest on the weakest."""
     import pandas as pd
 
     rows: list[dict[str, str]] = []
@@ -183,6 +189,7 @@ def badge_table(
                     "scenario": s.name,
                     "segment": segment,
                     "badge": worst,
+                    "money": max((b.money for b in known), key=ORDER.index, default=""),
                     "reasons": "; ".join(reasons),
                     "key": f"{s.name}|{segment}",
                 }

@@ -28,6 +28,7 @@ from dynchoice.counterfactual.path import valued
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
+from dynchoice.model.changes import OFFERED
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray
@@ -207,6 +208,8 @@ def shapley(
 ) -> Decomposition:
     """Decompose surplus, penetration or revenue by benefit, over all bundles of them.
 
+    ``all`` is every benefit on offer to everybody: more than today, where a roll-out is under way.
+
     Parameters
     ----------
     benefits : sequence of str, optional
@@ -284,7 +287,7 @@ def _benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
 
 def offered(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
     """Return a bundle: the subset on offer to everybody in the plans' shares, the others gone."""
-    return {n: (lambda share: share) if n in subset else 0 for n in names}
+    return {n: OFFERED if n in subset else 0 for n in names}
 
 
 def _worth(

@@ -30,6 +30,10 @@ TERMS = (
 )
 
 
+OFFERED = "offered"
+"""In a bundle: the benefit is there for everybody, in the share that each plan gives."""
+
+
 def known(names: Any, pool: Sequence[str], what: str) -> None:
     """Raise for the first name that is not in the pool."""
     for name in names:
@@ -62,6 +66,10 @@ def with_prices(
         Members with a running plan keep their old prices until they leave.
     """
     known(prices, plan_names(club), "prices")
+    if grandfathered and club.kept is not None:
+        raise SpecificationError(
+            "some members keep older prices already: a second vintage of prices is not modelled"
+        )
     old = {
         label: {p.name: float(menu.get(p.name, p.price)) for p in club.plans}
         for label, menu in (club.menus or {"": {}}).items()
@@ -84,24 +92,38 @@ def with_prices(
 def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
     """Return the programme with benefits removed (0), restored (1) or improved (2 = doubled).
 
-    ``{benefit: share}`` or ``{benefit: {plan: share}}``; a function changes the share that each
-    plan has. Chains of use stay what they are; see ``with_engagement``.
+    ``{benefit: share}`` or ``{benefit: {plan: share}}``: the plans (all, or those named) give that
+    share whatever bundle is in force. A function changes the share that each plan has, under the
+    bundles in force; ``"offered"`` lifts what they hold back. Chains of use stay what they are,
+    but for benefits whose chain depends on the bundle (``by_bundle``).
     """
     known(bundle, [b.name for b in club.benefits], "bundle")
     plans = []
+    released: dict[str, list[str]] = {}
     for p in club.plans:
         own = {b.name: p.includes(b.name) for b in club.benefits}
         for benefit, share in bundle.items():
             if isinstance(share, Mapping):
                 known(share, plan_names(club), f"bundle: {benefit}")
-                share = share.get(p.name, own[benefit])
-            own[benefit] = new_value(share, own[benefit], f"bundle: {benefit}")
+                if p.name not in share:
+                    continue
+                share = share[p.name]
+            if not callable(share):
+                released.setdefault(benefit, []).append(p.name)
+            if share != OFFERED:
+                own[benefit] = new_value(share, own[benefit], f"bundle: {benefit}")
         chains = tuple(b.name for b in club.benefits if p.engaged(b.name))
         plans.append(replace(p, benefits=own, engages=chains))
-    # a bundle in force that held a changed benefit back no longer does
+
+    def freed(benefit: str, share: Any) -> Any:
+        names = released.get(benefit, [])
+        if not names:
+            return share
+        by_plan = share if isinstance(share, Mapping) else dict.fromkeys(plan_names(club), share)
+        return {**by_plan, **dict.fromkeys(names, 1.0)}
+
     bundles = {
-        label: {k: v for k, v in shares.items() if k not in bundle}
-        for label, shares in club.bundles.items()
+        label: {k: freed(k, v) for k, v in shares.items()} for label, shares in club.bundles.items()
     }
     return replace(club, plans=tuple(plans), bundles=bundles)
 

@@ -18,7 +18,6 @@ from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.tables import measures
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
-from dynchoice.model.terms import VINTAGE
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
@@ -152,8 +151,7 @@ class Stationary:
         due = mine & (np.ones_like(mine) if rule == "prorated" else club.unused)
         if rule != "none":
             out[due, 0] -= club.by_contract(c.refund_share())[due]
-        if club.kept is not None:  # who keeps an old price does not feel a new one
-            out[club.states.axis_codes(VINTAGE) == 1] = 0.0
+        out[np.isfinite(club.kept_prices()[:, j - 1])] = 0.0  # who keeps an old price
         return out
 
     def benefit_direction(self, benefit: str) -> FloatArray:

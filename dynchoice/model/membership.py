@@ -280,13 +280,19 @@ class Membership:
         lists = [[m.get(p.name, p.price) for p in self.plans] for m in self.menus.values()]
         at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
         out = np.array(lists)[at] if lists else np.tile(listed, (S, 1))
-        if self.kept is not None:
-            labels = list(self.menus) or [""]
-            old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
-            kept = np.array(old)[at]
-            use = (self.states.axis_codes(VINTAGE) == 1)[:, None] & np.isfinite(kept)
-            out = np.where(use, kept, out)
-        return out
+        kept = self.kept_prices()
+        return np.where(np.isfinite(kept), kept, out)
+
+    def kept_prices(self) -> FloatArray:
+        """Return prices that grandfathered members keep (S, plans), NaN where the list holds."""
+        S, P = self.states.size, len(self.plans)
+        if self.kept is None:
+            return np.full((S, P), np.nan)
+        labels = list(self.menus) or [""]
+        old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
+        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
+        inside = self.states.axis_codes(VINTAGE) == 1
+        return np.where(inside[:, None], np.array(old)[at], np.nan)
 
     def included(self, benefit: Benefit) -> FloatArray:
         """Return the share of a benefit's value that each plan gives in each state (S, plans)."""

@@ -69,7 +69,7 @@ def plot_forecast(
                 step = max(1, -(-len(labels) // 5))
                 ax.set_xticks(range(0, len(labels), step), labels[::step], rotation=35, fontsize=8)
     handles, names = axes[0][0].get_legend_handles_labels()
-    band = f" (bands: {forecast.level:.0%} of parameter draws)" if forecast.draws else ""
+    band = f" (bands: {forecast.level:.0%} of draws, parameters and laws)" if forecast.draws else ""
     figure.legend(
         handles,
         names,

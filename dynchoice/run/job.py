@@ -175,9 +175,8 @@ def check_scenarios(run: Run) -> None:
 def in_words(fits: dict[Any, Results], scenarios: list[Scenario], result: Forecast) -> str:
     """Return the last month's take-up by segment and scenario, and what each rests on."""
     table = result.take_up[result.take_up["period"] == result.take_up["period"].max()]
-    lines = [
-        f"Take-up in {table['label'].iloc[0]} (bands: {result.level:.0%} of draws, parameters and laws)"
-    ]
+    when, level = table["label"].iloc[0], f"{result.level:.0%}"
+    lines = [f"Take-up in {when} (bands: {level} of draws, parameters and laws)"]
     for segment, part in table.groupby("segment", sort=False):
         lines.append(f"\n{segment}")
         for scenario, rows in part.groupby("scenario", sort=False):

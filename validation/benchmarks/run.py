@@ -183,15 +183,19 @@ def plan(study: Study, quick: bool) -> None:
 
 def forecasts(study: Study) -> None:
     """24 months ahead on 5,040 states, against simulating 100,000 members."""
-    from dynchoice.counterfactual.regime import Regime, push_path
+    from dynchoice.counterfactual.engine import Engine
+    from dynchoice.counterfactual.path import Dates, follow, phases
 
     model, theta = plan_model(40, 42)
-    P = dc.solve(model, theta).ccp
-    mu = np.full(model.states.size, 1 / model.states.size)
+    with one_blas_thread():
+        engine = Engine(model, theta)
+    mu = engine.blocks.blocked(np.full(model.states.size, 1 / model.states.size))
+    now = engine, engine.base, theta
 
     def push() -> object:
-        regime = Regime(model, P)
-        return push_path(regime, regime, mu, 24, 1, None)
+        """What dc.forecast does for one scenario and draw once the policy is solved."""
+        listed, _ = phases(now, now, None, Dates(1), 24)
+        return follow(engine, listed, mu, None, {}, None)
 
     exact = cpu(push, 15)
     simulated = cpu(lambda: dc.simulate(model, params=theta, members=100_000, periods=24), 1) - cpu(

@@ -990,18 +990,23 @@ def combine_rows(weights, rows):
     return out
 
 
-def push_cells(F, P, mu, periods, worth, group, use, groups, uses):
-    """(cells (periods,groups,J), users (periods,uses,J), values (periods+1,), mu after), by loops."""
-    J = P.shape[1]
-    cells, users = np.zeros((periods, groups, J)), np.zeros((periods, uses, J))
-    values = np.zeros(periods + 1)
+def applied(overwrite, x):
+    """What a function that overwrites an array, with room of the same size, makes of ``x``."""
+    x = np.array(x, dtype=float)
+    overwrite(x, np.empty_like(x))
+    return x
+
+
+def push_cells(F, P, mu, periods, worth, group, groups):
+    """(cells (periods,groups,J), values (periods+1,M), mu after), by loops; worth is (M,S)."""
+    cells = np.zeros((periods, groups, P.shape[1]))
+    values = np.zeros((periods + 1, len(worth)))
     for t in range(periods + 1):
         for s in range(len(mu)):
-            values[t] += mu[s] * worth[s]
-            for j in range(J):
+            values[t] += mu[s] * worth[:, s]
+            for j in range(P.shape[1]):
                 if t < periods:
                     cells[t, group[s], j] += mu[s] * P[s, j]
-                    users[t, use[s], j] += mu[s] * P[s, j]
         if t < periods:
             mu = pushed(F, P, mu)
-    return cells, users, values, mu
+    return cells, values, mu

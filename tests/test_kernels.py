@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.special import logsumexp
 
 import dynchoice as dc
-from dynchoice import kernels
+from dynchoice import kernels, level_kernels
 from dynchoice.solve.blocks import LevelBlocks, blocks_of, level_law
 
 
@@ -214,12 +214,81 @@ def test_soft_bellman_where_choices_tie_miss_or_are_hopeless(rng):
     assert (P[::2] == pi[::2]).all() and np.abs(P.sum(axis=1) - 1).max() < 1e-15
 
 
+def test_exponentials_and_logarithms(rng):
+    x = -np.concatenate([rng.exponential(size, 3_000) for size in (1e-9, 1e-3, 1.0, 50.0)])
+    x = np.concatenate(
+        [x, [0.0, -0.0, -690.7, -700.0, -1e308, -np.inf], -np.log(2) * np.arange(99)]
+    )
+    got = x.copy()
+    level_kernels.exponentials(got, nan(x.size))
+    want = np.maximum(np.exp(x.astype(np.longdouble)), np.longdouble(1e-300))
+    assert np.abs(got / want - 1).max() < 4e-16
+    assert got[x == 0].tolist() == [1.0, 1.0, 1.0] and (got[x < -690.8] == 1e-300).all()
+    assert np.isnan(oracles.applied(level_kernels.exponentials, [np.nan, -1.0])[0])
+
+    y = np.concatenate([1 + rng.exponential(size, 3_000) for size in (1e-12, 1e-6, 1.0, 1e3)])
+    y = np.concatenate([y, np.sqrt(2.0) + np.arange(-4, 5) * 2.3e-16, 2.0 ** np.arange(30)])
+    got = y.copy()
+    level_kernels.logarithms(got, nan(y.size), nan(y.size))
+    want = np.log(y.astype(np.longdouble))
+    some = want > 0
+    assert np.abs(got[some] / want[some] - 1).max() < 4e-16 and (got[~some] == 0).all()
+
+
+def level_bellman(u, ev, beta, a, d):
+    """The kernel on arrays (S, J), as :func:`soft_bellman` has them."""
+    turned = [np.ascontiguousarray(x.T) for x in (u, ev)]
+    v, pi, P, V = nan(*u.T.shape), nan(*u.T.shape), nan(*u.T.shape), nan(len(u))
+    level_kernels.level_bellman(*turned, beta, a, d, v, V, pi, P)
+    return v.T, V, pi.T, P.T
+
+
+@pytest.mark.parametrize("J", [1, 2, 3, 5])
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_level_bellman(rng, J, beta):
+    S = 61
+    u, ev = 3 * rng.normal(size=(S, J)), 3 * rng.normal(size=(S, J))
+    u[:9] = rng.choice([0.0, 1.0], size=(9, J))  # exact ties
+    u[9:16] *= 400.0  # exp underflows: the floor
+    u[16:18] = 1e15
+    ev[:18] = 0.0
+    gone = rng.random((S, J)) < 0.3
+    gone[np.arange(S), rng.integers(0, J, S)] = False
+    u[gone] = -np.inf
+    a = np.where(np.arange(S) % 2 == 0, 1.0, rng.uniform(0.3, 1.0, S))
+    d = gone.argmin(axis=1)
+    d[::2] = J - 1  # of no account, even where it is not offered: attention is one
+    want = oracles.saturated_bellman(u, ev, beta, a, d, 1e-300)
+    got = level_bellman(u, ev, beta, a, d)
+    for one, twin in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, twin, rtol=1e-14, atol=1e-15)
+    assert (got[2][~gone] > 0).all() and (got[2][gone] == 0).all()
+    assert np.abs(got[3].sum(axis=1) - 1).max() < 1e-15
+    u[5, 0] = np.nan
+    assert np.isnan(level_bellman(u, ev, beta, a, d)[2][5]).any()
+
+
+def test_largest(rng):
+    for n in (1, 2, 7, 100):
+        x = rng.normal(size=n)
+        assert level_kernels.largest(x) == np.abs(x).max()
+    assert level_kernels.largest(np.array([-3.0, 2.0])) == 3.0
+
+
+def test_level_solve_does_not_call_nonsense_converged():
+    m = levels(2, 4, 3, 3, 0.95)
+    for wrong in (np.nan, np.inf, -np.inf):
+        start = np.zeros(m.n)
+        start[4] = wrong
+        assert not level_solve(m, start, True).residual < 1e300
+
+
 def test_dot_and_combined_rows(rng):
-    for n in range(12):
+    for n in range(20):
         a, b = rng.normal(size=n), rng.normal(size=n)
-        assert kernels.dot(a, b) == pytest.approx(sum(a * b), abs=1e-14)
+        assert level_kernels.dot(a, b) == pytest.approx(sum(a * b), abs=1e-14)
         rows, out = rng.normal(size=(n, 5)), np.ones(5)
-        kernels.combine_rows(a, rows, out)
+        level_kernels.combine_rows(a, rows, out)
         np.testing.assert_allclose(out, 1 + oracles.combine_rows(a, rows), atol=1e-14)
 
 
@@ -245,7 +314,7 @@ def levels(seed, C, E, J, beta=0.9, wider=0):
     for j, _, t in np.argwhere(R > 0):
         need[chain[j], t] = True
     Q = np.concatenate([Q, np.zeros((wider, E, E))])
-    chains = Q, np.ascontiguousarray(Q.transpose(0, 2, 1)), chain, need
+    chains = Q, np.ascontiguousarray(Q.transpose(0, 2, 1)), chain, need, need.sum(axis=1)
     graph = indptr, np.concatenate(to), weight, order, np.argsort(order), loops
     return SimpleNamespace(
         spec=model, R=R, F=model["F"], n=C * E, L=L + wider, shape=(C, E, J), chains=chains,
@@ -259,11 +328,21 @@ def test_levels_expect_and_push(rng, case, wider):
     m = levels(*case, wider=wider)
     C, E, J = m.shape
     x, mu = rng.normal(size=m.n), rng.random(m.n)
-    ev, z = nan(m.n, J), nan(m.L, C, E)
-    kernels.level_expect(x, ev, z, *m.law)
+    ev, z = nan(J, m.n), nan(m.L, C, E)
+    level_kernels.level_expect(x, ev, z, *m.law)
+    ev = ev.T
     np.testing.assert_allclose(ev, m.F @ x, atol=1e-13)
     pushed, PT = nan(m.n), np.ascontiguousarray(m.P.T)
-    kernels.level_push(mu, PT, pushed, nan(m.L, C, E), *m.law)
+    mask, group, cells = (
+        rng.integers(0, 2, m.n).astype(float),
+        rng.integers(0, 3, C),
+        np.ones((3, J)),
+    )
+    main = mask, group
+    level_kernels.level_push(mu, PT, pushed, nan(m.L, C, E), main, cells, *m.law)
+    for g in range(3):
+        counted = mask * (np.repeat(group, E) == g) * mu
+        np.testing.assert_allclose(cells[g], 1 + counted @ m.P, atol=1e-13)
     np.testing.assert_allclose(pushed, oracles.pushed(m.F, m.P, mu), atol=1e-13)
     assert pushed.sum() == pytest.approx(mu.sum(), rel=1e-14)
     assert pushed @ x == pytest.approx(((mu[:, None] * m.P) * ev).sum(), abs=1e-13)
@@ -277,7 +356,7 @@ def test_level_factors_and_sweeps(rng, case):
     m = levels(*case)
     (C, E, J), beta = m.shape, 0.9
     W, lu, z = nan(J, C, E), nan(C, E, E), nan(m.L, C, E)
-    kernels.level_factor(m.P, beta, W, lu, *m.law)
+    level_kernels.level_factor(np.ascontiguousarray(m.P.T), beta, W, lu, *m.law)
     np.testing.assert_array_equal(W, beta * m.P.T.reshape(J, C, E))
     rank, loops = m.graph[-2:]
     M, U = oracles.sweep_split(m.F, m.P, beta, E, rank)
@@ -290,7 +369,7 @@ def test_level_factors_and_sweeps(rng, case):
         else:
             assert np.isnan(A).all()
     v, y, out = rng.normal(size=m.n), nan(m.n), nan(m.n)
-    kernels.level_sweep(v, y, out, z, W, lu, *m.law)
+    level_kernels.level_sweep(v, y, out, z, W, lu, *m.law)
     np.testing.assert_allclose(y, np.linalg.solve(M, v), atol=1e-12)
     np.testing.assert_allclose(out, v - U @ y, atol=1e-12)
     np.testing.assert_allclose(out, (M - U) @ y, atol=1e-12)
@@ -300,9 +379,9 @@ def gmres(m, beta, b, basis, goal):
     """Solve one system of a level model; return the step, the residual and the sweeps."""
     C, E, J = m.shape
     W, lu, z, step = nan(J, C, E), nan(C, E, E), nan(m.L, C, E), nan(m.n)
-    kernels.level_factor(m.P, beta, W, lu, *m.law)
-    work = nan(basis + 1, m.n), nan(basis + 2, basis + 3), nan(m.n), z
-    size, sweeps = kernels.level_gmres(b, goal, step, *work, W, lu, *m.law)
+    level_kernels.level_factor(np.ascontiguousarray(m.P.T), beta, W, lu, *m.law)
+    work = nan(basis + 1, m.n), nan(basis, m.n), nan(basis + 2, basis + 3), z
+    size, sweeps = level_kernels.level_gmres(b, goal, step, *work, W, lu, *m.law)
     return step, size, sweeps
 
 
@@ -354,19 +433,19 @@ def level_solve(m, h, warm, tol=1e-12, maxiter=40, basis=30):
     """Run the solver from ``h``; return what it returns and the arrays it writes."""
     (C, E, J), spec = m.shape, m.spec
     k = min(basis, m.n)
-    ev, v, pi, P = (nan(m.n, J) for _ in range(4))
+    ev, v, pi, P = (nan(J, m.n) for _ in range(4))
     T, r, h = nan(m.n), nan(m.n), np.array(h)
     work = (
-        ev, nan(k + 1, m.n), nan(k + 2, k + 3), nan(m.n), nan(m.n), nan(m.L, C, E),
+        ev, v, T, nan(k + 1, m.n), nan(k, m.n), nan(k + 2, k + 3), nan(m.n), nan(m.L, C, E),
         nan(J, C, E), nan(C, E, E),
     )  # fmt: skip
-    u = oracles.flow_utility(spec, spec["params"])
-    residual, gain, steps, sweeps = kernels.level_solve(
-        u, h, spec["beta"], spec["attention"], spec["default"], warm, tol, maxiter, v, T, pi, P,
-        r, work, m.law,
+    u = np.ascontiguousarray(oracles.flow_utility(spec, spec["params"]).T)
+    residual, gain, steps, sweeps = level_kernels.level_solve(
+        u, h, spec["beta"], spec["attention"], spec["default"], warm, tol, maxiter, pi, P, r,
+        work, m.law,
     )  # fmt: skip
     return SimpleNamespace(
-        h=h, gain=gain, residual=residual, steps=steps, sweeps=sweeps, v=v, T=T, pi=pi, P=P
+        h=h, gain=gain, residual=residual, steps=steps, sweeps=sweeps, v=v.T, T=T, pi=pi.T, P=P.T
     )
 
 
@@ -444,23 +523,22 @@ def test_level_solve_contracts_while_that_halves_the_residual(beta):
 def test_level_path(rng, case):
     m = levels(*case)
     C, E, J = m.shape
-    worth = rng.normal(size=m.n)
+    worth = rng.normal(size=(2, m.n))
     by_level = np.repeat(rng.integers(0, 3, C), E)
     by_state = rng.integers(0, 4, m.n)
     for periods, group in itertools.product((0, 1, 6), (by_level, by_state)):
         mu = rng.random(m.n) * (rng.random(m.n) < 0.7)
-        cells, users, values = oracles.push_cells(
-            m.F, m.P, mu, periods, worth, group, np.arange(m.n) % E, 4, E
-        )[:3]
-        after = oracles.push_cells(m.F, m.P, mu, periods, worth, group, group, 4, 4)[3]
-        got = np.ones((periods, 4, J)), np.ones((periods, J, E)), np.ones(periods + 1)
-        kernels.level_path(
-            mu, np.ascontiguousarray(m.P.T), periods, worth, group, *got, nan(m.L, C, E),
+        cells, values, after = oracles.push_cells(m.F, m.P, mu, periods, worth, group, 4)
+        got = np.ones((periods, 4, J)), np.ones((periods + 1, 2))
+        lead = group.reshape(C, E)[:, 0]
+        mask = group == np.repeat(lead, E)
+        level_kernels.level_path(
+            mu, np.ascontiguousarray(m.P.T), periods, worth, group,
+            (mask.astype(float), lead.copy()), np.flatnonzero(~mask), *got, nan(m.L, C, E),
             nan(m.n), *m.law,
         )  # fmt: skip
         np.testing.assert_allclose(got[0], 1 + cells, atol=1e-13)
-        np.testing.assert_allclose(got[1], 1 + users.transpose(0, 2, 1), atol=1e-13)
-        np.testing.assert_allclose(got[2], 1 + values, atol=1e-13)
+        np.testing.assert_allclose(got[1], 1 + values, atol=1e-13)
         np.testing.assert_allclose(mu, after, atol=1e-13)
 
 
@@ -547,9 +625,8 @@ def check_blocks(spec, blocks, rng):
     group, mu = rng.integers(0, 3, n), rng.random((B, n))
     mu[1:2] = 0.0  # an offer in which nobody is
     mu[0, rng.random(n) < 0.3] = 0.0
-    worth, moved = rng.normal(size=(B, n)), mu.copy()
-    cells, users, values = blocks.push(moved, P, 5, worth, group, 3)
-    E = users.shape[3]
+    worth, moved = rng.normal(size=(B, 2, n)), mu.copy()
+    cells, values = blocks.push(moved, P, 5, worth, group, 3)
     for b in range(B):
         own = own_spec(spec, blocks.order[b])
         np.testing.assert_allclose(own["F"].sum(axis=2)[own["available"]], 1.0, atol=1e-13)
@@ -574,8 +651,8 @@ def check_blocks(spec, blocks, rng):
             np.testing.assert_allclose(step, want, rtol=1e-10, atol=1e-10)
         want = oracles.pushed(own["F"], P[b], mu[b])
         np.testing.assert_allclose(blocks.push_once(b, mu[b], P[b]), want, atol=1e-13)
-        want = oracles.push_cells(own["F"], P[b], mu[b], 5, worth[b], group, np.arange(n) % E, 3, E)
-        got = cells[b], users[b].transpose(0, 2, 1), values[:, b], moved[b]
+        want = oracles.push_cells(own["F"], P[b], mu[b], 5, worth[b], group, 3)
+        got = cells[b], values[b], moved[b]
         for a, twin in zip(got, want, strict=True):
             np.testing.assert_allclose(a, twin, atol=1e-13)
 

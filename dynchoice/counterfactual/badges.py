@@ -64,8 +64,10 @@ def badge(
     place : IntArray, shape (S,), optional
         Where members move.
     counts : FloatArray, shape (S, J), optional
-        The data's choices; None for a calibrated model.
+        The data's choices; None (or none at all) for a calibrated model.
     """
+    if counts is not None and not counts.any():
+        counts = None
     found: list[tuple[str, str]] = []
     found += _dynamics(scenario, base, model, place)
     found += _features(scenario, base, model, place, counts)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.blocks import TOL, BlockSolution, PlainBlocks, blocks_of
+from dynchoice.solve.blocks import blocks_of
+from dynchoice.solve.plain_blocks import TOL, BlockSolution, PlainBlocks
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SLOPE_RTOL = 1e-6
@@ -35,8 +36,9 @@ class Policy:
 class Features:
     """A model's features laid out by block, and which blocks are alike.
 
-    ``x`` (K, B n J) with its offset (B n J,), minus infinity where not offered; ``twin`` (B,)
-    names for each block the first one that equals it in everything.
+    ``x`` (K, B n J) with its offset (B n J,), minus infinity where not offered, in the order of
+    :meth:`~dynchoice.solve.plain_blocks.PlainBlocks.flat`; ``twin`` (B,) names for each block the
+    first one that equals it in everything.
     """
 
     x: FloatArray
@@ -47,8 +49,8 @@ class Features:
     def of(cls, model: DDC, b: PlainBlocks) -> Features:
         """Lay out a model."""
         u = model.utility
-        x = np.ascontiguousarray(u.x[b.order].reshape(b.B * b.n * b.J, -1).T)
-        offset = np.where(model.available, u.offset, -np.inf)[b.order].reshape(-1)
+        x = np.stack([b.flat(column[b.order]) for column in np.moveaxis(u.x, -1, 0)])
+        offset = b.flat(np.where(model.available, u.offset, -np.inf)[b.order])
         seen: dict[tuple[bytes, ...], int] = {}
         twin = np.arange(b.B)
         own, off = x.reshape(len(x), b.B, -1), offset.reshape(b.B, -1)
@@ -103,10 +105,9 @@ class Engine:
 
     def flow(self, thetas: FloatArray) -> FloatArray:
         """Return flow utility of parameter vectors (D, K) as (D, B, n, J)."""
-        b = self.blocks
         u = thetas @ self.features.x
         u += self.features.offset
-        return u.reshape(len(thetas), b.B, b.n, b.J)
+        return self.blocks.view(u)
 
     def _solve(self, u: FloatArray, start: FloatArray | None, tol: float = TOL) -> BlockSolution:
         return self.blocks.solve(u, start, tol, self._solved)
@@ -123,7 +124,7 @@ class Engine:
             return
         b = self.blocks
         found = self._first
-        x = self.features.x.reshape(-1, b.B, b.n, b.J)
+        x = b.view(self.features.x)
         right = np.ascontiguousarray(np.einsum("bnj,kbnj->bnk", found.policy, x))
         right[~self._solved] = 0.0
         self._h = found.h

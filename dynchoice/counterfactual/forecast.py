@@ -320,12 +320,16 @@ def _choices(scenarios: Sequence[Scenario], done: Sequence[GroupPaths]) -> list[
 
 
 def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list[GroupPaths]:
-    """Run the fits' tasks, split into chunks of draws where there are more cores than fits."""
+    """Run the fits' tasks; those left over when each core has had as many are split by draws."""
     from joblib import Parallel, cpu_count, delayed
 
     cores = cpu_count() if n_jobs < 0 else n_jobs
-    chunks = -(-cores // len(tasks))
-    parts = [(i, part) for i, task in enumerate(tasks) for part in task.split(chunks)]
+    whole = len(tasks) - len(tasks) % cores
+    parts = [
+        (i, part)
+        for i, task in enumerate(tasks)
+        for part in ([task] if i < whole else task.split(cores))
+    ]
     with one_blas_thread():
         if cores == 1:
             found = []

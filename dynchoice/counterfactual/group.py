@@ -436,13 +436,14 @@ def long_run_of(
         ledger = Ledger.of(engine.model.membership, engine.blocks)
     rest, _ = steady_state(engine, policy, there)
     stay = rest.copy()
-    cells, users, values = engine.blocks.push(
-        stay, policy.P, 1, policy.V, ledger.group, ledger.groups
+    money, cost = cash(engine, policy, ledger)
+    cells, values = engine.blocks.push(
+        stay, policy.P, 1, cost[:, None], ledger.group, ledger.groups
     )
-    entries = ledger.named(ledger.read(cells, users)[0], p.ledger.names)
+    entries = ledger.read(cells, values.sum(axis=0)[:1, 0])[0]
+    entries = ledger.named(entries, p.ledger.names)
     worth = engine.flow_value(theta, policy)
     beta = engine.model.beta
-    money, cost = cash(engine, policy, ledger)
     # the tail begins where nothing changes any more, which may be after the forecast
     T = max(len(sums.entries), dates.starts or 0, (dates.ends or 1) - 1)
     if len(sums.entries) < T:
@@ -497,12 +498,7 @@ def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, Fl
     by_cell = ledger.by_cell.reshape(b.B, ledger.groups, b.J, -1)
     names = list(ledger.names)
     net = by_cell[..., names.index("payments")] - by_cell[..., names.index("refunds")]
-    cost = ledger.by_use.reshape(b.B, b.J, b.E)
-    rest = np.arange(b.n) % b.E
-    return (
-        (policy.P * net[:, ledger.group]).sum(axis=2),
-        (policy.P * cost.transpose(0, 2, 1)[:, rest]).sum(axis=2),
-    )
+    return (policy.P * net[:, ledger.group]).sum(axis=2), ledger.cost(policy.P)
 
 
 def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) -> list[FloatArray]:

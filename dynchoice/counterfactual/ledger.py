@@ -1,8 +1,8 @@
 """Ledger: what a path of a membership amounts to, in customers and money, month by month.
 
-A path arrives as sums by group of states and choice (``cells``) and by engagement and choice
-(``users``); here they become stocks, moves between plans, renewals, payments and costs. All
-entries add up over offers, regions, types and segments; rates are ratios of sums, taken last.
+A path arrives as sums by group of states and choice (``cells``); here they become stocks, moves
+between plans, renewals, payments and costs. All entries add up over offers, regions, types and
+segments; rates are ratios of sums, taken last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from dynchoice.model.contracts import NEW, PAID, TRIAL
 from dynchoice.model.membership import Membership
 from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
-from dynchoice.solve.blocks import PlainBlocks
+from dynchoice.solve.plain_blocks import PlainBlocks
 from dynchoice.typing import FloatArray, IntArray
 
 RATES = {
@@ -52,6 +52,11 @@ class Ledger:
     def groups(self) -> int:
         """Number of groups of states."""
         return len(self.held)
+
+    @property
+    def costly(self) -> bool:
+        """Whether use of some benefit costs money."""
+        return bool(self.by_use.any())
 
     @classmethod
     def of(cls, club: Membership, blocks: PlainBlocks) -> Ledger:
@@ -94,12 +99,22 @@ class Ledger:
             held,
         )
 
-    def read(self, cells: FloatArray, users: FloatArray) -> FloatArray:
-        """Return entries (T, entries) of sums (B, T, groups, J) and (B, T, J, E)."""
+    def cost(self, P: FloatArray) -> FloatArray:
+        """Return what use of benefits is expected to cost by state (B, n) under ``P`` (B, n, J)."""
+        B, n, J = P.shape
+        E = self.by_use.shape[1] // J
+        by_use = self.by_use.reshape(B, J, 1, E)
+        use = by_use[:, 0] * P[..., 0].reshape(B, -1, E)
+        for j in range(1, J):
+            use += by_use[:, j] * P[..., j].reshape(B, -1, E)
+        return use.reshape(B, n)
+
+    def read(self, cells: FloatArray, cost: FloatArray) -> FloatArray:
+        """Return entries (T, entries) of sums (B, T, groups, J) and the benefits' cost (T,)."""
         B, T = cells.shape[:2]
         out = np.empty((T, len(self.names)))
         out[:, :-1] = (cells.reshape(B, T, -1) @ self.by_cell).sum(axis=0)
-        out[:, -1] = (users.reshape(B, T, -1) @ self.by_use[..., None]).sum(axis=0)[:, 0]
+        out[:, -1] = cost
         return out
 
     def named(self, found: FloatArray, names: tuple[str, ...]) -> FloatArray:

@@ -181,15 +181,17 @@ def follow(
             merged = np.zeros_like(mu)  # offers that are alike go on as one
             np.add.at(merged, engine.twin, mu)
             mu = merged
-        cells, users, values = b.push(mu, policy.P, n, worth, ledger.group, ledger.groups)
-        total = values.sum(axis=1)
+        each = np.stack([worth, ledger.cost(policy.P)] if ledger.costly else [worth], axis=1)
+        cells, values = b.push(mu, policy.P, n, each, ledger.group, ledger.groups)
+        total = values.sum(axis=0)[:, 0]
+        spent = values.sum(axis=0)[:-1, -1] if ledger.costly else np.zeros(n)
         if naive:
             surplus = total[:-1]
         else:
             later = total[1:].copy()
             later[-1] = float((mu * phase.ahead).sum())
             surplus = total[:-1] - engine.model.beta * later
-        found = ledger.named(ledger.read(cells, users), names)
+        found = ledger.named(ledger.read(cells, spent), names)
         flows = ledger.flows(cells)
         parts.append(Sums(flows.sum(axis=1), flows, found, surplus))
     return _joined(parts, choices), mu

@@ -87,10 +87,13 @@ class Stationary:
         """Every measure of a period in the steady state, per customer."""
         b, ledger = self.engine.blocks, self.ledger
         stay = self.mu.copy()
-        cells, users, _ = b.push(stay, self.policy.P, 1, self.policy.V, ledger.group, ledger.groups)
+        cost = ledger.cost(self.policy.P)
+        cells, values = b.push(stay, self.policy.P, 1, cost[:, None], ledger.group, ledger.groups)
         flow = self.engine.flow_value(self.theta, self.policy)
         surplus = float((self.mu * flow).sum()) / self.alpha
-        found = measures(ledger.read(cells, users)[0], ledger.names, surplus, 1.0)
+        found = measures(
+            ledger.read(cells, values.sum(axis=0)[:1, 0])[0], ledger.names, surplus, 1.0
+        )
         for j, label in enumerate(self.club.choices):
             found[f"choosing {label}"] = float(cells[..., j].sum())
         return {k: float(v) for k, v in found.items()}

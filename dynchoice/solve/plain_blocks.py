@@ -1,0 +1,238 @@
+"""Blocks of states solved and pushed by the library's general solvers, and what a solution is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dynchoice import kernels
+from dynchoice.errors import ConvergenceError
+from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
+from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.infinite import fixed_point
+from dynchoice.solve.linear import PolicySystem
+from dynchoice.solve.moves import mover
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+TOL = 1e-12
+
+
+@dataclass(frozen=True)
+class BlockSolution:
+    """Blocks solved: ``h``, ``V`` (B, n), ``pi``, ``policy``, ``P`` (B, n, J), and the status."""
+
+    h: FloatArray
+    V: FloatArray
+    pi: FloatArray
+    policy: FloatArray
+    P: FloatArray
+    residual: float
+    converged: bool
+    sweeps: int
+
+    @property
+    def message(self) -> str:
+        """Status in words."""
+        state = "converged" if self.converged else "not converged"
+        return f"{state}: residual {self.residual:.1e} after {self.sweeps} sweeps"
+
+
+class PlainBlocks:
+    """One block of all states, solved and pushed by the library's general solvers.
+
+    Attributes
+    ----------
+    order : IntArray, shape (B, n)
+        State code of each block's states.
+    by_choice : bool
+        Whether arrays (B, n, J) are best stored choice by choice: any order in memory will do,
+        but this one costs no copies.
+    """
+
+    by_choice = False
+
+    def __init__(self, model: DDC, order: IntArray | None = None) -> None:
+        self.model, self.beta = model, model.beta
+        S, self.J, _ = model.shape
+        self.order = np.arange(S)[None, :] if order is None else order
+        self.B, self.n = self.order.shape
+        self.E = self.n
+        self.place = np.empty(S, dtype=np.int64)
+        self.place[self.order.reshape(-1)] = np.arange(S)
+        self.attention = np.ascontiguousarray(model.perceived[self.order])
+        self.default = np.ascontiguousarray(model.default[self.order])
+        self._general: tuple[Bellman, PolicySystem] | None = None
+
+    def blocked(self, by_state: FloatArray) -> FloatArray:
+        """Return something known by state (S, ...) by block (B, n, ...)."""
+        return np.ascontiguousarray(by_state[self.order])
+
+    def by_state(self, blocked: FloatArray) -> FloatArray:
+        """Return something known by block (B, n, ...) by state (S, ...)."""
+        return blocked.reshape(self.B * self.n, *blocked.shape[2:])[self.place]
+
+    def view(self, flat: FloatArray) -> FloatArray:
+        """Return ``flat`` (..., B n J), in the order that suits the blocks, as (..., B, n, J)."""
+        lead = flat.shape[:-1]
+        if self.by_choice:
+            return np.asarray(flat.reshape(*lead, self.B, self.J, self.n).swapaxes(-1, -2))
+        return flat.reshape(*lead, self.B, self.n, self.J)
+
+    def flat(self, x: FloatArray) -> FloatArray:
+        """Return ``x`` (..., B, n, J) as (..., B n J): the reverse of :meth:`view`."""
+        own = x.swapaxes(-1, -2) if self.by_choice else x
+        return np.ascontiguousarray(own).reshape(*x.shape[:-3], -1)
+
+    def observed(self, pi: FloatArray, policy: FloatArray) -> FloatArray:
+        """Return what is observed (B, n, J): the policy, or with true attention for the naive."""
+        if self.model.sophisticated:
+            return policy
+        a = self.blocked(self.model.attention)
+        P = a[..., None] * pi
+        b, s = np.ogrid[: self.B, : self.n]
+        P[b, s, self.default] += 1 - a
+        return P
+
+    def key(self, b: int) -> bytes:
+        """Return what tells a block's law of motion from others'."""
+        return bytes([b])
+
+    def closed(self, b: int) -> list[IntArray]:
+        """Return the states of each group of a block that never reaches the others."""
+        groups = self.model.transitions.blocks[self.order[b]]
+        return [np.flatnonzero(groups == g) for g in np.unique(groups)]
+
+    def set_tables(self, tables: dict[str, FloatArray]) -> None:
+        """Take other probabilities of some laws (J or 1, G, n, n); everything is laid out anew."""
+        F = self.model.transitions
+        assert isinstance(F, Factored)
+        bound = tuple(
+            replace(law, table=tables[law.name]) if law.name in tables else law for law in F.bound
+        )
+        fresh = type(self)(self.model.unchecked(transitions=F.with_bound(bound)))
+        self.__dict__.update(fresh.__dict__)
+
+    @property
+    def general(self) -> tuple[Bellman, PolicySystem]:
+        """The general solver of the whole model, made on first use."""
+        if self._general is None:
+            model = self.model
+            self._general = Bellman(model), PolicySystem(model.transitions, model.beta)
+        return self._general
+
+    def solve(
+        self,
+        u: FloatArray,
+        start: FloatArray | None = None,
+        tol: float = TOL,
+        active: BoolArray | None = None,
+    ) -> BlockSolution:
+        """Solve every block at flow utilities ``u`` (B, n, J), from ``start`` (B, n) if given.
+
+        Parameters
+        ----------
+        active : array (B,) of bool, optional
+            Blocks that matter; others may be left at zero.
+        """
+        bellman, system = self.general
+        flow = self.by_state(u)
+        point = fixed_point(
+            bellman, system, flow, None if start is None else self.by_state(start), tol
+        )
+        if start is not None and not point.converged:
+            point = fixed_point(bellman, system, flow, None, tol)
+        h, gain = self.blocked(point.h), self.blocked(point.gain)
+        pi, policy = self.blocked(bellman.pi), self.blocked(bellman.P)
+        V = h + gain / (1 - self.beta)
+        P = self.observed(pi, policy)
+        return BlockSolution(h, V, pi, policy, P, point.residual, point.converged, system.products)
+
+    def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
+        """Return ``(I - beta F^P)^{-1} right`` (B, n, K), zero at each block's first state.
+
+        Raises
+        ------
+        ConvergenceError
+            No method got there.
+        """
+        _, system = self.general
+        system.failures.clear()
+        system.factor(self.by_state(P))
+        found = self.blocked(system.solve(self.by_state(right)))
+        if system.failures:
+            raise ConvergenceError(f"a linear solve failed: {system.failures[-1]}")
+        return found - found[:, :1]
+
+    def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
+        """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
+        return np.asarray((P * self.model.transitions.expect(x)).sum(axis=1))
+
+    def backward(
+        self, u: FloatArray, ahead: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J) given the next ``V``."""
+        V, pi, policy, v = np.empty(ahead.shape), *(np.empty(u.shape) for _ in range(3))
+        for b in range(self.B):
+            ev = self.expect(b, ahead[b])
+            kernels.soft_bellman(
+                u[b], ev, self.beta, self.attention[b], self.default[b], v[b], V[b], pi[b],
+                policy[b],
+            )  # fmt: skip
+        return V, self.observed(pi, policy), pi
+
+    def expect(self, b: int, x: FloatArray) -> FloatArray:
+        """Return ``E[x(s') | s, j]`` (n, J) of one block; the array may be overwritten later."""
+        return self.model.transitions.expect(np.ascontiguousarray(x))
+
+    def push_once(self, b: int, mu: FloatArray, P: FloatArray) -> FloatArray:
+        """Return one block's distribution (n,) a period later."""
+        return self.mover(b, P)(mu)
+
+    def mover(self, b: int, P: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Return the map of one block's distribution to the next period's, for many periods."""
+        return mover(self.model.transitions, P)
+
+    def push(
+        self,
+        mu: FloatArray,
+        P: FloatArray,
+        periods: int,
+        worth: FloatArray,
+        group: IntArray,
+        groups: int,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Push ``mu`` (B, n), overwritten, for some periods; return what is added up.
+
+        Returns
+        -------
+        cells : FloatArray, shape (B, periods, groups, J)
+            Mass by group of states and choice.
+        values : FloatArray, shape (B, periods + 1, M)
+            ``mu_t . worth[b, m]`` of each of the ``worth`` (B, M, n).
+        """
+        cells = np.zeros((self.B, periods, groups, self.J))
+        values = np.zeros((self.B, periods + 1, worth.shape[1]))
+        self._paths(mu, P, periods, worth, group, cells, values)
+        return cells, values
+
+    def _paths(
+        self,
+        mu: FloatArray,
+        P: FloatArray,
+        periods: int,
+        worth: FloatArray,
+        group: IntArray,
+        cells: FloatArray,
+        values: FloatArray,
+    ) -> None:
+        for b in range(self.B):
+            if mu[b].any():
+                move = self.mover(b, P[b])
+                for t in range(periods):
+                    values[b, t] += worth[b] @ mu[b]
+                    np.add.at(cells[b, t], group, mu[b][:, None] * P[b])
+                    mu[b] = move(mu[b])
+                values[b, periods] += worth[b] @ mu[b]

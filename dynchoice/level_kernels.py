@@ -394,7 +394,7 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, wo
         if steps >= maxiter or stalled >= (2 if residual < 1e-8 * (1.0 + top) else 10):
             break
         # an error of the linear solve as large as Newton's own does no harm
-        goal = max(0.1 * bound, min(0.1, residual) * residual)
+        goal = max(0.3 * bound, min(0.1, residual) * residual)
         level_factor(P, beta, W, lu, chains, graph)
         size, used = level_gmres(r, goal, step, basis, swept, H, z, W, lu, chains, graph)
         sweeps += used
@@ -496,14 +496,14 @@ def level_path_blocks(
 ):
     """:func:`level_path` of every block where somebody stands, in one call.
 
-    ``mu`` (B, n), ``P`` (B, J, n), ``worth`` (B, M, n); ``cells`` and ``values`` have an axis of
-    blocks in front.
+    ``mu`` (B, n), ``P`` (B, J, n), ``worth`` (B, M, n); ``cells`` (periods, B, groups, J), so that
+    a period's are together, and ``values`` (B, periods + 1, M).
     """
     Q, QT, chain, need, count = chains
     for b in range(mu.shape[0]):
         if mu[b].max() > 0.0:
             d = which[b]
             level_path(
-                mu[b], P[b], periods, worth[b], group, main, others, cells[b], values[b], z, out,
+                mu[b], P[b], periods, worth[b], group, main, others, cells[:, b], values[b], z, out,
                 (Q[d], QT[d], chain[d], need[d], count[d]), graph,
             )  # fmt: skip

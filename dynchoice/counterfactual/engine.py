@@ -136,30 +136,30 @@ class Engine:
         tol: float = TOL,
         beyond: FloatArray | None = None,
         u: FloatArray | None = None,
+        guess: FloatArray | None = None,
     ) -> Policy:
-        """Solve at parameters (K,), whose flow utility is ``u`` (B, n, J) if it is known.
+        """Solve at parameters (K,), whose flow utility ``u`` (B, n, J) and starting value ``guess``
+        (B, n) may be known.
 
         ``beyond`` (B, n) is what the baseline's value had beyond its own first-order guess at the
         same draw: the scenario's will have nearly the same.
         """
         if not self._drawn and np.array_equal(theta, self.theta):
             return self.base
-        start = self._guess(theta)
+        start = self.guesses(theta[None])[0] if guess is None else guess
         if start is not None and beyond is not None and beyond.shape == start.shape:
             start = start + beyond
         found = self._solve(self.flow(theta[None])[0] if u is None else u, start, tol)
         self.last = found.h
         return self._expand(found)
 
-    def _guess(self, theta: FloatArray) -> FloatArray | None:
+    def guesses(self, thetas: FloatArray) -> list[FloatArray] | list[None]:
+        """Return first-order guesses of the value (B, n) at parameters (D, K), if there are."""
         if self._slope is None or self._h is None:
-            return None
-        return self._h + self._slope @ (theta - self.theta)
-
-    def beyond(self, theta: FloatArray) -> FloatArray | None:
-        """Return the last solution's value (at ``theta``) less its first-order guess (B, n)."""
-        guess = self._guess(theta)
-        return None if guess is None or self.last is None else self.last - guess
+            return [None] * len(thetas)
+        rise = np.tensordot(thetas - self.theta, self._slope, axes=(1, 2))
+        rise += self._h
+        return list(rise)
 
     def backward(self, theta: FloatArray, ahead: FloatArray) -> Policy:
         """Return the policy of a period whose next period is worth ``ahead`` (B, n)."""

@@ -26,6 +26,10 @@ DRAW_TOL = 1e-8
 """Residual of solutions at draws; those at the estimates go to 1e-12."""
 
 
+Ahead = dict[tuple[int, bytes], tuple[FloatArray, FloatArray | None]]
+"""Flow utilities (B, n, J) and starting values (B, n) by engine and parameters."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Customers of one fit: who they are, where they stand in period 1 and how many they are.
@@ -284,7 +288,7 @@ def run_task(task: Task) -> GroupPaths:
         [p.badge for p in ready],
     )
     alphas: list[float] = []
-    flows: dict[tuple[int, bytes], FloatArray] = {}
+    flows: Ahead = {}
     everything = [Draw(task.fit.theta), *task.draws]
     for b, draw in enumerate(everything):
         if b % BATCH == 1:
@@ -306,17 +310,17 @@ def run_task(task: Task) -> GroupPaths:
     return out
 
 
-def flows_ahead(
-    task: Task, ready: Sequence[Prepared], thetas: Sequence[FloatArray]
-) -> dict[tuple[int, bytes], FloatArray]:
-    """Return flow utilities (B, n, J) of some draws by engine and parameters."""
-    out: dict[tuple[int, bytes], FloatArray] = {}
+def flows_ahead(task: Task, ready: Sequence[Prepared], thetas: Sequence[FloatArray]) -> Ahead:
+    """Return flow utilities and starting values of some draws by engine and parameters."""
+    out: Ahead = {}
     for p in ready:
         own = [p.scenario.theta(task.fit.model, theta) for theta in thetas]
         new = [x for x in own if (id(p.engine), x.tobytes()) not in out]
         if new:
-            for x, u in zip(new, p.engine.flow(np.stack(new)), strict=True):
-                out[id(p.engine), x.tobytes()] = u
+            thetas_new = np.stack(new)
+            pairs = zip(p.engine.flow(thetas_new), p.engine.guesses(thetas_new), strict=True)
+            for x, pair in zip(new, pairs, strict=True):
+                out[id(p.engine), x.tobytes()] = pair
     return out
 
 
@@ -332,7 +336,7 @@ def one_draw(
     ledgers: dict[int, Ledger],
     theta: FloatArray,
     first: bool,
-    flows: dict[tuple[int, bytes], FloatArray],
+    flows: Ahead,
 ) -> tuple[list[list[Sums]], list[list[LongRun | None]], int, int]:
     """Return sums by scenario and group at one draw, solutions made and failed."""
     model, tol = task.fit.model, 1e-12 if first else DRAW_TOL
@@ -344,9 +348,10 @@ def one_draw(
         own = p.scenario.theta(model, theta)
         key = (id(p.engine), own.tobytes())
         if key not in policies:
-            policies[key] = p.engine.at(own, tol, beyond, flows.get(key))
-            if p is ready[0] and not first:
-                beyond = p.engine.beyond(own)
+            u, guess = flows.get(key, (None, None))
+            policies[key] = p.engine.at(own, tol, beyond, u, guess)
+            if p is ready[0] and guess is not None and p.engine.last is not None:
+                beyond = p.engine.last - guess
             failed += not policies[key].converged
         found.append((p.engine, policies[key], own))
     base = found[0]
@@ -390,6 +395,8 @@ def scaled(sums: Sums, factor: float) -> Sums:
 
 def stepped(engine: Engine, policy: Policy, mu: FloatArray, periods: int) -> FloatArray:
     """Return a distribution (B, n) some periods later."""
+    if not periods:
+        return mu
     moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
     for _ in range(periods):
         mu = np.stack([move(own) for move, own in zip(moves, mu, strict=True)])
@@ -408,8 +415,8 @@ def welfare_change(
     if V is policy.V or dates.known is None:
         return 0.0
     at = stepped(engine, policy, mu, min(dates.known, periods) - 1)
-    occupied_now = at > 0
-    return float((at * np.where(occupied_now, V - policy.V, 0.0)).sum())
+    # blocks in which nobody stands are not solved: their values are zero
+    return float(np.vdot(at, V) - np.vdot(at, policy.V))
 
 
 def long_run_of(
@@ -440,8 +447,8 @@ def long_run_of(
     cells, values = engine.blocks.push(
         stay, policy.P, 1, cost[:, None], ledger.group, ledger.groups
     )
-    entries = ledger.read(cells, values.sum(axis=0)[:1, 0])[0]
-    entries = ledger.named(entries, p.ledger.names)
+    found, _ = ledger.read(cells, values.sum(axis=0)[:1, 0])
+    entries = ledger.named(found[0], p.ledger.names)
     worth = engine.flow_value(theta, policy)
     beta = engine.model.beta
     # the tail begins where nothing changes any more, which may be after the forecast
@@ -494,10 +501,7 @@ def final_distribution(
 
 def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
     """Return expected payments less refunds, and costs of benefits, by state (B, n)."""
-    b = engine.blocks
-    by_cell = ledger.by_cell.reshape(b.B, ledger.groups, b.J, -1)
-    names = list(ledger.names)
-    net = by_cell[..., names.index("payments")] - by_cell[..., names.index("refunds")]
+    net = ledger.money[0] - ledger.money[1]
     return (policy.P * net[:, ledger.group]).sum(axis=2), ledger.cost(policy.P)
 
 

@@ -35,7 +35,9 @@ class Ledger:
         Group of a block's states.
     names : tuple of str
         Entries.
-    by_cell : FloatArray, shape (B, groups * J, entries)
+    by_cell : FloatArray, shape (groups * J, entries but money's)
+    money : FloatArray, shape (2, B, groups, J)
+        Payments and refunds.
     by_use : FloatArray, shape (B, J * E)
         Money that use of benefits costs.
     held : IntArray, shape (groups,)
@@ -45,6 +47,7 @@ class Ledger:
     group: IntArray
     names: tuple[str, ...]
     by_cell: FloatArray
+    money: FloatArray
     by_use: FloatArray
     held: IntArray
 
@@ -76,15 +79,8 @@ class Ledger:
         names, parts = entries(club, level)
         pays, back = club.payments()[order][:, at], club.refunds()[order][:, at]
         J = len(club.choices)
-        money = {
-            "payments": pays,
-            "refunds": np.where(np.arange(J) == 0, back[..., None], 0.0),
-        }
-        B, G = blocks.B, len(at)
-        table = np.zeros((len(names) + 2, B, G, J))
-        for i, part in enumerate(parts):
-            table[i] = part
-        table[-2], table[-1] = money["payments"], money["refunds"]
+        refunds = np.where(np.arange(J) == 0, back[..., None], 0.0)
+        B = blocks.B
         cost = np.zeros((B, J, blocks.E))
         for k in club.benefits:
             if k.cost:
@@ -94,7 +90,8 @@ class Ledger:
         return cls(
             np.ascontiguousarray(group.reshape(-1), dtype=np.int64),
             (*names, "payments", "refunds", "benefit cost"),
-            np.ascontiguousarray(table.transpose(1, 2, 3, 0).reshape(B, G * J, -1)),
+            np.ascontiguousarray(np.stack(parts).reshape(len(parts), -1).T),
+            np.stack([pays, refunds]),
             cost.reshape(B, -1),
             held,
         )
@@ -109,13 +106,17 @@ class Ledger:
             use += by_use[:, j] * P[..., j].reshape(B, -1, E)
         return use.reshape(B, n)
 
-    def read(self, cells: FloatArray, cost: FloatArray) -> FloatArray:
-        """Return entries (T, entries) of sums (B, T, groups, J) and the benefits' cost (T,)."""
-        B, T = cells.shape[:2]
+    def read(self, cells: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return entries (T, entries), and mass by plan held and plan chosen (T, J, J), of sums
+        (T, B, groups, J) and the benefits' cost (T,)."""
+        T, B, G, J = cells.shape
+        total = cells.sum(axis=1)
         out = np.empty((T, len(self.names)))
-        out[:, :-1] = (cells.reshape(B, T, -1) @ self.by_cell).sum(axis=0)
+        out[:, :-3] = total.reshape(T, -1) @ self.by_cell
+        out[:, -3:-1] = cells.reshape(T, -1) @ self.money.reshape(2, -1).T
         out[:, -1] = cost
-        return out
+        source = (np.arange(J)[:, None] == self.held).astype(np.float64)
+        return out, source @ total
 
     def named(self, found: FloatArray, names: tuple[str, ...]) -> FloatArray:
         """Return entries (..., E) under other names' order; what is not here is zero."""
@@ -124,11 +125,6 @@ class Ledger:
         at = {k: i for i, k in enumerate(self.names)}
         zero = np.zeros(found.shape[:-1])
         return np.stack([found[..., at[k]] if k in at else zero for k in names], axis=-1)
-
-    def flows(self, cells: FloatArray) -> FloatArray:
-        """Return mass by plan held and plan chosen (T, J, J), of sums (B, T, groups, J)."""
-        source = (np.arange(cells.shape[3])[:, None] == self.held).astype(np.float64)
-        return np.asarray(source @ cells.sum(axis=0))
 
 
 def entries(club: Membership, level: IntArray) -> tuple[list[str], list[FloatArray]]:

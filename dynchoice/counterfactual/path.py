@@ -191,15 +191,16 @@ def follow(
             later = total[1:].copy()
             later[-1] = float((mu * phase.ahead).sum())
             surplus = total[:-1] - engine.model.beta * later
-        found = ledger.named(ledger.read(cells, spent), names)
-        flows = ledger.flows(cells)
-        parts.append(Sums(flows.sum(axis=1), flows, found, surplus))
+        found, flows = ledger.read(cells, spent)
+        parts.append(Sums(flows.sum(axis=1), flows, ledger.named(found, names), surplus))
     return _joined(parts, choices), mu
 
 
 def _joined(parts: list[Sums], choices: int) -> Sums:
     """Return consecutive phases as one path; choices added later count zero before."""
     J = max(choices, *(p.shares.shape[1] for p in parts))
+    if len(parts) == 1 and parts[0].shares.shape[1] == J:
+        return parts[0]
 
     def wide(a: FloatArray, axes: int) -> FloatArray:
         pad = [(0, 0), *[(0, J - a.shape[1])] * axes]

@@ -91,9 +91,8 @@ class Stationary:
         cells, values = b.push(stay, self.policy.P, 1, cost[:, None], ledger.group, ledger.groups)
         flow = self.engine.flow_value(self.theta, self.policy)
         surplus = float((self.mu * flow).sum()) / self.alpha
-        found = measures(
-            ledger.read(cells, values.sum(axis=0)[:1, 0])[0], ledger.names, surplus, 1.0
-        )
+        entries, _ = ledger.read(cells, values.sum(axis=0)[:1, 0])
+        found = measures(entries[0], ledger.names, surplus, 1.0)
         for j, label in enumerate(self.club.choices):
             found[f"choosing {label}"] = float(cells[..., j].sum())
         return {k: float(v) for k, v in found.items()}

@@ -208,12 +208,12 @@ class PlainBlocks:
 
         Returns
         -------
-        cells : FloatArray, shape (B, periods, groups, J)
+        cells : FloatArray, shape (periods, B, groups, J)
             Mass by group of states and choice.
         values : FloatArray, shape (B, periods + 1, M)
             ``mu_t . worth[b, m]`` of each of the ``worth`` (B, M, n).
         """
-        cells = np.zeros((self.B, periods, groups, self.J))
+        cells = np.zeros((periods, self.B, groups, self.J))
         values = np.zeros((self.B, periods + 1, worth.shape[1]))
         self._paths(mu, P, periods, worth, group, cells, values)
         return cells, values
@@ -233,6 +233,6 @@ class PlainBlocks:
                 move = self.mover(b, P[b])
                 for t in range(periods):
                     values[b, t] += worth[b] @ mu[b]
-                    np.add.at(cells[b, t], group, mu[b][:, None] * P[b])
+                    np.add.at(cells[t, b], group, mu[b][:, None] * P[b])
                     mu[b] = move(mu[b])
                 values[b, periods] += worth[b] @ mu[b]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.model import changes
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
@@ -57,8 +58,9 @@ class Scenario:
     prices : mapping, optional
         For models built by :class:`dynchoice.Membership`, as are the next ones. Plan -> new list
         price, or function of the old one.
-    grandfathered : bool
-        Members with a running plan keep their prices until they leave.
+    grandfathered : bool or "contract"
+        Members with a running plan keep their prices until they leave; with ``"contract"``, until
+        the contract that runs ends. Otherwise a running contract is refunded by the new price.
     bundle : mapping, optional
         Benefit -> share of its value on offer (0 removed, 1 in full, 2 doubled), or
         ``{plan: share}``.
@@ -105,7 +107,7 @@ class Scenario:
     offer: Mapping[str, Any] | None = None
     model: DDC | None = None
     prices: Mapping[str, Any] | None = None
-    grandfathered: bool = False
+    grandfathered: bool | str = False
     bundle: Mapping[str, Any] | None = None
     plans: Any = ()
     drop: Any = ()
@@ -137,7 +139,8 @@ class Scenario:
                 )
         if not isinstance(self.starts, int) or self.starts < 1:
             raise SpecificationError(
-                f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1"
+                f"scenario {self.name!r}: starts={self.starts!r} must be a whole number of periods"
+                " from 1 (the first that is forecast), not a date"
             )
         self._check_dates()
         if self.model is not None and any(
@@ -152,7 +155,10 @@ class Scenario:
         for what in ("announced", "ends"):
             value = getattr(self, what)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise SpecificationError(f"scenario {self.name!r}: {what}={value!r}; 1 is first")
+                raise SpecificationError(
+                    f"scenario {self.name!r}: {what}={value!r} must be a whole number of periods"
+                    " from 1 (the first that is forecast), not a date"
+                )
         if self.announced is not None and self.announced > self.starts:
             raise SpecificationError(
                 f"scenario {self.name!r} is announced in period {self.announced}, after it starts"
@@ -258,6 +264,7 @@ class Scenario:
             new = changed_programme(club, self)
         except SpecificationError as error:
             raise SpecificationError(f"scenario {self.name!r}: {error}") from None
+        self._warn_of_refunds(club, new)
         try:
             new = self._valued(club, new, model)
         except SpecificationError as error:
@@ -279,6 +286,25 @@ class Scenario:
                 utility=Utility.from_array(u.x[:, :, order], model.names, u.offset)
             )
         return fresh
+
+    def _warn_of_refunds(self, club: Membership, new: Membership) -> None:
+        """Say where who bought at one price is refunded by another."""
+        if self.prices is None or self.grandfathered or club.kept is not None:
+            return
+        before, after = price_lists(club), price_lists(new)
+        moved = [
+            p.name
+            for p in new.plans
+            if p.clock > 1 and p.refund != "none" and before.get(p.name) not in (None, after[p.name])
+        ]
+        if moved:
+            warnings.warn(
+                f"scenario {self.name!r}: running contracts of {moved[0]!r} are refunded by the new"
+                " price, whatever they cost: a change makes quitting (or a cheap start) pay."
+                " grandfathered='contract' refunds what was paid",
+                DynChoiceWarning,
+                stacklevel=2,
+            )
 
     def _valued(self, club: Membership, new: Membership, model: DDC) -> Membership:
         """Return a changed programme with the costs it had, and values of what is new in it."""
@@ -388,6 +414,12 @@ class Scenario:
             index[at] = moves[index[at]]
         place = np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
         return None if np.array_equal(place, np.arange(states.size)) else place
+
+
+def price_lists(club: Membership) -> dict[str, list[float]]:
+    """Return each plan's price under every menu."""
+    menus = list(club.menus.values()) or [{}]
+    return {p.name: [m.get(p.name, p.price) for m in menus] for p in club.plans}
 
 
 def changed_programme(club: Membership, scenario: Scenario) -> Membership:

@@ -54,7 +54,7 @@ def new_value(change: Any, old: float, what: str) -> float:
 
 
 def with_prices(
-    club: Membership, prices: Mapping[str, Any], grandfathered: bool = False
+    club: Membership, prices: Mapping[str, Any], grandfathered: bool | str = False
 ) -> Membership:
     """Return the programme with other list prices, in every menu.
 
@@ -62,9 +62,15 @@ def with_prices(
     ----------
     prices : mapping
         Plan -> new price, or function of the old one.
-    grandfathered : bool
-        Members with a running plan keep their old prices until they leave.
+    grandfathered : bool or "contract"
+        Members with a running plan keep their old prices until they leave, or until the contract
+        that runs ends.
     """
+    if grandfathered not in (False, True, "contract"):
+        raise SpecificationError(
+            f"grandfathered={grandfathered!r}: use True (until they leave) or 'contract' (until"
+            " the contract that runs ends)"
+        )
     known(prices, plan_names(club), "prices")
     if grandfathered and club.kept is not None:
         raise SpecificationError(
@@ -86,7 +92,11 @@ def with_prices(
         for p in club.plans
     )
     menus = {label: changed(menu) for label, menu in old.items()} if club.menus else {}
-    return replace(club, plans=plans, menus=menus, kept=old if grandfathered else club.kept)
+    club = replace(club, plans=plans, menus=menus)
+    if not grandfathered:
+        return club
+    until = "renewal" if grandfathered == "contract" else "leaving"
+    return replace(club, kept=old, kept_until=until)
 
 
 def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:

@@ -89,7 +89,8 @@ class Membership:
     per_year : float
         Periods a year.
     trial_again : float or None
-        Mean periods until a lapsed customer may have a trial again.
+        Mean periods until a former member may have a trial again (None: never): in the model it
+        happens at random, in a plan history it is read as a rule, after so many periods outside.
     attention_outside, attention_trial : float
         Probability of an active choice outside, and when a trial ends.
     naive : float
@@ -105,6 +106,9 @@ class Membership:
     kept : mapping, optional
         Grandfathered members pay these prices (``{menu or "": {plan: price}}``) until they leave;
         adds the axis ``vintage``.
+    kept_until : {"leaving", "renewal"}
+        With ``"renewal"``, kept prices hold for contracts that run, refunds included, and end with
+        them: the next contract costs what the list says.
     types : mapping, optional
         Label -> MemberType: unobserved types, for calibrated models.
     segments : mapping, optional
@@ -150,6 +154,7 @@ class Membership:
     menus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     bundles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kept: Mapping[str, Mapping[str, float]] | None = None
+    kept_until: str = "leaving"
     types: Mapping[str, MemberType] = field(default_factory=dict)
     segments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -292,6 +297,8 @@ class Membership:
         old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
         at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
         inside = self.states.axis_codes(VINTAGE) == 1
+        if self.kept_until == "renewal":
+            inside &= self.by_contract(self.contracts.left) > 0
         return np.where(inside[:, None], np.array(old)[at], np.nan)
 
     def included(self, benefit: Benefit) -> FloatArray:
@@ -371,11 +378,14 @@ class Membership:
             out[MENU] = Fixed()
         if self.bundles:
             out[BUNDLE] = Fixed()
+        out.update(engagement_laws(self, estimated))
+        if self.kept is not None and self.kept_until == "renewal":
+            out[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
+            return out
         if self.kept is not None:
             out[VINTAGE] = Deterministic(
                 lambda level, choice: level if choice != NONE else CURRENT, ("choice",)
             )
-        out.update(engagement_laws(self, estimated))
         out[CONTRACT] = Markov(("choice",), self.contracts.table)
         return out
 

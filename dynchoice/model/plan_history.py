@@ -59,6 +59,12 @@ def need(df: pd.DataFrame, *columns: str) -> None:
             raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
 
 
+def at_row(df: pd.DataFrame, where: Any, member: str, time: str) -> str:
+    """Return the member and period of the first row of a mask."""
+    row = df[np.asarray(where)].iloc[0]
+    return f"member {row[member]} in {row[time]}"
+
+
 def contract_levels(
     club: Membership,
     df: pd.DataFrame,
@@ -110,7 +116,9 @@ def contract_levels(
         bad = df.loc[choice.isna(), plan].astype(str).unique().tolist()
         raise DataError(
             f"{int(choice.isna().sum()):,} row(s) of {plan!r} hold no plan of the programme:"
-            f" {first_few(bad)}.{suggest(bad[0], plans)} Plans: {', '.join(map(str, plans))}"
+            f" {first_few(bad)} (first: {at_row(df, choice.isna(), member, time)})."
+            + ("" if df.loc[choice.isna(), plan].isna().any() else suggest(bad[0], plans))
+            + f" Plans: {', '.join(map(str, plans))}"
         )
     pinned = np.full(len(df), UNKNOWN, dtype=np.int64)
     if contract is not None:
@@ -132,8 +140,9 @@ def contract_levels(
     repeated = ~first & (step == 0)
     if repeated.any():
         raise DataError(
-            f"{int(repeated.sum()):,} row(s) repeat a member and period, first: member"
-            f" {first_few(list(dict.fromkeys(map(str, who[repeated]))))}"
+            f"{int(repeated.sum()):,} row(s) repeat a member and period, first:"
+            f" {at_row(df.iloc[order], repeated, member, time)}. Keep one row a member and period"
+            " (dates count by month; for weeks or days give whole numbers)"
         )
     apart = first | (step != 1)
     levels, refused = run_forward(
@@ -153,11 +162,34 @@ def contract_levels(
             f"{int(refused.sum()):,} row(s) hold a choice that the contract does not allow:"
             f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule;"
             " broken='drop' leaves such months out"
+            + (f". {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
         )
+    if hidden_trials(c, contract):
+        former = (levels >= 0) & (c.kind[np.maximum(levels, 0)] == LAPSED)
+        if former.any():
+            warnings.warn(
+                f"{int(former.sum()):,} row(s) of {len(np.unique(who[former])):,} former member(s):"
+                f" {TRIALS_HIDDEN}",
+                DataWarning,
+                stacklevel=4,
+            )
     out = np.empty(len(df), dtype=np.int64)
     out[order] = levels
     labels = np.array([*c.labels, None], dtype=object)  # the last one is reached by -1
     return pd.Series(labels[out], index=df.index, name=CONTRACT)
+
+
+TRIALS_HIDDEN = (
+    "a history of plans does not show when a former member may have a trial again. It is read as a"
+    " rule (after trial_again periods outside); the model has it happen at random, with that mean."
+    " If your rule is another one, estimates are biased: name a column of contract levels"
+    " (contract=), or set trial_again=None where trials are given once"
+)
+
+
+def hidden_trials(c: Contracts, contract: str | None) -> bool:
+    """Return whether eligibility for another trial has to be guessed from the history."""
+    return contract is None and c.trials and c.trial_again is not None
 
 
 def c_name(club: Membership, choice: int) -> str:
@@ -177,8 +209,8 @@ def run_forward(
     """Return the contract level (rows,) before each choice, and which choices it does not allow.
 
     Rows are sorted by member and time; ``first`` marks a member's first row and ``apart`` rows
-    whose month before is not there. With ``drop`` a level that does not allow
-    the choice is unknown.
+    whose month before is not there. After a choice that its level does not allow, the level is
+    unknown; with ``drop`` it is unknown in that period too.
     """
     starts = np.flatnonzero(first)
     lengths = np.diff(np.r_[starts, len(choice)])
@@ -206,10 +238,9 @@ def run_forward(
         bad = np.zeros(len(live), dtype=bool)
         bad[sure] = ~c.possible[now[sure], a[sure]]
         refused[row] = bad
-        if drop:
-            now = np.where(bad, UNKNOWN, now)
-            sure &= ~bad
-        out[row] = now
+        out[row] = np.where(bad, UNKNOWN, now) if drop else now
+        now = np.where(bad, UNKNOWN, now)  # a break is counted once, not every month after it
+        sure &= ~bad
         following = np.full(len(live), UNKNOWN)
         following[sure] = usual[a[sure], now[sure]]
         alternative = np.full(len(live), UNKNOWN)
@@ -279,6 +310,11 @@ def read_panel(
         )
     given = dict(columns or {})
     offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
+    if offers is not None and not hasattr(offers, "columns"):
+        raise SpecificationError(
+            f"offers must be a table (pandas.DataFrame) with columns 'from', and {MENU!r} and/or"
+            f" {BUNDLE!r}; got {type(offers).__name__}"
+        )
     by_schedule = [a for a in offered if offers is not None and a in offers.columns]
     extra = [options.get(k) for k in ("segment", "weights", "decision")]
     optional = [x for x in (contract, region, *extra) if x is not None]
@@ -286,6 +322,8 @@ def read_panel(
     used = [member, time, plan, *named.values(), *from_data, *optional]
     df = as_frame(data, list(dict.fromkeys(used))).reset_index(drop=True)
     need(df, *used)
+    if not len(df):
+        raise DataError("the table has no rows")
     made: dict[str, Any] = {member: df[member], time: df[time]}
     made[plan] = df[plan].where(df[plan] != none, "none") if none != "none" else df[plan]
     made[CONTRACT] = contract_levels(
@@ -317,7 +355,7 @@ def read_panel(
     if not len(table):
         raise DataError("no row is left: no month tells where its member stands at its start")
     for b in club.benefits:
-        table[b.name] = table[b.name].astype("int64", errors="ignore")
+        table[b.name] = whole_numbers(table[b.name], named[b.name], table, member, time)
     return Panel(
         table,
         member=member,
@@ -328,6 +366,29 @@ def read_panel(
         region=region,
         **options,
     )
+
+
+def whole_numbers(
+    x: pd.Series, column: str, table: pd.DataFrame, member: str, time: str
+) -> pd.Series:
+    """Return levels of engagement as whole numbers.
+
+    Raises
+    ------
+    DataError
+        Texts or fractions (a member in between two levels stands in neither).
+    """
+    import pandas as pd
+
+    number = pd.to_numeric(x, errors="coerce")
+    bad = number.isna() | (number % 1 != 0)
+    if bad.any():
+        raise DataError(
+            f"{int(bad.sum()):,} row(s) of {column!r} hold no level of use (whole numbers from 0):"
+            f" {first_few(x[bad].astype(str).unique().tolist())}"
+            f" (first: {at_row(table, bad, member, time)}). Sort use into levels first"
+        )
+    return number.astype("int64")
 
 
 def in_force(

@@ -86,8 +86,10 @@ class Plan:
     trial : int
         Free periods for members who have not had a trial (or not for long).
     refund : {"none", "unused", "prorated"}
-        What a member who quits during a contract gets back: nothing, the share of the price not
-        yet used up if no benefit is in use, or that share in any case.
+        What a member who quits during a contract gets back: nothing, the share of the list price
+        in force not yet used up if no benefit is in use (papers.md 7.3), or that share in any
+        case. Where a price changes, running contracts are refunded by the new one unless the
+        change is grandfathered.
     cancel : {"any time", "at renewal"}
         Whether a running contract can be quit.
     renewal : {"auto", "expire"}

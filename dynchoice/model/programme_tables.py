@@ -64,6 +64,8 @@ def check_names(club: Membership) -> None:
     if club.menus:
         menus = {k: {p: float(x) for p, x in m.items()} for k, m in club.menus.items()}
         assign(club, "menus", menus)
+    if club.kept_until not in ("leaving", "renewal"):
+        raise SpecificationError(f"kept_until={club.kept_until!r}: use 'leaving' or 'renewal'")
     if club.kept is not None:
         known(check_mapping(club.kept, "kept"), list(club.menus) or [""], "kept: menu")
         for label, menu in club.kept.items():

@@ -652,7 +652,7 @@ def check_blocks(spec, blocks, rng):
         want = oracles.pushed(own["F"], P[b], mu[b])
         np.testing.assert_allclose(blocks.push_once(b, mu[b], P[b]), want, atol=1e-13)
         want = oracles.push_cells(own["F"], P[b], mu[b], 5, worth[b], group, 3)
-        got = cells[b], values[b], moved[b]
+        got = cells[:, b], values[b], moved[b]
         for a, twin in zip(got, want, strict=True):
             np.testing.assert_allclose(a, twin, atol=1e-13)
 

@@ -18,8 +18,9 @@ from dynchoice.counterfactual.identified import check_identified
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
+from dynchoice.model.membership import Membership
 from dynchoice.model.terms import PRICE
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 IDENTIFIED = "identified"
 FORM = "rests on functional form"
@@ -184,6 +185,27 @@ def laws_differ(base: DDC, model: DDC) -> bool:
     return len(own) != len(G.bound)
 
 
+def _beyond(
+    club: Membership, new: Membership, plans: list[str], seen: BoolArray
+) -> list[tuple[str, str]]:
+    """Return a reason where a price goes where none was seen."""
+    out = []
+    for name in plans:
+        if name not in club.choices:
+            continue
+        own = club.prices()[seen, club.choices.index(name) - 1]
+        low, high = float(own.min()), float(own.max())
+        after = new.prices()[:, new.choices.index(name) - 1]
+        if after.min() < low or after.max() > high:
+            span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            price = f"{after.min():g}" if np.ptp(after) == 0 else f"{after.min():g}-{after.max():g}"
+            out.append(
+                (IDENTIFIED, f"the price of {name!r} goes to {price}, seen were {span}: beyond them"
+                 " everything rests on utility being linear in price")
+            )  # fmt: skip
+    return out
+
+
 def _features(
     s: Scenario, base: DDC, model: DDC, place: IntArray | None, counts: FloatArray | None
 ) -> list[tuple[str, str]]:
@@ -205,6 +227,8 @@ def _features(
     price = _price(base, counts)
     if (s.prices or s.terms or s.plans) and price is not None:
         out.append(price)
+    if s.prices and seen is not None and club is not None and model.membership is not None:
+        out += _beyond(club, model.membership, list(s.prices), seen)
     if place is not None and seen is not None and s.offer:
         moved = s.offer_map(base)
         if moved is not None:

@@ -478,7 +478,7 @@ def counterfactual_bounds(
         A fit with infinite horizon. The payoffs of its choice code 0 are free, around what its
         utility has for them; where it is not offered, those of the first choice offered.
     scenario_model : DDC
-        The counterfactual model, with the parameters of the fit.
+        With the parameters of the fit: ``scenario.changed(results.model)``.
     restrictions : sequence of Restriction
     outcome : str or callable
         ``"take-up"``: mean probability of ``choice``; ``"welfare"``: mean change of the ex-ante
@@ -501,8 +501,8 @@ def counterfactual_bounds(
         raise SpecificationError(f"bounds are for one Results, got {type(results).__name__}")
     results.require_model("bounds on a counterfactual")
     base, new = results.model, scenario_model
-    origin = check_state_map(base, new, state_map)
     factors, _ = payoff_factors(base, new, payoff, None)
+    origin = check_state_map(base, new, state_map)
     if new.names != base.names:
         raise SpecificationError(
             f"the scenario has other parameters ({', '.join(new.names)}) than the fit"

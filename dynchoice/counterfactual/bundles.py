@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.arguments import listed, price_grid
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.counterfactual.welfare import Someone, _benefits, everyone, offered
-from dynchoice.errors import SpecificationError
+from dynchoice.errors import SpecificationError, suggest
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Bundles:
     Attributes
     ----------
     table : pandas.DataFrame
-        segment, bundle, one column a plan's price, ``penetration``, ``choosing ...``, ``revenue``,
+        segment, bundle, one column a plan's price (NaN where customers pay different ones today),
+        ``penetration``, ``choosing ...``, ``revenue``,
         ``benefit cost``, ``profit``, ``surplus`` (money, flow), ``welfare`` (money, present value
         of the change of decision utility to today's customers against the first row).
     searched : bool
@@ -122,8 +124,12 @@ def bundles(
     """
     import pandas as pd
 
+    grid = price_grid(prices)
+    if isinstance(starts, bool) or not isinstance(starts, int) or starts < 1:
+        raise SpecificationError(f"starts={starts!r} must be a whole number, at least 1")
+    if benefits is not None:
+        benefits = listed(benefits, "benefits")
     groups = everyone(results, start)
-    grid = {k: [float(x) for x in v] for k, v in (prices or {}).items()}
     rows: list[dict[str, Any]] = []
     searched = False
     segments = list(dict.fromkeys(g.segment for g in groups))
@@ -132,7 +138,12 @@ def bundles(
         names = _names(own[0], benefits)
         options = list(product(*(grid[k] for k in grid)))
         solver = _Solver(own, names, list(grid))
-        solver(TODAY, ())
+        today = solver(TODAY, ())["row"]
+        if objective not in today or objective == "bundle":
+            known = [k for k in today if k != "bundle"]
+            raise SpecificationError(
+                f"objective={objective!r}.{suggest(objective, known)} Outcomes: {', '.join(known)}"
+            )
         if 2 ** len(names) * len(options) <= LIMIT:
             keys = [(b, p) for b in product((True, False), repeat=len(names)) for p in options]
             for k, key in enumerate(keys):
@@ -165,8 +176,19 @@ class _Solver:
     def __init__(self, own: list[Someone], names: list[str], plans: list[str]) -> None:
         self.own, self.names, self.plans = own, names, plans
         club = own[0].model.membership
-        listed = {} if club is None else {p.name: p.price for p in club.plans}
-        self.today = tuple(listed.get(p, float("nan")) for p in plans)
+        paid: dict[str, set[float]] = {}
+        for who in own:
+            if who.model.membership is not None:
+                lists = who.model.membership.prices()[who.mu > 0]
+                for p, column in zip(who.model.membership.plans, lists.T, strict=True):
+                    paid.setdefault(p.name, set()).update(np.unique(column).tolist())
+        known = () if club is None else [p.name for p in club.plans]
+        for p in plans:
+            if p not in known:
+                raise SpecificationError(f"prices: no plan {p!r}.{suggest(p, known)}")
+        self.today = tuple(
+            paid[p].copy().pop() if len(paid.get(p, ())) == 1 else float("nan") for p in plans
+        )
         self.found: dict[tuple[Any, Any], dict[str, Any]] = {}
 
     def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> dict[str, Any]:
@@ -212,10 +234,7 @@ def _climb(
     rng = np.random.default_rng(seed)
 
     def score(b: tuple[bool, ...], p: tuple[float, ...]) -> float:
-        row = solver(b, p)["row"]
-        if objective not in row:
-            raise SpecificationError(f"objective={objective!r}: {', '.join(map(str, row))}")
-        return float(row[objective])
+        return float(solver(b, p)["row"][objective])
 
     for i in range(max(starts, 1)):
         at = (True,) * K if i == 0 else tuple(bool(x) for x in rng.integers(0, 2, K))
@@ -243,7 +262,7 @@ class Elasticities:
         segment, price, share, short, long: per unit of money on every menu.
     diversion : pandas.DataFrame
         segment, price, to, short, long: of the customers that the plan loses, the share that each
-        other choice gains.
+        other choice gains. NaN for a plan that the segment does not choose at all.
     """
 
     table: pd.DataFrame
@@ -263,6 +282,11 @@ class Elasticities:
         return f"Elasticities of shares by prices\n{wide.round(3).to_string()}"
 
     __repr__ = __str__
+
+
+def ratio(a: float, b: float) -> float:
+    """Return ``a / b``, NaN where nobody is there to answer (a plan that is not sold)."""
+    return float(a / b) if abs(b) > 0 else float("nan")
 
 
 def elasticities(results: Any, *, start: Any = None) -> Elasticities:
@@ -311,9 +335,9 @@ def elasticities(results: Any, *, start: Any = None) -> Elasticities:
                 head = {"segment": segment, "price": p.name}
                 d = {h: slope[p.name, "unit", h][k] for h in ("short", "long")}
                 slopes.append({**head, "share": label, **d})
-                e = {h: slope[p.name, "percent", h][k] / level[h][k] for h in d}
+                e = {h: ratio(slope[p.name, "percent", h][k], level[h][k]) for h in d}
                 rows.append({**head, "share": label, **e})
                 if k != j:
                     lost = {h: -slope[p.name, "unit", h][j] for h in d}
-                    moves.append({**head, "to": label, **{h: d[h] / lost[h] for h in d}})
+                    moves.append({**head, "to": label, **{h: ratio(d[h], lost[h]) for h in d}})
     return Elasticities(pd.DataFrame(rows), pd.DataFrame(slopes), pd.DataFrame(moves))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.arguments import listed, number
 from dynchoice.counterfactual.ledger import rates
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
@@ -78,6 +79,10 @@ def aggregate(club: Membership) -> dict[str, float]:
     return total
 
 
+SHARES = ("penetration", "trial conversion", "renewal rate", "outside")
+"""Measures that are fractions."""
+
+
 def calibrate(
     club: Membership,
     moments: Mapping[str, float],
@@ -119,6 +124,14 @@ def calibrate(
     """
     from scipy.optimize import least_squares
 
+    if not hasattr(club, "benefits"):
+        raise SpecificationError(f"calibrate() takes a Membership, got {type(club).__name__}")
+    unknown_chains = [b.name for b in club.benefits if not b.known]
+    if unknown_chains:
+        raise SpecificationError(
+            f"benefit {unknown_chains[0]!r} has no chain: give gain= and stay=, or fit the model"
+        )
+    free = listed(free, "free")
     place = [_place(club, name) for name in free]
     start = np.array([_read(club, p) for p in place])
     first = aggregate(club)
@@ -129,7 +142,10 @@ def calibrate(
         )
     if not len(place) or not moments:
         raise SpecificationError("calibrate() needs parameters in free= and targets in moments=")
-    target = np.array([float(v) for v in moments.values()])
+    target = np.array([number(v, f"moment {k!r}") for k, v in moments.items()])
+    for k, t in zip(moments, target, strict=True):
+        if (k in SHARES or k.startswith("share ")) and not 0 <= t <= 1:
+            raise SpecificationError(f"moment {k!r} is {t:g}: shares are fractions (0.4 for 40 %)")
     own = dict(weights or {})
     strange = [k for k in own if k not in moments]
     if strange:
@@ -143,9 +159,20 @@ def calibrate(
         ]
     )
     low, high = np.full(len(free), -np.inf), np.full(len(free), np.inf)
-    for k, name in enumerate(free):
+    strange = [k for k in bounds or {} if k not in free]
+    if strange:
+        raise SpecificationError(
+            f"bounds: {strange[0]!r} is not fitted.{suggest(strange[0], free)} Fitted:"
+            f" {', '.join(free)}"
+        )
+    for i, name in enumerate(free):
         if bounds and name in bounds:
-            low[k], high[k] = bounds[name]
+            low[i], high[i] = bounds[name]
+            if not low[i] <= start[i] <= high[i] or low[i] == high[i]:
+                raise SpecificationError(
+                    f"bounds of {name!r}: ({low[i]:g}, {high[i]:g}) must rise and hold where the"
+                    f" search starts ({start[i]:g})"
+                )
     calls = [0]
 
     def model_moments(x: FloatArray) -> FloatArray:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.arguments import listed, number
 from dynchoice.counterfactual.engine import Engine
 from dynchoice.counterfactual.path import moved
 from dynchoice.counterfactual.scenario import Scenario
@@ -58,13 +59,20 @@ class RollOut:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scenario, Scenario):
-            raise SpecificationError(f"roll-out {self.name!r}: scenario={self.scenario!r}")
+            raise SpecificationError(
+                f"roll-out {self.name!r}: scenario must be a Scenario, got {self.scenario!r}"
+            )
         if isinstance(self.months, bool) or not isinstance(self.months, int) or self.months < 1:
-            raise SpecificationError(f"roll-out {self.name!r}: months={self.months!r}")
+            raise SpecificationError(
+                f"roll-out {self.name!r}: months={self.months!r} must be a whole number, at least 1"
+            )
         if not 0 < self.share <= 1:
-            raise SpecificationError(f"roll-out {self.name!r}: share={self.share!r}")
+            raise SpecificationError(
+                f"roll-out {self.name!r}: share={self.share!r} must lie above 0 and at most at 1"
+                " (0.5 for half of the customers)"
+            )
         if self.regions is not None:
-            object.__setattr__(self, "regions", tuple(self.regions))
+            object.__setattr__(self, "regions", tuple(listed(self.regions, "regions")))
 
 
 @dataclass(frozen=True)
@@ -128,33 +136,47 @@ def rank_experiments(
 
     import pandas as pd
 
+    if not isinstance(results, Results):
+        raise SpecificationError(
+            f"rank_experiments() takes one Results, got {type(results).__name__}: one segment (or"
+            " type) at a time"
+        )
     results.require_model("the design of an experiment")
-    listed = list(candidates)
-    wrong = [c for c in listed if not isinstance(c, RollOut)]
-    if wrong or not listed:
-        raise SpecificationError(f"candidates must be RollOut objects, got {wrong or listed!r}")
+    if not callable(target):
+        raise SpecificationError(
+            f"target={target!r} must be a function of a fit that returns a number, e.g. lambda fit:"
+            " dc.forecast(fit, s, start=panel, draws=0).take_up['share'].iloc[-1]"
+        )
+    found = listed(candidates, "candidates")
+    wrong = [c for c in found if not isinstance(c, RollOut)]
+    if wrong:
+        raise SpecificationError(f"candidates must be RollOut objects, got {wrong!r}")
     K = len(results.theta)
     cov = np.asarray(results.cov_matrix)[:K, :K]
     if not np.isfinite(cov).all():
         results.draws(1)
     se = np.sqrt(np.diag(cov))
-    value = float(target(results))
+    value = number(target(results), "what target returns")
     gradient = np.empty(K)
     for k in range(K):
         ends = []
         for sign in (1, -1):
             theta = results.theta.copy()
             theta[k] += sign * STEP * se[k]
-            ends.append(float(target(replace(results, theta=theta))))
+            ends.append(number(target(replace(results, theta=theta)), "what target returns"))
         gradient[k] = (ends[0] - ends[1]) / (2 * STEP * se[k])
     today = float(np.sqrt(gradient @ cov @ gradient))
+    if not today > 0:
+        raise SpecificationError(
+            "the target does not move with any parameter: no experiment can sharpen it"
+        )
     prior = np.linalg.inv(cov)
     by_region = _start_by_region(start, results.model)
     waiting: dict[int, FloatArray] = {}
     rows = []
     with one_blas_thread():
         base = _Design(results, None)
-        for c in listed:
+        for c in found:
             treated = _treated(c, by_region)
             rest = {r: mu - treated.get(r, 0.0) for r, mu in by_region.items()}
             if c.months not in waiting:

@@ -61,7 +61,7 @@ class Forecast:
     ----------
     take_up : pandas.DataFrame
         scenario, segment, period, label, choice, share, lower, upper, members. Every table has a
-        column ``type`` or ``region`` too where asked for with ``by=``.
+        column ``type`` or ``region`` too where asked for with ``by=``. Choices of the period.
     flows : pandas.DataFrame
         scenario, segment, period, label, source, choice, share, lower, upper: who moves from
         which choice last period to which this period, as a share of all members. Rows add up to
@@ -70,6 +70,10 @@ class Forecast:
         For memberships: scenario, segment, period, label, measure, value, lower, upper,
         lower_uniform, upper_uniform. Stocks and moves as shares of customers, rates, and money
         and surplus per customer and period. The uniform band holds the whole path at once.
+        Stocks (``outside``, ``in trial``, ``paid``, ``penetration``: paid states, trials apart)
+        are of the start of a period, before its choices: a change shows in them a period after
+        it shows in ``take_up``. ``renewed`` counts whoever takes any plan when a contract ends.
+        A rate is NaN where its denominator is zero (nobody due).
     welfare : pandas.DataFrame
         scenario, segment, change, lower, upper: mean change of the ex-ante value against the
         baseline, in utils a member, when the scenario becomes known; ``money`` where there is a
@@ -288,12 +292,14 @@ def check_options(
     n_jobs: Any,
 ) -> None:
     """Refuse options that cannot be."""
-    whole = all(isinstance(x, (int, np.integer)) for x in (periods, draws, n_jobs))
-    if not whole or periods < 1 or draws < 0 or not 0 < level < 1 or n_jobs == 0:
-        raise SpecificationError(
-            f"periods={periods} (>= 1), draws={draws} (>= 0) and n_jobs={n_jobs} (not 0) must be"
-            f" whole numbers, level={level:g} must lie between 0 and 1"
-        )
+    wanted = (("periods", periods, 1), ("draws", draws, 0), ("n_jobs", n_jobs, None))
+    for name, x, low in wanted:
+        whole = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+        if not whole or (x == 0 if low is None else x < low):
+            limit = "not 0" if low is None else f"at least {low}"
+            raise SpecificationError(f"{name}={x!r} must be a whole number, {limit}")
+    if not isinstance(level, float | int) or not 0 < level < 1:
+        raise SpecificationError(f"level={level!r} must lie between 0 and 1 (0.95 for 95%)")
     if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
         raise SpecificationError(f"seed={seed!r} must be a non-negative whole number or None")
     if bands not in BANDS:
@@ -363,6 +369,8 @@ def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
                 f"the name {BASELINE!r} is kept for the forecast without changes: rename"
                 " the scenario"
             )
+        if s.ramp is not None and not s.ramp:
+            raise SpecificationError(f"scenario {s.name!r}: ramp={{}} starts nowhere")
         if s.starts > periods and s.ramp is None:
             raise SpecificationError(
                 f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods})"
@@ -376,9 +384,13 @@ def match_groups(
     """Return fits by key, groups of customers, and the first period's number and kind if known."""
     if isinstance(results, Membership):
         return (*_calibrated_groups(results, start, by), None)
-    kind = "segment"
+    regional = by == "region" or any(s.ramp for s in scenarios)
+    kind, typed = "segment", None
     if isinstance(results, MixtureResults):
-        (results, start), kind = by_type(results, start), "type"
+        results, parts, period = by_type(results, start, regional)
+        kind, typed = "type", (parts, period)
+    if isinstance(results, Mapping) and not results:
+        raise SpecificationError("there is no fit to forecast with: the mapping is empty")
     fits_given = results.values() if isinstance(results, Mapping) else [results]
     for fit in fits_given:
         if not isinstance(fit, Results):
@@ -387,8 +399,7 @@ def match_groups(
                 f" to Results; got {type(fit).__name__}"
             )
         fit.require_model("a forecast")
-    regional = by == "region" or any(s.ramp for s in scenarios)
-    starts, first = _starts(results, start, regional)
+    starts, first = _starts(results, start, regional) if typed is None else typed
     if isinstance(results, Results):
         fits = dict.fromkeys(starts, results)
     else:

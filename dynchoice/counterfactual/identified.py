@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynchoice.counterfactual.arguments import check_models
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
@@ -404,9 +405,8 @@ def check_identified(
     Parameters
     ----------
     base, new : DDC
-        Infinite horizon, with known transitions. Choices are matched by label; other transitions,
-        availability, discount factor, attention, defaults and choices are fine. Differences of
-        utility are read as known transfers in utils, which never matter.
+        Infinite horizon, known transitions: ``results.model``, ``scenario.changed(results.model)``.
+        Choices are matched by label. Differences of utility are read as known transfers in utils.
     payoff : mapping, optional
         Choice of ``new`` -> what its payoff is made of: a choice of ``base``; ``{choice: factor}``;
         or None, of nothing. Needed for new labels.
@@ -461,6 +461,7 @@ def payoff_factors(
     base: DDC, new: DDC, payoff: Mapping[Level, Any] | None, offsets: Mapping[Level, Any] | None
 ) -> tuple[FloatArray, BoolArray]:
     """Return factors (J~, J) of baseline payoffs, and choices (J~,) whose payoff is given."""
+    check_models("a counterfactual", base=base, new=new)
     payoff, offsets = dict(payoff or {}), dict(offsets or {})
     for label in (*payoff, *offsets):
         if label not in new.choices:

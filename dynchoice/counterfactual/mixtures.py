@@ -12,11 +12,14 @@ from dynchoice.inference.results import Results
 from dynchoice.panel.panel import Panel
 from dynchoice.typing import FloatArray
 
+ALL = "all"
+
 
 def by_type(
-    results: MixtureResults, start: Any
-) -> tuple[dict[str, Results], dict[str, FloatArray]]:
-    """Return the types' fits and numbers of members by state in the first period, by label.
+    results: MixtureResults, start: Any, regional: bool = False
+) -> tuple[dict[str, Results], dict[str, list[tuple[Any, FloatArray]]], tuple[int, str]]:
+    """Return the types' fits, numbers of members by state in the first period (by region), both
+    by label, and that period's number and kind.
 
     Members of the panel's last period count towards each type with their posterior probability and
     move on by that type's law of motion.
@@ -39,16 +42,24 @@ def by_type(
             f"the panel has {len(everyone):,} members, the fit {len(results.posteriors):,}: pass"
             " the panel of the fit"
         )
+    if regional and not start.regions:
+        raise SpecificationError("the panel has no regions: name their column (region=)")
     rows = start.rows
     last = rows.filter(rows.period == rows.period.max())
-    here = last.select("member", "state", "choice", "weight").execute()
+    kept = ["member", "state", "choice", "weight"]
+    here = last.select(*kept, *(["region"] if regional else [])).execute()
     at = np.searchsorted(everyone, here["member"].to_numpy())
     weight = here["weight"].to_numpy(dtype=np.float64)
-    fits, starts = {}, {}
+    fits: dict[str, Results] = {}
+    starts: dict[str, list[tuple[Any, FloatArray]]] = {}
     for q, fit in enumerate(results.by_type):
-        mass = np.zeros(fit.model.shape[:2])
-        cell = here["state"].to_numpy(), here["choice"].to_numpy()
-        np.add.at(mass, cell, weight * results.posteriors[at, q])
         fits[f"type {q}"] = fit
-        starts[f"type {q}"] = fit.model.transitions.push(mass)
-    return fits, starts
+        starts[f"type {q}"] = []
+        for region in start.regions if regional else (ALL,):
+            own = (here["region"] == region).to_numpy() if regional else np.ones(len(at), bool)
+            mass = np.zeros(fit.model.shape[:2])
+            cell = here["state"].to_numpy()[own], here["choice"].to_numpy()[own]
+            np.add.at(mass, cell, weight[own] * results.posteriors[at[own], q])
+            starts[f"type {q}"].append((region, mass))
+    counts = start.counts
+    return fits, starts, (counts.last_period + 1, counts.period_kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.plot import COLOURS
+from dynchoice.counterfactual.plot import COLOURS, line_style
 from dynchoice.errors import MissingExtraError, SpecificationError, suggest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def plot_outcomes(
             for i, scenario in enumerate(scenarios):
                 line = part[part["scenario"] == scenario]
                 x, colour = np.arange(len(line)), COLOURS[i % len(COLOURS)]
-                style: dict[str, Any] = {"ls": (0, (4, 3)), "zorder": 5} if i == 0 else {}
+                style = line_style(i)
                 ax.plot(x, scale * line["value"], color=colour, lw=1.6, label=scenario, **style)
                 for low, high, alpha in (
                     ("lower_uniform", "upper_uniform", 0.08),
@@ -113,7 +113,7 @@ def plot_outcomes(
                 unit = "%" if measure == "trial conversion" else unit
                 ax.set_ylabel(f"{measure},\n{unit}", fontsize=9)
             if r == len(rows) - 1:
-                text = list(line["label"])
+                text = list(table[table["segment"] == segment].drop_duplicates("period")["label"])
                 step = max(1, -(-len(text) // 5))
                 ax.set_xticks(range(0, len(text), step), text[::step], rotation=35, fontsize=8)
     handles, names = axes[0][0].get_legend_handles_labels()
@@ -174,9 +174,11 @@ def alluvial(ax: Any, matrix: Any, labels: Sequence[str]) -> None:
             low = from_[i] + (to[j] - from_[i]) * bend
             colour = COLOURS[1 + i % (len(COLOURS) - 1)]
             ax.fill_between(x, low, low + size, color=colour, alpha=0.75 if i == j else 0.4, lw=0)
-            if i != j and size > 0.004:
+            if i != j and size > (0.004 if len(labels) < 4 else 0.012):
+                # numbers stand at different places, so that crossing bands do not hide them
+                k = 20 if len(labels) < 4 else 6 + (28 * j) // max(len(labels) - 1, 1)
                 ax.text(
-                    0.5, low[20] + size / 2, f"{size:.1%}", ha="center", va="center", fontsize=7
+                    x[k], low[k] + size / 2, f"{size:.1%}", ha="center", va="center", fontsize=7
                 )
             from_[i] += size
             to[j] += size

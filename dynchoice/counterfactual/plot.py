@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
+def line_style(i: int) -> dict[str, Any]:
+    """Return how the i-th scenario is drawn beside its colour: colours come back with dots."""
+    if i == 0:
+        return {"ls": (0, (4, 3)), "zorder": 5}
+    return {"ls": ("-", ":", "-.")[(i // len(COLOURS)) % 3]}
+
+
 def plot_forecast(
     forecast: Forecast, segments: Sequence[Any] | None = None, path: Any = None
 ) -> Any:
@@ -52,7 +59,7 @@ def plot_forecast(
                 colour = COLOURS[i % len(COLOURS)]
                 x = range(len(line))
                 # the baseline lies on top, dashed, so that a scenario without effect shows
-                style = {"ls": (0, (4, 3)), "zorder": 5} if i == 0 else {}
+                style = line_style(i)
                 ax.plot(x, 100 * line["share"], color=colour, label=scenario, lw=1.6, **style)
                 if line["lower"].notna().all():
                     ax.fill_between(
@@ -63,9 +70,10 @@ def plot_forecast(
             if r == 0:
                 ax.set_title(segment, fontsize=10)
             if c == 0:
-                ax.set_ylabel(f"{choice}, % of members", fontsize=9)
+                ax.set_ylabel(f"{choice}, % of customers", fontsize=9)
             if r == len(choices) - 1:
-                labels = list(line["label"])
+                # of the baseline: a plan that a scenario adds has no line elsewhere
+                labels = list(table[table["segment"] == segment].drop_duplicates("period")["label"])
                 step = max(1, -(-len(labels) // 5))
                 ax.set_xticks(range(0, len(labels), step), labels[::step], rotation=35, fontsize=8)
     handles, names = axes[0][0].get_legend_handles_labels()

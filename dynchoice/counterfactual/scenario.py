@@ -139,8 +139,8 @@ class Scenario:
                 )
         if not isinstance(self.starts, int) or self.starts < 1:
             raise SpecificationError(
-                f"scenario {self.name!r}: starts={self.starts!r} must be a whole number of periods"
-                " from 1 (the first that is forecast), not a date"
+                f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1, and dates"
+                " are whole numbers of periods from there"
             )
         self._check_dates()
         if self.model is not None and any(
@@ -156,8 +156,8 @@ class Scenario:
             value = getattr(self, what)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise SpecificationError(
-                    f"scenario {self.name!r}: {what}={value!r} must be a whole number of periods"
-                    " from 1 (the first that is forecast), not a date"
+                    f"scenario {self.name!r}: {what}={value!r}; 1 is first, and dates are whole"
+                    " numbers of periods from there"
                 )
         if self.announced is not None and self.announced > self.starts:
             raise SpecificationError(
@@ -295,7 +295,9 @@ class Scenario:
         moved = [
             p.name
             for p in new.plans
-            if p.clock > 1 and p.refund != "none" and before.get(p.name) not in (None, after[p.name])
+            if p.clock > 1
+            and p.refund != "none"
+            and before.get(p.name) not in (None, after[p.name])
         ]
         if moved:
             warnings.warn(

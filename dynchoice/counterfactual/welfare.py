@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.arguments import check_scenario, listed
 from dynchoice.counterfactual.engine import Engine
 from dynchoice.counterfactual.forecast import match_groups
 from dynchoice.counterfactual.group import present_values, price_of_utility
@@ -86,8 +87,8 @@ class Welfare:
     table : pandas.DataFrame
         segment, decision, experience (utils, present value per customer), ``money`` (compensating
         variation from decision utility, present value), ``experienced money``, ``per period``,
-        winners, losers (shares of customers whose decision utility rises, falls), lowest and
-        highest (money, 5 % and 95 % quantiles over customers).
+        winners, losers (shares of customers whose decision utility rises, falls), ``lowest 5 %``
+        and ``highest 5 %`` (money: quantiles over customers).
     by_state : dict
         Segment -> change of decision utility in money by state (S,).
     """
@@ -109,7 +110,7 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
     ----------
     results : Results, MixtureResults, Membership, or mapping of segment -> Results
     scenario : Scenario
-        In force at once and for good; its dates are not used.
+        In force at once and for good; its dates are not used, a ``ramp`` is refused.
     start : as for :func:`dynchoice.forecast`
 
     Returns
@@ -124,6 +125,12 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
     import pandas as pd
 
     parts: dict[str, list[tuple[Someone, FloatArray, FloatArray]]] = {}
+    check_scenario(scenario, "welfare()")
+    if scenario.ramp is not None:
+        raise SpecificationError(
+            f"scenario {scenario.name!r}: welfare() values a change for everybody from today;"
+            " forecast(...).welfare knows ramp="
+        )
     with one_blas_thread():
         for who in everyone(results, start):
             new_model = scenario.changed(who.model)
@@ -142,14 +149,14 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
             parts.setdefault(who.segment, []).append((who, b.by_state(V), b.by_state(W)))
     rows = []
     if len(parts) > 1:
-        parts[ALL] = [x for listed in list(parts.values()) for x in listed]
-    for segment, listed in parts.items():
-        mass = sum(who.mass for who, _, _ in listed)
-        weight = np.concatenate([who.mu for who, _, _ in listed]) / mass
-        decided = np.concatenate([V for _, V, _ in listed])
-        lived = np.concatenate([W for _, _, W in listed])
-        alpha = np.concatenate([np.full(len(who.mu), who.alpha) for who, _, _ in listed])
-        beta = np.concatenate([np.full(len(who.mu), who.model.beta) for who, _, _ in listed])
+        parts[ALL] = [x for part in list(parts.values()) for x in part]
+    for segment, group in parts.items():
+        mass = sum(who.mass for who, _, _ in group)
+        weight = np.concatenate([who.mu for who, _, _ in group]) / mass
+        decided = np.concatenate([V for _, V, _ in group])
+        lived = np.concatenate([W for _, _, W in group])
+        alpha = np.concatenate([np.full(len(who.mu), who.alpha) for who, _, _ in group])
+        beta = np.concatenate([np.full(len(who.mu), who.model.beta) for who, _, _ in group])
         money = decided / alpha
         order = np.argsort(money)
         cumulated, last = np.cumsum(weight[order]), len(order) - 1
@@ -163,14 +170,14 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
                 "per period": weight @ ((1 - beta) * money),
                 "winners": weight[decided > 1e-9].sum(),
                 "losers": weight[decided < -1e-9].sum(),
-                "lowest": money[order[int(np.searchsorted(cumulated, 0.05))]],
-                "highest": money[order[min(int(np.searchsorted(cumulated, 0.95)), last)]],
+                "lowest 5 %": money[order[int(np.searchsorted(cumulated, 0.05))]],
+                "highest 5 %": money[order[min(int(np.searchsorted(cumulated, 0.95)), last)]],
             }
         )
     by_state = {
-        segment: listed[0][1] / listed[0][0].alpha
-        for segment, listed in parts.items()
-        if len(listed) == 1
+        segment: group[0][1] / group[0][0].alpha
+        for segment, group in parts.items()
+        if len(group) == 1
     }
     return Welfare(scenario, pd.DataFrame(rows), by_state)
 
@@ -226,6 +233,9 @@ def shapley(
     import pandas as pd
 
     rows, totals = [], []
+    outcomes = listed(outcomes, "outcomes")
+    if benefits is not None:
+        benefits = listed(benefits, "benefits")
     groups = everyone(results, start)
     for segment in dict.fromkeys(g.segment for g in groups):
         own = [g for g in groups if g.segment == segment]

@@ -94,6 +94,7 @@ class IdentificationReport(Identification):
     moves: FloatArray
     anchor: str
     at: str
+    regional: bool = True
 
     # tables -----------------------------------------------------------------------------------
 
@@ -200,6 +201,11 @@ class IdentificationReport(Identification):
             if best is None or lost > best[0]:
                 best = lost, s
         if best is None:
+            if not self.regional:
+                return text + (
+                    "; no roll-out or price change was looked for: the panel names no regions"
+                    " (region=)."
+                )
             return text + "; no roll-out or price change is in the panel to separate them."
         lost, s = best
         if lost < MUCH:
@@ -346,6 +352,7 @@ def identification_report(
         moves,
         anchor_in_words(model),
         at,
+        counts.regions is not None,
     )
 
 

@@ -384,7 +384,8 @@ def whole_numbers(
     bad = number.isna() | (number % 1 != 0)
     if bad.any():
         raise DataError(
-            f"{int(bad.sum()):,} row(s) of {column!r} hold no level of use (whole numbers from 0):"
+            f"{int(bad.sum()):,} row(s) of {x.name!r} (column {column!r}) hold no level of use, whole"
+            " numbers from 0:"
             f" {first_few(x[bad].astype(str).unique().tolist())}"
             f" (first: {at_row(table, bad, member, time)}). Sort use into levels first"
         )

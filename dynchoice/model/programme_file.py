@@ -72,6 +72,11 @@ def build(kind: Any, tree: Any, what: str) -> Any:
     for name in ("given", "segments", "costs", "engages"):
         if isinstance(own.get(name), list):
             own[name] = tuple(own[name])
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [k for k in needed if k not in own]
+    if missing:
+        name = f" ({own['name']!r})" if own.get("name") else ""
+        raise SpecificationError(f"{what}{name}: {missing[0]!r} is missing")
     try:
         return kind(**own)
     except TypeError as error:
@@ -116,6 +121,10 @@ def read_toml(path: Path) -> Membership:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecificationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SpecificationError(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise SpecificationError(f"{path}: {error}") from error
     try:

@@ -162,7 +162,7 @@ def contract_levels(
             f"{int(refused.sum()):,} row(s) hold a choice that the contract does not allow:"
             f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule;"
             " broken='drop' leaves such months out"
-            + (f". {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
+            + (f". Mind that {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
         )
     if hidden_trials(c, contract):
         former = (levels >= 0) & (c.kind[np.maximum(levels, 0)] == LAPSED)

@@ -75,8 +75,8 @@ def build(kind: Any, tree: Any, what: str) -> Any:
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     missing = [k for k in needed if k not in own]
     if missing:
-        name = f" ({own['name']!r})" if own.get("name") else ""
-        raise SpecificationError(f"{what}{name}: {missing[0]!r} is missing")
+        name = f" of {own['name']!r}" if own.get("name") else ""
+        raise SpecificationError(f"{what}: {missing[0]!r}{name} is missing")
     try:
         return kind(**own)
     except TypeError as error:

@@ -81,6 +81,8 @@ def simulate(
     """
     if not isinstance(results, Results | DDC):
         hint = "; for one type: results.type(q)" if hasattr(results, "type") else ""
+        if hasattr(results, "newcomers"):
+            hint = ": pass club.model(), params=club.theta(), start=club.newcomers()"
         raise SpecificationError(
             f"simulate() takes Results or a DDC, got {type(results).__name__}{hint}"
         )

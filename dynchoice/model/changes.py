@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.model.membership import Membership
 from dynchoice.model.plans import (
     Benefit,
@@ -48,9 +49,21 @@ def plan_names(club: Membership) -> list[str]:
     return [p.name for p in club.plans]
 
 
+STRANGE = 10.0
+"""A number that changes by more than this factor was probably meant as a percentage or factor."""
+
+
 def new_value(change: Any, old: float, what: str) -> float:
-    """Return a new number: given, or a function of the old one."""
-    return check_number(change(old) if callable(change) else change, what)
+    """Return a new number: given, or a function of the old one; warn where it looks like a slip."""
+    new = check_number(change(old) if callable(change) else change, what, 0)
+    if old > 0 and new > 0 and not 1 / STRANGE <= new / old <= STRANGE:
+        warnings.warn(
+            f"{what} goes from {old:g} to {new:g}: prices are in money and shares in fractions; for"
+            " a factor pass a function (lambda x: 1.2 * x)",
+            DynChoiceWarning,
+            stacklevel=3,
+        )
+    return new
 
 
 def with_prices(

@@ -317,6 +317,7 @@ def read_panel(
         )
     by_schedule = [a for a in offered if offers is not None and a in offers.columns]
     extra = [options.get(k) for k in ("segment", "weights", "decision")]
+    known_segments = list(club.segments)
     optional = [x for x in (contract, region, *extra) if x is not None]
     from_data = [given.get(a, a) for a in offered if a not in by_schedule]
     used = [member, time, plan, *named.values(), *from_data, *optional]
@@ -339,6 +340,14 @@ def read_panel(
             made[axis] = df[given.get(axis, axis)]
     for name in (x for x in (region, *extra) if x is not None):
         made[name] = df[name]
+    if known_segments and extra[0] is not None:
+        strange = [x for x in df[extra[0]].dropna().unique() if x not in known_segments]
+        if strange:
+            raise DataError(
+                f"{int(df[extra[0]].isin(strange).sum()):,} row(s) are of segment {strange[0]!r},"
+                f" which the programme does not have.{suggest(strange[0], known_segments)}"
+                f" Segments: {', '.join(map(str, known_segments))}"
+            )
     import pandas as pd
 
     table = pd.DataFrame(made)
@@ -384,8 +393,8 @@ def whole_numbers(
     bad = number.isna() | (number % 1 != 0)
     if bad.any():
         raise DataError(
-            f"{int(bad.sum()):,} row(s) of {x.name!r} (column {column!r}) hold no level of use, whole"
-            " numbers from 0:"
+            f"{int(bad.sum()):,} row(s) of {x.name!r} (column {column!r}) hold no level of use,"
+            " whole numbers from 0:"
             f" {first_few(x[bad].astype(str).unique().tolist())}"
             f" (first: {at_row(table, bad, member, time)}). Sort use into levels first"
         )
@@ -419,6 +428,13 @@ def in_force(
             mine, rows = (schedule[region] == place).to_numpy(), (df[region] == place).to_numpy()
         order = np.argsort(start[mine], kind="stable")
         dates, labels = start[mine][order], schedule[axis].to_numpy()[mine][order]
+        clash = (np.diff(dates) == 0) & (labels[1:] != labels[:-1])
+        if clash.any():
+            k = int(np.flatnonzero(clash)[0])
+            raise DataError(
+                f"the schedule of offers has both {labels[k]!r} and {labels[k + 1]!r} as {axis}"
+                " from the same period on" + (f" in {place!r}" if by_region else "")
+            )
         at = np.searchsorted(dates, when[rows], side="right") - 1
         found = np.where(at >= 0, labels[np.maximum(at, 0)], None)
         out[rows] = found

@@ -9,7 +9,7 @@ solved backwards from the day it ends), and after. No member is simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -230,40 +230,81 @@ def follow_choices(
     choices: int = 0,
 ) -> tuple[Sums, FloatArray]:
     """Push period by period; flows are from the choice of a period to that of the next."""
-    steps: list[tuple[Phase, FloatArray]] = []
     mu, before = mu.copy(), origin
-    surplus = []
-    for phase in listed:
-        engine = phase.engine
+    J = max(choices, *(s.engine.blocks.J for s in listed))
+    T = sum(phase.periods for phase in listed)
+    shares, flows, surplus = np.zeros((T, J)), np.full((T, J, J), np.nan), np.empty(T)
+    t = 0
+    for i, phase in enumerate(listed):
+        engine, n = phase.engine, phase.periods
         mu = enter(before, phase, place, mu)
         before = engine
         naive = not engine.model.sophisticated
         worth = engine.flow_value(phase.theta, phase.policy) if naive else phase.policy.V
-        moves = [engine.blocks.mover(b, P) for b, P in enumerate(phase.policy.P)]
-        for _ in range(phase.periods):
-            steps.append((phase, mu))
-            m = mu
-            mu = np.stack(
-                [move(own) if own.any() else own for move, own in zip(moves, m, strict=True)]
-            )
-            gain = float((m * worth).sum())
-            surplus.append(gain if naive else gain - engine.model.beta * (mu * phase.ahead).sum())
-    J = max(choices, *(s.engine.blocks.J for s in listed))
-    T = len(steps)
-    shares, flows = np.zeros((T, J)), np.full((T, J, J), np.nan)
-    tables: dict[tuple[int, int], FloatArray] = {}
-    for t, (phase, m) in enumerate(steps):
-        own = m.reshape(-1) @ phase.policy.P.reshape(m.size, -1)
-        shares[t, : len(own)] = own
-        if t + 1 < T:
-            key = (id(phase.policy), id(steps[t + 1][0].policy))
-            if key not in tables:
-                tables[key] = flow_table(phase, steps[t + 1][0], place)
-            table = tables[key]
-            flows[t + 1] = (m.reshape(-1) @ table.reshape(m.size, -1)).reshape(table.shape[2:])
+        P = phase.policy.P.reshape(mu.size, -1)
+        k = P.shape[1]
+        stays = flow_table(phase, phase, None) if n > 1 else np.zeros((0, mu.size))
+        sums = np.column_stack(
+            [P, worth.reshape(-1), phase.ahead.reshape(-1), stays.reshape(mu.size, -1)]
+        )
+        for done, rows in trajectory(engine, phase.policy, mu, n):
+            found = by_row(rows.reshape(len(rows), -1), sums)
+            here = slice(t + done, t + done + len(rows) - 1)
+            shares[here, :k], surplus[here] = found[:-1, :k], found[:-1, k]
+            if not naive:
+                surplus[here] -= engine.model.beta * found[1:, k + 1]
+            mu = rows[-1]
+            ends = done + len(rows) - 1 == n
+            if n > 1:  # the last move is to the next phase
+                inside = found[: -2 if ends else -1, k + 2 :].reshape(-1, k, k)
+                flows[here.start + 1 : here.start + 1 + len(inside), :k, :k] = inside
+            if ends and i + 1 < len(listed):
+                moves = np.tensordot(rows[-2], flow_table(phase, listed[i + 1], place), axes=2)
+                flows[here.stop, :k, : moves.shape[1]] = moves
+        t += n
     if last is not None:
-        flows[0] = first_flows(origin, listed[0], place, last)
-    return Sums(shares, flows, np.zeros((T, 0)), np.array(surplus)), mu
+        moves = first_flows(origin, listed[0], place, last)
+        flows[0, : len(moves), : moves.shape[1]] = moves
+    return Sums(shares, flows, np.zeros((T, 0)), surplus), mu
+
+
+ROWS = 8
+"""Rows of a product at once: always as many, so that their number changes no last bit."""
+
+
+def by_row(rows: FloatArray, table: FloatArray) -> FloatArray:
+    """Return ``rows @ table`` (m, k), each row the same whatever follows it."""
+    m, n = rows.shape
+    out = np.empty((m + -m % ROWS, table.shape[1]))
+    for i in range(0, m - ROWS + 1, ROWS):
+        np.matmul(rows[i : i + ROWS], table, out=out[i : i + ROWS])
+    rest = m % ROWS
+    if rest:
+        last = np.zeros((ROWS, n))
+        last[:rest] = rows[m - rest :]
+        np.matmul(last, table, out=out[m - rest :])
+    return out[:m]
+
+
+TOGETHER = 4_000_000
+"""Numbers that periods kept at once may take (32 MB)."""
+
+
+def trajectory(
+    engine: Engine, policy: Policy, mu: FloatArray, periods: int
+) -> Iterator[tuple[int, FloatArray]]:
+    """Yield (periods before, distributions (m + 1, B, n)), several periods at once."""
+    moves = {b: engine.blocks.mover(b, policy.P[b]) for b in range(len(mu)) if mu[b].any()}
+    together = max(1, TOGETHER // mu.size)
+    for done in range(0, periods, together):
+        m = min(together, periods - done)
+        rows = np.zeros((m + 1, *mu.shape))
+        rows[0] = mu
+        for k in range(m):
+            for b, move in moves.items():
+                rows[k + 1, b] = move(rows[k, b])
+        mu = rows[-1]
+        yield done, rows
 
 
 def next_choices(model: DDC, following: Phase, place: IntArray | None) -> FloatArray:

@@ -58,6 +58,7 @@ class PlainBlocks:
         self.model, self.beta = model, model.beta
         S, self.J, _ = model.shape
         self.order = np.arange(S)[None, :] if order is None else order
+        self._as_is = order is None
         self.B, self.n = self.order.shape
         self.E = self.n
         self.place = np.empty(S, dtype=np.int64)
@@ -68,11 +69,12 @@ class PlainBlocks:
 
     def blocked(self, by_state: FloatArray) -> FloatArray:
         """Return something known by state (S, ...) by block (B, n, ...)."""
-        return np.ascontiguousarray(by_state[self.order])
+        return np.ascontiguousarray(by_state[None] if self._as_is else by_state[self.order])
 
     def by_state(self, blocked: FloatArray) -> FloatArray:
         """Return something known by block (B, n, ...) by state (S, ...)."""
-        return blocked.reshape(self.B * self.n, *blocked.shape[2:])[self.place]
+        flat = blocked.reshape(self.B * self.n, *blocked.shape[2:])
+        return flat if self._as_is else flat[self.place]
 
     def view(self, flat: FloatArray) -> FloatArray:
         """Return ``flat`` (..., B n J), in the order that suits the blocks, as (..., B, n, J)."""

@@ -76,6 +76,17 @@ def price_grid(prices: Any) -> dict[str, list[float]]:
     return out
 
 
+def limit(value: Any, what: str) -> float:
+    """Return a number that may be infinite.
+
+    Raises
+    ------
+    SpecificationError
+        A text, nothing, NaN.
+    """
+    return float(value) if value in (np.inf, -np.inf) else number(value, what)
+
+
 def number(value: Any, what: str) -> float:
     """Return a finite number.
 
@@ -84,7 +95,9 @@ def number(value: Any, what: str) -> float:
     SpecificationError
         A text, nothing, NaN.
     """
-    whole = isinstance(value, int | float | np.integer | np.floating)
-    if not whole or isinstance(value, bool) or not np.isfinite(value):
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    real = isinstance(value, int | float | np.integer | np.floating)
+    if not real or isinstance(value, bool) or not np.isfinite(value):
         raise SpecificationError(f"{what} must be a finite number, got {value!r}")
     return float(value)

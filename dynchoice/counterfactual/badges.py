@@ -186,17 +186,18 @@ def laws_differ(base: DDC, model: DDC) -> bool:
 
 
 def _beyond(
-    club: Membership, new: Membership, plans: list[str], seen: BoolArray
+    club: Membership, new: Membership, plans: list[str], seen: BoolArray, where: IntArray
 ) -> list[tuple[str, str]]:
-    """Return a reason where a price goes where none was seen."""
+    """Return a reason where a price of states seen goes where none was seen."""
     out = []
     for name in plans:
         if name not in club.choices:
             continue
         own = club.prices()[seen, club.choices.index(name) - 1]
         low, high = float(own.min()), float(own.max())
-        after = new.prices()[:, new.choices.index(name) - 1]
-        if after.min() < low or after.max() > high:
+        after = new.prices()[where, new.choices.index(name) - 1]
+        after = after[(after < low) | (after > high)]
+        if len(after):
             span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             price = f"{after.min():g}" if np.ptp(after) == 0 else f"{after.min():g}-{after.max():g}"
             out.append(
@@ -228,7 +229,8 @@ def _features(
     if (s.prices or s.terms or s.plans) and price is not None:
         out.append(price)
     if s.prices and seen is not None and club is not None and model.membership is not None:
-        out += _beyond(club, model.membership, list(s.prices), seen)
+        where = np.flatnonzero(seen) if place is None else place[seen]
+        out += _beyond(club, model.membership, list(s.prices), seen, where)
     if place is not None and seen is not None and s.offer:
         moved = s.offer_map(base)
         if moved is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import listed, number
+from dynchoice.counterfactual.arguments import limit, listed, number
 from dynchoice.counterfactual.ledger import rates
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
@@ -79,7 +79,7 @@ def aggregate(club: Membership) -> dict[str, float]:
     return total
 
 
-SHARES = ("penetration", "trial conversion", "renewal rate", "outside")
+SHARES = ("penetration", "trial conversion", "renewal rate", "outside", "joins", "quits")
 """Measures that are fractions."""
 
 
@@ -131,7 +131,10 @@ def calibrate(
         raise SpecificationError(
             f"benefit {unknown_chains[0]!r} has no chain: give gain= and stay=, or fit the model"
         )
-    free = listed(free, "free")
+    free = [str(name) for name in listed(free, "free")]
+    for what, given in (("moments", moments), ("weights", weights), ("bounds", bounds)):
+        if given is not None and not isinstance(given, Mapping):
+            raise SpecificationError(f"{what} must be a mapping, got {type(given).__name__}")
     place = [_place(club, name) for name in free]
     start = np.array([_read(club, p) for p in place])
     first = aggregate(club)
@@ -146,7 +149,9 @@ def calibrate(
     for k, t in zip(moments, target, strict=True):
         if (k in SHARES or k.startswith("share ")) and not 0 <= t <= 1:
             raise SpecificationError(f"moment {k!r} is {t:g}: shares are fractions (0.4 for 40 %)")
-    own = dict(weights or {})
+    own = {k: number(v, f"weight of {k!r}") for k, v in (weights or {}).items()}
+    if any(v < 0 for v in own.values()):
+        raise SpecificationError(f"weights must be at least 0, got {own}")
     strange = [k for k in own if k not in moments]
     if strange:
         raise SpecificationError(
@@ -167,7 +172,13 @@ def calibrate(
         )
     for i, name in enumerate(free):
         if bounds and name in bounds:
-            low[i], high[i] = bounds[name]
+            pair = bounds[name]
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise SpecificationError(f"bounds of {name!r}: (low, high), got {pair!r}")
+            low[i], high[i] = (
+                side if x is None else limit(x, f"bounds of {name!r}")
+                for x, side in zip(pair, (-np.inf, np.inf), strict=True)
+            )
             if not low[i] <= start[i] <= high[i] or low[i] == high[i]:
                 raise SpecificationError(
                     f"bounds of {name!r}: ({low[i]:g}, {high[i]:g}) must rise and hold where the"

@@ -62,11 +62,12 @@ class RollOut:
             raise SpecificationError(
                 f"roll-out {self.name!r}: scenario must be a Scenario, got {self.scenario!r}"
             )
-        if isinstance(self.months, bool) or not isinstance(self.months, int) or self.months < 1:
+        whole = isinstance(self.months, int | np.integer) and not isinstance(self.months, bool)
+        if not whole or self.months < 1:
             raise SpecificationError(
                 f"roll-out {self.name!r}: months={self.months!r} must be a whole number, at least 1"
             )
-        if not 0 < self.share <= 1:
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
             raise SpecificationError(
                 f"roll-out {self.name!r}: share={self.share!r} must lie above 0 and at most at 1"
                 " (0.5 for half of the customers)"

@@ -60,6 +60,7 @@ def by_type(
             mass = np.zeros(fit.model.shape[:2])
             cell = here["state"].to_numpy()[own], here["choice"].to_numpy()[own]
             np.add.at(mass, cell, weight[own] * results.posteriors[at[own], q])
-            starts[f"type {q}"].append((region, mass))
+            if not regional or own.any():
+                starts[f"type {q}"].append((region, mass))
     counts = start.counts
     return fits, starts, (counts.last_period + 1, counts.period_kind)

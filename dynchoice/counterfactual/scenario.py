@@ -289,7 +289,7 @@ class Scenario:
 
     def _warn_of_refunds(self, club: Membership, new: Membership) -> None:
         """Say where who bought at one price is refunded by another."""
-        if self.prices is None or self.grandfathered or club.kept is not None:
+        if self.prices is None or self.grandfathered:
             return
         before, after = price_lists(club), price_lists(new)
         moved = [

@@ -96,8 +96,9 @@ def simulate(
             raise SpecificationError("simulate(model) needs params=")
         model, theta = results, results.vector(params)
         weights = np.ones(model.states.size)
-    if members < 1 or periods < 1:
-        raise SpecificationError(f"members={members} and periods={periods} must be positive")
+    for name, x in (("members", members), ("periods", periods)):
+        if not isinstance(x, int | np.integer) or isinstance(x, bool) or x < 1:
+            raise SpecificationError(f"{name}={x!r} must be a whole number, at least 1")
     rng = np.random.default_rng(seed)
     codes = _starts(start, weights, members, rng)
     if scenario is not None:

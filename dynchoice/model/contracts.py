@@ -229,7 +229,10 @@ class Contracts:
         out = np.zeros(len(self.levels))
         for i, now in enumerate(self.levels):
             if now.kind == PAID and now.left > 0:
-                out[i] = min(now.left / self.plans[now.plan].periods, 1.0)
+                p = self.plans[now.plan]
+                # more left than the plan is long: a contract of the length it had before
+                length = p.periods if now.left <= p.periods - 1 else max(p.clock, now.left + 1)
+                out[i] = now.left / length
         return out
 
 

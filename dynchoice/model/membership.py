@@ -261,16 +261,20 @@ class Membership:
 
     @cached_property
     def states(self) -> StateSpace:
-        """Axes: prices, bundle and vintage where there are any; one a benefit; contract."""
+        """Axes: prices, bundle and vintage where there are any; one a benefit; contract (beside
+        it the vintage, where kept prices end with a contract)."""
         axes: dict[str, Any] = {}
         if self.menus:
             axes[MENU] = list(self.menus)
         if self.bundles:
             axes[BUNDLE] = list(self.bundles)
-        if self.kept is not None:
+        with_contract = self.kept_until == "renewal"  # then the two move together
+        if self.kept is not None and not with_contract:
             axes[VINTAGE] = [CURRENT, KEPT]
         for b in self.benefits:
             axes[b.name] = range(b.levels)
+        if self.kept is not None and with_contract:
+            axes[VINTAGE] = [CURRENT, KEPT]
         axes[CONTRACT] = list(self.contracts.labels)
         return StateSpace.from_axes(axes)
 

@@ -239,8 +239,7 @@ def run_forward(
         bad[sure] = ~c.possible[now[sure], a[sure]]
         refused[row] = bad
         out[row] = np.where(bad, UNKNOWN, now) if drop else now
-        now = np.where(bad, UNKNOWN, now)  # a break is counted once, not every month after it
-        sure &= ~bad
+        sure &= ~bad  # a break is counted once, not every month after it
         following = np.full(len(live), UNKNOWN)
         following[sure] = usual[a[sure], now[sure]]
         alternative = np.full(len(live), UNKNOWN)
@@ -364,7 +363,8 @@ def read_panel(
     if not len(table):
         raise DataError("no row is left: no month tells where its member stands at its start")
     for b in club.benefits:
-        table[b.name] = whole_numbers(table[b.name], named[b.name], table, member, time)
+        x, drop = table[b.name], options.get("invalid") == "drop"
+        table[b.name] = whole_numbers(x, named[b.name], table, member, time, drop)
     return Panel(
         table,
         member=member,
@@ -378,9 +378,9 @@ def read_panel(
 
 
 def whole_numbers(
-    x: pd.Series, column: str, table: pd.DataFrame, member: str, time: str
+    x: pd.Series, column: str, table: pd.DataFrame, member: str, time: str, drop: bool = False
 ) -> pd.Series:
-    """Return levels of engagement as whole numbers.
+    """Return levels of engagement as whole numbers, with ``drop`` missing where they are none.
 
     Raises
     ------
@@ -391,6 +391,8 @@ def whole_numbers(
 
     number = pd.to_numeric(x, errors="coerce")
     bad = number.isna() | (number % 1 != 0)
+    if bad.any() and drop:
+        return number.where(~bad)
     if bad.any():
         raise DataError(
             f"{int(bad.sum()):,} row(s) of {x.name!r} (column {column!r}) hold no level of use,"
@@ -433,7 +435,8 @@ def in_force(
             k = int(np.flatnonzero(clash)[0])
             raise DataError(
                 f"the schedule of offers has both {labels[k]!r} and {labels[k + 1]!r} as {axis}"
-                " from the same period on" + (f" in {place!r}" if by_region else "")
+                " from the same period on"
+                + (f" in {place!r}" if by_region else "; name region= where they differ by region")
             )
         at = np.searchsorted(dates, when[rows], side="right") - 1
         found = np.where(at >= 0, labels[np.maximum(at, 0)], None)

@@ -102,7 +102,7 @@ def bundles(
     ----------
     results : Results, MixtureResults, Membership, or mapping of segment -> Results
     benefits : sequence of str, optional
-        Benefits to switch on and off; others stay in. Default: all.
+        Benefits to switch on and off; others stay in (none: prices only). Default: all.
     prices : mapping, optional
         Plan -> prices to try. Default: today's.
     start : as for :func:`dynchoice.forecast`
@@ -125,9 +125,9 @@ def bundles(
     import pandas as pd
 
     grid = price_grid(prices)
-    if isinstance(starts, bool) or not isinstance(starts, int) or starts < 1:
+    if isinstance(starts, bool) or not isinstance(starts, int | np.integer) or starts < 1:
         raise SpecificationError(f"starts={starts!r} must be a whole number, at least 1")
-    if benefits is not None:
+    if benefits is not None and (isinstance(benefits, str) or len(benefits)):
         benefits = listed(benefits, "benefits")
     groups = everyone(results, start)
     rows: list[dict[str, Any]] = []
@@ -195,7 +195,7 @@ class _Solver:
         key = (included, price)
         if key in self.found:
             return self.found[key]
-        if included == TODAY:
+        if included == TODAY and not price:
             s, label, price = Scenario("bundle"), AS_IS, self.today
         else:
             inside = [n for n, yes in zip(self.names, included, strict=True) if yes]

@@ -80,7 +80,8 @@ def aggregate(club: Membership) -> dict[str, float]:
 
 
 SHARES = ("penetration", "trial conversion", "renewal rate", "outside", "joins", "quits")
-"""Measures that are fractions."""
+FRACTIONS = ("share ", "choosing ", "paid: ", "in trial: ", "renewal rate")
+"""Measures that are fractions, and how others begin."""
 
 
 def calibrate(
@@ -147,7 +148,7 @@ def calibrate(
         raise SpecificationError("calibrate() needs parameters in free= and targets in moments=")
     target = np.array([number(v, f"moment {k!r}") for k, v in moments.items()])
     for k, t in zip(moments, target, strict=True):
-        if (k in SHARES or k.startswith("share ")) and not 0 <= t <= 1:
+        if (k in SHARES or k.startswith(FRACTIONS)) and not 0 <= t <= 1:
             raise SpecificationError(f"moment {k!r} is {t:g}: shares are fractions (0.4 for 40 %)")
     own = {k: number(v, f"weight of {k!r}") for k, v in (weights or {}).items()}
     if any(v < 0 for v in own.values()):
@@ -173,7 +174,7 @@ def calibrate(
     for i, name in enumerate(free):
         if bounds and name in bounds:
             pair = bounds[name]
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
+            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
                 raise SpecificationError(f"bounds of {name!r}: (low, high), got {pair!r}")
             low[i], high[i] = (
                 side if x is None else limit(x, f"bounds of {name!r}")

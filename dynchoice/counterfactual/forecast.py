@@ -213,7 +213,7 @@ def forecast(
     strict : bool
         Raise if some solution did not converge.
     progress : callable, optional
-        ``progress(done, total, message)`` after each batch of draws.
+        ``progress(done, total, message)`` after each fit (segment, type) and chunk of draws.
 
     Returns
     -------
@@ -298,7 +298,7 @@ def check_options(
         if not whole or (x == 0 if low is None else x < low):
             limit = "not 0" if low is None else f"at least {low}"
             raise SpecificationError(f"{name}={x!r} must be a whole number, {limit}")
-    if not isinstance(level, float | int) or not 0 < level < 1:
+    if not isinstance(level, float | int | np.floating) or not 0 < level < 1:
         raise SpecificationError(f"level={level!r} must lie between 0 and 1 (0.95 for 95%)")
     if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
         raise SpecificationError(f"seed={seed!r} must be a non-negative whole number or None")
@@ -345,9 +345,14 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
                     progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
         else:
             # kernels release the interpreter's lock, so threads share memory and still run at once
-            found = Parallel(n_jobs=cores, backend="threading")(
+            running = Parallel(n_jobs=cores, backend="threading", return_as="generator")(
                 delayed(run_task)(part) for _, part in parts
             )
+            found = []
+            for (i, _), one in zip(parts, running, strict=True):
+                found.append(one)
+                if progress is not None:
+                    progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
     out: list[GroupPaths] = []
     for i in range(len(tasks)):
         own = [f for (k, _), f in zip(parts, found, strict=True) if k == i]

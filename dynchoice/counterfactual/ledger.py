@@ -38,7 +38,7 @@ class Ledger:
     by_cell : FloatArray, shape (groups * J, entries but money's)
     money : FloatArray, shape (2, B, groups, J)
         Payments and refunds.
-    by_use : FloatArray, shape (B, J * E)
+    by_use : FloatArray, shape (B, J, n)
         Money that use of benefits costs.
     held : IntArray, shape (groups,)
         Choice code of the plan held.
@@ -81,30 +81,27 @@ class Ledger:
         J = len(club.choices)
         refunds = np.where(np.arange(J) == 0, back[..., None], 0.0)
         B = blocks.B
-        cost = np.zeros((B, J, blocks.E))
+        cost = np.zeros((B, J, blocks.n))
         for k in club.benefits:
             if k.cost:
-                use = states.axis_codes(k.name)[order][:, : blocks.E]
-                offered = club.included(k)[order][:, : blocks.E] > 0
+                use = states.axis_codes(k.name)[order]
+                offered = club.included(k)[order] > 0
                 cost[:, 1:] += k.cost * (use[..., None] * offered).transpose(0, 2, 1)
         return cls(
             np.ascontiguousarray(group.reshape(-1), dtype=np.int64),
             (*names, "payments", "refunds", "benefit cost"),
             np.ascontiguousarray(np.stack(parts).reshape(len(parts), -1).T),
             np.stack([pays, refunds]),
-            cost.reshape(B, -1),
+            cost,
             held,
         )
 
     def cost(self, P: FloatArray) -> FloatArray:
         """Return what use of benefits is expected to cost by state (B, n) under ``P`` (B, n, J)."""
-        B, n, J = P.shape
-        E = self.by_use.shape[1] // J
-        by_use = self.by_use.reshape(B, J, 1, E)
-        use = by_use[:, 0] * P[..., 0].reshape(B, -1, E)
-        for j in range(1, J):
-            use += by_use[:, j] * P[..., j].reshape(B, -1, E)
-        return use.reshape(B, n)
+        use = self.by_use[:, 0] * P[..., 0]
+        for j in range(1, P.shape[2]):
+            use += self.by_use[:, j] * P[..., j]
+        return np.asarray(use)
 
     def read(self, cells: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return entries (T, entries), and mass by plan held and plan chosen (T, J, J), of sums

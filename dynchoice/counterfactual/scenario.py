@@ -16,8 +16,8 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
 from dynchoice.model.laws import Fixed, bind
 from dynchoice.model.membership import Membership
-from dynchoice.model.plans import check_number
-from dynchoice.model.terms import COSTS
+from dynchoice.model.plans import Plan, check_number
+from dynchoice.model.terms import COSTS, MENU
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.typing import FloatArray, IntArray
@@ -141,6 +141,11 @@ class Scenario:
             raise SpecificationError(
                 f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1, and dates"
                 " are whole numbers of periods from there"
+            )
+        if self.grandfathered is not False and MENU in (self.offer or {}):
+            raise SpecificationError(
+                f"scenario {self.name!r}: members moved to another price list by offer= cannot keep"
+                " prices too (grandfathered=): say the new prices in prices="
             )
         self._check_dates()
         if self.model is not None and any(
@@ -288,25 +293,32 @@ class Scenario:
         return fresh
 
     def _warn_of_refunds(self, club: Membership, new: Membership) -> None:
-        """Say where who bought at one price is refunded by another."""
-        if self.prices is None or self.grandfathered:
-            return
+        """Say where who bought on some terms is refunded by others."""
         before, after = price_lists(club), price_lists(new)
         moved = [
             p.name
             for p in new.plans
-            if p.clock > 1
-            and p.refund != "none"
+            if not self.grandfathered
+            and refundable(p)
             and before.get(p.name) not in (None, after[p.name])
         ]
-        if moved:
-            warnings.warn(
-                f"scenario {self.name!r}: running contracts of {moved[0]!r} are refunded by the new"
-                " price, whatever they cost: a change makes quitting (or a cheap start) pay."
-                " grandfathered='contract' refunds what was paid",
-                DynChoiceWarning,
-                stacklevel=2,
-            )
+        told = self.terms or {}
+        changed = [
+            p.name
+            for p in club.plans
+            if refundable(p) and {"periods", "refund"} & set(told.get(p.name, {}))
+        ]
+        if not moved and not changed:
+            return
+        name, what = (moved[0], "price") if moved else (changed[0], "length and rule")
+        way = " grandfathered='contract' refunds what was paid"
+        warnings.warn(
+            f"scenario {self.name!r}: running contracts of {name!r} are refunded by the new {what},"
+            " whatever was agreed: a change can make quitting (or a cheap start) pay."
+            + (way if moved and self.ends is None else ""),
+            DynChoiceWarning,
+            stacklevel=2,
+        )
 
     def _valued(self, club: Membership, new: Membership, model: DDC) -> Membership:
         """Return a changed programme with the costs it had, and values of what is new in it."""
@@ -416,6 +428,11 @@ class Scenario:
             index[at] = moves[index[at]]
         place = np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
         return None if np.array_equal(place, np.arange(states.size)) else place
+
+
+def refundable(p: Plan) -> bool:
+    """Return whether who quits a running contract gets money back."""
+    return p.clock > 1 and p.refund != "none" and p.cancel == "any time"
 
 
 def price_lists(club: Membership) -> dict[str, list[float]]:

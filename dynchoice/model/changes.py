@@ -56,7 +56,8 @@ STRANGE = 10.0
 def new_value(change: Any, old: float, what: str) -> float:
     """Return a new number: given, or a function of the old one; warn where it looks like a slip."""
     new = check_number(change(old) if callable(change) else change, what, 0)
-    if old > 0 and new > 0 and not 1 / STRANGE <= new / old <= STRANGE:
+    small = new < old / STRANGE and "share" not in what and "bundle" not in what
+    if old > 0 and new > 0 and (small or new > STRANGE * old):
         warnings.warn(
             f"{what} goes from {old:g} to {new:g}: prices are in money and shares in fractions; for"
             " a factor pass a function (lambda x: 1.2 * x)",
@@ -172,7 +173,7 @@ def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Memb
     """Return the programme with other terms of some plans.
 
     ``{plan: {"periods": 6, "trial": 0, "refund": "none", "cancel": "at renewal", ...}}``. Contracts
-    and trials that run on the day of the change run to their end.
+    and trials that run on the day of the change run to their end, refunded by the new terms.
     """
     known(terms, plan_names(club), "terms")
     plans = []

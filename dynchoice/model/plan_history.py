@@ -309,7 +309,9 @@ def read_panel(
         )
     given = dict(columns or {})
     offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
-    if offers is not None and not hasattr(offers, "columns"):
+    import pandas as pd
+
+    if offers is not None and not isinstance(offers, pd.DataFrame):
         raise SpecificationError(
             f"offers must be a table (pandas.DataFrame) with columns 'from', and {MENU!r} and/or"
             f" {BUNDLE!r}; got {type(offers).__name__}"
@@ -340,15 +342,16 @@ def read_panel(
     for name in (x for x in (region, *extra) if x is not None):
         made[name] = df[name]
     if known_segments and extra[0] is not None:
-        strange = [x for x in df[extra[0]].dropna().unique() if x not in known_segments]
-        if strange:
-            raise DataError(
-                f"{int(df[extra[0]].isin(strange).sum()):,} row(s) are of segment {strange[0]!r},"
-                f" which the programme does not have.{suggest(strange[0], known_segments)}"
-                f" Segments: {', '.join(map(str, known_segments))}"
+        found = df[extra[0]].dropna().astype(str)
+        strange = [x for x in found.unique() if x not in known_segments]
+        if strange:  # a programme may name only the segments that differ from the rest
+            warnings.warn(
+                f"{int(found.isin(strange).sum()):,} row(s) are of segment {strange[0]!r}, of which"
+                f" the programme says nothing.{suggest(strange[0], known_segments)} Its segments:"
+                f" {', '.join(map(str, known_segments))}",
+                DataWarning,
+                stacklevel=3,
             )
-    import pandas as pd
-
     table = pd.DataFrame(made)
     lost = table[[CONTRACT, *named]].isna().any(axis=1) if lag else table[CONTRACT].isna()
     if lost.any():
@@ -389,7 +392,7 @@ def whole_numbers(
     """
     import pandas as pd
 
-    number = pd.to_numeric(x, errors="coerce")
+    number = pd.to_numeric(x.astype(object), errors="coerce")
     bad = number.isna() | (number % 1 != 0)
     if bad.any() and drop:
         return number.where(~bad)

@@ -91,7 +91,7 @@ def fixed_point(
         stalled = 0 if residual < best or newton < 8 else stalled + 1
         best = min(best, residual)
     bound = tol * (1 + np.abs(h).max())
-    converged = bool(residual <= bound)
+    converged = bool(np.isfinite(residual) and residual <= bound)
     if not converged and np.isfinite(residual):
         # rounding of T(h) - h itself: a residual at that floor is all float64 can give
         floor = 64 * np.finfo(float).eps * (1 + np.abs(h).max() + np.abs(bellman.gain).max())

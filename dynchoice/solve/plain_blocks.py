@@ -147,7 +147,8 @@ class PlainBlocks:
         if start is not None and not point.converged:
             point = fixed_point(bellman, system, flow, None, tol)
         h, gain = self.blocked(point.h), self.blocked(point.gain)
-        pi, policy = self.blocked(bellman.pi), self.blocked(bellman.P)
+        # copies: the solver's arrays are overwritten by its next solution
+        pi, policy = self.blocked(bellman.pi.copy()), self.blocked(bellman.P.copy())
         V = h + gain / (1 - self.beta)
         P = self.observed(pi, policy)
         return BlockSolution(h, V, pi, policy, P, point.residual, point.converged, system.products)

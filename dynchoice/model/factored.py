@@ -17,6 +17,7 @@ import numpy as np
 from dynchoice import kernels
 from dynchoice.errors import DataError, SpecificationError, first_few
 from dynchoice.model.laws import IMPOSSIBLE, BoundLaw, Fixed, bind
+from dynchoice.model.product import Product, product_of
 from dynchoice.model.transitions import Transitions, connected_blocks, expect_rows
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
@@ -151,10 +152,18 @@ class Factored(Transitions):
             return expect_rows(*rows, self.J, V)
         if V.ndim == 2:
             return np.stack([self.expect(V[:, k]) for k in range(V.shape[1])], axis=2)
+        if self.product is not None:
+            return self.product.expect(np.ascontiguousarray(V, dtype=np.float64))
         out = np.empty((self.S, self.J))
         for j in range(self.J):
             out[:, j] = self._chain(np.ascontiguousarray(V, dtype=np.float64), j)[-1]
         return out
+
+    @cached_property
+    def product(self) -> Product | None:
+        """Levels and two dense halves, for laws too large to expand (None: it has no such form)."""
+        self._require_known()
+        return product_of(self)
 
     def _chain(self, V: FloatArray, j: int) -> list[FloatArray]:
         """Return V and what is left of it after each law's contraction under choice ``j``."""
@@ -177,6 +186,8 @@ class Factored(Transitions):
             kernels.push_stacked(*rows, np.ascontiguousarray(m).reshape(-1), out)
             return out
         self._require_known()
+        if self.product is not None:
+            return self.product.push(np.ascontiguousarray(m))
         total = np.zeros(self.S)
         for j in range(self.J):
             Y = np.ascontiguousarray(m[:, j])

@@ -22,6 +22,13 @@ from dynchoice import level_kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Fixed
+from dynchoice.model.levels import (
+    distinct_chains,
+    joint_table,
+    law_table,
+    level_graph,
+    needed_levels,
+)
 from dynchoice.solve.plain_blocks import TOL, BlockSolution, PlainBlocks
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
@@ -52,7 +59,7 @@ class LevelBlocks(PlainBlocks):
         super().__init__(model, np.ascontiguousarray(codes.reshape(B, -1)))
         self.C, self.E = level.n, self.n // level.n
         offered = model.available[self.order].reshape(B, self.C, self.E, self.J).any(axis=(0, 2))
-        self.graph = level_graph(level, np.asarray(offered))
+        self.graph = level_graph(joint_table([level], self.J), np.asarray(offered))
         others = [law for law in F.bound if law is not level and not isinstance(law.family, Fixed)]
         self._others, self._axes, self._fixed = others, rest, fixed
         self.chains = self._chains(others)
@@ -80,56 +87,21 @@ class LevelBlocks(PlainBlocks):
     def _chains(self, laws: list[BoundLaw]) -> list[Any]:
         """Return each block's chains of the rest: matrices, their transposes, who follows which."""
         shape = self.model.states.shape
-        sizes = [shape[a] for a in self._axes]
-        where = np.unravel_index(np.arange(self.E), sizes) if sizes else ()
         offers = [shape[a] for a in self._fixed]
         out, seen = [], {}
         for b in range(self.B):
-            at_offer = np.unravel_index(b, offers) if offers else ()
-            matrices = []
-            for j in range(self.J):
-                Q = np.ones((self.E, self.E))
-                for law in laws:
-                    code = np.zeros(self.E, dtype=np.int64)
-                    for p in law.parents:
-                        here = (
-                            at_offer[self._fixed.index(p)]
-                            if p in self._fixed
-                            else where[self._axes.index(p)]
-                        )
-                        code = code * shape[p] + here
-                    now = np.zeros(self.E, dtype=np.int64)
-                    for a in law.axes:
-                        now = now * shape[a] + where[self._axes.index(a)]
-                    Q *= law_table(law)[j if law.by_choice else 0, code, now][:, now]
-                matrices.append(Q)
-            leaders: list[int] = []
-            chain = np.zeros(self.J, dtype=np.int64)
-            for j, Q in enumerate(matrices):
-                same = [i for i, k in enumerate(leaders) if np.array_equal(matrices[k], Q)]
-                chain[j] = same[0] if same else len(leaders)
-                if not same:
-                    leaders.append(j)
-            stacked = np.ascontiguousarray(np.stack([matrices[k] for k in leaders]))
+            at = np.unravel_index(b, offers) if offers else ()
+            here = {a: int(x) for a, x in zip(self._fixed, at, strict=True)}
+            stacked, chain = distinct_chains(laws, self._axes, shape, here, self.J)
             key = (stacked.tobytes(), chain.tobytes())
             if key not in seen:
                 transposed = np.ascontiguousarray(stacked.transpose(0, 2, 1))
-                need = self._needed(chain, len(leaders))
+                need = needed_levels(self.graph, chain, len(stacked), self.C)
                 seen[key] = stacked, transposed, chain, need, need.sum(axis=1)
             out.append(seen[key])
         widest = max(c[0].shape[0] for c in out)
         wide = {id(c): c if c[0].shape[0] == widest else _widened(c, widest) for c in seen.values()}
         return [wide[id(c)] for c in out]
-
-    def _needed(self, chain: IntArray, L: int) -> BoolArray:
-        """Return which levels (L, C) the choices of each chain lead to."""
-        indptr, to, *_ = self.graph
-        need = np.zeros((L, self.C), dtype=bool)
-        for c in range(self.C):
-            for j in range(self.J):
-                row = c * self.J + j
-                need[chain[j], to[indptr[row] : indptr[row + 1]]] = True
-        return need
 
     def key(self, b: int) -> bytes:
         """Return what tells a block's chains from others'."""
@@ -307,56 +279,6 @@ def level_law(F: Factored) -> BoundLaw | None:
     density = np.prod([(law_table(law) > 0).mean() for law in others]) if others else 1.0
     dense = rest <= ALWAYS_DENSE or density > SPARSE
     return best if rest <= LARGEST_REST and dense else None
-
-
-def law_table(law: BoundLaw) -> FloatArray:
-    """Return a law's probabilities (J or 1, G, n, n), deterministic ones spelt out."""
-    if law.following is None:
-        assert law.table is not None
-        return law.table
-    return np.asarray(law.following[..., None] == np.arange(law.n), dtype=np.float64)
-
-
-def level_graph(law: BoundLaw, offered: BoolArray) -> tuple[Any, ...]:
-    """Return the graph of a level law as arrays: see :mod:`dynchoice.level_kernels`.
-
-    Choices that a level (C, J) never offers lead nowhere.
-    """
-    table = law_table(law)[:, 0]
-    C, J = offered.shape
-    rows = [table[j if law.by_choice else 0, c] * offered[c, j] for c in range(C) for j in range(J)]
-    at = [np.flatnonzero(r) for r in rows]
-    indptr = np.r_[0, np.cumsum([len(a) for a in at])].astype(np.int64)
-    to = np.concatenate(at).astype(np.int64)
-    weight = np.concatenate([r[a] for r, a in zip(rows, at, strict=True)])
-    reach = [sorted({int(t) for j in range(J) for t in at[c * J + j]} - {c}) for c in range(C)]
-    order = after_successors(reach)
-    rank = np.empty(C, dtype=np.int64)
-    rank[order] = np.arange(C)
-    loops = np.array([any(c in at[c * J + j] for j in range(J)) for c in range(C)])
-    return indptr, to, np.ascontiguousarray(weight), order, rank, loops
-
-
-def after_successors(reach: list[list[int]]) -> IntArray:
-    """Return nodes in depth-first postorder: each after those it leads to, cycles apart."""
-    done: list[int] = []
-    seen: set[int] = set()
-    for root in range(len(reach) - 1, -1, -1):
-        stack = [(root, 0)]
-        if root in seen:
-            continue
-        seen.add(root)
-        while stack:
-            node, i = stack.pop()
-            if i < len(reach[node]):
-                stack.append((node, i + 1))
-                child = reach[node][i]
-                if child not in seen:
-                    seen.add(child)
-                    stack.append((child, 0))
-            else:
-                done.append(node)
-    return np.array(done, dtype=np.int64)
 
 
 def _widened(chains: tuple[Any, ...], L: int) -> tuple[Any, ...]:

@@ -83,7 +83,9 @@ def fixed_point(
         if stalled >= patience or not np.isfinite(residual):
             break
         system.factor(bellman.P)
-        step = system.solve(bellman.r)
+        # an error of the linear solve as large as Newton's own does no harm
+        bound = tol * (1 + np.abs(h).max())
+        step = system.solve(bellman.r, rtol=max(0.1 * bound / residual, min(0.1, residual)))
         h = bellman.relative(h + step)
         residual = bellman.apply(u, h)
         newton += 1

@@ -7,7 +7,9 @@ One deterministic rule picks the method (ecosystem.md 3.2; no clock is read):
 - else sparse LU (SuperLU, minimum degree) if ``n w^2 <= LU_WORK`` with ``w`` the bandwidth after
   reverse Cuthill-McKee: thin kernels mix slowly and factor cheaply;
 - else GMRES: kernels that move far mix in few Krylov steps and fill in. Factored laws too large
-  to expand are applied matrix-free.
+  to expand are applied matrix-free; where they have levels and two dense halves
+  (:mod:`dynchoice.model.product`), a sweep over the levels preconditions: 8 sweeps a Newton step
+  instead of 500 products on 282,000 states.
 
 A factorisation serves every right side at that policy. One BLAS thread: small solves are up to
 60 times slower with two.
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice import kernels
+from dynchoice.model.product import Product
 from dynchoice.model.transitions import Transitions
 from dynchoice.typing import FloatArray, IntArray
 
@@ -29,6 +32,8 @@ LU_WORK = 1e10
 GMRES_RESTART = 40
 GMRES_CYCLES = 50
 GMRES_RTOL = 1e-12
+KRYLOV_NUMBERS = 60_000_000
+"""Numbers that Krylov vectors of sweeps may take (480 MB)."""
 
 
 @lru_cache(maxsize=1)
@@ -44,9 +49,13 @@ def one_blas_thread() -> Any:
 
 
 def choose_method(transitions: Transitions) -> tuple[str, str]:
-    """Return the method for a transition law ('dense', 'sparse', 'gmres') and the reason."""
+    """Return the method for a transition law ('dense', 'sparse', 'gmres', 'levels') and why."""
     rows = transitions.stacked()
     if rows is None:
+        product = getattr(transitions, "product", None)
+        if product is not None:
+            size = f"{product.C:,} levels x {product.D} x {product.E}"
+            return "levels", f"factored law too large to expand: sweeps over {size} states"
         return "gmres", "factored law too large to expand: matrix-free"
     largest = int(np.bincount(transitions.blocks).max())
     if largest <= DENSE_STATES:
@@ -95,6 +104,8 @@ class PolicySystem:
         self.products = 0
         self.failures: list[str] = []
         self._P: FloatArray | None = None
+        if self.method == "levels":
+            self._product_law: Product = transitions.product  # type: ignore[attr-defined]
         if self.method == "dense":
             self._prepare_dense()
         elif self.method == "sparse":
@@ -202,6 +213,42 @@ class PolicySystem:
                 )
         return np.asarray(x * size)
 
+    # sweeps over levels ------------------------------------------------------------------------
+
+    def _solve_levels(self, b: FloatArray, rtol: float) -> FloatArray:
+        """Solve for one right side (S,): relative values by GMRES, then the level of each block.
+
+        Krylov vectors are taken less their value at the first state: the constant, whose
+        eigenvalue ``1 - beta`` would slow them, is projected out and follows from that state.
+        """
+        from scipy.sparse.linalg import LinearOperator, gmres
+
+        product = self._product_law
+        right, x = product.laid(b), np.zeros((product.B, product.n))
+        y, out = np.empty(product.n), np.empty(product.n)
+        room = int(np.clip(KRYLOV_NUMBERS // product.n, 8, GMRES_RESTART))
+        for i in range(product.B):
+
+            def apply(v: FloatArray, i: int = i) -> FloatArray:
+                self.products += 1
+                product.sweep(i, np.ascontiguousarray(v).reshape(-1), self._W[i], y, out)
+                return out - out[0]
+
+            goal, at_root = right[i] - right[i, 0], 0.0
+            size = float(np.abs(goal).max())
+            if size > 0:
+                operator = LinearOperator((product.n, product.n), matvec=apply, dtype=np.float64)
+                step, info = gmres(
+                    operator, goal / size, rtol=rtol, restart=room, maxiter=GMRES_CYCLES
+                )
+                miss = float(np.abs(apply(step) - goal / size).max())  # leaves y and out
+                if info and miss > max(1e-8, 10 * rtol):
+                    self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
+                x[i], at_root = size * y, size * out[0]
+            # (I - beta F^P)(x + c) = b at the first state, and a constant c loses beta c
+            x[i] += (right[i, 0] - at_root) / (1 - self.beta)
+        return product.by_state(x)
+
     # public ------------------------------------------------------------------------------------
 
     def factor(self, P: FloatArray) -> None:
@@ -211,11 +258,18 @@ class PolicySystem:
             self._factor_dense(P)
         elif self.method == "sparse":
             self._factor_sparse(P)
-        elif self.method == "gmres":
+        elif self.method in ("gmres", "levels"):
             self._P = P.copy()
+            if self.method == "levels":
+                self._W = self._product_law.laid(self.beta * P)
 
-    def solve(self, b: FloatArray, transposed: bool = False) -> FloatArray:
-        """Return ``(I - beta P)^{-1} b``, or of the transpose, for ``b`` (S,) or (S, K)."""
+    def solve(
+        self, b: FloatArray, transposed: bool = False, rtol: float = GMRES_RTOL
+    ) -> FloatArray:
+        """Return ``(I - beta P)^{-1} b``, or of the transpose, for ``b`` (S,) or (S, K).
+
+        ``rtol`` is the relative accuracy wanted of sweeps; the other methods are exact.
+        """
         if self.method == "identity":
             return np.array(b)
         if self.method == "dense":
@@ -223,6 +277,12 @@ class PolicySystem:
             return self._solve_dense(b, int(transposed))
         if self.method == "sparse":
             return np.asarray(self._lu.solve(b, trans="T" if transposed else "N"))
+        if self.method == "levels" and not transposed:
+            if b.ndim == 1:
+                return self._solve_levels(b, rtol)
+            return np.stack(
+                [self._solve_levels(np.ascontiguousarray(c), rtol) for c in b.T], axis=1
+            )
         product = self._product_transposed if transposed else self._product
         if b.ndim == 1:
             return self._solve_gmres(b, product)

@@ -1,0 +1,131 @@
+"""Laws of motion as arrays: levels that move along a sparse graph, dense chains of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynchoice.model.laws import BoundLaw
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+
+def law_table(law: BoundLaw) -> FloatArray:
+    """Return a law's probabilities (J or 1, G, n, n), deterministic ones spelt out."""
+    if law.following is None:
+        assert law.table is not None
+        return law.table
+    return np.asarray(law.following[..., None] == np.arange(law.n), dtype=np.float64)
+
+
+def joint_table(laws: Sequence[BoundLaw], J: int) -> FloatArray:
+    """Return the probabilities (J, C, C) of laws without parents, in the order of their axes."""
+    out = np.ones((J, 1, 1))
+    for law in laws:
+        table = law_table(law)[:, 0]
+        out = np.stack([np.kron(out[j], table[j if law.by_choice else 0]) for j in range(J)])
+    return out
+
+
+def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[Any, ...]:
+    """Return the graph of a law (J, C, C) as arrays: see :mod:`dynchoice.level_kernels`.
+
+    Choices that a level (C, J) never offers lead nowhere.
+    """
+    J, C, _ = table.shape
+    if offered is None:
+        offered = np.ones((C, J), dtype=bool)
+    at = [
+        np.flatnonzero(table[j, c]) if offered[c, j] else np.zeros(0, dtype=np.int64)
+        for c in range(C)
+        for j in range(J)
+    ]
+    indptr = np.r_[0, np.cumsum([len(a) for a in at])].astype(np.int64)
+    to = np.concatenate(at).astype(np.int64)
+    weight = np.concatenate([table[i % J, i // J, a] for i, a in enumerate(at)])
+    reach = [sorted({int(t) for j in range(J) for t in at[c * J + j]} - {c}) for c in range(C)]
+    order = after_successors(reach)
+    rank = np.empty(C, dtype=np.int64)
+    rank[order] = np.arange(C)
+    loops = np.array([any(c in at[c * J + j] for j in range(J)) for c in range(C)])
+    return indptr, to, np.ascontiguousarray(weight), order, rank, loops
+
+
+def after_successors(reach: list[list[int]]) -> IntArray:
+    """Return nodes in depth-first postorder: each after those it leads to, cycles apart."""
+    done: list[int] = []
+    seen: set[int] = set()
+    for root in range(len(reach) - 1, -1, -1):
+        stack = [(root, 0)]
+        if root in seen:
+            continue
+        seen.add(root)
+        while stack:
+            node, i = stack.pop()
+            if i < len(reach[node]):
+                stack.append((node, i + 1))
+                child = reach[node][i]
+                if child not in seen:
+                    seen.add(child)
+                    stack.append((child, 0))
+            else:
+                done.append(node)
+    return np.array(done, dtype=np.int64)
+
+
+def needed_levels(graph: tuple[Any, ...], chain: IntArray, L: int, C: int) -> BoolArray:
+    """Return which levels (L, C) the choices of each chain lead to."""
+    indptr, to, *_ = graph
+    J = len(chain)
+    need = np.zeros((L, C), dtype=bool)
+    for c in range(C):
+        for j in range(J):
+            row = c * J + j
+            need[chain[j], to[indptr[row] : indptr[row + 1]]] = True
+    return need
+
+
+def chain_matrix(
+    laws: Sequence[BoundLaw],
+    axes: Sequence[int],
+    shape: Sequence[int],
+    here: Mapping[int, int],
+    j: int,
+) -> FloatArray:
+    """Return how some axes move together given choice ``j``, as a dense matrix (n, n).
+
+    ``here`` says where parents that never move stand; other parents are among the axes.
+    """
+    sizes = [shape[a] for a in axes]
+    n = int(np.prod(sizes))
+    where = dict(zip(axes, np.unravel_index(np.arange(n), sizes), strict=True)) if sizes else {}
+    Q = np.ones((n, n))
+    for law in laws:
+        code = np.zeros(n, dtype=np.int64)
+        for p in law.parents:
+            code = code * shape[p] + (here[p] if p in here else where[p])
+        now = np.zeros(n, dtype=np.int64)
+        for a in law.axes:
+            now = now * shape[a] + where[a]
+        Q *= law_table(law)[j if law.by_choice else 0, code, now][:, now]
+    return Q
+
+
+def distinct_chains(
+    laws: Sequence[BoundLaw],
+    axes: Sequence[int],
+    shape: Sequence[int],
+    here: Mapping[int, int],
+    J: int,
+) -> tuple[FloatArray, IntArray]:
+    """Return the distinct matrices (L, n, n) of :func:`chain_matrix` and each choice's (J,)."""
+    matrices = [chain_matrix(laws, axes, shape, here, j) for j in range(J)]
+    leaders: list[int] = []
+    chain = np.zeros(J, dtype=np.int64)
+    for j, Q in enumerate(matrices):
+        same = [i for i, k in enumerate(leaders) if np.array_equal(matrices[k], Q)]
+        chain[j] = same[0] if same else len(leaders)
+        if not same:
+            leaders.append(j)
+    return np.ascontiguousarray(np.stack([matrices[k] for k in leaders])), chain

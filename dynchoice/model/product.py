@@ -1,0 +1,202 @@
+"""Large factored models in a form that the processor likes: levels times two dense halves.
+
+Axes that never move (offers) make blocks. The sparsest law that nobody looks at (the contract) and
+every deterministic law of that kind (a season) are the *levels*: they move along a sparse graph. What is
+left splits into two groups of axes that do not look at each other, each a dense chain of a few
+hundred states: ``F_j = R_j (x) A_j (x) B_j``. An expectation is then two products of matrices a
+level, and a sweep over the levels, each after those it leads to, nearly solves ``I - beta F^P``
+(block Gauss-Seidel): an annual contract, or a year of seasons, is run through at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice import product_kernels as kernels
+from dynchoice.model.laws import BoundLaw, Fixed
+from dynchoice.model.levels import (
+    distinct_chains,
+    joint_table,
+    law_table,
+    level_graph,
+    needed_levels,
+)
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    from dynchoice.model.factored import Factored
+
+LARGEST_HALF = 256
+"""States of a half at most: its chain is a dense matrix."""
+MANY_LEVELS = 4096
+INNER = 3
+"""Steps that a level which returns to itself takes within a sweep."""
+
+
+class Product:
+    """A factored law laid out in blocks (offers), levels and two halves.
+
+    Attributes
+    ----------
+    B, C, D, E : int
+        Blocks, levels, states of the halves; ``n = C D E`` states a block.
+    """
+
+    def __init__(
+        self,
+        F: Factored,
+        fixed: Sequence[int],
+        levels: Sequence[BoundLaw],
+        halves: tuple[Sequence[BoundLaw], Sequence[BoundLaw]],
+    ) -> None:
+        shape = F.states.shape
+        own = [sorted(a for law in part for a in law.axes) for part in (levels, *halves)]
+        levels = sorted(levels, key=lambda law: law.axes[0])
+        own[0] = [a for law in levels for a in law.axes]
+        self._axes = [*fixed, *own[0], *own[1], *own[2]]
+        self._shape = tuple(shape[a] for a in self._axes)
+        self._source = shape
+        self._back = tuple(int(i) for i in np.argsort(self._axes))
+        self.S, self.J = F.S, F.J
+
+        def size(axes: Sequence[int]) -> int:
+            return int(np.prod([shape[a] for a in axes]))
+
+        self.B, self.C, self.D, self.E = (size(a) for a in (fixed, *own))
+        self.n = self.C * self.D * self.E
+        self.graph = level_graph(joint_table(levels, self.J))
+        offers = [shape[a] for a in fixed]
+        self._halves: list[tuple[Any, ...]] = []
+        seen: dict[bytes, tuple[Any, ...]] = {}
+        for b in range(self.B):
+            at = np.unravel_index(b, offers) if offers else ()
+            here = {a: int(x) for a, x in zip(fixed, at, strict=True)}
+            A, of_a = distinct_chains(halves[0], own[1], shape, here, self.J)
+            other, of_b = distinct_chains(halves[1], own[2], shape, here, self.J)
+            pairs = [(int(x), int(y)) for x, y in zip(of_a, of_b, strict=True)]
+            kinds = list(dict.fromkeys(pairs))
+            chain = np.array([kinds.index(p) for p in pairs], dtype=np.int64)
+            first = np.ascontiguousarray(np.stack([A[x] for x, _ in kinds]))
+            second = np.ascontiguousarray(np.stack([other[y].T for _, y in kinds]))
+            need = needed_levels(self.graph, chain, len(kinds), self.C)
+            key = first.tobytes() + second.tobytes() + chain.tobytes()
+            self._halves.append(seen.setdefault(key, (first, second, chain, need)))
+        self._rooms: dict[int, tuple[FloatArray, FloatArray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the work arrays behind."""
+        return {**self.__dict__, "_rooms": {}}
+
+    def _room(self, b: int) -> tuple[FloatArray, FloatArray]:
+        """Return work arrays (L, C, D, E) and (D, E) of the calling thread."""
+        me = get_ident()
+        if me not in self._rooms:
+            L = max(len(h[0]) for h in self._halves)
+            self._rooms[me] = np.empty(L * self.n), np.empty((self.D, self.E))
+        z, half = self._rooms[me]
+        L = len(self._halves[b][0])
+        return z[: L * self.n].reshape(L, self.C, self.D, self.E), half
+
+    def laid(self, x: FloatArray) -> FloatArray:
+        """Return something known by state (S,) or (S, J) by block: (B, n) or (B, J, n)."""
+        if x.ndim == 1:
+            turned = x.reshape(self._source).transpose(self._axes)
+            return np.ascontiguousarray(turned).reshape(self.B, self.n)
+        J = x.shape[1]
+        turned = x.reshape(*self._source, J).transpose(*self._axes, len(self._axes))
+        by_block = turned.reshape(self.B, self.n, J)
+        return np.ascontiguousarray(by_block.transpose(0, 2, 1))
+
+    def by_state(self, x: FloatArray) -> FloatArray:
+        """Return something known by block, (B, n) or (B, J, n), by state."""
+        if x.ndim == 2:
+            return np.ascontiguousarray(x.reshape(self._shape).transpose(self._back)).reshape(-1)
+        J = x.shape[1]
+        by_block = x.transpose(0, 2, 1).reshape(*self._shape, J)
+        turned = by_block.transpose(*self._back, len(self._back))
+        return np.ascontiguousarray(turned).reshape(-1, J)
+
+    def expect(self, V: FloatArray) -> FloatArray:
+        """Return ``E[V(s') | s, j]`` (S, J) of ``V`` (S,)."""
+        x, ev = self.laid(V), np.empty((self.B, self.J, self.n))
+        for b in range(self.B):
+            law = self._halves[b], self.graph
+            kernels.product_expect(x[b], ev[b], *self._room(b), *law)
+        return self.by_state(ev)
+
+    def push(self, m: FloatArray) -> FloatArray:
+        """Return ``sum_{s,j} m[s, j] F[s, j, s']`` (S,)."""
+        mass, out = self.laid(m), np.empty((self.B, self.n))
+        for b in range(self.B):
+            self.push_block(b, mass[b], out[b])
+        return self.by_state(out)
+
+    def push_block(self, b: int, mass: FloatArray, out: FloatArray) -> None:
+        """Write where a mass (J, n) of one block moves, (n,)."""
+        z, half = self._room(b)
+        sums = z.reshape(-1, self.C, self.D * self.E)
+        kernels.product_push(mass, out, sums, half, self._halves[b], self.graph)
+
+    def sweep(self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray) -> None:
+        """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y`` (n,)."""
+        law = self._halves[b], self.graph
+        kernels.product_sweep(v, y, out, *self._room(b), W, INNER, *law)
+
+
+def product_of(F: Factored) -> Product | None:
+    """Return the layout of a factored law, or None where it has no such form."""
+    moving = [law for law in F.bound if not isinstance(law.family, Fixed)]
+    fixed = sorted(a for law in F.bound if isinstance(law.family, Fixed) for a in law.axes)
+    looked_at = {p for law in moving for p in law.parents}
+    free = [law for law in moving if not law.parents and not looked_at & set(law.axes)]
+    if not free:
+        return None
+    sure = [law for law in free if law.following is not None and law.n > 1]
+    chancy = [law for law in free if law.following is None]
+    best = [max(chancy, key=lambda law: (sparsity(law), law.n))] if chancy else []
+    levels = [*sure, *best]
+    while levels and int(np.prod([law.n for law in levels])) > MANY_LEVELS:
+        levels.remove(max(levels, key=lambda law: law.n))
+    if not levels:
+        return None
+    rest = [law for law in moving if all(law is not other for other in levels)]
+    halves = split(rest, set(fixed), F.states.shape)
+    return None if halves is None else Product(F, fixed, levels, halves)
+
+
+def sparsity(law: BoundLaw) -> float:
+    """Return how many levels a law has for each that it can move to."""
+    table = law_table(law)
+    return law.n / float(np.maximum((table > 0).sum(axis=-1), 1).mean())
+
+
+def split(
+    laws: Sequence[BoundLaw], fixed: set[int], shape: Sequence[int]
+) -> tuple[list[BoundLaw], list[BoundLaw]] | None:
+    """Split laws into two groups that do not look at each other, as even in size as can be."""
+    groups: list[tuple[set[int], list[BoundLaw]]] = []
+    for law in laws:
+        axes, members = (set(law.axes) | set(law.parents)) - fixed, [law]
+        for other in [g for g in groups if g[0] & axes]:
+            groups.remove(other)
+            axes, members = axes | other[0], other[1] + members
+        groups.append((axes, members))
+    sizes = [int(np.prod([shape[a] for a in axes])) for axes, _ in groups]
+    total = int(np.prod(sizes)) if sizes else 1
+    best: tuple[int, tuple[int, ...]] | None = None
+    for k in range(min(len(groups), 12) // 2 + 1):
+        for chosen in combinations(range(len(groups)), k):
+            one = int(np.prod([sizes[i] for i in chosen])) if chosen else 1
+            worse = max(one, total // one)
+            if best is None or worse < best[0]:
+                best = worse, chosen
+    if best is None or best[0] > LARGEST_HALF:
+        return None
+    first = [law for i in best[1] for law in groups[i][1]]
+    second = [law for i, g in enumerate(groups) if i not in best[1] for law in g[1]]
+    return first, second

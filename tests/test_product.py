@@ -1,0 +1,200 @@
+"""Large factored models: levels times two dense halves, against dense arrays of small ones."""
+
+import itertools
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import oracles
+import pytest
+from test_kernels import factored
+
+import dynchoice as dc
+from dynchoice import product_kernels
+from dynchoice.model import factored as factored_module
+from dynchoice.model.factored import Factored
+from dynchoice.model.product import Product, product_of, split
+from dynchoice.solve.linear import PolicySystem
+
+SEEDS = range(40)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def unexpanded(monkeypatch):
+    """Every factored law counts as too large to expand."""
+    monkeypatch.setattr(factored_module, "STACKED_LIMIT", 0)
+
+
+def fresh(m) -> Factored:
+    """The law of a model without what it has cached."""
+    F = m.model.transitions
+    return Factored(F.states, F.choices, F.laws)
+
+
+def with_product():
+    """Random models that have the form, with their laws."""
+    for seed in SEEDS:
+        m = factored(seed)
+        product = product_of(m.model.transitions)
+        if product is not None:
+            yield m, product
+
+
+def test_expectations_pushes_and_sweeps_are_those_of_the_dense_law(rng):
+    seen = set()
+    for m, product in with_product():
+        F, J = m.spec["F"], product.J
+        on = ~m.model.transitions.undefined
+        V = rng.normal(size=product.S)
+        mass = rng.random((product.S, J)) * on
+        np.testing.assert_allclose(product.expect(V)[on], (F @ V)[on], atol=1e-13)
+        want = np.einsum("sj,sjt->t", mass, F)
+        np.testing.assert_allclose(product.push(mass), want, atol=1e-13)
+        P = rng.random((product.S, J)) * on
+        P /= P.sum(axis=1, keepdims=True)
+        W = product.laid(0.97 * P)
+        A = np.eye(product.S) - 0.97 * np.einsum("sj,sjt->st", P, F)
+        v = product.laid(rng.random(product.S))
+        y, out = np.full_like(v, np.nan), np.full_like(v, np.nan)
+        for b in range(product.B):
+            product.sweep(b, v[b], W[b], y[b], out[b])
+        np.testing.assert_allclose(product.by_state(out), A @ product.by_state(y), atol=1e-12)
+        # a sweep of what is positive lies between it and the solution
+        exact = np.linalg.solve(A, product.by_state(v))
+        assert (product.by_state(y) <= exact * (1 + 1e-12)).all() and (y >= v - 1e-14).all()
+        seen |= {("halves", min(product.D, product.E) > 1), ("blocks", product.B > 1)}
+        seen |= {("loops", bool(product.graph[-1].any())), ("levels", product.C > 3)}
+    both = (True, False)
+    assert {(k, x) for k in ("halves", "blocks", "loops", "levels") for x in both} <= seen
+
+
+def test_layouts_go_there_and_back(rng):
+    for _, product in with_product():
+        x, table = rng.normal(size=product.S), rng.normal(size=(product.S, product.J))
+        np.testing.assert_array_equal(product.by_state(product.laid(x)), x)
+        np.testing.assert_array_equal(product.by_state(product.laid(table)), table)
+        assert product.laid(table).shape == (product.B, product.J, product.n)
+
+
+def test_the_kernels_write_everything_they_return(rng):
+    for _, product in itertools.islice(with_product(), 6):
+        A, BT, chain, need = halves = product._halves[0]
+        z = np.full((len(A), product.C, product.D, product.E), np.nan)
+        half, ev = np.full((product.D, product.E), np.nan), np.full((product.J, product.n), np.nan)
+        x = rng.normal(size=product.n)
+        product_kernels.product_expect(x, ev, z, half, halves, product.graph)
+        assert np.isfinite(ev).all()
+        mass, out = rng.random((product.J, product.n)), np.full(product.n, np.nan)
+        sums = np.full((len(A), product.C, product.n // product.C), np.nan)
+        product_kernels.product_push(mass, out, sums, half, halves, product.graph)
+        # the adjoint of one is the other
+        assert (mass * ev).sum() == pytest.approx(out @ x, rel=1e-12)
+        W, y, applied = 0.9 * mass, np.full(product.n, np.nan), np.full(product.n, np.nan)
+        product_kernels.product_sweep(x, y, applied, z, half, W, 2, halves, product.graph)
+        assert np.isfinite(y).all() and np.isfinite(applied).all()
+
+
+def test_systems_are_solved_by_sweeps(rng, unexpanded):
+    tried = 0
+    for m, _ in with_product():
+        F = fresh(m)
+        for beta in (0.9, 0.9999):
+            system = PolicySystem(F, beta)
+            assert system.method == "levels" and "levels" in system.reason
+            P = rng.random((F.S, F.J)) * ~F.undefined
+            P /= P.sum(axis=1, keepdims=True)
+            system.factor(P)
+            A = np.eye(F.S) - beta * np.einsum("sj,sjt->st", P, m.spec["F"])
+            right = rng.normal(size=(F.S, 2))
+            want = np.linalg.solve(A, right)
+            np.testing.assert_allclose(system.solve(right), want, rtol=1e-8 / (1 - beta) ** 0.5)
+            back = system.solve(right[:, 0].copy(), transposed=True)
+            want = np.linalg.solve(A.T, right[:, 0])
+            np.testing.assert_allclose(back, want, atol=1e-7 * np.abs(want).max())
+            assert not system.failures and system.products > 0
+            tried += 1
+    assert tried > 20
+
+
+def test_solutions_are_those_of_the_expanded_law(unexpanded):
+    for m, _ in itertools.islice(with_product(), 12):
+        spec = m.spec
+        model = m.model.with_transitions(fresh(m))
+        found = dc.solve(model, spec["params"])
+        assert found.converged and found.stats["method"] == "levels"
+        V, _, _, P = oracles.solve_newton(spec, spec["params"])
+        np.testing.assert_allclose(found.V, V, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found.ccp, P, atol=1e-9)
+
+
+def test_a_year_of_seasons_is_one_sweep(rng):
+    """A season and a contract make the levels together; members wander in two further axes."""
+    R = np.zeros((2, 5, 5))  # out, or a contract of four periods that is run down
+    R[0, :, 0] = 1.0
+    R[1, np.arange(5), [4, 4, 1, 2, 3]] = 0.9
+    R[1, :, 0] += 0.1
+    Q = [rng.dirichlet(np.ones(n), size=(2, n)) for n in (4, 2)]
+    states = dc.StateSpace(use=range(4), season=range(6), contract=range(5), other=range(2))
+    F = dc.Transitions.factored(
+        states,
+        ["out", "in"],
+        {
+            "use": dc.Markov(("choice",), Q[0]),
+            "season": dc.Cycle(),
+            "contract": dc.Markov(("choice",), R),
+            "other": dc.Markov(("choice",), Q[1]),
+        },
+    )
+    product = product_of(F)
+    assert (product.B, product.C, product.D * product.E) == (1, 30, 8)
+    assert not product.graph[-1].any()  # nobody stays in a season
+    V = rng.normal(size=states.size)
+    np.testing.assert_allclose(product.expect(V), F.dense_array() @ V, atol=1e-13)
+    policy = rng.dirichlet(np.ones(2), size=states.size)
+    beta, x = 0.99, product.laid(rng.normal(size=states.size))[0]
+    y, out = np.empty_like(x), np.empty_like(x)
+    W = product.laid(beta * policy)[0]
+    left = []
+    for _ in range(12):
+        product.sweep(0, x, W, y, out)
+        x = x - out
+        left.append(np.abs(x - x[0]).max())
+    assert left[-1] < 1e-2 * left[0]
+
+
+def test_laws_that_look_at_each_other_stay_in_one_half(rng):
+    shape = (3, 4, 2, 5, 2)
+    states = dc.StateSpace(**{f"a{i}": range(n) for i, n in enumerate(shape)})
+    laws = {
+        f"a{i}": dc.Markov(("choice",), rng.dirichlet(np.ones(n), size=(2, n)))
+        for i, n in enumerate(shape)
+    }
+    laws["a2"] = dc.Markov(("a0",), rng.dirichlet(np.ones(2), size=(3, 2)))
+    F = dc.Transitions.factored(states, ["x", "y"], laws)
+    product = product_of(F)
+    V = rng.normal(size=states.size)
+    np.testing.assert_allclose(product.expect(V), F.dense_array() @ V, atol=1e-13)
+    rest = [law for law in F.bound if law.name != "a3"]
+    first, second = split(rest, set(), shape)
+    together = [{law.name for law in part} for part in (first, second)]
+    assert any({"a0", "a2"} <= part for part in together)
+    assert split(rest, set(), (300, 4, 2, 5, 2)) is None  # too large for a dense chain
+
+
+def test_threads_share_a_law_and_copies_leave_the_work_arrays(rng):
+    m, product = next(with_product())
+    F = m.spec["F"]
+    on = ~m.model.transitions.undefined
+    inputs = [rng.normal(size=product.S) for _ in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(product.expect, inputs))
+    for V, ev in zip(inputs, found, strict=True):
+        np.testing.assert_allclose(ev[on], (F @ V)[on], atol=1e-13)
+    copy = pickle.loads(pickle.dumps(product))
+    assert isinstance(copy, Product) and not copy._rooms
+    np.testing.assert_array_equal(copy.expect(inputs[0]), found[0])

@@ -1,9 +1,9 @@
 """Large factored models in a form that the processor likes: levels times two dense halves.
 
 Axes that never move (offers) make blocks. The sparsest law that nobody looks at (the contract) and
-every deterministic law of that kind (a season) are the *levels*: they move along a sparse graph. What is
-left splits into two groups of axes that do not look at each other, each a dense chain of a few
-hundred states: ``F_j = R_j (x) A_j (x) B_j``. An expectation is then two products of matrices a
+every deterministic law of that kind (a season) are the *levels*: they move along a sparse graph.
+What is left splits into two groups of axes that do not look at each other, each a dense chain of a
+few hundred states: ``F_j = R_j (x) A_j (x) B_j``. An expectation is then two products of matrices a
 level, and a sweep over the levels, each after those it leads to, nearly solves ``I - beta F^P``
 (block Gauss-Seidel): an annual contract, or a year of seasons, is run through at once.
 """

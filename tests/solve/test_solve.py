@@ -4,7 +4,7 @@ import oracles
 import pytest
 
 import dynchoice as dc
-from dynchoice.model import factored
+from dynchoice.model import factored, product
 from dynchoice.solve import linear
 from dynchoice.solve.linear import PolicySystem, choose_method
 
@@ -110,14 +110,16 @@ def test_status_is_honest_when_steps_run_out():
         dc.solve(model, theta, start=np.zeros(3))
 
 
-@pytest.mark.parametrize("method", ["dense", "sparse", "gmres", "matrix-free"])
+@pytest.mark.parametrize("method", ["dense", "sparse", "gmres", "levels", "matrix-free"])
 def test_every_linear_solver_gives_the_same_answers(method, monkeypatch):
     if method in ("sparse", "gmres"):
         monkeypatch.setattr(linear, "DENSE_STATES", 0)
     if method == "gmres":
         monkeypatch.setattr(linear, "LU_WORK", 0)
-    if method == "matrix-free":
+    if method in ("levels", "matrix-free"):
         monkeypatch.setattr(factored, "STACKED_LIMIT", 0)
+    if method == "matrix-free":
+        monkeypatch.setattr(product, "LARGEST_HALF", 0)
     model = clock_model()
     chosen, reason = choose_method(model.transitions)
     assert chosen == method.replace("matrix-free", "gmres") and reason

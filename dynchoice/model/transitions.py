@@ -107,6 +107,28 @@ class Transitions(ABC):
     def stacked(self) -> Any:
         """Return F as CSR with rows ``s * J + j``, or None where it would be too large."""
 
+    @cached_property
+    def arrivals(self) -> tuple[Any, IntArray, FloatArray] | None:
+        """F' as CSR over origins, with the cell ``s * J + j`` and the probability of each entry.
+
+        Sorted once by the next state: a policy's moves are then these entries times its cells'
+        probabilities. None where F is too large to expand.
+        """
+        rows = self.stacked()
+        if rows is None:
+            return None
+        from scipy.sparse import csr_array
+
+        indptr, indices, data = rows
+        cell = np.repeat(np.arange(self.S * self.J), np.diff(indptr))
+        order = np.argsort(indices, kind="stable")
+        # short indices: half the memory traffic a period
+        small = np.int32 if len(indices) < 2**31 else np.int64
+        start = np.searchsorted(indices[order], np.arange(self.S + 1)).astype(small)
+        origin = (cell[order] // self.J).astype(small)
+        shape = csr_array((data[order], origin, start), shape=(self.S, self.S))
+        return shape, cell[order], data[order]
+
     @property
     @abstractmethod
     def blocks(self) -> IntArray:

@@ -222,7 +222,7 @@ def log_ccp_derivative(pi, P, attention, default, dv, out):
     """Write the derivatives of ``log P(j|s)``, (S, J, K), from those of ``v``.
 
     ``d log pi_j = dv_j - sum_i pi_i dv_i``; at the default choice of an inattentive state
-    ``d log P_d = (a pi_d / P_d) d log pi_d`` (papers.md 7.3). Rows with ``pi = 0`` get zero.
+    ``d log P_d = (a pi_d / P_d) d log pi_d`` (SOURCES.md 7.3). Rows with ``pi = 0`` get zero.
     """
     S, J, K = dv.shape
     mean = np.empty(K)

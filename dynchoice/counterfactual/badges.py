@@ -1,6 +1,6 @@
 """What an answer rests on: the data, the anchor, the functional form, or an assumption.
 
-Choice data identify payoffs up to those of one choice (papers.md 6.1). A counterfactual that only
+Choice data identify payoffs up to those of one choice (SOURCES.md 6.1). A counterfactual that only
 adds known amounts to payoffs, drops choices, or changes who pays attention does not need the rest;
 one that changes how states move does, unless the criterion of Kalouptsidi, Scott and
 Souza-Rodrigues (2021) holds. Amounts in money need a price parameter, which prices that vary

@@ -1,4 +1,4 @@
-"""Bounds on a counterfactual that rests on the normalised choice's payoffs (papers.md 6.3, 8A.5).
+"""Bounds on a counterfactual that rests on the normalised choice's payoffs (SOURCES.md 6.3, 8A.5).
 
 What the data and the maintained model leave open is the anchor's payoff ``u_J`` (S,). With
 restrictions on it, the counterfactual outcomes that the data allow are an interval, found by

@@ -169,8 +169,8 @@ class Engine:
     def flow_value(self, theta: FloatArray, policy: Policy) -> FloatArray:
         """Return the expected flow of experience (B, n) under the observed policy, in utils.
 
-        ``r^P = attention sum_a pi_a (u_a - log pi_a) + (1 - attention) u_default`` (papers.md 7.5):
-        what members get in a period, tastes of the chosen plans included.
+        ``r^P = attention sum_a pi_a (u_a - log pi_a) + (1 - attention) u_default`` (SOURCES.md
+        7.5): what members get in a period, tastes of the chosen plans included.
         """
         b, model = self.blocks, self.model
         u = self.flow(theta[None])[0]

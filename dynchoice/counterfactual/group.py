@@ -506,7 +506,7 @@ def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, Fl
 
 
 def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return ``(I - beta F^P)^{-1} flow`` (B, n) of each flow (papers.md 7.5)."""
+    """Return ``(I - beta F^P)^{-1} flow`` (B, n) of each flow (SOURCES.md 7.5)."""
     b, beta = engine.blocks, engine.model.beta
     right = np.stack(flows, axis=2)
     relative = b.solve_linear(policy.P, right)

@@ -2,13 +2,13 @@
 
 Choices reveal payoffs only up to an arbitrary value function: if ``pi`` solves the model at ``u``,
 it solves it at ``u + (I - beta F_a) X`` for every ``X`` (S,). With the anchor's payoff ``u_J`` as
-coordinates, ``du_a = A_a du_J``, ``A_a = (I - beta F_a)(I - beta F_J)^{-1}`` (papers.md 6.1). A
+coordinates, ``du_a = A_a du_J``, ``A_a = (I - beta F_a)(I - beta F_J)^{-1}`` (SOURCES.md 6.1). A
 counterfactual with payoffs ``u~_a = sum_b H_ab u_b + g_a``, transitions ``F~`` and discount
 factor ``beta~`` has the same probabilities for all of them if and only if
 
     D_a = sum_b H_ab A_b - A~_a sum_b H_Jb A_b = 0    for every choice a
 
-(Kalouptsidi, Scott and Souza-Rodrigues 2021, QE; papers.md 6.2). Here in general:
+(Kalouptsidi, Scott and Souza-Rodrigues 2021, QE; SOURCES.md 6.2). Here in general:
 
 - The anchor may differ by state, and in the counterfactual: any choice offered there serves.
 - Rows of choices that are not offered do not exist. A counterfactual payoff that would be made of
@@ -116,7 +116,7 @@ class Dynamics:
 def equivalent_payoffs(dynamics: Dynamics, u: FloatArray, shift: FloatArray) -> FloatArray:
     """Return payoffs (S, J) behind the same choice probabilities as ``u`` (S, J).
 
-    The anchor's payoffs are other by ``shift`` (S,), all by ``A_a shift`` (papers.md 6.1).
+    The anchor's payoffs are other by ``shift`` (S,), all by ``A_a shift`` (SOURCES.md 6.1).
     """
     return np.asarray(u + dynamics.flows(dynamics.values(shift[:, None]))[:, :, 0])
 

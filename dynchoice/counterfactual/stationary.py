@@ -2,7 +2,7 @@
 
 (I - F^P') mu = 0, 1'mu = 1;        (I - F^P') dmu = sum_j F_j' (mu dP_j), 1'dmu = 0,
 dV = (I - beta F^P)^{-1} sum_j P_j du_j,   dv_j = du_j + beta F_j dV,
-dP_j = attention pi_j (dv_j - sum_i pi_i dv_i)                     (papers.md 7.5).
+dP_j = attention pi_j (dv_j - sum_i pi_i dv_i)                     (SOURCES.md 7.5).
 """
 
 from __future__ import annotations

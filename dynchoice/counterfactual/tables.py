@@ -38,7 +38,7 @@ class Bands:
 def bands_of(point: FloatArray, drawn: Any, level: float, kind: str, parts: Sequence[int]) -> Bands:
     """Return bands of a path ``point`` (T, ...) from its draws.
 
-    Pointwise: quantiles of the draws. Uniform (sup-t, papers.md 8.3): ``point +- q se`` with ``q``
+    Pointwise: quantiles of the draws. Uniform (sup-t, SOURCES.md 8.3): ``point +- q se`` with ``q``
     the ``level`` quantile over draws of ``max_t |draw - point| / se``. With ``kind="delta"`` the
     draws are central differences, ``parts`` of them for each independent fit.
     """

@@ -5,7 +5,7 @@ Decision utility is the value that members act on, ``V``. Experience utility is 
     W = (I - beta F^P)^{-1} r^P,
     r^P = lambda sum_a pi_a (u_a - log pi_a) + (1 - lambda) u_default,
 
-with ``P`` and ``lambda`` as they are (papers.md 7.5). Members who foresee their inattention have
+with ``P`` and ``lambda`` as they are (SOURCES.md 7.5). Members who foresee their inattention have
 ``V = W``; for the naive the two differ, and a policy can raise one and lower the other. Money is
 utils over the price parameter: the compensating variation of a change that starts today, as a
 sum paid once (``pv``) or per period for good (``per period``).

@@ -138,7 +138,7 @@ def audit(
 ) -> Audit:
     """Simulate panels from an estimate and estimate them: bias, SE/SD ratio, coverage.
 
-    A parametric check of the whole procedure at the point that matters (papers.md 8.5, point 6):
+    A parametric check of the whole procedure at the point that matters (SOURCES.md 8.5, point 6):
     the first stage is redone on moves drawn from the estimated laws.
 
     Parameters

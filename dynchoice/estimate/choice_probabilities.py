@@ -2,7 +2,7 @@
 
 Each knows its influence function: what one observed choice adds to a smooth function of the
 probabilities. Estimators without a zero Jacobian (finite dependence) add it to their scores
-(papers.md 8.2; Newey and McFadden 1994, section 6).
+(SOURCES.md 8.2; Newey and McFadden 1994, section 6).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A resampled panel is the counts with each bucket standing for 0, 1, 2 ... copies of itself: no row
 is read again. Laws of motion, choice probabilities, types and utility are estimated anew on each,
 so whatever error the first stages have is in the spread (Horowitz 2001, Handbook of Econometrics 5;
-papers.md 8.3).
+SOURCES.md 8.3).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With ``H`` minus the second derivative of the log-likelihood (sum), ``psi`` the score of a cell
 (plus its influence through the first stage, where transitions are estimated before) and
-``V1 = sum_r n_r c_r c_r'`` the first stage's own contribution (papers.md 8.1):
+``V1 = sum_r n_r c_r c_r'`` the first stage's own contribution (SOURCES.md 8.1):
 
     unadjusted  H^-1 (H + V1) H^-1
     opg         B^-1 (B + V1) B^-1,   B = sum of outer products of the scores of choices

@@ -1,6 +1,6 @@
 """What a member may choose (availability) and what happens to one who does not look (default).
 
-Inattention (papers.md 7.3): with probability ``1 - attention(s)`` the default is executed, so
+Inattention (SOURCES.md 7.3): with probability ``1 - attention(s)`` the default is executed, so
 ``P(a|s) = attention pi(a|s) + (1 - attention) 1{a = default}``.
 """
 

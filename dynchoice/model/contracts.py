@@ -8,7 +8,7 @@ A level of the contract axis is one of
     PLAN[_m][ yK]       under the plan, m periods of the contract left, K years of tenure
 
 With a monthly and an annual plan, one trial month and three classes of tenure these are the 43
-contract states of papers.md 7.3. Everything here is deterministic but two things, both drawn from
+contract states of SOURCES.md 7.3. Everything here is deterministic but two things, both drawn from
 their means: how tenure grows within a short contract, and when a lapsed customer may have a
 trial again.
 """

@@ -1,6 +1,6 @@
 """Membership: a subscription programme described in plans, benefits and costs, and its DDC.
 
-The model of papers.md 7.3. In month t a customer stands at a contract level ``c`` and engagement
+The model of SOURCES.md 7.3. In month t a customer stands at a contract level ``c`` and engagement
 ``e`` (use of each benefit), looks with probability ``attention(c)``, and chooses none or a plan:
 
     u(c, e, a) = 1{a != none} [ member + sum_k share_ak value_k e_k + tenure * years ]
@@ -122,7 +122,7 @@ class Membership:
     Notes
     -----
     A constant cost of cancelling is not separately identified from the cost of joining
-    (Aguirregabiria and Suzuki 2014; papers.md 7.3): moving value from leaving to joining, with
+    (Aguirregabiria and Suzuki 2014; SOURCES.md 7.3): moving value from leaving to joining, with
     ``member`` adjusted by ``1 - beta``, changes no choice. A trial breaks that tie, because
     quitting a trial takes ``trial_cancel`` of the cost: an assumption, so what is learnt of the
     cost rests on it. Without a trial the cancelling cost is normalised to zero. :attr:`notes`

@@ -87,7 +87,7 @@ class Plan:
         Free periods for members who have not had a trial (or not for long).
     refund : {"none", "unused", "prorated"}
         What a member who quits during a contract gets back: nothing, the share of the list price
-        in force not yet used up if no benefit is in use (papers.md 7.3), or that share in any
+        in force not yet used up if no benefit is in use (SOURCES.md 7.3), or that share in any
         case. Where a price changes, running contracts are refunded by the new one unless the
         change is grandfathered.
     cancel : {"any time", "at renewal"}

@@ -9,7 +9,7 @@
 they expect of themselves; what is observed of naive members is :meth:`Bellman.observed`.
 
 Shocks have mean zero. The operator's Frechet derivative is ``beta sum_j diag(P_j) F_j`` (Iskhakov
-et al. 2016; with attention, papers.md 7.3). Everything works on the *relative* value ``h``, zero
+et al. 2016; with attention, SOURCES.md 7.3). Everything works on the *relative* value ``h``, zero
 at the root state of its block: ``V = h + gain / (1 - beta)``; so the constant of size
 ``1 / (1 - beta)`` never eats the digits of the differences that choices depend on.
 """

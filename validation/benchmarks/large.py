@@ -51,8 +51,10 @@ def programme(benefits: int = 8) -> dc.Membership:
         law = np.stack([chain(rise / 2, stay - 0.1), chain(rise, stay)])
         listed.append(dc.Benefit(f"b{k}", levels=3, law=law))
         params[f"b{k}"] = float(0.1 + 0.25 * rng.random())
+    # data on choices do not tell the cancelling cost from the joining cost: it is held
+    fixed = {**club.fixed, "cancelling cost": params.pop("cancelling cost")}
     return replace(
-        club, benefits=tuple(listed), params=params, types={}, costs=club.used_costs
+        club, benefits=tuple(listed), params=params, fixed=fixed, types={}, costs=club.used_costs
     )  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def run(study: Study, seasons: bool, fit: bool) -> None:
     )
     study.check("large: converged", found.converged, 1, 0, "own oracle")
     study.check("large: 282,000 states, s", seconds, 0, 0.5, "design.md 6")
-    if not seasons:
+    if not seasons and not fit:
         begun = time.perf_counter()
         V, products = plain_solve(model, theta)
         plain = time.perf_counter() - begun

@@ -14,6 +14,7 @@ from dynchoice import product_kernels
 from dynchoice.model import factored as factored_module
 from dynchoice.model.factored import Factored
 from dynchoice.model.product import Product, product_of, split
+from dynchoice.solve.krylov import relative_gmres
 from dynchoice.solve.linear import PolicySystem
 
 SEEDS = range(40)
@@ -198,3 +199,29 @@ def test_threads_share_a_law_and_copies_leave_the_work_arrays(rng):
     copy = pickle.loads(pickle.dumps(product))
     assert isinstance(copy, Product) and not copy._rooms
     np.testing.assert_array_equal(copy.expect(inputs[0]), found[0])
+
+
+@pytest.mark.parametrize("room", [3, 5, 60])
+@pytest.mark.parametrize("beta", [0.9, 0.9999])
+def test_gmres_restarts_where_it_was(rng, room, beta):
+    n = 50
+    P = 0.3 * rng.dirichlet(np.ones(n), size=n) + 0.7 * np.roll(np.eye(n), 1, axis=1)
+    A = np.eye(n) - beta * P
+    b = rng.normal(size=n)
+    swept = []
+
+    def sweep(v, y, out):
+        swept.append(1)
+        y[:] = v / np.diag(A)
+        out[:] = A @ y
+
+    x, at_root, miss = relative_gmres(sweep, b, 1e-10, room, 500)
+    assert miss <= 1e-10 and len(swept) > min(room, 40)  # small rooms were left and entered again
+    assert at_root == pytest.approx((A @ x)[0], abs=1e-9)
+    left = A @ x - b
+    assert np.linalg.norm(left - left[0]) <= 1.01e-10 * np.linalg.norm(b - b[0]) + 1e-12
+    stopped = relative_gmres(sweep, b, 1e-10, 3, 1)
+    left = A @ stopped[0] - b
+    want = np.linalg.norm(left - left[0]) / np.linalg.norm(b - b[0])
+    assert stopped[2] == pytest.approx(want, rel=1e-6)
+    assert relative_gmres(sweep, np.full(n, 3.0), 1e-10, room, 5)[1:] == (0.0, 0.0)

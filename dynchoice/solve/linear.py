@@ -25,6 +25,7 @@ import numpy as np
 from dynchoice import kernels
 from dynchoice.model.product import Product
 from dynchoice.model.transitions import Transitions
+from dynchoice.solve.krylov import relative_gmres
 from dynchoice.typing import FloatArray, IntArray
 
 DENSE_STATES = 700
@@ -216,35 +217,19 @@ class PolicySystem:
     # sweeps over levels ------------------------------------------------------------------------
 
     def _solve_levels(self, b: FloatArray, rtol: float) -> FloatArray:
-        """Solve for one right side (S,): relative values by GMRES, then the level of each block.
-
-        Krylov vectors are taken less their value at the first state: the constant, whose
-        eigenvalue ``1 - beta`` would slow them, is projected out and follows from that state.
-        """
-        from scipy.sparse.linalg import LinearOperator, gmres
-
+        """Solve for one right side (S,): relative values, then the level of each block."""
         product = self._product_law
         right, x = product.laid(b), np.zeros((product.B, product.n))
-        y, out = np.empty(product.n), np.empty(product.n)
-        room = int(np.clip(KRYLOV_NUMBERS // product.n, 8, GMRES_RESTART))
+        room = int(np.clip(KRYLOV_NUMBERS // (2 * product.n), 8, GMRES_RESTART))
         for i in range(product.B):
 
-            def apply(v: FloatArray, i: int = i) -> FloatArray:
+            def sweep(v: FloatArray, y: FloatArray, out: FloatArray, i: int = i) -> None:
                 self.products += 1
-                product.sweep(i, np.ascontiguousarray(v).reshape(-1), self._W[i], y, out)
-                return out - out[0]
+                product.sweep(i, v, self._W[i], y, out)
 
-            goal, at_root = right[i] - right[i, 0], 0.0
-            size = float(np.abs(goal).max())
-            if size > 0:
-                operator = LinearOperator((product.n, product.n), matvec=apply, dtype=np.float64)
-                step, info = gmres(
-                    operator, goal / size, rtol=rtol, restart=room, maxiter=GMRES_CYCLES
-                )
-                miss = float(np.abs(apply(step) - goal / size).max())  # leaves y and out
-                if info and miss > max(1e-8, 10 * rtol):
-                    self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
-                x[i], at_root = size * y, size * out[0]
+            x[i], at_root, miss = relative_gmres(sweep, right[i], rtol, room, GMRES_CYCLES)
+            if not miss <= max(1e-8, 10 * rtol):
+                self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
             # (I - beta F^P)(x + c) = b at the first state, and a constant c loses beta c
             x[i] += (right[i, 0] - at_root) / (1 - self.beta)
         return product.by_state(x)

@@ -117,12 +117,17 @@ def product_sweep(v, y, out, z, half, W, inner, halves, graph):
                             w, ahead = weight[q], z[chain[j], c].reshape(n)
                             for e in range(n):
                                 own[e] += w * policy[e] * ahead[e]
-    out[:] = y
+    # what the sweep did not solve: moves to levels later in it, and of levels to themselves
     for c in range(C):
-        own = out[c * n : c * n + n]
+        own, solved = out[c * n : c * n + n], y[c * n : c * n + n]
+        if loops[c]:
+            own[:] = solved
+        else:
+            own[:] = v[c * n : c * n + n]
         for j in range(J):
             policy = W[j, c * n : c * n + n]
             for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
-                w, ahead = weight[q], z[chain[j], to[q]].reshape(n)
-                for e in range(n):
-                    own[e] -= w * policy[e] * ahead[e]
+                if loops[c] or rank[to[q]] > rank[c]:
+                    w, ahead = weight[q], z[chain[j], to[q]].reshape(n)
+                    for e in range(n):
+                        own[e] -= w * policy[e] * ahead[e]

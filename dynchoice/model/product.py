@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from threading import get_ident
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,19 +86,23 @@ class Product:
             need = needed_levels(self.graph, chain, len(kinds), self.C)
             key = first.tobytes() + second.tobytes() + chain.tobytes()
             self._halves.append(seen.setdefault(key, (first, second, chain, need)))
-        self._rooms: dict[int, tuple[FloatArray, FloatArray]] = {}
+        self._rooms = local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the work arrays behind."""
-        return {**self.__dict__, "_rooms": {}}
+        return {k: v for k, v in self.__dict__.items() if k != "_rooms"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was kept; work arrays are made when they are needed."""
+        self.__dict__.update(state)
+        self._rooms = local()
 
     def _room(self, b: int) -> tuple[FloatArray, FloatArray]:
         """Return work arrays (L, C, D, E) and (D, E) of the calling thread."""
-        me = get_ident()
-        if me not in self._rooms:
+        if not hasattr(self._rooms, "arrays"):  # a thread's arrays go with it
             L = max(len(h[0]) for h in self._halves)
-            self._rooms[me] = np.empty(L * self.n), np.empty((self.D, self.E))
-        z, half = self._rooms[me]
+            self._rooms.arrays = np.empty(L * self.n), np.empty((self.D, self.E))
+        z, half = self._rooms.arrays
         L = len(self._halves[b][0])
         return z[: L * self.n].reshape(L, self.C, self.D, self.E), half
 

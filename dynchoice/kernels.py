@@ -1,6 +1,7 @@
-"""All numba code of the package: free functions on arrays, in one file.
+"""The numba code of the package: free functions on arrays, and the decorators of all kernels.
 
-One file because numba's cache on disk does not see an edit of a callee in another file.
+Numba's cache on disk does not see an edit of a callee in another file, so no kernel calls one of
+another file (a test holds that); models solved by level or product have files of their own.
 Kernels do not validate, hold no objects and allocate nothing in their loops; what they write is
 passed in as ``out`` arrays. Letters as everywhere: ``S`` states, ``J`` choices, ``K`` parameters.
 ``u`` may be minus infinity where a choice is not offered; every state has a finite choice.
@@ -17,9 +18,17 @@ from numba import njit
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+compiled = njit(**_OPTIONS)
+"""Decorators of all kernels: numba is imported here alone."""
+fused = njit(**_OPTIONS, fastmath={"contract"})
+"""Products may be fused with sums: they are rounded once instead of twice."""
+vectors = njit(**_OPTIONS, fastmath={"contract", "reassoc"})
+"""Sums may be taken in the order that vectors of the processor want; NaN stays NaN."""
+finite_vectors = njit(**_OPTIONS, fastmath={"nnan", "nsz", "reassoc"})
+"""For numbers that the caller knows to be finite."""
 
 
-@njit(**_OPTIONS)
+@compiled
 def soft_bellman(u, ev, beta, attention, default, v, V, pi, P):
     """Write ``v = u + beta ev``, attentive ``pi``, observed ``P`` (S, J) and ``V`` (S,).
 
@@ -61,7 +70,7 @@ def soft_bellman(u, ev, beta, attention, default, v, V, pi, P):
             V[s] = a * logsum + (1.0 - a) * v[s, d]
 
 
-@njit(**_OPTIONS)
+@compiled
 def relative_residual(T, h, root, gain, r):
     """Write ``r = T - h - gain`` with ``gain = (T - h)[root]``, and return ``max|r|``.
 
@@ -80,7 +89,7 @@ def relative_residual(T, h, root, gain, r):
     return worst
 
 
-@njit(**_OPTIONS)
+@compiled
 def policy_blocks(indptr, indices, data, P, beta, order, local, start, size, A):
     """Write the dense block ``I - beta sum_j P_j F_j`` of states ``order[start:start+size]``.
 
@@ -102,7 +111,7 @@ def policy_blocks(indptr, indices, data, P, beta, order, local, start, size, A):
                     A[local[indices[q]], i] -= p * data[q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def policy_data(indptr, data, target, P, scale, out):
     """Add ``scale * P[s, j] * F[s, j, .]`` into ``out[target]``, the data of a fixed pattern."""
     S, J = P.shape
@@ -115,7 +124,7 @@ def policy_data(indptr, data, target, P, scale, out):
                     out[target[q]] += p * data[q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def expect_stacked(indptr, indices, data, V, out):
     """Write ``out[row] = sum_s' F[row, s'] V(s')`` for stacked CSR rows ``s * J + j``."""
     for row in range(indptr.size - 1):
@@ -125,7 +134,7 @@ def expect_stacked(indptr, indices, data, V, out):
         out[row] = total
 
 
-@njit(**_OPTIONS)
+@compiled
 def expect_stacked_many(indptr, indices, data, V, out):
     """Write ``out[row, k] = sum_s' F[row, s'] V(s', k)`` for ``V`` (S, K)."""
     K = V.shape[1]
@@ -139,7 +148,7 @@ def expect_stacked_many(indptr, indices, data, V, out):
                 out[row, k] += d * V[t, k]
 
 
-@njit(**_OPTIONS)
+@compiled
 def push_stacked(indptr, indices, data, m, out):
     """Add ``sum_rows m[row] F[row, s']`` into ``out`` (S,): the adjoint of ``expect_stacked``."""
     for row in range(indptr.size - 1):
@@ -149,7 +158,7 @@ def push_stacked(indptr, indices, data, m, out):
                 out[indices[q]] += w * data[q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def contract_axis(X, table, gpre, gpost, out):
     """Write ``out[p, i, q] = sum_k table[g, i, k] X[p, k, q]``, ``g = gpre[p] + gpost[q]``.
 
@@ -166,7 +175,7 @@ def contract_axis(X, table, gpre, gpost, out):
                     out[p, i, q] += table[gpre[p] + gpost[q], i, k] * X[p, k, q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def contract_axis_adjoint(Y, table, gpre, gpost, out):
     """Write ``out[p, k, q] = sum_i table[g, i, k] Y[p, i, q]``: adjoint of ``contract_axis``."""
     pre, n, post = Y.shape
@@ -180,7 +189,7 @@ def contract_axis_adjoint(Y, table, gpre, gpost, out):
                     out[p, k, q] += table[gpre[p] + gpost[q], i, k] * Y[p, i, q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def gather_axis(X, following, gpre, gpost, out):
     """Write ``out[p, i, q] = X[p, following[g, i], q]``: a deterministic law of motion."""
     pre, n, post = X.shape
@@ -190,7 +199,7 @@ def gather_axis(X, following, gpre, gpost, out):
                 out[p, i, q] = X[p, following[gpre[p] + gpost[q], i], q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def gather_axis_adjoint(Y, following, gpre, gpost, out):
     """Write ``out[p, k, q] = sum_i Y[p, i, q] 1{following[g, i] = k}``."""
     pre, n, post = Y.shape
@@ -203,7 +212,7 @@ def gather_axis_adjoint(Y, following, gpre, gpost, out):
                 out[p, following[gpre[p] + gpost[q], i], q] += Y[p, i, q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def law_gradient(Y, X, gpre, gpost, out):
     """Add ``Y[p, i, q] X[p, k, q]`` into ``out[g, i, k]``: derivative by a law's table.
 
@@ -217,7 +226,7 @@ def law_gradient(Y, X, gpre, gpost, out):
                     out[gpre[p] + gpost[q], i, k] += Y[p, i, q] * X[p, k, q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def log_ccp_derivative(pi, P, attention, default, dv, out):
     """Write the derivatives of ``log P(j|s)``, (S, J, K), from those of ``v``.
 
@@ -246,7 +255,7 @@ def log_ccp_derivative(pi, P, attention, default, dv, out):
                     out[s, j, k] = 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def log_likelihood(n, P, v, attention):
     """Return ``sum n log P`` over cells with counts.
 
@@ -272,7 +281,7 @@ def log_likelihood(n, P, v, attention):
     return total
 
 
-@njit(**_OPTIONS)
+@compiled
 def score_and_outer(n, dlogp, score, outer):
     """Add ``sum n dlogp`` into ``score`` (K,) and ``sum n dlogp dlogp'`` into ``outer`` (K, K)."""
     S, J, K = dlogp.shape
@@ -290,7 +299,7 @@ def score_and_outer(n, dlogp, score, outer):
             outer[m, k] = outer[k, m]
 
 
-@njit(**_OPTIONS)
+@compiled
 def weighted_choice_covariance(w, pi, dv, out):
     """Add ``sum_s w(s) Cov_pi(s)[dv]`` into ``out`` (K, K), ``dv`` (S, J, K)."""
     S, J, K = dv.shape
@@ -313,7 +322,7 @@ def weighted_choice_covariance(w, pi, dv, out):
                         out[k, m] += z * (dv[s, j, m] - mean[m])
 
 
-@njit(**_OPTIONS)
+@compiled
 def simulate_members(
     start, cdf_choice, indptr, indices, cdf_next, draws, first, states, choices, after
 ):
@@ -344,7 +353,7 @@ def simulate_members(
         after[i] = s
 
 
-@njit(**_OPTIONS)
+@compiled
 def path_values(start, cdf_choice, indptr, indices, cdf_next, draws, flows, beta, out):
     """Add discounted flows of one path from every state of ``start`` into ``out`` (states, K).
 

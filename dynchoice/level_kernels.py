@@ -8,7 +8,8 @@ levels it leads to, need (L, C), and their number (L,)); ``graph`` = (indptr (C 
 itself); ``z`` (L, C, E) is room for ``Q_l x(c)``.
 
 A file of its own beside :mod:`dynchoice.kernels`: numba's cache on disk does not see an edit of a
-callee in another file, so kernels here call none from there.
+callee in another file, so kernels here call none from there (a test holds that); only the
+decorators are shared.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ from __future__ import annotations
 from math import inf, log
 
 import numpy as np
-from numba import njit
+
+from dynchoice.kernels import compiled, finite_vectors, fused, vectors
 
 TINY = 1e-300
 """Least probability of an offered choice, as in :func:`dynchoice.kernels.soft_bellman`."""
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-_EXACT = {**_OPTIONS, "fastmath": {"contract"}}
-"""Products may be fused with sums: they are rounded once instead of twice."""
-_VECTORS = {**_OPTIONS, "fastmath": {"contract", "reassoc"}}
-"""Sums may be taken in the order that vectors of the processor want; nothing else is relaxed."""
 _LOW = log(TINY) - 1.0
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 6.93145751953125e-1, 1.42860682030941723212e-6
 _ROUND = 1.5 * 2.0**52
@@ -33,7 +30,7 @@ _SQRT_HALF = 0x3FE6A09E667F3BCD
 """Bits of the root of a half."""
 
 
-@njit(**_EXACT)
+@fused
 def exponentials(x, scratch):
     """Overwrite ``x`` (m,), numbers up to 0, by ``exp(x)``, ``TINY`` at least.
 
@@ -66,7 +63,7 @@ def exponentials(x, scratch):
         x[i] = max(((p * r) * r + r + 1.0) * scratch[i], TINY)
 
 
-@njit(**_EXACT)
+@fused
 def logarithms(x, mantissa, exponent):
     """Overwrite ``x`` (m,), finite numbers from 1, by ``log(x)``; the others are scratch (m,).
 
@@ -97,7 +94,7 @@ def logarithms(x, mantissa, exponent):
         x[i] = power * _LN2_HIGH + (power * _LN2_LOW + s * (p * w) + 2.0 * s)
 
 
-@njit(**_VECTORS)
+@vectors
 def dot(a, b):
     """Return ``sum a b``."""
     total = 0.0
@@ -106,7 +103,7 @@ def dot(a, b):
     return total
 
 
-@njit(**{**_OPTIONS, "fastmath": {"nnan", "nsz", "reassoc"}})
+@finite_vectors
 def largest(x):
     """Return ``max |x|`` of finite numbers."""
     top = 0.0
@@ -116,7 +113,7 @@ def largest(x):
     return top
 
 
-@njit(**_VECTORS)
+@vectors
 def combine_rows(weights, rows, out):
     """Add ``sum_k weights[k] rows[k]`` into ``out`` (E,), eight rows at a time along memory."""
     K = weights.size
@@ -134,7 +131,7 @@ def combine_rows(weights, rows, out):
             out[e] += w * rows[k, e]
 
 
-@njit(**_VECTORS)
+@vectors
 def level_expect(x, ev, z, chains, graph):
     """Write ``ev[j, s] = E[x(s') | s, j]`` (J, n); ``z`` receives ``Q_l x(c)``."""
     Q, QT, chain, need, count = chains
@@ -159,7 +156,7 @@ def level_expect(x, ev, z, chains, graph):
                     values[e] += w * ahead[e]
 
 
-@njit(**_EXACT)
+@fused
 def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
     """:func:`dynchoice.kernels.soft_bellman` on arrays (J, n), by vectors of the processor.
 
@@ -204,7 +201,7 @@ def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
             V[s] = a * V[s] + (1.0 - a) * v[default[s], s]
 
 
-@njit(**_VECTORS)
+@vectors
 def level_factor(P, beta, W, lu, chains, graph):
     """Prepare sweeps at a policy ``P`` (J, n): ``W[j, c] = beta P_j`` (J, C, E) and, for levels
     that return to themselves, LU factors ``lu`` (C, E, E) of ``I - beta sum_j P_j R_j(c, c) Q_j``.
@@ -244,7 +241,7 @@ def level_factor(P, beta, W, lu, chains, graph):
                     rest[i] -= factor * lower[i]
 
 
-@njit(**_VECTORS)
+@vectors
 def level_sweep(v, y, out, z, W, lu, chains, graph):
     """Solve the part of ``I - beta F^P`` that a sweep over levels can, and apply the rest.
 
@@ -291,7 +288,7 @@ def level_sweep(v, y, out, z, W, lu, chains, graph):
                         own[e] -= w * policy[e] * ahead[e]
 
 
-@njit(**_VECTORS)
+@vectors
 def level_gmres(b, goal, step, basis, swept, H, z, W, lu, chains, graph):
     """Solve ``(I - beta F^P) step = b`` up to a constant; return (residual, sweeps).
 
@@ -356,7 +353,7 @@ def level_gmres(b, goal, step, basis, swept, H, z, W, lu, chains, graph):
     return size, used
 
 
-@njit(**_OPTIONS)
+@compiled
 def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, work, law):
     """Find the relative value ``h`` (n,); return (residual, gain, Newton steps, sweeps).
 
@@ -405,7 +402,7 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, wo
     return residual / (1.0 + top), gain, steps, sweeps
 
 
-@njit(**_OPTIONS)
+@compiled
 def level_solve_blocks(
     u, h, beta, attention, default, warm, tol, maxiter, active, pi, P, status, r, work, which,
     chains, graph,
@@ -427,7 +424,7 @@ def level_solve_blocks(
             status[b, 0], status[b, 1], status[b, 2], status[b, 3] = found
 
 
-@njit(**_VECTORS)
+@vectors
 def level_push(mu, P, out, z, main, cells, chains, graph):
     """Write ``out(s') = sum_{s,j} mu(s) P(s, j) F(s' | s, j)`` (n,), with ``P`` (J, n).
 
@@ -469,7 +466,7 @@ def level_push(mu, P, out, z, main, cells, chains, graph):
                     combine_rows(z[k, c], Q[k], out[c * E : c * E + E])
 
 
-@njit(**_VECTORS)
+@vectors
 def level_path(mu, P, periods, worth, group, main, others, cells, values, z, out, chains, graph):
     """Push a distribution ``mu`` (n,) for some periods, adding up who chooses what.
 
@@ -490,7 +487,7 @@ def level_path(mu, P, periods, worth, group, main, others, cells, values, z, out
         values[periods, m] += dot(mu, worth[m])
 
 
-@njit(**_OPTIONS)
+@compiled
 def level_path_blocks(
     mu, P, periods, worth, group, main, others, cells, values, z, out, which, chains, graph
 ):

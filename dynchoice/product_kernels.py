@@ -13,17 +13,11 @@ A file of its own: see :mod:`dynchoice.level_kernels`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-_VECTORS = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "reassoc"},
-}
+from dynchoice.kernels import vectors
 
 
-@njit(**_VECTORS)
+@vectors
 def product_expect(x, ev, z, half, halves, graph):
     """Write ``ev[j, s] = E[x(s') | s, j]`` (J, n); ``z`` receives ``Q_l x(c)``."""
     A, BT, chain, need = halves
@@ -46,7 +40,7 @@ def product_expect(x, ev, z, half, halves, graph):
                     values[e] += w * ahead[e]
 
 
-@njit(**_VECTORS)
+@vectors
 def product_push(m, out, sums, half, halves, graph):
     """Write ``out(s') = sum_{s,j} m(j, s) F(s' | s, j)`` (n,), the adjoint of expectations.
 
@@ -79,7 +73,7 @@ def product_push(m, out, sums, half, halves, graph):
                     own[e] += flat[e]
 
 
-@njit(**_VECTORS)
+@vectors
 def product_sweep(v, y, out, z, half, W, inner, halves, graph):
     """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y``.
 

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.special import logsumexp
 
 import dynchoice as dc
-from dynchoice import kernels, level_kernels
+from dynchoice import kernels, level_kernels, product_kernels
 from dynchoice.solve.blocks import LevelBlocks, blocks_of, level_law
 
 
@@ -542,6 +542,57 @@ def test_level_path(rng, case):
         np.testing.assert_allclose(mu, after, atol=1e-13)
 
 
+def test_blocks_in_one_call_are_those_one_by_one(rng):
+    """Three blocks of two kinds of chains; one is left out, and in one nobody stands."""
+    pair = [levels(2, 6, 3, 4), levels(2, 6, 3, 4)]
+    C, E, J = pair[0].shape
+    Q = rng.dirichlet(np.ones(E), size=(len(pair[0].chains[0]), E))
+    other = (Q, np.ascontiguousarray(Q.transpose(0, 2, 1)), *pair[0].chains[2:])
+    stacked = tuple(np.stack([x, y]) for x, y in zip(pair[0].chains, other, strict=True))
+    graph, which, n = pair[0].graph, np.array([1, 0, 1]), pair[0].n
+    F = [pair[0].F, oracles.level_product(pair[0].R, Q, pair[0].chains[2])]
+    spec = pair[0].spec
+    u = np.stack([oracles.flow_utility(spec, spec["params"]).T * x for x in (1.0, 0.5, 1.5)])
+    u = np.ascontiguousarray(np.where(np.isfinite(u), u, -np.inf))
+    a, d = (np.ascontiguousarray(np.tile(spec[k], (3, 1))) for k in ("attention", "default"))
+    work = (
+        nan(J, n), nan(J, n), nan(n), nan(n + 1, n), nan(n, n), nan(n + 2, n + 3), nan(n),
+        nan(len(Q), C, E), nan(J, C, E), nan(C, E, E),
+    )  # fmt: skip
+    h, status = np.zeros((3, n)), np.zeros((3, 4))
+    pi, P = np.zeros((3, J, n)), np.zeros((3, J, n))
+    level_kernels.level_solve_blocks(
+        u, h, 0.95, a, d, False, 1e-12, 40, np.array([True, False, True]), pi, P, status, nan(n),
+        work, which, stacked, graph,
+    )  # fmt: skip
+    assert (h[1] == 0).all() and (P[1] == 0).all() and (status[1] == 0).all()
+    for b in (0, 2):
+        own = {**spec, "F": F[which[b]], "beta": 0.95}
+        T = oracles.saturated_bellman(
+            u[b].T, own["F"] @ h[b], 0.95, spec["attention"], spec["default"], 1e-300
+        )
+        r = T[1] - h[b]
+        assert np.abs(r - r[0]).max() <= 1e-11 * (1 + np.abs(h[b]).max()) and h[b][0] == 0.0
+        np.testing.assert_allclose(P[b].T, T[3], atol=1e-12)
+        assert status[b, 1] == pytest.approx(r[0], abs=1e-12)
+
+    mu, group = rng.random((3, n)), np.repeat(rng.integers(0, 3, C), E)
+    mu[1] = 0.0
+    policy = np.stack([pair[0].P.T] * 3)
+    worth, cells, values = rng.normal(size=(3, 2, n)), np.zeros((4, 3, 3, J)), np.zeros((3, 5, 2))
+    start, lead = mu.copy(), group.reshape(C, E)[:, 0].copy()
+    level_kernels.level_path_blocks(
+        mu, np.ascontiguousarray(policy), 4, worth, group, (np.ones(n), lead),
+        np.zeros(0, dtype=np.int64), cells, values, nan(len(Q), C, E), nan(n), which, stacked,
+        graph,
+    )  # fmt: skip
+    assert (mu[1] == 0).all() and (cells[:, 1] == 0).all()
+    for b in (0, 2):
+        want = oracles.push_cells(F[which[b]], pair[0].P, start[b], 4, worth[b], group, 3)
+        for got, twin in zip((cells[:, b], values[b], mu[b]), want, strict=True):
+            np.testing.assert_allclose(got, twin, atol=1e-13)
+
+
 # blocks: what compiles models into the arrays above --------------------------------------------
 
 
@@ -843,10 +894,14 @@ def test_a_law_of_fixed_axes_only_is_plain():
         np.testing.assert_allclose(got.V[0], logsumexp(x[:, :, 0], axis=1) / (1 - beta))
 
 
-def test_every_kernel_is_tested_here():
+def test_every_kernel_is_tested():
     from pathlib import Path
 
-    names = [k for k, f in vars(kernels).items() if hasattr(f, "py_func")]
-    text = Path(__file__).read_text(encoding="utf-8")
-    assert names and all(f"kernels.{name}" in text for name in names)
+    here = Path(__file__).read_text(encoding="utf-8")
+    products = (Path(__file__).parent / "test_product.py").read_text(encoding="utf-8")
+    for module, text in ((kernels, here), (level_kernels, here), (product_kernels, products)):
+        own = module.__name__.rsplit(".", 1)[1]
+        names = [k for k, f in vars(module).items() if hasattr(f, "py_func")]
+        lost = [name for name in names if f"{own}.{name}(" not in text.replace(",", "(")]
+        assert names and not lost, lost
     assert logsumexp([0.0]) == 0.0

@@ -175,8 +175,8 @@ def alluvial(ax: Any, matrix: Any, labels: Sequence[str]) -> None:
             colour = COLOURS[1 + i % (len(COLOURS) - 1)]
             ax.fill_between(x, low, low + size, color=colour, alpha=0.75 if i == j else 0.4, lw=0)
             if i != j and size > (0.004 if len(labels) < 4 else 0.012):
-                # numbers stand at different places, so that crossing bands do not hide them
-                k = 20 if len(labels) < 4 else 6 + (28 * j) // max(len(labels) - 1, 1)
+                # near where a band starts: two that cross meet in the middle
+                k = 5 if len(labels) < 4 else 4 + (12 * j) // (len(labels) - 1)
                 ax.text(
                     x[k], low[k] + size / 2, f"{size:.1%}", ha="center", va="center", fontsize=7
                 )

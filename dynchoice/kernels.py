@@ -303,7 +303,7 @@ def score_and_outer(n, dlogp, score, outer):
 def weighted_choice_covariance(w, pi, dv, out):
     """Add ``sum_s w(s) Cov_pi(s)[dv]`` into ``out`` (K, K), ``dv`` (S, J, K)."""
     S, J, K = dv.shape
-    mean = np.empty(K)
+    mean, gap = np.empty(K), np.empty(K)
     for s in range(S):
         if w[s] == 0.0:
             continue
@@ -317,9 +317,27 @@ def weighted_choice_covariance(w, pi, dv, out):
             if pi[s, j] > 0.0:
                 c = w[s] * pi[s, j]
                 for k in range(K):
-                    z = c * (dv[s, j, k] - mean[k])
-                    for m in range(K):
-                        out[k, m] += z * (dv[s, j, m] - mean[m])
+                    gap[k] = dv[s, j, k] - mean[k]
+                for k in range(K):
+                    z = c * gap[k]
+                    for m in range(k + 1):
+                        out[k, m] += z * gap[m]
+    for k in range(K):
+        for m in range(k):
+            out[m, k] = out[k, m]
+
+
+@compiled
+def policy_average(P, x, out):
+    """Write ``sum_j P_j x_j`` (S, K) of features or derivatives ``x`` (S, J, K)."""
+    S, J, K = x.shape
+    for s in range(S):
+        for k in range(K):
+            out[s, k] = P[s, 0] * x[s, 0, k]
+        for j in range(1, J):
+            p = P[s, j]
+            for k in range(K):
+                out[s, k] += p * x[s, j, k]
 
 
 @compiled

@@ -894,6 +894,12 @@ def test_a_law_of_fixed_axes_only_is_plain():
         np.testing.assert_allclose(got.V[0], logsumexp(x[:, :, 0], axis=1) / (1 - beta))
 
 
+def test_policy_average(rng):
+    P, x, out = rng.random((9, 3)), rng.normal(size=(9, 3, 4)), np.full((9, 4), np.nan)
+    kernels.policy_average(P, x, out)
+    np.testing.assert_allclose(out, np.einsum("sj,sjk->sk", P, x), atol=1e-14)
+
+
 def test_every_kernel_is_tested():
     from pathlib import Path
 

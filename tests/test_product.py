@@ -14,7 +14,7 @@ from dynchoice import product_kernels
 from dynchoice.model import factored as factored_module
 from dynchoice.model.factored import Factored
 from dynchoice.model.product import Product, product_of, split
-from dynchoice.solve.krylov import relative_gmres
+from dynchoice.solve.krylov import flexible_gmres
 from dynchoice.solve.linear import PolicySystem
 
 SEEDS = range(40)
@@ -79,25 +79,38 @@ def test_layouts_go_there_and_back(rng):
         x, table = rng.normal(size=product.S), rng.normal(size=(product.S, product.J))
         np.testing.assert_array_equal(product.by_state(product.laid(x)), x)
         np.testing.assert_array_equal(product.by_state(product.laid(table)), table)
-        assert product.laid(table).shape == (product.B, product.J, product.n)
+        assert product.laid(table).shape == (product.B, product.C, product.J, product.n)
 
 
 def test_the_kernels_write_everything_they_return(rng):
     for _, product in itertools.islice(with_product(), 6):
         A, BT, chain, need = halves = product._halves[0]
-        z = np.full((len(A), product.C, product.D, product.E), np.nan)
-        half, ev = np.full((product.D, product.E), np.nan), np.full((product.J, product.n), np.nan)
-        x = rng.normal(size=product.n)
-        product_kernels.product_expect(x, ev, z, half, halves, product.graph)
+        C, J, n, graph = product.C, product.J, product.n, product.graph
+
+        def room(product=product, A=A):
+            z = np.full((len(A), product.C, product.n), np.nan)
+            return z, np.full((product.D, product.E), np.nan)
+
+        ev = np.full((C, J, n), np.nan)
+        x = rng.normal(size=(C, n))
+        product_kernels.product_expect(x, ev, *room(), halves, graph)
         assert np.isfinite(ev).all()
-        mass, out = rng.random((product.J, product.n)), np.full(product.n, np.nan)
-        sums = np.full((len(A), product.C, product.n // product.C), np.nan)
-        product_kernels.product_push(mass, out, sums, half, halves, product.graph)
+        mass, out = rng.random((C, J, n)), np.full((C, n), np.nan)
+        product_kernels.product_push(mass, out, *room(), halves, graph)
         # the adjoint of one is the other
-        assert (mass * ev).sum() == pytest.approx(out @ x, rel=1e-12)
-        W, y, applied = 0.9 * mass, np.full(product.n, np.nan), np.full(product.n, np.nan)
-        product_kernels.product_sweep(x, y, applied, z, half, W, 2, halves, product.graph)
+        assert (mass * ev).sum() == pytest.approx((out * x).sum(), rel=1e-12)
+        W, y, applied = 0.9 * mass / J, np.full((C, n), np.nan), np.full((C, n), np.nan)
+        product_kernels.product_sweep(x, y, applied, *room(), W, 2, halves, graph)
         assert np.isfinite(y).all() and np.isfinite(applied).all()
+        left = np.full((C, n), np.nan)
+        product_kernels.product_defect(x, y, left, *room(), W, halves, graph)
+        np.testing.assert_allclose(left, x - applied, atol=1e-11 * np.abs(x).max())
+        turned = product._turned[0]
+        back, moved = np.full((C, n), np.nan), np.full((C, n), np.nan)
+        product_kernels.product_sweep_back(x, back, moved, *room(), W, 2, turned, halves, graph)
+        assert np.isfinite(back).all()
+        # <A' back, y> = <back, A y>
+        assert (moved * y).sum() == pytest.approx((back * applied).sum(), rel=1e-9)
 
 
 def test_systems_are_solved_by_sweeps(rng, unexpanded):
@@ -215,13 +228,35 @@ def test_gmres_restarts_where_it_was(rng, room, beta):
         y[:] = v / np.diag(A)
         out[:] = A @ y
 
-    x, at_root, miss = relative_gmres(sweep, b, 1e-10, room, 500)
-    assert miss <= 1e-10 and len(swept) > min(room, 40)  # small rooms were left and entered again
+    def rooms(m):
+        return np.empty((m + 1, n)), np.empty((m, n))
+
+    size = np.linalg.norm(b - b[0])
+    x, at_root, miss = flexible_gmres(sweep, b, 1e-10 * size, rooms(room), 500)
+    assert miss <= 1e-10 * size and len(swept) > min(room, 40)  # small rooms are left and entered
     assert at_root == pytest.approx((A @ x)[0], abs=1e-9)
     left = A @ x - b
-    assert np.linalg.norm(left - left[0]) <= 1.01e-10 * np.linalg.norm(b - b[0]) + 1e-12
-    stopped = relative_gmres(sweep, b, 1e-10, 3, 1)
+    assert np.linalg.norm(left - left[0]) <= 1.01e-10 * size + 1e-12
+    stopped = flexible_gmres(sweep, b, 1e-10 * size, rooms(3), 1)
     left = A @ stopped[0] - b
-    want = np.linalg.norm(left - left[0]) / np.linalg.norm(b - b[0])
-    assert stopped[2] == pytest.approx(want, rel=1e-6)
-    assert relative_gmres(sweep, np.full(n, 3.0), 1e-10, room, 5)[1:] == (0.0, 0.0)
+    assert stopped[2] == pytest.approx(np.linalg.norm(left - left[0]), rel=1e-6)
+    assert flexible_gmres(sweep, np.full(n, 3.0), 1e-10, rooms(room), 5)[1:] == (0.0, 0.0)
+    # the whole system: its slow mode needs all vectors at once
+    whole, _, _ = flexible_gmres(sweep, b, 1e-10 * size, rooms(60), 5, relative=False)
+    assert np.linalg.norm(A @ whole - b) <= 1e-8 * size
+
+
+def test_krylov_vectors_are_made_orthogonal_and_added_up(rng):
+    basis, H = rng.normal(size=(4, 30)), np.zeros((4, 3))
+    basis[0] /= np.linalg.norm(basis[0])
+    for k in range(3):
+        given = basis[k + 1].copy()
+        length = product_kernels.krylov_step(basis, k, H)
+        np.testing.assert_allclose(H[: k + 1, k] @ basis[: k + 1] + basis[k + 1], given, atol=1e-13)
+        assert length == pytest.approx(np.linalg.norm(basis[k + 1]))
+        basis[k + 1] /= length
+    np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-12)
+    out = rng.normal(size=30)
+    want = out + np.array([2.0, -1.0, 0.5, 3.0]) @ basis
+    product_kernels.add_rows(np.array([2.0, -1.0, 0.5, 3.0]), basis, out)
+    np.testing.assert_allclose(out, want, atol=1e-13)

@@ -35,7 +35,7 @@ from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import bellman_of
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
@@ -305,7 +305,7 @@ class Sensitivity:
             matrix.append(X_new)
         _, size, directions = np.linalg.svd(np.concatenate(matrix), full_matrices=False)
         self.matters = directions[size > 1e-9 * max(1.0, float(np.abs(B).max(initial=0.0)))]
-        self._bellman = Bellman(new)
+        self._bellman = bellman_of(new)
         self._system = PolicySystem(new.transitions, new.beta)
         self._h: FloatArray | None = None
         self.solutions, self.failures = 0, 0

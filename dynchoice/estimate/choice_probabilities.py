@@ -84,9 +84,16 @@ def frequencies(n: FloatArray, available: BoolArray) -> ChoiceProbabilities:
     )
 
 
-def pooled(n: FloatArray, available: BoolArray) -> FloatArray:
-    """Return frequencies shrunk to the choices' overall shares: a start, not an estimate."""
-    share = np.where(available, n.sum(axis=0) + 1.0, 0.0)
+def pooled(n: FloatArray, available: BoolArray, group: IntArray | None = None) -> FloatArray:
+    """Return frequencies shrunk to the choices' overall shares: a start, not an estimate.
+
+    With ``group`` (S,), the number of each state's group, to the shares within it.
+    """
+    overall = n.sum(axis=0) + 1.0
+    if group is not None:
+        within = np.stack([np.bincount(group, weights=c) for c in n.T], axis=1)
+        overall = within[group] + overall / overall.sum()
+    share = np.where(available, overall, 0.0)
     share /= share.sum(axis=1, keepdims=True)
     return np.asarray((n + SMOOTHING * share) / (n.sum(axis=1, keepdims=True) + SMOOTHING))
 

@@ -23,10 +23,13 @@ from dynchoice import kernels
 from dynchoice.errors import SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import bellman_of, over_choices
 from dynchoice.solve.infinite import FixedPoint, fixed_point
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.typing import FloatArray
+
+DERIVATIVE_RTOL = 1e-10
+"""Relative accuracy of the derivative of V where sweeps solve for it."""
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Likelihood:
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
         self.attentive = bool((model.attention == 1).all())
-        self.bellman = Bellman(model)
+        self.bellman = bellman_of(model)
         self.system = PolicySystem(model.transitions, model.beta)
         self.solves = 0
         self._x = np.ascontiguousarray(model.utility.x)
@@ -137,9 +140,13 @@ class Likelihood:
             # nothing below reads the derivative of V when the future does not count
             dV, dv = self._no_dV, self._x
         else:
-            self.system.factor(b.P)
-            dV = self.system.solve(np.einsum("sj,sjk->sk", b.P, self._x))
-            dv = self._x + self.model.beta * self.model.transitions.expect(dV)
+            b.hand_policy(self.system)
+            near = None if last is None or not last.converged else last.dV
+            right = over_choices(b.P, self._x)
+            dV = self.system.solve(right, rtol=DERIVATIVE_RTOL, guess=near)
+            dv = self.model.transitions.expect(dV)
+            dv *= self.model.beta
+            dv += self._x
         if self.system.failures:
             # values may be right and their derivatives wrong: neither is to be trusted then
             point = replace(point, converged=False, message=self.system.failures[-1])
@@ -267,7 +274,7 @@ class FiniteLikelihood(Likelihood):
         ahead = np.zeros((S, K))
         for t in range(T - 1, -1, -1):
             dv[t] = self._x + self.model.beta * self.model.transitions.expect(ahead)
-            dV[t] = ahead = np.einsum("sj,sjk->sk", P[t], dv[t])
+            dV[t] = ahead = over_choices(P[t], dv[t])
             kernels.log_ccp_derivative(
                 pi[t], P[t], self.model.attention, self.model.default, dv[t], dlogp[t]
             )
@@ -346,9 +353,9 @@ def second_order(
     kernels.weighted_choice_covariance(np.ascontiguousarray(weight), pi, dv, out)
     if extra is not None:
         rows = np.arange(len(weight))
-        mean = np.einsum("sj,sjk->sk", pi, dv)
+        mean = over_choices(pi, dv)
         d = dv[rows, model.default] - mean
-        out += np.einsum("s,sk,sl->kl", extra, d, d)
+        out += (extra[:, None] * d).T @ d
     return (out + out.T) / 2
 
 

@@ -8,26 +8,21 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
-from dynchoice.estimate.ccp import hotz_miller, with_periods
-from dynchoice.estimate.choice_probabilities import pooled, smoothed
+from dynchoice.estimate.ccp import with_periods
 from dynchoice.estimate.first_stage import counts_of, first_stage
 from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
-from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.start import default_start
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
-START_TOL, START_STAGES = 1e-5, 12
-"""The default starting point: NPL to this scaled gradient, within these stages."""
-START_STEPS = 2
-"""Pseudo-likelihood stages of the starting point where NPL does not settle."""
 TREATMENTS = ("two-step", "joint")
 
 
@@ -172,7 +167,9 @@ class NFXP(Estimator):
         model = self._first.model
         with one_blas_thread():
             likelihood = self.likelihood()
-            theta, sound = self._start(likelihood) if start is None else (None, False)
+            theta, sound = None, False
+            if start is None:
+                theta, sound = default_start(model, self.counts.n_sj(), likelihood, progress)
             # what nothing identifies shows at any parameters but runaway ones, so neither a
             # user's start nor one that did not converge is where to look
             probe = theta if theta is not None and sound else np.zeros(len(model.names))
@@ -216,25 +213,6 @@ class NFXP(Estimator):
             seed=seed,
             strict=strict,
         )
-
-    def _start(self, likelihood: Likelihood) -> tuple[FloatArray, bool]:
-        """Return the default starting point and whether its own maximisation converged."""
-        model, n = self._first.model, self.counts.n_sj()
-        if not model.sophisticated:  # a start only: the values that NPL inverts assume foresight
-            model = model.unchecked(perceived=model.attention)
-        if model.horizon is not None:
-            return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
-        if model.beta > 0:
-            # an NPL stage costs one linear solve, an evaluation of the likelihood several
-            P = pooled(n, model.available)
-            theta, value, stages = npl(model, n, P, tol=START_TOL, maxiter=START_STAGES)
-            if stages < START_STAGES and np.isfinite(theta).all():
-                likelihood.value = value
-                return theta, True
-        best, status, value = hotz_miller(model, n, steps=START_STEPS, tol=1e-4, maxiter=50)
-        if status.converged:
-            likelihood.value = value
-        return np.asarray(best.params), status.converged
 
     def _maximise(
         self,

@@ -135,6 +135,7 @@ def climb(
         last, size = size, scaled_gradient(best, total)
         if best.loglik <= before.loglik + slack and size >= last:
             return before, iteration + 1, count
+        del before  # an evaluation of a large model holds hundreds of megabytes
     return best, maxiter, count
 
 
@@ -173,10 +174,12 @@ def maximise(
         if progress is not None:
             progress(iteration, maxiter, f"log-likelihood {evaluation.loglik:.6f}")
 
-    best, steps, count = evaluate(start), 0, 1
-    note = ""
-    if hessian is not None:
-        best, steps, more = climb(evaluate, hessian, best, total, tol, maxiter, report)
+    steps, count, note = 0, 1, ""
+    if hessian is None:
+        best = evaluate(start)
+    else:
+        # nobody else holds the first evaluation, so that it can go
+        best, steps, more = climb(evaluate, hessian, evaluate(start), total, tol, maxiter, report)
         count += more
     if scaled_gradient(best, total) > tol and steps < maxiter:
         best, more_steps, more, note = trust_region(

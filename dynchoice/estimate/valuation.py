@@ -21,6 +21,7 @@ from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.model.ddc import DDC
+from dynchoice.solve.bellman import over_choices
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.typing import FloatArray, IntArray
 
@@ -36,9 +37,7 @@ def policy_flows(model: DDC, P: FloatArray, pi: FloatArray) -> FloatArray:
     logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
     entropy = -model.attention * (pi * logs).sum(axis=1)
     flow = np.where(model.available, model.utility.offset, 0.0)
-    return np.column_stack(
-        [np.einsum("sj,sjk->sk", P, model.utility.x), (P * flow).sum(axis=1) + entropy]
-    )
+    return np.column_stack([over_choices(P, model.utility.x), (P * flow).sum(axis=1) + entropy])
 
 
 def valuation(

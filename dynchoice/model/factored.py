@@ -25,6 +25,9 @@ from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 STACKED_LIMIT = 3_000_000
 """Non-zeros up to which the product is expanded into stacked rows."""
 
+LINE = 8
+"""Numbers to a line of memory."""
+
 
 @dataclass(frozen=True)
 class LawEstimate:
@@ -151,13 +154,25 @@ class Factored(Transitions):
         if rows is not None:
             return expect_rows(*rows, self.J, V)
         if V.ndim == 2:
-            return np.stack([self.expect(V[:, k]) for k in range(V.shape[1])], axis=2)
+            return self._expect_many(V)
         if self.product is not None:
             return self.product.expect(np.ascontiguousarray(V, dtype=np.float64))
         out = np.empty((self.S, self.J))
         for j in range(self.J):
             out[:, j] = self._chain(np.ascontiguousarray(V, dtype=np.float64), j)[-1]
         return out
+
+    def _expect_many(self, V: FloatArray) -> FloatArray:
+        """Return expectations (S, J, K) of ``V`` (S, K)."""
+        K = V.shape[1]
+        out = np.empty((self.S * self.J, K))
+        line = np.empty((min(LINE, K), self.S * self.J))
+        for first in range(0, K, LINE):
+            columns = np.ascontiguousarray(V[:, first : first + LINE].T)
+            for k, column in enumerate(columns):
+                line[k] = self.expect(column).reshape(-1)
+            out[:, first : first + LINE] = line[: len(columns)].T
+        return out.reshape(self.S, self.J, K)
 
     @cached_property
     def product(self) -> Product | None:

@@ -11,6 +11,7 @@ level, and a sweep over the levels, each after those it leads to, nearly solves 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from dynchoice.model.levels import (
     level_graph,
     needed_levels,
 )
-from dynchoice.typing import FloatArray
+from dynchoice.typing import AnyArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from dynchoice.model.factored import Factored
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 LARGEST_HALF = 256
 """States of a half at most: its chain is a dense matrix."""
 MANY_LEVELS = 4096
-INNER = 3
+INNER = 6
 """Steps that a level which returns to itself takes within a sweep."""
 
 
@@ -44,7 +45,7 @@ class Product:
     Attributes
     ----------
     B, C, D, E : int
-        Blocks, levels, states of the halves; ``n = C D E`` states a block.
+        Blocks, levels, states of the halves; ``n = D E`` states a level.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Product:
             return int(np.prod([shape[a] for a in axes]))
 
         self.B, self.C, self.D, self.E = (size(a) for a in (fixed, *own))
-        self.n = self.C * self.D * self.E
-        self.graph = level_graph(joint_table(levels, self.J))
+        self.n = self.D * self.E
+        self._table = joint_table(levels, self.J)
+        self.graph = level_graph(self._table)
         offers = [shape[a] for a in fixed]
         self._halves: list[tuple[Any, ...]] = []
         seen: dict[bytes, tuple[Any, ...]] = {}
@@ -86,11 +88,39 @@ class Product:
             need = needed_levels(self.graph, chain, len(kinds), self.C)
             key = first.tobytes() + second.tobytes() + chain.tobytes()
             self._halves.append(seen.setdefault(key, (first, second, chain, need)))
+        self._turned = [
+            tuple(np.ascontiguousarray(Q.transpose(0, 2, 1)) for Q in half[:2])
+            for half in self._halves
+        ]
+        self._trimmed: dict[bytes, Product] = {}
         self._rooms = local()
 
+    def trimmed(self, offered: AnyArray) -> Product:
+        """Return the law without the moves of choices that a level never offers.
+
+        ``offered`` (B, C, J, n) is zero (or false) where a choice is not offered.
+
+        An annual contract that has months to run offers no monthly plan: what such a choice would
+        lead to, itself perhaps, need not be swept.
+        """
+        own = np.ascontiguousarray((offered > 0).any(axis=(0, 3)))
+        if own.all():
+            return self
+        key = own.tobytes()
+        if key not in self._trimmed:
+            new = copy(self)
+            new.graph = level_graph(self._table, own)
+            new._halves = [
+                (A, BT, chain, needed_levels(new.graph, chain, len(A), self.C))
+                for A, BT, chain, _ in self._halves
+            ]
+            self._trimmed[key] = new
+        return self._trimmed[key]
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the work arrays behind."""
-        return {k: v for k, v in self.__dict__.items() if k != "_rooms"}
+        """Leave the work arrays behind, and what can be made again."""
+        kept = {k: v for k, v in self.__dict__.items() if k != "_rooms"}
+        return {**kept, "_trimmed": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was kept; work arrays are made when they are needed."""
@@ -98,58 +128,79 @@ class Product:
         self._rooms = local()
 
     def _room(self, b: int) -> tuple[FloatArray, FloatArray]:
-        """Return work arrays (L, C, D, E) and (D, E) of the calling thread."""
+        """Return work arrays (L, C, n) and (D, E) of the calling thread."""
         if not hasattr(self._rooms, "arrays"):  # a thread's arrays go with it
             L = max(len(h[0]) for h in self._halves)
-            self._rooms.arrays = np.empty(L * self.n), np.empty((self.D, self.E))
+            self._rooms.arrays = np.empty(L * self.C * self.n), np.empty((self.D, self.E))
         z, half = self._rooms.arrays
         L = len(self._halves[b][0])
-        return z[: L * self.n].reshape(L, self.C, self.D, self.E), half
+        return z[: L * self.C * self.n].reshape(L, self.C, self.n), half
 
-    def laid(self, x: FloatArray) -> FloatArray:
-        """Return something known by state (S,) or (S, J) by block: (B, n) or (B, J, n)."""
+    def laid(self, x: AnyArray) -> AnyArray:
+        """Return something known by state (S,) or (S, J) by level: (B, C, n) or (B, C, J, n)."""
         if x.ndim == 1:
             turned = x.reshape(self._source).transpose(self._axes)
-            return np.ascontiguousarray(turned).reshape(self.B, self.n)
+            return np.ascontiguousarray(turned).reshape(self.B, self.C, self.n)
         J = x.shape[1]
         turned = x.reshape(*self._source, J).transpose(*self._axes, len(self._axes))
-        by_block = turned.reshape(self.B, self.n, J)
-        return np.ascontiguousarray(by_block.transpose(0, 2, 1))
+        by_level = turned.reshape(self.B, self.C, self.n, J)
+        return np.ascontiguousarray(by_level.transpose(0, 1, 3, 2))
 
-    def by_state(self, x: FloatArray) -> FloatArray:
-        """Return something known by block, (B, n) or (B, J, n), by state."""
-        if x.ndim == 2:
+    def by_state(self, x: AnyArray) -> AnyArray:
+        """Return something known by level, (B, C, n) or (B, C, J, n), by state."""
+        if x.ndim == 3:
             return np.ascontiguousarray(x.reshape(self._shape).transpose(self._back)).reshape(-1)
-        J = x.shape[1]
-        by_block = x.transpose(0, 2, 1).reshape(*self._shape, J)
-        turned = by_block.transpose(*self._back, len(self._back))
+        J = x.shape[2]
+        by_level = x.transpose(0, 1, 3, 2).reshape(*self._shape, J)
+        turned = by_level.transpose(*self._back, len(self._back))
         return np.ascontiguousarray(turned).reshape(-1, J)
+
+    @property
+    def level(self) -> IntArray:
+        """Number (S,) of each state's block and level."""
+        code = np.arange(self.B * self.C).reshape(self.B, self.C, 1)
+        return self.by_state(np.repeat(code, self.n, axis=2))
 
     def expect(self, V: FloatArray) -> FloatArray:
         """Return ``E[V(s') | s, j]`` (S, J) of ``V`` (S,)."""
-        x, ev = self.laid(V), np.empty((self.B, self.J, self.n))
-        for b in range(self.B):
-            law = self._halves[b], self.graph
-            kernels.product_expect(x[b], ev[b], *self._room(b), *law)
+        x, ev = self.laid(V), np.empty((self.B, self.C, self.J, self.n))
+        self.expect_laid(x, ev)
         return self.by_state(ev)
+
+    def expect_laid(self, x: FloatArray, ev: FloatArray) -> None:
+        """Write the expectations (B, C, J, n) of ``x`` (B, C, n)."""
+        for b in range(self.B):
+            kernels.product_expect(x[b], ev[b], *self._room(b), self._halves[b], self.graph)
 
     def push(self, m: FloatArray) -> FloatArray:
         """Return ``sum_{s,j} m[s, j] F[s, j, s']`` (S,)."""
-        mass, out = self.laid(m), np.empty((self.B, self.n))
+        mass, out = self.laid(m), np.empty((self.B, self.C, self.n))
         for b in range(self.B):
             self.push_block(b, mass[b], out[b])
         return self.by_state(out)
 
     def push_block(self, b: int, mass: FloatArray, out: FloatArray) -> None:
-        """Write where a mass (J, n) of one block moves, (n,)."""
-        z, half = self._room(b)
-        sums = z.reshape(-1, self.C, self.D * self.E)
-        kernels.product_push(mass, out, sums, half, self._halves[b], self.graph)
+        """Write where a mass (C, J, n) of one block moves, (C, n)."""
+        kernels.product_push(mass, out, *self._room(b), self._halves[b], self.graph)
 
     def sweep(self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray) -> None:
-        """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y`` (n,)."""
+        """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y`` (C, n).
+
+        ``W`` (C, J, n) holds ``beta P``.
+        """
         law = self._halves[b], self.graph
         kernels.product_sweep(v, y, out, *self._room(b), W, INNER, *law)
+
+    def sweep_back(
+        self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray
+    ) -> None:
+        """Do the same with the transpose of ``I - beta F^P``."""
+        law = self._turned[b], self._halves[b], self.graph
+        kernels.product_sweep_back(v, y, out, *self._room(b), W, INNER, *law)
+
+    def defect(self, b: int, v: FloatArray, W: FloatArray, x: FloatArray, out: FloatArray) -> None:
+        """Write ``out = v - (I - beta F^P) x`` (C, n)."""
+        kernels.product_defect(v, x, out, *self._room(b), W, self._halves[b], self.graph)
 
 
 def product_of(F: Factored) -> Product | None:

@@ -16,11 +16,33 @@ at the root state of its block: ``V = h + gain / (1 - beta)``; so the constant o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from dynchoice import kernels
+from dynchoice import kernels, level_kernels
 from dynchoice.model.ddc import DDC
+from dynchoice.model.product import Product
 from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    from dynchoice.solve.linear import PolicySystem
+
+
+def over_choices(P: FloatArray, x: FloatArray) -> FloatArray:
+    """Return ``sum_j P_j x_j`` (S, K) of features or derivatives ``x`` (S, J, K)."""
+    out = np.empty(x.shape[::2])
+    kernels.policy_average(P, x, out)
+    return out
+
+
+def bellman_of(model: DDC) -> Bellman:
+    """Return the operator in the form that suits the model's law of motion."""
+    if model.beta > 0 and model.transitions.stacked() is None:
+        product = getattr(model.transitions, "product", None)
+        if product is not None:
+            return LevelBellman(model, product)
+    return Bellman(model)
 
 
 class Bellman:
@@ -41,12 +63,26 @@ class Bellman:
         self._model = model
         blocks = model.transitions.blocks if model.beta > 0 else np.arange(S)
         self.root = np.unique(blocks, return_index=True)[1][blocks].astype(np.int64)
-        self.v, self.pi, self.P = np.empty((S, J)), np.empty((S, J)), np.empty((S, J))
         self.T, self.gain, self.r = np.empty(S), np.empty(S), np.empty(S)
+        self._allocate(S, J)
+
+    def _allocate(self, S: int, J: int) -> None:
+        self.v, self.pi, self.P = np.empty((S, J)), np.empty((S, J)), np.empty((S, J))
         self._no_future = np.zeros((S, J))
 
+    def laid(self, u: FloatArray) -> FloatArray:
+        """Return flow utility (S, J) in the layout that :meth:`apply` takes."""
+        return u
+
+    def hand_policy(self, system: PolicySystem) -> None:
+        """Let a linear system be that of the policy at hand."""
+        system.factor(self.P)
+
     def apply(self, u: FloatArray, h: FloatArray) -> float:
-        """Evaluate at relative value ``h`` (S,) and return the residual ``max|T - h - gain|``."""
+        """Evaluate at relative value ``h`` (S,) and return the residual ``max|T - h - gain|``.
+
+        ``u`` is flow utility as :meth:`laid` returns it.
+        """
         ev = self.transitions.expect(h) if self.beta > 0 else self._no_future
         kernels.soft_bellman(
             u, ev, self.beta, self.attention, self.default, self.v, self.T, self.pi, self.P
@@ -61,3 +97,60 @@ class Bellman:
     def relative(self, V: FloatArray) -> FloatArray:
         """Return ``V`` less its value at each block's root."""
         return V - V[self.root]
+
+
+class LevelBellman(Bellman):
+    """The operator of a law of levels times two halves, on arrays by level (B, C, J, n).
+
+    What is known of a level stands together, choice by choice, so that exponentials and sums run
+    along memory within the cache; ``v``, ``pi`` and ``P`` (S, J) are made when they are asked for.
+    """
+
+    def __init__(self, model: DDC, product: Product) -> None:
+        self.law = product.trimmed(product.laid(model.available))
+        super().__init__(model)
+
+    def _allocate(self, S: int, J: int) -> None:
+        law = self.law
+        shape = (law.B, law.C, J, law.n)
+        self._v, self._pi, self._P, self._ev = (np.empty(shape) for _ in range(4))
+        self._a, self._d = law.laid(self.attention), law.laid(self.default)
+
+    def laid(self, u: FloatArray) -> FloatArray:
+        """Return flow utility (S, J) by level (B, C, J, n)."""
+        return self.law.laid(u)
+
+    def hand_policy(self, system: PolicySystem) -> None:
+        """Let the sweeps be those of the policy at hand."""
+        assert system.sweeps is not None
+        system.sweeps.factor(self._P)
+
+    def apply(self, u: FloatArray, h: FloatArray) -> float:
+        """Evaluate at relative value ``h`` (S,); ``u`` is flow utility by level."""
+        law = self.law
+        T = np.empty((law.B, law.C, law.n))
+        law.expect_laid(law.laid(h), self._ev)
+        for b in range(law.B):
+            for c in range(law.C):
+                at = (b, c)
+                level_kernels.level_bellman(
+                    u[at], self._ev[at], self.beta, self._a[at], self._d[at], self._v[at], T[at],
+                    self._pi[at], self._P[at],
+                )  # fmt: skip
+        self.T = law.by_state(T)
+        return float(kernels.relative_residual(self.T, h, self.root, self.gain, self.r))
+
+    @property
+    def v(self) -> FloatArray:  # type: ignore[override]
+        """Choice-specific relative values (S, J)."""
+        return self.law.by_state(self._v)
+
+    @property
+    def pi(self) -> FloatArray:  # type: ignore[override]
+        """Attentive choice probabilities (S, J)."""
+        return self.law.by_state(self._pi)
+
+    @property
+    def P(self) -> FloatArray:  # type: ignore[override]
+        """Policy (S, J)."""
+        return self.law.by_state(self._P)

@@ -6,7 +6,7 @@ import numpy as np
 
 from dynchoice import kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import bellman_of, over_choices
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray
@@ -21,7 +21,7 @@ def ccp_derivative(
     ``dv_j = x_j + beta F_j dV`` (Rust 1988; Iskhakov et al. 2016). Infinite horizon.
     """
     with one_blas_thread():
-        bellman = Bellman(model)
+        bellman = bellman_of(model)
         system = PolicySystem(model.transitions, model.beta)
         u = model.utility.flow(theta)
         u[~model.available] = -np.inf
@@ -30,7 +30,7 @@ def ccp_derivative(
         dv = np.array(x)
         if model.beta > 0:
             system.factor(bellman.P)
-            dV = system.solve(np.einsum("sj,sjk->sk", bellman.P, x))
+            dV = system.solve(over_choices(bellman.P, x))
             dv = x + model.beta * model.transitions.expect(dV)
         dlogp = np.empty_like(dv)
         P = bellman.observed().copy()

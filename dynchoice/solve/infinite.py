@@ -66,6 +66,7 @@ def fixed_point(
     system.failures.clear()
     S = u.shape[0]
     h = np.zeros(S) if start is None else bellman.relative(start)
+    u = bellman.laid(u)
     residual = bellman.apply(u, h)
     contractions, newton = 0, 0
     if start is None and bellman.beta > 0:
@@ -82,7 +83,7 @@ def fixed_point(
         patience = 2 if residual < 1e-8 * (1 + np.abs(h).max()) else PATIENCE
         if stalled >= patience or not np.isfinite(residual):
             break
-        system.factor(bellman.P)
+        bellman.hand_policy(system)
         # an error of the linear solve as large as Newton's own does no harm
         bound = tol * (1 + np.abs(h).max())
         step = system.solve(bellman.r, rtol=max(0.1 * bound / residual, min(0.1, residual)))

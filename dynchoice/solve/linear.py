@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice import kernels
-from dynchoice.model.product import Product
 from dynchoice.model.transitions import Transitions
-from dynchoice.solve.krylov import relative_gmres
+from dynchoice.solve.sweeps import Sweeps
 from dynchoice.typing import FloatArray, IntArray
 
 DENSE_STATES = 700
@@ -33,8 +32,6 @@ LU_WORK = 1e10
 GMRES_RESTART = 40
 GMRES_CYCLES = 50
 GMRES_RTOL = 1e-12
-KRYLOV_NUMBERS = 60_000_000
-"""Numbers that Krylov vectors of sweeps may take (480 MB)."""
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +89,9 @@ class PolicySystem:
     method, reason : str
         What the rule chose and why.
     products : int
-        Krylov products so far.
+        Krylov products (sweeps) so far.
+    sweeps : Sweeps or None
+        What solves where the method is ``"levels"``.
     failures : list of str
         What went wrong in a solve (a GMRES that missed its cap), for the status of the result.
     """
@@ -102,12 +101,14 @@ class PolicySystem:
         self.method, self.reason = (
             choose_method(transitions) if beta > 0 else ("identity", "beta is zero")
         )
-        self.products = 0
+        self._products = 0
         self.failures: list[str] = []
         self._P: FloatArray | None = None
+        self.sweeps: Sweeps | None = None
         if self.method == "levels":
-            self._product_law: Product = transitions.product  # type: ignore[attr-defined]
-        if self.method == "dense":
+            self.sweeps = Sweeps(transitions.product, beta)  # type: ignore[attr-defined]
+            self.failures = self.sweeps.failures
+        elif self.method == "dense":
             self._prepare_dense()
         elif self.method == "sparse":
             self._prepare_sparse()
@@ -184,13 +185,13 @@ class PolicySystem:
     # GMRES -------------------------------------------------------------------------------------
 
     def _product(self, x: FloatArray) -> FloatArray:
-        self.products += 1
+        self._products += 1
         assert self._P is not None
         ev = self.transitions.expect(np.ascontiguousarray(x).reshape(-1))
         return np.asarray(x.reshape(-1) - self.beta * np.einsum("sj,sj->s", self._P, ev))
 
     def _product_transposed(self, x: FloatArray) -> FloatArray:
-        self.products += 1
+        self._products += 1
         assert self._P is not None
         flat = x.reshape(-1)
         return np.asarray(flat - self.beta * self.transitions.push(self._P * flat[:, None]))
@@ -214,27 +215,12 @@ class PolicySystem:
                 )
         return np.asarray(x * size)
 
-    # sweeps over levels ------------------------------------------------------------------------
-
-    def _solve_levels(self, b: FloatArray, rtol: float) -> FloatArray:
-        """Solve for one right side (S,): relative values, then the level of each block."""
-        product = self._product_law
-        right, x = product.laid(b), np.zeros((product.B, product.n))
-        room = int(np.clip(KRYLOV_NUMBERS // (2 * product.n), 8, GMRES_RESTART))
-        for i in range(product.B):
-
-            def sweep(v: FloatArray, y: FloatArray, out: FloatArray, i: int = i) -> None:
-                self.products += 1
-                product.sweep(i, v, self._W[i], y, out)
-
-            x[i], at_root, miss = relative_gmres(sweep, right[i], rtol, room, GMRES_CYCLES)
-            if not miss <= max(1e-8, 10 * rtol):
-                self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
-            # (I - beta F^P)(x + c) = b at the first state, and a constant c loses beta c
-            x[i] += (right[i, 0] - at_root) / (1 - self.beta)
-        return product.by_state(x)
-
     # public ------------------------------------------------------------------------------------
+
+    @property
+    def products(self) -> int:
+        """Krylov products (sweeps) so far."""
+        return self._products if self.sweeps is None else self.sweeps.sweeps
 
     def factor(self, P: FloatArray) -> None:
         """Set the policy (S, J) and factor where the method does."""
@@ -243,17 +229,22 @@ class PolicySystem:
             self._factor_dense(P)
         elif self.method == "sparse":
             self._factor_sparse(P)
-        elif self.method in ("gmres", "levels"):
+        elif self.method == "gmres":
             self._P = P.copy()
-            if self.method == "levels":
-                self._W = self._product_law.laid(self.beta * P)
+        elif self.sweeps is not None:
+            self.sweeps.factor(self.sweeps.law.laid(P))
 
     def solve(
-        self, b: FloatArray, transposed: bool = False, rtol: float = GMRES_RTOL
+        self,
+        b: FloatArray,
+        transposed: bool = False,
+        rtol: float = GMRES_RTOL,
+        guess: FloatArray | None = None,
     ) -> FloatArray:
         """Return ``(I - beta P)^{-1} b``, or of the transpose, for ``b`` (S,) or (S, K).
 
-        ``rtol`` is the relative accuracy wanted of sweeps; the other methods are exact.
+        ``rtol`` is the relative accuracy wanted of sweeps, and ``guess`` where they start (a
+        solution nearby); the other methods are exact.
         """
         if self.method == "identity":
             return np.array(b)
@@ -262,12 +253,8 @@ class PolicySystem:
             return self._solve_dense(b, int(transposed))
         if self.method == "sparse":
             return np.asarray(self._lu.solve(b, trans="T" if transposed else "N"))
-        if self.method == "levels" and not transposed:
-            if b.ndim == 1:
-                return self._solve_levels(b, rtol)
-            return np.stack(
-                [self._solve_levels(np.ascontiguousarray(c), rtol) for c in b.T], axis=1
-            )
+        if self.sweeps is not None:
+            return self.sweeps.solve(b, rtol, transposed, guess)
         product = self._product_transposed if transposed else self._product
         if b.ndim == 1:
             return self._solve_gmres(b, product)

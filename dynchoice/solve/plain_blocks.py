@@ -11,7 +11,7 @@ from dynchoice import kernels
 from dynchoice.errors import ConvergenceError
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import Bellman, bellman_of
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.solve.moves import mover
@@ -122,7 +122,7 @@ class PlainBlocks:
         """The general solver of the whole model, made on first use."""
         if self._general is None:
             model = self.model
-            self._general = Bellman(model), PolicySystem(model.transitions, model.beta)
+            self._general = bellman_of(model), PolicySystem(model.transitions, model.beta)
         return self._general
 
     def solve(

@@ -10,7 +10,7 @@ import numpy as np
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import bellman_of
 from dynchoice.solve.finite import backward_induction
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
@@ -124,7 +124,7 @@ def solve(
                 f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"
             )
     with one_blas_thread():
-        bellman = Bellman(model)
+        bellman = bellman_of(model)
         system = PolicySystem(model.transitions, model.beta)
         point = fixed_point(bellman, system, u, start, tol, maxiter)
     level = point.gain / (1 - model.beta)

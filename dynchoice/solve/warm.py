@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.bellman import Bellman
+from dynchoice.solve.bellman import bellman_of, over_choices
 from dynchoice.solve.infinite import FixedPoint, fixed_point
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.typing import FloatArray
@@ -38,7 +38,7 @@ class WarmSolver:
     """
 
     def __init__(self, model: DDC, base: FloatArray, start: FloatArray | None = None) -> None:
-        self.model, self._bellman = model, Bellman(model)
+        self.model, self._bellman = model, bellman_of(model)
         self._system = PolicySystem(model.transitions, model.beta)
         self.base_params = base
         self._h: FloatArray | None = None
@@ -46,7 +46,7 @@ class WarmSolver:
         self.base = self._run(base, start)
         if self.base.point.converged and model.beta > 0:
             self._system.factor(self.base.policy)
-            right = np.einsum("sj,sjk->sk", self.base.policy, model.utility.x)
+            right = over_choices(self.base.policy, model.utility.x)
             self._h, self._slope = self.base.point.h, self._system.solve(right)
 
     def at(self, params: FloatArray) -> WarmSolution:

@@ -79,7 +79,6 @@ class Factored(Transitions):
                 )
             bound = parents_first(bound, states)
         self.bound = bound
-        self._levels = np.unravel_index(np.arange(self.S), states.shape)
 
     @property
     def estimated(self) -> bool:
@@ -110,10 +109,12 @@ class Factored(Transitions):
         return self._code(law.parents)
 
     def _code(self, axes: tuple[int, ...]) -> IntArray:
-        code = np.zeros(self.S, dtype=np.int64)
+        shape = self.states.shape
+        code = np.zeros([1] * len(shape), dtype=np.int64)
         for a in axes:
-            code = code * self.states.shape[a] + self._levels[a]
-        return code
+            level = np.arange(shape[a]).reshape([-1 if b == a else 1 for b in range(len(shape))])
+            code = code * shape[a] + level
+        return np.ascontiguousarray(np.broadcast_to(code, shape)).reshape(-1)
 
     # operator ---------------------------------------------------------------------------------
 

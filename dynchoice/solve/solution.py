@@ -127,9 +127,6 @@ def solve(
         bellman = bellman_of(model)
         system = PolicySystem(model.transitions, model.beta)
         point = fixed_point(bellman, system, u, start, tol, maxiter)
-    level = point.gain / (1 - model.beta)
-    V = point.h + level
-    v = bellman.v + model.beta * level[:, None]
     stats = {
         "contractions": point.contractions,
         "newton": point.newton,
@@ -137,6 +134,11 @@ def solve(
         "reason": system.reason,
         "products": system.products,
     }
+    del system  # of large models its vectors take as much as all results
+    level = point.gain / (1 - model.beta)
+    V = point.h + level
+    v = np.array(bellman.v)
+    v += model.beta * level[:, None]
     residual = point.residual / (1 + float(np.abs(V).max()))
     solution = Solution(
         V, v, bellman.observed().copy(), point.converged, residual, point.message, stats, model

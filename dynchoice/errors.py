@@ -70,6 +70,12 @@ class LockError(DynChoiceError, RuntimeError):
     exit_code = 75
 
 
+class MemoryLimitError(DynChoiceError, MemoryError):
+    """Something would take more memory than there is (or than ``DYNCHOICE_MEMORY`` allows)."""
+
+    exit_code = 1
+
+
 class MissingExtraError(DynChoiceError, ImportError):
     """An optional package is needed for this and is not installed."""
 

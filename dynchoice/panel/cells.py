@@ -27,6 +27,11 @@ def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
     return sorted_keys[new], np.add.reduceat(sorted_n, np.flatnonzero(new))
 
 
+def summed(keys: IntArray, weight: FloatArray, rows: IntArray) -> tuple[IntArray, FloatArray]:
+    """Return distinct keys in order and their member-months, ``rows`` times ``weight`` summed."""
+    return group_sum(keys, rows * weight)
+
+
 def distinct_rows(cells: IntArray) -> tuple[IntArray, IntArray]:
     """Return the distinct rows of an integer array in order, and the row number of each.
 

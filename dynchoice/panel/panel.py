@@ -21,16 +21,17 @@ from dynchoice.errors import (
     DataError,
     DataWarning,
     SpecificationError,
-    first_few,
     suggest,
 )
-from dynchoice.panel import query
-from dynchoice.panel.cells import RegionCells, group_sum
+from dynchoice.memory import in_bytes, limit
+from dynchoice.panel import checks, query
+from dynchoice.panel.cells import RegionCells, summed
 from dynchoice.panel.counts import Counts, MemberCells, period_label
+from dynchoice.panel.grid import Spec, Tally, tally
 from dynchoice.panel.report import Report
 from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
-from dynchoice.typing import IntArray, Level
+from dynchoice.typing import FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dynchoice.panel")
 
-OFFENDERS = 3
+KEYS = {
+    "cells": ["segment", "bucket", "state", "choice", "next_state", "decides"],
+    "periods": ["segment", "period", "state", "choice", "decides"],
+    "regions": ["segment", "region", "period", "state", "choice", "next_state", "decides"],
+}
 CHUNK_ROWS = 4_000_000
 """Rows of members that are counted at a time."""
 
@@ -77,7 +82,14 @@ class Panel:
     buckets : int
         ``B``: members are spread over this many buckets (bootstrap units).
     member_limit : int
-        Panels with more rows keep no cells by member; clusters are then the buckets.
+        Panels with more rows keep no cells by member; clusters are then the buckets. Files and
+        frames that long are counted by grid (:mod:`dynchoice.panel.grid`): the same counts.
+    memory : str or int, optional
+        Bytes that counting may take, as in ``"800MB"``, of which half is the engine's (it uses the
+        disk beyond) and half the grid's (it takes several passes). Default: half of what is free,
+        or of the setting ``DYNCHOICE_MEMORY``.
+    progress : callable, optional
+        ``progress(done, total, message)`` as the rows of a long panel are read.
 
     Raises
     ------
@@ -121,6 +133,8 @@ class Panel:
         invalid: str = "raise",
         buckets: int = 200,
         member_limit: int = 5_000_000,
+        memory: str | int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if invalid not in ("raise", "drop"):
             raise SpecificationError(f"invalid={invalid!r}: use 'raise' or 'drop'")
@@ -130,7 +144,6 @@ class Panel:
             raise SpecificationError(f"states is a {type(states).__name__}; build a StateSpace")
         self.states = states
         self.choices = check_labels(choices, "choices")
-        self._member_name, self._time_name, self._choice_name = member, time, choice
         sources = dict(columns or {})
         unknown = [name for name in sources if name not in states.axes]
         if unknown:
@@ -139,10 +152,15 @@ class Panel:
                 f"{suggest(unknown[0], states.axes)} Axes: {', '.join(states.axes)}"
             )
         self._sources = {name: sources.get(name, name) for name in states.axes}
+        self._names = checks.Names(
+            member, time, choice, self._sources, segment, region, weights, decision, states,
+            self.choices,
+        )  # fmt: skip
+        self._bytes = limit() // 2 if memory is None else in_bytes(memory)
         used = [member, time, choice, *self._sources.values()]
         used += [c for c in (segment, region, weights, decision) if c]
-        table, self._con = as_table(data, used)
-        rows, self._kind = query.coded_rows(
+        table, self._con = as_table(data, used, self._bytes // 2)
+        self._lazy, self._kind = query.coded_rows(
             table,
             member=member,
             time=time,
@@ -156,17 +174,12 @@ class Panel:
             freq=freq,
             buckets=buckets,
         )
-        self.buckets, self._member_limit = buckets, member_limit
+        self.buckets, self._member_limit, self._freq = buckets, member_limit, freq
         self._weighted, self._invalid = weights is not None, invalid
-        self._labels = {
-            "segment": segment,
-            "region": region,
-            "weights": weights,
-            "decision": decision,
-        }
-        self._lazy = rows
-        self._refused = self._check_rows(self._store(rows, "coded"), freq)
-        self._members = self._check_members()
+        self._tally: Tally | None = None
+        # too long to sort: counted by grid, where the engine is our own
+        long = self._con is not None and int(table.count().execute()) > member_limit
+        self._members = self._count_long(progress) if long else self._count_short()
         self.report = self._report()
         logger.info("panel: %s rows, %s members", self.report["rows"], self.report["members"])
 
@@ -176,144 +189,97 @@ class Panel:
 
     # checks --------------------------------------------------------------------------------
 
-    def _rules(self, rows: ir.Table) -> dict[str, tuple[Any, str]]:
-        """Return rule name -> (predicate of bad rows, column of the offending value)."""
-        rules: dict[str, tuple[Any, str]] = {
-            f"missing {self._member_name!r} (member)": (rows.member.isnull(), "raw_time"),
-            f"missing or unreadable {self._time_name!r} (time)": (
-                rows.period.isnull(),
-                "raw_time",
-            ),
-            f"missing {self._choice_name!r} (choice)": (rows.raw_choice.isnull(), "raw_choice"),
-            f"unknown choice in {self._choice_name!r}": (
-                rows.choice.isnull() & rows.raw_choice.notnull(),
-                "raw_choice",
-            ),
-        }
-        for k, name in enumerate(self.states.axes):
-            raw, code = rows[f"raw_axis_{k}"], rows[f"axis_{k}"]
-            label = f"{self._sources[name]!r} (state axis {name})"
-            rules[f"missing {label}"] = (raw.isnull(), f"raw_axis_{k}")
-            rules[f"unknown level in {label}"] = (
-                code.isnull() & raw.notnull(),
-                f"raw_axis_{k}",
-            )
-        for group in ("segment", "region"):
-            if self._labels[group]:
-                rules[f"missing {self._labels[group]!r} ({group})"] = (rows[group].isnull(), group)
-        if self._labels["decision"]:
-            rules[f"not 0 or 1 in {self._labels['decision']!r} (decision)"] = (
-                rows.decides.isnull(),
-                "decides",
-            )
-        if self._weighted:
-            bad = rows.weight.isnull() | ~((rows.weight > 0) & (rows.weight < 1e300))
-            rules[f"weight not positive in {self._labels['weights']!r}"] = (bad, "weight")
-        return rules
-
-    def _check_rows(self, rows: ir.Table, freq: str | None) -> pd.DataFrame:
+    def _checked(self, rows: ir.Table) -> ir.Table:
+        """Refuse or leave out rows that break a rule; ``_refused`` counts them."""
         import pandas as pd
 
-        rules = self._rules(rows)
-        names = list(rules)
+        rules = checks.rules(self._names, rows)
         found = rows.agg(
             total=rows.count(),
-            lowest=rows.period.min(),
-            highest=rows.period.max(),
-            odd_months=((rows.period % 100 < 1) | (rows.period % 100 > 12)).sum(),
-            **{f"rule_{i}": rules[n][0].fill_null(False).sum() for i, n in enumerate(names)},
+            **{
+                f"rule_{i}": flag.fill_null(False).sum()
+                for i, (flag, _) in enumerate(rules.values())
+            },
         ).execute()
         self._total = int(found["total"].iloc[0])
         if self._total == 0:
             raise DataError("the table has no rows")
-        counts = [int(x) if pd.notna(x) else 0 for x in found.iloc[0, 4:]]
-        bad = [(n, c) for n, c in zip(names, counts, strict=True) if c]
+        counts = [int(x) if pd.notna(x) else 0 for x in found.iloc[0, 1:]]
+        bad = [(n, c) for n, c in zip(rules, counts, strict=True) if c]
+        self._refused = pd.DataFrame(bad, columns=["rule", "rows"])
         if bad and self._invalid == "raise":
-            raise DataError(self._refusal(rows, rules, bad))
-        looks_like_months = (
-            self._kind == "integer"
-            and freq is None
-            and int(found["lowest"].iloc[0]) >= 190001
-            and int(found["highest"].iloc[0]) <= 299912
-            and not int(found["odd_months"].iloc[0] or 0)
-        )
-        if looks_like_months:
-            raise DataError(
-                f"column {self._time_name!r} looks like YYYYMM, where December and January are"
-                " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
-            )
+            raise DataError(checks.refusal(self._names, rows, bad, self._total))
         if bad:
             any_bad: Any = None
             for name, _ in bad:
                 flag = rules[name][0].fill_null(False)
                 any_bad = flag if any_bad is None else any_bad | flag
-            rows = self._store(rows.filter(~any_bad), "kept")
+            rows = rows.filter(~any_bad)
             if int(rows.count().execute()) == 0:
-                raise DataError(
-                    "every row is refused:\n" + self._refusal(rows, rules, bad, offenders=False)
-                )
-        self._rows = rows
-        return pd.DataFrame(bad, columns=["rule", "rows"])
+                told = checks.refusal(self._names, rows, bad, self._total, offenders=False)
+                raise DataError("every row is refused:\n" + told)
+        return rows
 
-    def _refusal(
-        self,
-        rows: ir.Table,
-        rules: dict[str, tuple[Any, str]],
-        bad: list[tuple[str, int]],
-        offenders: bool = True,
-    ) -> str:
-        lines = [f"{sum(c for _, c in bad):,} value(s) in {self._total:,} rows are refused:"]
-        for name, count in bad:
-            line = f"- {name}: {count:,} row(s)"
-            if offenders:
-                flag, value = rules[name]
-                few = (
-                    rows.filter(flag.fill_null(False))
-                    .order_by(["member", "period"])
-                    .select("member", "raw_time", shown=rows[value].cast("string"))
-                    .limit(OFFENDERS)
-                    .execute()
-                )
-                seen = [
-                    f"member {r.member} at {r.raw_time}"
-                    + (f" ({r.shown!r})" if "unknown" in name or "weight" in name else "")
-                    for r in few.itertuples()
-                ]
-                line += f", first: {first_few(seen)}"
-                if "unknown choice" in name:
-                    line += f".{suggest(few.shown.iloc[0], self.choices)}"
-                    line += f" Choices: {', '.join(map(str, self.choices))}"
-                elif "unknown level" in name:
-                    axis = name.split("state axis ")[1].rstrip(")")
-                    line += f".{suggest(few.shown.iloc[0], self.states.axes[axis])}"
-                    line += f" Levels: {first_few(list(self.states.axes[axis]), 8)}"
-            lines.append(line)
-        if offenders:
-            pairs = rows.group_by(["member", "period"]).agg(copies=rows.count())
-            doubled = int(pairs.filter(pairs.copies > 1).count().execute())
-            if doubled:
-                lines.append(f"- and {doubled:,} (member, time) pairs appear more than once")
-        lines.append("Mend the table, or pass invalid='drop' to leave these rows out (reported).")
-        return "\n".join(lines)
-
-    def _check_members(self) -> pd.DataFrame:
-        """Refuse duplicates, add next states, and return the summary over members."""
-        rows = self._rows
-        doubles = (
-            rows.group_by(["member", "period"])
-            .agg(copies=lambda t: t.count(), at=lambda t: t.raw_time.min())
-            .filter(lambda t: t.copies > 1)
-        )
-        total = doubles.agg(pairs=doubles.count(), copies=doubles.copies.sum()).execute()
-        if int(total["pairs"].iloc[0]):
-            few = doubles.order_by(["member", "period"]).limit(OFFENDERS).execute()
-            seen = [f"member {r.member} at {r.at} ({r.copies} rows)" for r in few.itertuples()]
+    def _set_span(self, rows: ir.Table) -> None:
+        """Find the first and last period; refuse integers that look like YYYYMM."""
+        ends = rows.agg(
+            first=rows.period.min(),
+            last=rows.period.max(),
+            odd_months=((rows.period % 100 < 1) | (rows.period % 100 > 12)).sum(),
+        ).execute()
+        if ends["first"].isna().iloc[0]:
+            raise DataError(f"no value of {self._names.time!r} (time) can be read as a period")
+        first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
+        integers = self._kind == "integer" and self._freq is None
+        if integers and first >= 190001 and last <= 299912 and not int(ends["odd_months"].iloc[0]):
             raise DataError(
-                f"{int(total['pairs'].iloc[0]):,} (member, time) pairs appear more than once"
-                f" ({int(total['copies'].iloc[0]):,} rows), first: {first_few(seen)}."
-                f" Keep one row per {self._member_name!r} and {self._time_name!r}."
+                f"column {self._names.time!r} looks like YYYYMM, where December and January are"
+                " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
             )
-        self.rows = self._store(query.with_next(rows), "rows")
+        self._span = (first, last)
+
+    def _count_long(self, progress: Progress | None) -> dict[str, int]:
+        """Count by grid: rows are read once, and looked at closely only where some are refused."""
+        import pandas as pd
+
+        rows = self._lazy
+        self._total = int(rows.count().execute())
+        self._refused = pd.DataFrame([], columns=["rule", "rows"])
+        for attempt in range(2):
+            self.rows = query.with_next(rows)
+            self._labels_from = rows
+            self._set_span(rows)
+            spec = Spec(
+                self.states.size, len(self.choices), self.segments, self.regions, *self._span,
+                self.buckets, self._weighted,
+            )  # fmt: skip
+            found = tally(self._con, rows, spec, self._bytes // 2, self._total, progress)
+            if found.refused and attempt == 0:
+                rows = self._checked(self._lazy)
+                for name in ("segments", "regions"):
+                    self.__dict__.pop(name, None)
+                continue
+            break
+        if found.doubled:
+            checks.refuse_doubles(self._names, rows)
+        if found.uneven:
+            weight = rows.weight
+            checks.refuse_uneven(rows.group_by("member").agg(least=weight.min(), most=weight.max()))
+        self._tally = found
+        self._moved = int((found.cells[0][:, 4] >= 0).sum())
+        return found.members
+
+    def _count_short(self) -> dict[str, int]:
+        """Store the coded rows, check them, add next states, and return the summary of members."""
+        import pandas as pd
+
+        stored = self._store(self._lazy, "coded")
+        rows = self._checked(stored)
+        if rows is not stored:
+            rows = self._store(rows, "kept")
+        self._set_span(rows)
+        checks.refuse_doubles(self._names, rows)
+        self.rows = self._labels_from = self._store(query.with_next(rows), "rows")
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)
         by_member = r.group_by("member").agg(
@@ -327,19 +293,10 @@ class Panel:
             other_segment=r.segment.max(),
         )
         if self._weighted:
-            uneven = by_member.filter(by_member.least < by_member.most)
-            if int(uneven.count().execute()):
-                few = uneven.order_by("member").limit(OFFENDERS).execute()
-                raise DataError(
-                    f"the weight of {int(uneven.count().execute()):,} member(s) changes over time,"
-                    f" first: {first_few([f'member {m}' for m in few.member])}. A weight says how"
-                    " many members a history stands for: make it constant within a member."
-                )
-        ends = r.agg(first=r.period.min(), last=r.period.max()).execute()
-        first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
-        self._span = (first, last)
+            checks.refuse_uneven(by_member)
+        first, last = self._span
         self._moved = int(r.filter(r.next_state >= 0).count().execute())
-        return by_member.agg(
+        found = by_member.agg(
             members=by_member.count(),
             rows=by_member.months.sum(),
             gaps=by_member.gaps.sum(),
@@ -350,11 +307,12 @@ class Panel:
             single=(by_member.months == 1).sum(),
             movers=(by_member.one_segment < by_member.other_segment).sum(),
         ).execute()
+        return {k: int(v) if pd.notna(v) else 0 for k, v in found.iloc[0].items()}
 
     def _report(self) -> Report:
         import pandas as pd
 
-        m = {k: int(v) if pd.notna(v) else 0 for k, v in self._members.iloc[0].items()}
+        m = self._members
         first, last = (period_label(p, self._kind) for p in self._span)
         lines: list[tuple[str, int, str]] = [
             ("rows", m["rows"], "member-months kept"),
@@ -393,19 +351,30 @@ class Panel:
     @cached_property
     def segments(self) -> tuple[Level, ...]:
         """Segment labels, sorted; ``("all",)`` without a segment column."""
-        found = self.rows.select("segment").distinct().execute()["segment"]
-        return tuple(sorted(str(s) for s in found))
+        found = self._labels_from.select("segment").distinct().execute()["segment"]
+        return tuple(sorted(str(s) for s in found.dropna()))
 
     @cached_property
     def regions(self) -> tuple[Level, ...]:
         """Region labels, sorted; empty without a region column."""
-        if self._labels["region"] is None:
+        if self._names.region is None:
             return ()
-        found = self.rows.select("region").distinct().execute()["region"]
-        return tuple(sorted(str(r) for r in found))
+        found = self._labels_from.select("region").distinct().execute()["region"]
+        return tuple(sorted(str(r) for r in found.dropna()))
 
-    def _fetch(self, keys: list[str]) -> pd.DataFrame:
-        return query.cell_counts(self.rows, keys).execute()
+    def _fetch(self, keys: list[str]) -> tuple[IntArray, FloatArray, IntArray]:
+        """Return cells by keys and weight: keys (n, k), weights and numbers of rows (n,)."""
+        found = query.cell_counts(self.rows, keys).execute()
+        weight = found["weight"].to_numpy(dtype=np.float64)
+        return self._keyed(found, keys), weight, found["rows"].to_numpy(dtype=np.int64)
+
+    def _cells(self, kind: str) -> tuple[IntArray, FloatArray, IntArray]:
+        """Return the panel's own ``"cells"``, cells by ``"periods"`` or by ``"regions"``."""
+        if self._tally is not None:
+            made = getattr(self._tally, kind)
+            assert made is not None
+            return made
+        return self._fetch(KEYS[kind])
 
     def _keyed(self, df: pd.DataFrame, keys: list[str]) -> IntArray:
         """Return columns as one integer array (rows, keys), segments and regions by code."""
@@ -466,56 +435,48 @@ class Panel:
         marked = r.select(*kept, opening=opening)
         return marked.filter(marked.period == marked.opening).execute()
 
-    def _region_cells(self) -> RegionCells | None:
-        if not self.regions:
-            return None
-        keys = ["segment", "region", "period", "state", "choice", "next_state", "decides"]
-        found = self._fetch(keys)
-        n = (found["rows"] * found["weight"]).to_numpy(dtype=np.float64)
-        return RegionCells(self.regions, *group_sum(self._keyed(found, keys), n))
-
     def bucket_cells(self) -> RegionCells:
         """Return the cells by member bucket and period, in the form of those by region."""
         keys = ["segment", "bucket", "period", "state", "choice", "next_state", "decides"]
-        found = self._fetch(keys)
-        n = (found["rows"] * found["weight"]).to_numpy(dtype=np.float64)
-        labels = tuple(range(self.buckets))
-        return RegionCells(labels, *group_sum(self._keyed(found, keys), n))
+        return RegionCells(tuple(range(self.buckets)), *summed(*self._fetch(keys)))
+
+    def _segment_members(self) -> FloatArray:
+        """Return members seen in each segment (M,), by weight."""
+        if self._tally is not None:
+            return self._tally.segment_members
+        once = self.rows.group_by(["segment", "member"]).agg(w=self.rows.weight.min())
+        seen = once.group_by("segment").agg(n=once.w.sum()).execute()
+        by_segment = dict(zip(seen["segment"].astype(str), seen["n"], strict=True))
+        return np.array([float(by_segment[str(s)]) for s in self.segments])
 
     @cached_property
     def counts(self) -> Counts:
         """The panel as :class:`Counts`, computed once."""
-        keys = ["segment", "bucket", "state", "choice", "next_state", "decides"]
-        period_keys = ["segment", "period", "state", "choice", "decides"]
-        cells, by_period = self._fetch(keys), self._fetch(period_keys)
-        n = (cells["rows"] * cells["weight"]).to_numpy(dtype=np.float64)
-        period_n = (by_period["rows"] * by_period["weight"]).to_numpy(dtype=np.float64)
-        members = None
-        if self.report["rows"] <= self._member_limit:
-            members = self.member_cells()
-        once = self.rows.group_by(["segment", "member"]).agg(w=self.rows.weight.min())
-        seen = once.group_by("segment").agg(n=once.w.sum()).execute()
-        by_segment = dict(zip(seen["segment"].astype(str), seen["n"], strict=True))
-        sorted_cells, sorted_n = group_sum(self._keyed(cells, keys), n)
-        sorted_periods, sorted_period_n = group_sum(self._keyed(by_period, period_keys), period_n)
+        short = self._tally is None and self.report["rows"] <= self._member_limit
+        members = self.member_cells() if short else None
+        cells, n = summed(*self._cells("cells"))
+        period_cells, period_n = summed(*self._cells("periods"))
+        regions = None
+        if self.regions:
+            regions = RegionCells(self.regions, *summed(*self._cells("regions")))
         return Counts(
             states=self.states,
             choices=self.choices,
             segments=self.segments,
             buckets=self.buckets,
-            cells=sorted_cells,
-            n=sorted_n,
-            period_cells=sorted_periods,
-            period_n=sorted_period_n,
-            segment_members=np.array([float(by_segment[str(s)]) for s in self.segments]),
+            cells=cells,
+            n=n,
+            period_cells=period_cells,
+            period_n=period_n,
+            segment_members=self._segment_members(),
             origin=self._span[0],
             members=members,
-            regions=self._region_cells(),
+            regions=regions,
             period_kind=self._kind,
         )
 
     def first_rows(
-        self, state: int, choice: int, next_state: int | None = None, limit: int = OFFENDERS
+        self, state: int, choice: int, next_state: int | None = None, limit: int = checks.OFFENDERS
     ) -> list[str]:
         """Return the first members and times of one cell, for error messages."""
         r = self.rows
@@ -529,8 +490,7 @@ class Panel:
         """Return the counting query as SQL of any engine that ibis compiles, for an auditor."""
         import ibis
 
-        keys = ["segment", "bucket", "state", "choice", "next_state", "decides"]
-        expr = query.cell_counts(query.with_next(self._lazy), keys)
+        expr = query.cell_counts(query.with_next(self._lazy), KEYS["cells"])
         return str(ibis.to_sql(expr, dialect=dialect))
 
     def __repr__(self) -> str:

@@ -62,6 +62,8 @@ def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
     if whole and step > 0 and all(v == values[0] + i * step for i, v in enumerate(values)):
         first, width, n = int(values[0]), int(step), len(values)
         inside = (col >= first) & (col <= first + width * (n - 1))
+        if col.type().is_integer() and width == 1:
+            return ibis.ifelse(inside, col.cast("int64") - first, null)
         safe = ibis.ifelse(inside, col, ibis.literal(first))
         whole_part = safe.cast("int64")
         fits = inside & (whole_part == safe) & ((whole_part - first) % width == 0)

@@ -10,18 +10,28 @@ from dynchoice.errors import ColumnError, DataError, MissingExtraError, first_fe
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
+LEAST = 200_000_000
+"""Bytes that DuckDB gets at least: below, it cannot sort what it reads at a time."""
 
-def own_engine() -> Any:
-    """Return a DuckDB connection in memory that prints nothing."""
+
+def own_engine(memory: int | None = None) -> Any:
+    """Return a DuckDB connection that prints nothing and spills to the disk beyond ``memory``."""
+    import tempfile
+
     import ibis
 
-    con = ibis.duckdb.connect()
+    con = ibis.duckdb.connect(temp_directory=str(Path(tempfile.gettempdir()) / "dynchoice-duckdb"))
     con.raw_sql("SET enable_progress_bar = false")
+    con.raw_sql("SET preserve_insertion_order = false")
+    if memory is not None:
+        con.raw_sql(f"SET memory_limit = '{max(memory, LEAST) // 10**6}MB'")
     return con
 
 
-def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
+def as_table(data: Any, used: list[str], memory: int | None = None) -> tuple[ir.Table, Any]:
     """Return data as an ibis table, and the DuckDB connection of our own that holds it or None.
+
+    ``memory`` bounds the bytes that DuckDB holds; it takes the disk for the rest.
 
     Raises
     ------
@@ -55,7 +65,7 @@ def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
                     plain = frame[name].astype(object).where(present, None)
                     frame[name] = plain.infer_objects()
         try:
-            con = own_engine()
+            con = own_engine(memory)
             return con.create_table("panel", frame.reset_index(drop=True), temp=True), con
         except Exception as error:
             raise DataError(
@@ -65,12 +75,12 @@ def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
     if isinstance(data, ibis.Table):
         return data, None
     if type(data).__module__.startswith("pyarrow"):
-        con = own_engine()
+        con = own_engine(memory)
         return con.create_table("panel", data, temp=True), con
     if isinstance(data, (str, Path)) or (
         isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
     ):
-        return read_files(data)
+        return read_files(data, memory)
     raise DataError(
         f"data is a {type(data).__name__}; pass a pandas frame, a pyarrow table, Parquet or CSV"
         " path(s), or an ibis table"
@@ -78,7 +88,7 @@ def as_table(data: Any, used: list[str]) -> tuple[ir.Table, Any]:
 
 
 def read_files(
-    paths: str | Path | list[str | Path] | tuple[str | Path, ...],
+    paths: str | Path | list[str | Path] | tuple[str | Path, ...], memory: int | None = None
 ) -> tuple[ir.Table, Any]:
     """Return Parquet or CSV files as one lazy DuckDB table, and its connection."""
     import glob
@@ -92,7 +102,7 @@ def read_files(
     kinds = {("csv" if ".csv" in Path(f).name.lower() else "parquet") for f in found}
     if len(kinds) > 1:
         raise DataError(f"files mix Parquet and CSV: {first_few(found)}")
-    con = own_engine()
+    con = own_engine(memory)
     try:
         return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
     except Exception as error:

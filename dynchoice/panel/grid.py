@@ -1,0 +1,310 @@
+"""Counting panels too long to sort: every row goes to its place among members and periods.
+
+The engine reads and codes the rows once, a batch at a time (:mod:`dynchoice.panel.query`); a row's
+code is written where its member and period stand, so that the next month is the next number and
+nothing is sorted or joined. A grid of 5 million members x 20 months takes 200 MB. What does not fit
+the memory given is counted in passes, some members at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice import count_kernels as kernels
+from dynchoice.errors import DataError
+from dynchoice.panel import query
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+SPARSE = 4
+"""Whole-number ids may leave this many places empty for each that is taken; others are listed."""
+REPORTED = (
+    "members", "rows", "gaps", "gap_members", "entered", "exited", "censored", "single", "movers"
+)  # fmt: skip
+KEYS = 1_000_000
+"""Rows whose keys are made at a time."""
+FIRST_TABLE = 1 << 14
+
+
+Keyed = tuple[IntArray, FloatArray, IntArray]
+NONE: Keyed = (np.zeros((0, 6), np.int64), np.zeros(0), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the codes of rows mean: sizes and labels, and where the panel begins and ends."""
+
+    states: int
+    choices: int
+    segments: tuple[Level, ...]
+    regions: tuple[Level, ...]
+    first: int
+    last: int
+    buckets: int
+    weighted: bool
+
+    @property
+    def periods(self) -> int:
+        """Periods that the panel spans."""
+        return self.last - self.first + 1
+
+    @property
+    def codes(self) -> int:
+        """Number of codes that a row may have."""
+        groups = max(len(self.regions), 1) * len(self.segments)
+        return groups * self.states * self.choices * 2
+
+
+@dataclass
+class Table:
+    """Keys and how often each was met."""
+
+    keys: IntArray = field(default_factory=lambda: np.full(FIRST_TABLE, -1))
+    found: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
+
+    def add(self, keys: IntArray) -> None:
+        """Count keys (n,)."""
+        done = 0
+        while True:
+            done, _ = kernels.count_keys(keys, done, self.keys, self.found)
+            if done == len(keys):
+                return
+            larger = np.full(4 * len(self.keys), -1)
+            counts = np.zeros(len(larger), dtype=np.int64)
+            kernels.regrow(self.keys, self.found, larger, counts)
+            self.keys, self.found = larger, counts
+
+    def taken(self) -> tuple[IntArray, IntArray]:
+        """Return keys in order and their counts."""
+        at = np.flatnonzero(self.keys >= 0)
+        at = at[np.argsort(self.keys[at])]
+        return self.keys[at], self.found[at]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of coded rows: what :meth:`dynchoice.Panel.counts` is made of, and the report.
+
+    Each of ``cells``, ``periods`` and ``regions`` is (keys (n, columns), weight (n,), rows (n,)).
+    Where rows are refused (for what they hold, as a member's second in a period, or for a weight
+    that changes) there is nothing but their numbers.
+    """
+
+    cells: Keyed = NONE
+    periods: Keyed = NONE
+    regions: Keyed | None = None
+    segment_members: FloatArray = field(default_factory=lambda: np.zeros(0))
+    members: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
+    doubled: int = 0
+    uneven: int = 0
+
+
+def tally(
+    con: Any, rows: ir.Table, spec: Spec, memory: int, total: int, progress: Progress | None
+) -> Tally:
+    """Count coded rows (of :func:`dynchoice.panel.query.coded_rows`) by grid.
+
+    Parameters
+    ----------
+    con : ibis DuckDB backend
+        That holds the rows; it reads them once a pass.
+    memory : int
+        Bytes that the grid may take; more members than fit are counted in several passes.
+    total : int
+        Number of rows, for the progress.
+
+    Raises
+    ------
+    DataError
+        More cells than can be numbered.
+    """
+    nameless = int(rows.filter(rows.member.isnull()).count().execute())
+    if nameless:
+        return Tally(refused=nameless)
+    coded, low, buckets = _by_number(con, rows, spec, total)
+    levels = np.ones(1)
+    if spec.weighted:
+        levels = np.sort(rows.select("weight").distinct().execute()["weight"].to_numpy(float))
+    if spec.codes * (spec.states + 1) * spec.periods * len(levels) >= 2**62:
+        raise DataError(
+            f"{spec.states:,} states x {spec.periods} periods x {len(levels):,} weights are too"
+            " many cells to number: use fewer distinct weights"
+        )
+    grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _top(t))
+    empty = grid_type(_top(grid_type))
+    share = max(memory // (spec.periods * empty.itemsize), 1)
+    passes = max(-(-len(buckets) // share), 1)
+    share = -(-len(buckets) // passes)
+    stats = np.zeros(9, dtype=np.int64)
+    seen = np.zeros((len(spec.segments), len(levels)), dtype=np.int64)
+    cells = [Table() for _ in range(spec.buckets)]
+    periods, regions = Table(), Table()
+    sizes = (len(spec.segments), spec.states, spec.choices, len(levels))
+    for k in range(passes):
+        begin, end = k * share, min((k + 1) * share, len(buckets))
+        grid = np.full((end - begin, spec.periods), empty)
+        weights = np.full(end - begin, np.nan if spec.weighted else 1.0)
+        own = coded
+        if passes > 1:
+            own = coded.filter((coded.who >= low + begin) & (coded.who < low + end))
+        refused, doubled, uneven, read = 0, 0, 0, 0
+        for who, period, code, weight in _batches(con, own, spec):
+            _, bad, again = kernels.fill_grid(
+                who, period, code, low + begin, spec.first, grid, empty
+            )
+            refused, doubled = refused + bad, doubled + again
+            if spec.weighted:
+                kept = code >= 0
+                uneven += kernels.fill_weights(who[kept], weight[kept], low + begin, weights)
+            read += len(who)
+            if progress is not None:
+                progress(min(k * total // passes + read, total), total, "rows read")
+        if refused or doubled or uneven:  # the caller says which rows
+            return Tally(refused=refused, doubled=doubled, uneven=uneven)
+        extra = np.searchsorted(levels, np.where(np.isnan(weights), levels[0], weights))
+        ends = (0, spec.periods - 1)
+        group = spec.states * spec.choices * 2
+        kernels.describe_members(grid, empty, group, len(spec.segments), *ends, stats, seen, extra)
+        order = np.argsort(buckets[begin:end], kind="stable")
+        edges = np.searchsorted(buckets[begin:end][order], np.arange(spec.buckets + 1))
+        keys = np.empty(max(KEYS, spec.periods), dtype=np.int64)
+        step = max(KEYS // spec.periods, 1)
+        for b in range(spec.buckets):
+            for first in range(edges[b], edges[b + 1], step):
+                some = order[first : min(first + step, edges[b + 1])]
+                for table, by_period, by_region in (
+                    (cells[b], False, False),
+                    (periods, True, False),
+                    *(((regions, True, True),) if spec.regions else ()),
+                ):
+                    made = kernels.member_keys(
+                        grid, empty, some, extra, sizes, by_period, by_region, keys
+                    )
+                    table.add(keys[:made])
+    parts = [_decoded(table, spec, levels, bucket=b) for b, table in enumerate(cells)]
+    return Tally(
+        cells=tuple(np.concatenate(column) for column in zip(*parts, strict=True)),  # type: ignore[arg-type]
+        periods=_decoded(periods, spec, levels, by_period=True),
+        regions=_decoded(regions, spec, levels, by_period=True, by_region=True)
+        if spec.regions
+        else None,
+        segment_members=seen @ levels,
+        members=dict(zip(REPORTED, (int(x) for x in stats), strict=True)),
+    )
+
+
+def _top(kind: Any) -> int:
+    """Return the number that marks an empty place."""
+    return int(np.iinfo(kind).max)
+
+
+def _decoded(
+    table: Table,
+    spec: Spec,
+    levels: AnyArray,
+    bucket: int | None = None,
+    by_period: bool = False,
+    by_region: bool = False,
+) -> Keyed:
+    """Return keys, weights and rows; keys as :class:`dynchoice.panel.counts.Counts` has them."""
+    key, rows = table.taken()
+    key, extra = np.divmod(key, len(levels))
+    following = None
+    if by_region or not by_period:
+        key, ahead = np.divmod(key, spec.states + 1)
+        following = ahead - 1
+    key, decides = np.divmod(key, 2)
+    key, choice = np.divmod(key, spec.choices)
+    key, state = np.divmod(key, spec.states)
+    parts: list[AnyArray] = []
+    if by_period:
+        key, period = np.divmod(key, spec.periods)
+        parts.append(period + spec.first)
+    region, segment = np.divmod(key, len(spec.segments))
+    if bucket is not None:
+        parts.append(np.full(len(key), bucket))
+    lead = [segment, region] if by_region else [segment]
+    last = [decides] if following is None else [following, decides]
+    columns = [*lead, *parts, state, choice, *last]
+    return np.ascontiguousarray(np.stack(columns, axis=1), np.int64), levels[extra], rows
+
+
+def _by_number(con: Any, rows: ir.Table, spec: Spec, total: int) -> tuple[ir.Table, int, IntArray]:
+    """Return rows with members as numbers, ``who``, the first of them, and everyone's bucket.
+
+    Whole numbers that lie close are taken as they are; other ids are listed once and joined.
+    """
+    import ibis
+
+    kind = rows.member.type()
+    if kind.is_integer():
+        ends = rows.agg(low=rows.member.min(), high=rows.member.max()).execute()
+        low, high = int(ends["low"].iloc[0]), int(ends["high"].iloc[0])
+        if high - low < SPARSE * total:
+            con.raw_sql(
+                "CREATE OR REPLACE TEMP VIEW numbers AS"
+                f" SELECT range AS member FROM range({low}, {high + 1})"
+            )
+            listed = con.table("numbers")
+            found = _bucket_column(
+                con, listed.select(b=query.bucket_of(listed.member, spec.buckets))
+            )
+            return rows.mutate(who=rows.member.cast("int64")), low, found
+    distinct = rows.select("member").distinct()
+    ids = con.create_table("ids", distinct.mutate(who=ibis.row_number()), temp=True, overwrite=True)
+    ordered = ids.order_by("who").select(b=query.bucket_of(ids.member, spec.buckets))
+    return rows.inner_join(ids, "member"), 0, _bucket_column(con, ordered)
+
+
+def _bucket_column(con: Any, table: ir.Table) -> IntArray:
+    parts = [batch.column(0).to_numpy() for batch in stream(con, table)]
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, ...]]:
+    """Yield member numbers, periods, codes (-1: refused) and weights of some rows at a time."""
+    import ibis
+
+    group: Any = _label_code(con, rows, "segment", spec.segments)
+    if spec.regions:
+        group = group + len(spec.segments) * _label_code(con, rows, "region", spec.regions)
+    code = ((group * spec.states + rows.state) * spec.choices + rows.choice) * 2 + rows.decides
+    fine = rows.period.notnull() & code.notnull()
+    if spec.weighted:
+        fine &= (rows.weight > 0) & (rows.weight < 1e300)
+    fields: dict[str, Any] = {
+        "who": rows.who,
+        "period": rows.period.coalesce(0),
+        "code": ibis.ifelse(fine.fill_null(False), code, -1).cast("int64"),
+    }
+    if spec.weighted:
+        fields["weight"] = rows.weight.coalesce(1.0)
+    nothing = np.empty(0)
+    for batch in stream(con, rows.select(**fields)):
+        columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+        yield (*columns, nothing)[:4]
+
+
+def _label_code(con: Any, rows: ir.Table, name: str, labels: tuple[Level, ...]) -> Any:
+    """Return the code of a text column among its labels."""
+    if len(labels) == 1:
+        import ibis
+
+        return ibis.literal(0, "int64")
+    return query.level_code(rows[name], [str(x) for x in labels])
+
+
+def stream(con: Any, table: ir.Table) -> Iterator[Any]:
+    """Yield a query's result as Arrow batches, whatever the version of DuckDB."""
+    import ibis
+    import pyarrow as pa
+
+    relation = con.con.sql(str(ibis.to_sql(table, dialect="duckdb")))
+    yield from pa.RecordBatchReader.from_stream(relation)

@@ -94,33 +94,36 @@ def describe_members(grid, empty, cells, segments, first, last, total, seen, ext
 
 
 @compiled
-def member_keys(grid, empty, members, extra, sizes, by_period, by_region, keys):
-    """Write a key for each row of some members; return how many.
+def member_keys(grid, empty, members, extra, sizes, by_region, keys, period_keys, region_keys):
+    """Write the keys of each row of some members; return how many rows they have.
 
     A code is ((region, segment), (state, choice), decides) with ``sizes`` = (segments, states,
-    choices, weights). The key is (region if wanted, segment, period if wanted, state, choice,
-    decides, next state + 1 unless only ``by_period``, weight).
+    choices, weights). Keys end with the code of the member's weight, ``extra`` (N,): ``keys`` are
+    (segment, state, choice, decides, next state + 1), ``period_keys`` (segment, period, state,
+    choice, decides) and ``region_keys``, if wanted, (region, segment, period, state, choice,
+    decides, next state + 1).
     """
     segments, S, J, weights = sizes
     N, T = grid.shape
+    cells = S * J * 2
     k = 0
     for i in members:
-        for t in range(T):
+        ahead = np.int64(0)
+        for back in range(T):  # from the last period on, so that the next state is known
+            t = T - 1 - back
             if grid[i, t] == empty:
+                ahead = np.int64(0)
                 continue
             code = np.int64(grid[i, t])
-            cell = code % (S * J * 2)
-            group = code // (S * J * 2)
-            key = group if by_region else group % segments
-            if by_period:
-                key = key * T + t
-            key = key * (S * J * 2) + cell
-            if by_region or not by_period:
-                ahead = np.int64(0)
-                if t + 1 < T and grid[i, t + 1] != empty:
-                    ahead = np.int64(grid[i, t + 1]) % (S * J * 2) // (J * 2) + 1
-                key = key * (S + 1) + ahead
-            keys[k] = key * weights + extra[i]
+            group = code // cells
+            cell = code - group * cells
+            segment = group % segments if by_region else group
+            keys[k] = ((segment * cells + cell) * (S + 1) + ahead) * weights + extra[i]
+            period_keys[k] = ((segment * T + t) * cells + cell) * weights + extra[i]
+            if by_region:
+                place = (group * T + t) * cells + cell
+                region_keys[k] = (place * (S + 1) + ahead) * weights + extra[i]
+            ahead = cell // (J * 2) + 1
             k += 1
     return k
 

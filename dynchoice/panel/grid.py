@@ -65,7 +65,7 @@ class Spec:
 class Table:
     """Keys and how often each was met."""
 
-    keys: IntArray = field(default_factory=lambda: np.full(FIRST_TABLE, -1))
+    keys: IntArray = field(default_factory=lambda: np.full(FIRST_TABLE, -1, dtype=np.int64))
     found: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
 
     def add(self, keys: IntArray) -> None:
@@ -75,7 +75,7 @@ class Table:
             done, _ = kernels.count_keys(keys, done, self.keys, self.found)
             if done == len(keys):
                 return
-            larger = np.full(4 * len(self.keys), -1)
+            larger = np.full(4 * len(self.keys), -1, dtype=np.int64)
             counts = np.zeros(len(larger), dtype=np.int64)
             kernels.regrow(self.keys, self.found, larger, counts)
             self.keys, self.found = larger, counts
@@ -125,10 +125,9 @@ def tally(
     DataError
         More cells than can be numbered.
     """
-    nameless = int(rows.filter(rows.member.isnull()).count().execute())
+    coded, low, buckets, nameless = _by_number(con, rows, spec, total)
     if nameless:
         return Tally(refused=nameless)
-    coded, low, buckets = _by_number(con, rows, spec, total)
     levels = np.ones(1)
     if spec.weighted:
         levels = np.sort(rows.select("weight").distinct().execute()["weight"].to_numpy(float))
@@ -174,20 +173,17 @@ def tally(
         kernels.describe_members(grid, empty, group, len(spec.segments), *ends, stats, seen, extra)
         order = np.argsort(buckets[begin:end], kind="stable")
         edges = np.searchsorted(buckets[begin:end][order], np.arange(spec.buckets + 1))
-        keys = np.empty(max(KEYS, spec.periods), dtype=np.int64)
         step = max(KEYS // spec.periods, 1)
+        keys = np.empty((3, step * spec.periods), dtype=np.int64)
         for b in range(spec.buckets):
             for first in range(edges[b], edges[b + 1], step):
                 some = order[first : min(first + step, edges[b + 1])]
-                for table, by_period, by_region in (
-                    (cells[b], False, False),
-                    (periods, True, False),
-                    *(((regions, True, True),) if spec.regions else ()),
-                ):
-                    made = kernels.member_keys(
-                        grid, empty, some, extra, sizes, by_period, by_region, keys
-                    )
-                    table.add(keys[:made])
+                by_region = bool(spec.regions)
+                made = kernels.member_keys(grid, empty, some, extra, sizes, by_region, *keys)
+                cells[b].add(keys[0, :made])
+                periods.add(keys[1, :made])
+                if by_region:
+                    regions.add(keys[2, :made])
     parts = [_decoded(table, spec, levels, bucket=b) for b, table in enumerate(cells)]
     return Tally(
         cells=tuple(np.concatenate(column) for column in zip(*parts, strict=True)),  # type: ignore[arg-type]
@@ -236,31 +232,38 @@ def _decoded(
     return np.ascontiguousarray(np.stack(columns, axis=1), np.int64), levels[extra], rows
 
 
-def _by_number(con: Any, rows: ir.Table, spec: Spec, total: int) -> tuple[ir.Table, int, IntArray]:
-    """Return rows with members as numbers, ``who``, the first of them, and everyone's bucket.
+def _by_number(
+    con: Any, rows: ir.Table, spec: Spec, total: int
+) -> tuple[ir.Table, int, IntArray, int]:
+    """Return rows with members as numbers, ``who``, the first number, and everyone's bucket.
+
+    The last is how many rows name no member: then nothing else is made.
 
     Whole numbers that lie close are taken as they are; other ids are listed once and joined.
     """
     import ibis
 
-    kind = rows.member.type()
-    if kind.is_integer():
-        ends = rows.agg(low=rows.member.min(), high=rows.member.max()).execute()
-        low, high = int(ends["low"].iloc[0]), int(ends["high"].iloc[0])
-        if high - low < SPARSE * total:
-            con.raw_sql(
-                "CREATE OR REPLACE TEMP VIEW numbers AS"
-                f" SELECT range AS member FROM range({low}, {high + 1})"
-            )
-            listed = con.table("numbers")
-            found = _bucket_column(
-                con, listed.select(b=query.bucket_of(listed.member, spec.buckets))
-            )
-            return rows.mutate(who=rows.member.cast("int64")), low, found
+    whole = rows.member.type().is_integer()
+    number = rows.member.cast("int64") if whole else ibis.literal(0, "int64")
+    ends = rows.agg(
+        low=number.min(), high=number.max(), nameless=rows.member.isnull().sum()
+    ).execute()
+    nameless = int(ends["nameless"].iloc[0])
+    if nameless:
+        return rows, 0, np.zeros(0, dtype=np.int64), nameless
+    low, high = int(ends["low"].iloc[0]), int(ends["high"].iloc[0])
+    if whole and high - low < SPARSE * total:
+        con.raw_sql(
+            "CREATE OR REPLACE TEMP VIEW numbers AS"
+            f" SELECT range AS member FROM range({low}, {high + 1})"
+        )
+        listed = con.table("numbers")
+        buckets = listed.select(b=query.bucket_of(listed.member, spec.buckets))
+        return rows.mutate(who=number), low, _bucket_column(con, buckets), 0
     distinct = rows.select("member").distinct()
     ids = con.create_table("ids", distinct.mutate(who=ibis.row_number()), temp=True, overwrite=True)
     ordered = ids.order_by("who").select(b=query.bucket_of(ids.member, spec.buckets))
-    return rows.inner_join(ids, "member"), 0, _bucket_column(con, ordered)
+    return rows.inner_join(ids, "member"), 0, _bucket_column(con, ordered), 0
 
 
 def _bucket_column(con: Any, table: ir.Table) -> IntArray:
@@ -276,15 +279,15 @@ def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, .
     if spec.regions:
         group = group + len(spec.segments) * _label_code(con, rows, "region", spec.regions)
     code = ((group * spec.states + rows.state) * spec.choices + rows.choice) * 2 + rows.decides
-    fine = rows.period.notnull() & code.notnull()
-    if spec.weighted:
-        fine &= (rows.weight > 0) & (rows.weight < 1e300)
     fields: dict[str, Any] = {
         "who": rows.who,
-        "period": rows.period.coalesce(0),
-        "code": ibis.ifelse(fine.fill_null(False), code, -1).cast("int64"),
+        # before the first period: refused
+        "period": rows.period.coalesce(spec.first - 1),
+        "code": code.coalesce(-1),
     }
     if spec.weighted:
+        fine = ((rows.weight > 0) & (rows.weight < 1e300)).fill_null(False)
+        fields["code"] = ibis.ifelse(fine, code, -1).coalesce(-1)
         fields["weight"] = rows.weight.coalesce(1.0)
     nothing = np.empty(0)
     for batch in stream(con, rows.select(**fields)):

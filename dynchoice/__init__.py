@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "StateSpace": "panel.states",
     "Panel": "panel.panel",
+    "CountStore": "panel.store",
     "Counts": "panel.counts",
     "previous": "panel.history",
     "Utility": "model.utility",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynchoice.typing import FloatArray, IntArray, Level
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
 NO_NEXT = -1
 """Next-state code of a row without an observed next month: it informs choices only."""
@@ -30,6 +30,11 @@ def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
 def summed(keys: IntArray, weight: FloatArray, rows: IntArray) -> tuple[IntArray, FloatArray]:
     """Return distinct keys in order and their member-months, ``rows`` times ``weight`` summed."""
     return group_sum(keys, rows * weight)
+
+
+def members_worth(weight: FloatArray, members: AnyArray) -> float:
+    """Return the sum of weights of so many members each: the same in whatever order."""
+    return math.fsum((weight * members).tolist())
 
 
 def distinct_rows(cells: IntArray) -> tuple[IntArray, IntArray]:

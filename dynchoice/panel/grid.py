@@ -17,6 +17,7 @@ import numpy as np
 from dynchoice import count_kernels as kernels
 from dynchoice.errors import DataError
 from dynchoice.panel import query
+from dynchoice.panel.cells import members_worth
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def tally(
         regions=_decoded(regions, spec, levels, by_period=True, by_region=True)
         if spec.regions
         else None,
-        segment_members=seen @ levels,
+        segment_members=np.array([members_worth(levels, own) for own in seen]),
         members=dict(zip(REPORTED, (int(x) for x in stats), strict=True)),
     )
 
@@ -244,7 +245,7 @@ def _by_number(
     import ibis
 
     whole = rows.member.type().is_integer()
-    number = rows.member.cast("int64") if whole else ibis.literal(0, "int64")
+    number = rows.member.cast("int64") if whole else rows.period
     ends = rows.agg(
         low=number.min(), high=number.max(), nameless=rows.member.isnull().sum()
     ).execute()

@@ -25,7 +25,7 @@ from dynchoice.errors import (
 )
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import checks, query
-from dynchoice.panel.cells import RegionCells, summed
+from dynchoice.panel.cells import RegionCells, members_worth, summed
 from dynchoice.panel.counts import Counts, MemberCells, period_label
 from dynchoice.panel.grid import Spec, Tally, tally
 from dynchoice.panel.report import Report
@@ -159,8 +159,13 @@ class Panel:
         self._bytes = limit() // 2 if memory is None else in_bytes(memory)
         used = [member, time, choice, *self._sources.values()]
         used += [c for c in (segment, region, weights, decision) if c]
-        table, self._con = as_table(data, used, self._bytes // 2)
-        self._lazy, self._kind = query.coded_rows(
+        self.spec = {
+            "member": member, "time": time, "choice": choice, "columns": self._sources,
+            "segment": segment, "region": region, "weights": weights, "decision": decision,
+            "freq": freq, "invalid": invalid, "buckets": buckets,
+        }  # fmt: skip
+        table, self.engine = as_table(data, used, self._bytes // 2)
+        self._lazy, self.kind = query.coded_rows(
             table,
             member=member,
             time=time,
@@ -178,14 +183,14 @@ class Panel:
         self._weighted, self._invalid = weights is not None, invalid
         self._tally: Tally | None = None
         # too long to sort: counted by grid, where the engine is our own
-        long = self._con is not None and int(table.count().execute()) > member_limit
+        long = self.engine is not None and int(table.count().execute()) > member_limit
         self._members = self._count_long(progress) if long else self._count_short()
         self.report = self._report()
         logger.info("panel: %s rows, %s members", self.report["rows"], self.report["members"])
 
     def _store(self, rows: ir.Table, name: str) -> ir.Table:
         """Compute rows once into a temporary table, where the engine is our own DuckDB."""
-        return rows if self._con is None else self._con.create_table(name, rows, temp=True)
+        return rows if self.engine is None else self.engine.create_table(name, rows, temp=True)
 
     # checks --------------------------------------------------------------------------------
 
@@ -230,13 +235,13 @@ class Panel:
         if ends["first"].isna().iloc[0]:
             raise DataError(f"no value of {self._names.time!r} (time) can be read as a period")
         first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
-        integers = self._kind == "integer" and self._freq is None
+        integers = self.kind == "integer" and self._freq is None
         if integers and first >= 190001 and last <= 299912 and not int(ends["odd_months"].iloc[0]):
             raise DataError(
                 f"column {self._names.time!r} looks like YYYYMM, where December and January are"
                 " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
             )
-        self._span = (first, last)
+        self.span = (first, last)
 
     def _count_long(self, progress: Progress | None) -> dict[str, int]:
         """Count by grid: rows are read once, and looked at closely only where some are refused."""
@@ -247,13 +252,13 @@ class Panel:
         self._refused = pd.DataFrame([], columns=["rule", "rows"])
         for attempt in range(2):
             self.rows = query.with_next(rows)
-            self._labels_from = rows
+            self.kept = rows
             self._set_span(rows)
             spec = Spec(
-                self.states.size, len(self.choices), self.segments, self.regions, *self._span,
+                self.states.size, len(self.choices), self.segments, self.regions, *self.span,
                 self.buckets, self._weighted,
             )  # fmt: skip
-            found = tally(self._con, rows, spec, self._bytes // 2, self._total, progress)
+            found = tally(self.engine, rows, spec, self._bytes // 2, self._total, progress)
             if found.refused and attempt == 0:
                 rows = self._checked(self._lazy)
                 for name in ("segments", "regions"):
@@ -279,7 +284,7 @@ class Panel:
             rows = self._store(rows, "kept")
         self._set_span(rows)
         checks.refuse_doubles(self._names, rows)
-        self.rows = self._labels_from = self._store(query.with_next(rows), "rows")
+        self.rows = self.kept = self._store(query.with_next(rows), "rows")
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)
         by_member = r.group_by("member").agg(
@@ -294,7 +299,7 @@ class Panel:
         )
         if self._weighted:
             checks.refuse_uneven(by_member)
-        first, last = self._span
+        first, last = self.span
         self._moved = int(r.filter(r.next_state >= 0).count().execute())
         found = by_member.agg(
             members=by_member.count(),
@@ -313,11 +318,11 @@ class Panel:
         import pandas as pd
 
         m = self._members
-        first, last = (period_label(p, self._kind) for p in self._span)
+        first, last = (period_label(p, self.kind) for p in self.span)
         lines: list[tuple[str, int, str]] = [
             ("rows", m["rows"], "member-months kept"),
             ("members", m["members"], ""),
-            ("periods", self._span[1] - self._span[0] + 1, f"{first} to {last}"),
+            ("periods", self.span[1] - self.span[0] + 1, f"{first} to {last}"),
             (
                 "entry after the first period",
                 m["entered"],
@@ -351,7 +356,7 @@ class Panel:
     @cached_property
     def segments(self) -> tuple[Level, ...]:
         """Segment labels, sorted; ``("all",)`` without a segment column."""
-        found = self._labels_from.select("segment").distinct().execute()["segment"]
+        found = self.kept.select("segment").distinct().execute()["segment"]
         return tuple(sorted(str(s) for s in found.dropna()))
 
     @cached_property
@@ -359,7 +364,7 @@ class Panel:
         """Region labels, sorted; empty without a region column."""
         if self._names.region is None:
             return ()
-        found = self._labels_from.select("region").distinct().execute()["region"]
+        found = self.kept.select("region").distinct().execute()["region"]
         return tuple(sorted(str(r) for r in found.dropna()))
 
     def _fetch(self, keys: list[str]) -> tuple[IntArray, FloatArray, IntArray]:
@@ -368,8 +373,11 @@ class Panel:
         weight = found["weight"].to_numpy(dtype=np.float64)
         return self._keyed(found, keys), weight, found["rows"].to_numpy(dtype=np.int64)
 
-    def _cells(self, kind: str) -> tuple[IntArray, FloatArray, IntArray]:
-        """Return the panel's own ``"cells"``, cells by ``"periods"`` or by ``"regions"``."""
+    def cells(self, kind: str) -> tuple[IntArray, FloatArray, IntArray]:
+        """Return numbers of rows by cell and weight: ``"cells"``, ``"periods"`` or ``"regions"``.
+
+        Keys (n, k), columns as ``KEYS[kind]`` names them, weights and numbers of rows (n,).
+        """
         if self._tally is not None:
             made = getattr(self._tally, kind)
             assert made is not None
@@ -408,7 +416,7 @@ class Panel:
         weights[codes] = own["weight"].to_numpy(dtype=np.float64)
         cells = self._keyed(own, keys)
         if by_period:
-            cells[:, -1] -= self._span[0]
+            cells[:, -1] -= self.span[0]
         n = own["rows"].to_numpy(dtype=np.float64)
         del own
         bucket, region = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
@@ -445,20 +453,21 @@ class Panel:
         if self._tally is not None:
             return self._tally.segment_members
         once = self.rows.group_by(["segment", "member"]).agg(w=self.rows.weight.min())
-        seen = once.group_by("segment").agg(n=once.w.sum()).execute()
-        by_segment = dict(zip(seen["segment"].astype(str), seen["n"], strict=True))
-        return np.array([float(by_segment[str(s)]) for s in self.segments])
+        seen = once.group_by(["segment", "w"]).agg(n=once.count()).execute()
+        label, worth = seen["segment"].astype(str), seen["w"].to_numpy(float)
+        own = [(label == str(s)).to_numpy() for s in self.segments]
+        return np.array([members_worth(worth[s], seen["n"].to_numpy()[s]) for s in own])
 
     @cached_property
     def counts(self) -> Counts:
         """The panel as :class:`Counts`, computed once."""
         short = self._tally is None and self.report["rows"] <= self._member_limit
         members = self.member_cells() if short else None
-        cells, n = summed(*self._cells("cells"))
-        period_cells, period_n = summed(*self._cells("periods"))
+        cells, n = summed(*self.cells("cells"))
+        period_cells, period_n = summed(*self.cells("periods"))
         regions = None
         if self.regions:
-            regions = RegionCells(self.regions, *summed(*self._cells("regions")))
+            regions = RegionCells(self.regions, *summed(*self.cells("regions")))
         return Counts(
             states=self.states,
             choices=self.choices,
@@ -469,10 +478,10 @@ class Panel:
             period_cells=period_cells,
             period_n=period_n,
             segment_members=self._segment_members(),
-            origin=self._span[0],
+            origin=self.span[0],
             members=members,
             regions=regions,
-            period_kind=self._kind,
+            period_kind=self.kind,
         )
 
     def first_rows(
@@ -494,7 +503,7 @@ class Panel:
         return str(ibis.to_sql(expr, dialect=dialect))
 
     def __repr__(self) -> str:
-        first, last = (period_label(p, self._kind) for p in self._span)
+        first, last = (period_label(p, self.kind) for p in self.span)
         return (
             f"Panel({self.report['rows']:,} rows, {self.nmembers:,} members, {first} to {last},"
             f" {self.states.size:,} states, {len(self.choices)} choices)"

@@ -318,3 +318,47 @@ def as_spec(model: dc.DDC, theta: Any) -> dict[str, Any]:
         "default": model.available.argmax(axis=1),  # all are attentive here
         "params": np.asarray(theta, dtype=float),
     }
+
+
+HISTORY = {
+    "member": "id",
+    "time": "t",
+    "choice": "c",
+    "states": dc.StateSpace(x=range(4), y=["a", "b"]),
+    "choices": ["out", "in"],
+}
+"""How the rows of :func:`member_history` are read."""
+
+
+def member_history(seed, members=120, periods=9, ids="int"):
+    """Random histories with gaps, entries, movers between segments and regions, and weights."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for m in range(members):
+        first, last = sorted(rng.integers(0, periods, 2))
+        weight = rng.choice([0.1, 0.7, 1.3])
+        for t in range(first, last + 1):
+            if rng.random() < 0.85:
+                rows.append((m, t, rng.integers(4), rng.choice(["a", "b"]),
+                             rng.choice(["out", "in"]), f"s{rng.integers(3)}",
+                             f"r{m % 3}", weight, int(rng.random() < 0.9)))  # fmt: skip
+    names = ["id", "t", "x", "y", "c", "segment", "region", "w", "d"]
+    df = pd.DataFrame(rows, columns=names)
+    if ids == "text":
+        df["id"] = "m" + df["id"].astype(str)
+    elif ids == "sparse":
+        df["id"] = df["id"] * 10**12
+    return df
+
+
+def same_counts(a, b):
+    """Counts equal to the bit."""
+    assert a.segments == b.segments and a.origin == b.origin and a.period_kind == b.period_kind
+    for name in ("cells", "n", "period_cells", "period_n", "segment_members"):
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.shape == right.shape and (left == right).all(), name
+    assert (a.regions is None) == (b.regions is None)
+    if a.regions is not None:
+        assert a.regions.labels == b.regions.labels
+        assert (a.regions.cells == b.regions.cells).all() and (a.regions.n == b.regions.n).all()
+    assert a.digest == b.digest

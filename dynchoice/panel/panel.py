@@ -44,6 +44,10 @@ KEYS = {
     "periods": ["segment", "period", "state", "choice", "decides"],
     "regions": ["segment", "region", "period", "state", "choice", "next_state", "decides"],
 }
+DIALECTS = (
+    "duckdb", "bigquery", "snowflake", "athena", "trino", "pyspark", "databricks", "postgres",
+    "redshift", "clickhouse", "mssql", "mysql", "oracle",
+)  # fmt: skip
 CHUNK_ROWS = 4_000_000
 """Rows of members that are counted at a time."""
 
@@ -496,9 +500,20 @@ class Panel:
         return [f"member {x.member} at {x.raw_time}" for x in few.itertuples()]
 
     def sql(self, dialect: str = "duckdb") -> str:
-        """Return the counting query as SQL of any engine that ibis compiles, for an auditor."""
+        """Return the counting query as SQL of another engine, for an auditor.
+
+        Raises
+        ------
+        SpecificationError
+            A dialect that is not known.
+        """
         import ibis
 
+        if dialect not in DIALECTS:
+            raise SpecificationError(
+                f"dialect {dialect!r} is not known.{suggest(dialect, DIALECTS)}"
+                f" Known: {', '.join(DIALECTS)}"
+            )
         expr = query.cell_counts(query.with_next(self._lazy), KEYS["cells"])
         return str(ibis.to_sql(expr, dialect=dialect))
 

@@ -1,50 +1,14 @@
 """Counts brought up to date against a recount of all rows."""
 
-import numpy as np
 import pandas as pd
 import pytest
+from builders import HISTORY as SPEC
+from builders import member_history as history
+from builders import same_counts as same
 
 import dynchoice as dc
 from dynchoice.errors import DataError, LockError, SpecificationError, StorageError
 from dynchoice.panel import store as store_module
-
-STATES = dc.StateSpace(x=range(4), y=["a", "b"])
-SPEC = {"member": "id", "time": "t", "choice": "c", "states": STATES, "choices": ["out", "in"]}
-
-
-def history(seed, members=120, periods=9, ids="int"):
-    """Random histories with gaps, entries, movers between segments and regions, and weights."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for m in range(members):
-        first, last = sorted(rng.integers(0, periods, 2))
-        weight = rng.choice([0.1, 0.7, 1.3])
-        for t in range(first, last + 1):
-            if rng.random() < 0.85:
-                rows.append((m, t, rng.integers(4), rng.choice(["a", "b"]),
-                             rng.choice(["out", "in"]), f"s{rng.integers(3)}",
-                             f"r{m % 3}", weight, int(rng.random() < 0.9)))  # fmt: skip
-    names = ["id", "t", "x", "y", "c", "segment", "region", "w", "d"]
-    df = pd.DataFrame(rows, columns=names)
-    if ids == "text":
-        df["id"] = "m" + df["id"].astype(str)
-    elif ids == "sparse":
-        df["id"] = df["id"] * 10**12
-    return df
-
-
-def same(a, b):
-    """Counts equal to the bit."""
-    assert a.segments == b.segments and a.origin == b.origin and a.period_kind == b.period_kind
-    for name in ("cells", "n", "period_cells", "period_n", "segment_members"):
-        left, right = getattr(a, name), getattr(b, name)
-        assert left.shape == right.shape and (left == right).all(), name
-    assert (a.regions is None) == (b.regions is None)
-    if a.regions is not None:
-        assert a.regions.labels == b.regions.labels
-        assert (a.regions.cells == b.regions.cells).all() and (a.regions.n == b.regions.n).all()
-    assert a.digest == b.digest
-
 
 OPTIONS = [
     {},
@@ -53,8 +17,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("ids", ["int", "text", "sparse"])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("ids", "options"), [*(("int", o) for o in OPTIONS), ("text", OPTIONS[2]), ("sparse", {})]
+)
 def test_months_added_one_by_one_are_a_recount(tmp_path, ids, options):
     df = history(len(options), ids=ids)
     spec = {**SPEC, **options}
@@ -84,7 +49,7 @@ def test_what_continues_is_told_from_what_has_a_gap(tmp_path):
     cells = dict.fromkeys(map(tuple, store.counts.cells[:, 2:5]), 0.0)
     for cell, n in zip(store.counts.cells[:, 2:5], store.counts.n, strict=True):
         cells[tuple(cell)] += n
-    code = STATES.codes(pd.DataFrame({"x": [0, 1], "y": ["a", "b"]}))
+    code = SPEC["states"].codes(pd.DataFrame({"x": [0, 1], "y": ["a", "b"]}))
     assert cells[(code[0], 1, code[1])] == 1 and cells[(code[0], 1, -1)] == 2
     assert "6 rows" in repr(store)
 

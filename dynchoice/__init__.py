@@ -33,6 +33,8 @@ _HOME = {
     "solve": "solve.solution",
     "Solution": "solve.solution",
     "NFXP": "estimate.nfxp",
+    "fit_segments": "estimate.segments",
+    "SegmentFits": "estimate.segments",
     "CCP": "estimate.ccp",
     "NPL": "estimate.npl",
     "CCPEM": "estimate.ccpem",

@@ -117,8 +117,8 @@ class NFXP(Estimator):
 
         Parameters
         ----------
-        start : array (K,), mapping or Series, optional
-            Default: the CCP estimate.
+        start : array (K,), mapping, Series or Results, optional
+            Default: the CCP estimate. Results also say where the first solution starts.
         cov_type : {"clustered", "robust", "opg", "unadjusted", "bootstrap"}
             Rust (1987) printed ``"opg"``. ``"bootstrap"`` redoes every stage on resampled panels.
         cluster : {"member", "region"}
@@ -168,7 +168,11 @@ class NFXP(Estimator):
         with one_blas_thread():
             likelihood = self.likelihood()
             theta, sound = None, False
-            if start is None:
+            if isinstance(start, Results):
+                theta, sound = model.vector(start.params), start.converged
+                if start.value.shape == (model.states.size,):
+                    likelihood.value = start.value
+            elif start is None:
                 theta, sound = default_start(model, self.counts.n_sj(), likelihood, progress)
             # what nothing identifies shows at any parameters but runaway ones, so neither a
             # user's start nor one that did not converge is where to look

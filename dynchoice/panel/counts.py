@@ -313,7 +313,7 @@ class Counts:
                 f" Segments: {', '.join(map(str, self.segments))}"
             )
         code = self.segments.index(label)
-        own, own_period = self.cells[:, 0] == code, self.period_cells[:, 0] == code
+        own, own_period = self._rows_of("cells", code), self._rows_of("period_cells", code)
         cells, period_cells = self.cells[own].copy(), self.period_cells[own_period].copy()
         cells[:, 0] = 0
         period_cells[:, 0] = 0
@@ -330,6 +330,16 @@ class Counts:
             regions=None if self.regions is None else self.regions.select(code),
             _cache={},
         )
+
+    def _rows_of(self, name: str, segment: int) -> IntArray:
+        """Return the rows of ``cells`` or ``period_cells`` of one segment, all sorted once."""
+        if f"rows of {name}" not in self._cache:
+            codes = getattr(self, name)[:, 0]
+            self._cache[f"rows of {name}"] = np.argsort(codes, kind="stable")
+            ends = np.searchsorted(np.sort(codes), np.arange(len(self.segments) + 1))
+            self._cache[f"ends of {name}"] = ends
+        first, last = self._cache[f"ends of {name}"][segment : segment + 2]
+        return np.asarray(self._cache[f"rows of {name}"][first:last])
 
     def by_region(self) -> Counts:
         """Return the counts with each region as one bucket: the unit of clustering and bootstrap.

@@ -11,12 +11,19 @@ Each kernel has a plain NumPy twin in ``tests/oracles.py``.
 from __future__ import annotations
 
 from math import exp, inf, log
+from pathlib import Path
 
+import numba
 import numpy as np
 from numba import njit
 
+from dynchoice import cache
+
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
+_FOLDER = cache.folder(Path(__file__).parent)
+if _FOLDER is not None:
+    numba.config.CACHE_DIR = _FOLDER
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 compiled = njit(**_OPTIONS)
 """Decorators of all kernels: numba is imported here alone."""

@@ -1,12 +1,16 @@
-"""The command line: ``dynchoice forecast RUN.toml``."""
+"""The command line: ``dynchoice forecast RUN.toml`` and ``dynchoice warm-up``."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynchoice.typing import Progress
 
 EPILOG = """exit codes: 0 done, 1 unexpected, 2 bad configuration or usage, 3 not converged,
 4 a check failed, 5 data refused, 75 another run holds the lock"""
@@ -40,6 +44,16 @@ def parser() -> argparse.ArgumentParser:
     )
     job.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
     job.add_argument("--quiet", action="store_true", help="print nothing on success")
+    job.set_defaults(run_command=forecast_command)
+    warm = commands.add_parser(
+        "warm-up",
+        help="compile every kernel now, so that no run has to",
+        description="Compile every kernel now, so that no run has to: once in a container image or"
+        " on a new machine. They are kept where DYNCHOICE_CACHE says, else beside the package or in"
+        " the user's cache folder.",
+    )
+    warm.add_argument("--quiet", action="store_true", help="print nothing on success")
+    warm.set_defaults(run_command=warm_command)
     return top
 
 
@@ -67,27 +81,45 @@ def forecast_command(args: argparse.Namespace) -> None:
     from dynchoice.run.job import run_forecast
 
     run = load_run(args.run, changes(args.set))
-    if args.quiet:
-        run_forecast(run, jobs=args.jobs)
-        return
-    if sys.stderr.isatty():
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    with progress_of(args.quiet) as progress:
+        folder = run_forecast(run, jobs=args.jobs, progress=progress)
+    if not args.quiet:
+        sys.stdout.write(f"{folder}\n")
+
+
+def warm_command(args: argparse.Namespace) -> None:
+    """Compile all kernels."""
+    from dynchoice.run.warm import warm_up
+
+    with progress_of(args.quiet) as progress:
+        found = warm_up(progress)
+    if not args.quiet:
+        sys.stdout.write(f"{sum(found.values())} kernels are ready\n")
+
+
+@contextmanager
+def progress_of(quiet: bool) -> Iterator[Progress | None]:
+    """Yield what draws a bar on a terminal, writes plain lines elsewhere, or None."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
 
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, transient=True) as bar:
+        with Bars(*columns, transient=True) as bar:
             task = bar.add_task("starting", total=None)
 
             def draw(done: int, total: int, text: str) -> None:
                 bar.update(task, completed=done, total=total, description=text)
 
-            folder = run_forecast(run, jobs=args.jobs, progress=draw)
+            yield draw
     else:
 
         def tell(done: int, total: int, text: str) -> None:
             sys.stderr.write(f"[{done}/{total}] {text}\n")
 
-        folder = run_forecast(run, jobs=args.jobs, progress=tell)
-    sys.stdout.write(f"{folder}\n")
+        yield tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dynchoice.errors import DynChoiceError
 
     try:
-        forecast_command(args)
+        args.run_command(args)
     except DynChoiceError as error:
         sys.stderr.write(f"dynchoice: {type(error).__name__}: {error}\n")
         return error.exit_code

@@ -103,7 +103,7 @@ class Environment:
             return f"{type(error).__name__}: {error}"[:200]
         if out is not None:
             out += done.stdout.strip().splitlines()
-        lines = done.stderr.strip().splitlines() or ["no message"]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
         return errors[-1][:200] if done.returncode else ""
 
@@ -280,8 +280,9 @@ def bus(study: Study, there: Environment) -> None:
         gap = fit["loglik"] - ours["loglik"]
         study.check(f"{what}: log-likelihood less ours", gap, 0, 1e-3, "same estimator")
     study.say(
-        f"NFXP with standard errors, simulated bus panel, 90 states, beta .9999, 6,000 rows;"
-        f" econirl {found['version']}, jax {found['with']['jax']} (apart: in standard errors; ratio: CPU)\n"
+        "NFXP with standard errors, simulated bus panel, 90 states, beta .9999, 6,000 rows;"
+        f" econirl {found['version']}, jax {found['with']['jax']}\n"
+        "(econirl: one fit each, the first with compilation; apart: in standard errors; ratio: of CPU)\n"
         + "\n".join(lines)
     )
     study.say("run.py says: " + found["said"][0])
@@ -391,8 +392,9 @@ def static(study: Study, there: Environment, folder: Path, quick: bool) -> None:
     versions = ", ".join(f"{r['peer']} {r['version']}" for r in rivals if r is not None)
     study.say(
         f"static logit (beta 0), {ROWS:,} rows x 3 choices, 8 parameters, with standard errors;"
-        f" {versions}\n(with: our counting included; apart: in standard errors; above 1 we are"
-        " faster)\n" + "\n".join(lines)
+        f" {versions or 'no peer'}\n"
+        "(with: our counting included; apart: in standard errors; above 1 we are faster)\n"
+        + "\n".join(lines)
     )
 
 

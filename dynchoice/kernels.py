@@ -17,11 +17,11 @@ import numba
 import numpy as np
 from numba import njit
 
-from dynchoice import cache
+from dynchoice.cache import folder
 
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
-_FOLDER = cache.folder(Path(__file__).parent)
+_FOLDER = folder(Path(__file__).parent)
 if _FOLDER is not None:
     numba.config.CACHE_DIR = _FOLDER
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}

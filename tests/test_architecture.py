@@ -19,7 +19,7 @@ LATE = {"ibis", "linearmodels", "torch", "matplotlib", "formulaic", "duckdb", "r
 
 
 DECORATORS = {"compiled", "fused", "vectors", "finite_vectors"}
-KERNELS = ("kernels.py", "level_kernels.py", "product_kernels.py")
+KERNELS = ("kernels.py", "level_kernels.py", "product_kernels.py", "count_kernels.py")
 
 
 def rung(parts: tuple[str, ...]) -> int:

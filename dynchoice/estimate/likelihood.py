@@ -24,6 +24,7 @@ from dynchoice.errors import SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solve.bellman import bellman_of, over_choices
+from dynchoice.solve.footprint import check_likelihood
 from dynchoice.solve.infinite import FixedPoint, fixed_point
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.typing import FloatArray
@@ -79,6 +80,7 @@ class Likelihood:
     """
 
     def __init__(self, model: DDC, n: FloatArray, value: FloatArray | None = None) -> None:
+        check_likelihood(model)
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
         self.attentive = bool((model.attention == 1).all())

@@ -46,6 +46,8 @@ class NFXP(Estimator):
         Choices that the state does not offer, or moves that no law allows.
     SpecificationError
         Model and panel do not fit each other.
+    MemoryLimitError
+        The fit would take more memory than there is (:mod:`dynchoice.solve.footprint`).
 
     Notes
     -----

@@ -12,6 +12,7 @@ from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
 from dynchoice.solve.bellman import bellman_of
 from dynchoice.solve.finite import backward_induction
+from dynchoice.solve.footprint import check_solution
 from dynchoice.solve.infinite import fixed_point
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray
@@ -99,6 +100,9 @@ def solve(
         Only with ``strict=True``.
     SpecificationError
         Parameters of the wrong number; laws without probabilities.
+    MemoryLimitError
+        It would take more memory than there is: about ``8 S (8 J + 14)`` bytes and the linear
+        solver's (:mod:`dynchoice.solve.footprint`), checked before anything is allocated.
 
     Examples
     --------
@@ -110,6 +114,7 @@ def solve(
     >>> bool(np.isclose(dc.solve(model, [0.0]).V[0], 2 * np.log(2)))
     True
     """
+    check_solution(model)
     u = model.flow_utility(params)
     if model.horizon is not None:
         V, v, pi, P = backward_induction(model, u)

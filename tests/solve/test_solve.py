@@ -158,3 +158,20 @@ def test_a_long_horizon_approaches_the_infinite_one():
     model = builders.from_oracle(spec)
     long = dc.solve(model.with_parts(horizon=400), spec["params"])
     np.testing.assert_allclose(long.ccp[0], dc.solve(model, spec["params"]).ccp, atol=1e-12)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_allocated(monkeypatch):
+    states = dc.StateSpace(x=range(30_000))
+    F = dc.Transitions.factored(states, ["a", "b"], {"x": dc.Cycle()})
+    utility = dc.Utility.from_array(np.ones((30_000, 2, 1)), ["k"])
+    model = dc.DDC(states=states, choices=["a", "b"], utility=utility, transitions=F, beta=0.9)
+    monkeypatch.setenv("DYNCHOICE_MEMORY", "20MB")
+    told = r"a solution of 30,000 states takes about 0\.\d GB, DYNCHOICE_MEMORY allows 0\.0 GB: use"
+    with pytest.raises(dc.DynChoiceError, match=told):
+        dc.solve(model, [1.0])
+    from dynchoice.estimate.likelihood import Likelihood
+
+    with pytest.raises(MemoryError, match="a likelihood of 30,000 states and 1 parameters"):
+        Likelihood(model, np.ones((30_000, 2)))
+    monkeypatch.delenv("DYNCHOICE_MEMORY")
+    assert dc.solve(model, [1.0]).converged

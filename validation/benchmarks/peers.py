@@ -282,7 +282,7 @@ def bus(study: Study, there: Environment) -> None:
     study.say(
         "NFXP with standard errors, simulated bus panel, 90 states, beta .9999, 6,000 rows;"
         f" econirl {found['version']}, jax {found['with']['jax']}\n"
-        "(econirl: one fit each, the first with compilation; apart: in standard errors; ratio: of CPU)\n"
+        "(econirl: single fits, the first compiles; apart: in standard errors; ratio: of CPU)\n"
         + "\n".join(lines)
     )
     study.say("run.py says: " + found["said"][0])

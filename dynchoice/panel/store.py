@@ -223,8 +223,11 @@ class CountStore:
                     parts += _moved(follows, keys, labels)
                 merged[kind] = joined_cells(parts)
             ended = con.create_table("ended", ends_of(panel, "last"), temp=True, overwrite=True)
-            kept = seam.anti_join(ended, "member").union(ended.select(*seam.columns))
-            seen = places.union(panel.kept.select("member", "segment"), distinct=True)
+            kept = seam.anti_join(ended, "member").union(
+                ended.select(*seam.columns).cast(seam.schema())
+            )
+            now = panel.kept.select("member", "segment").cast(places.schema())
+            seen = places.union(now, distinct=True)
             known = int(joined.count().execute())
             continued = int(follows.count().execute())
             told = {

@@ -173,6 +173,27 @@ def test_differences_of_values_keep_their_digits(rng, beta):
             )
 
 
+def test_the_sum_of_a_right_side_is_not_chased_into_rounding(rng):
+    """Of the transposed system the sum is 1 / (1 - beta) as large as the right side's: what is
+    left after it sums to zero but for rounding, which no step can make smaller. Steps that try
+    are noise, and in small blocks their combination is no solution."""
+    beta, asked = 0.99999, 0
+    for seed in range(18):
+        with unexpanded():
+            model, spec = model_of(seed, beta)
+            system = PolicySystem(model.transitions, beta)
+        P = next(policies(rng, model.available))
+        system.factor(P)
+        A = np.eye(len(P)) - beta * oracles.markov(P, spec["F"])
+        for b in rng.random((6, len(P))):
+            before = system.products
+            y = system.solve(b, transposed=True)
+            asked = max(asked, (system.products - before) / system.sweeps.law.B)
+            want = np.linalg.solve(A.T, b)
+            assert np.abs(y - want).max() < 1e-8 * np.abs(want).max(), (seed, system.failures)
+    assert asked < 70  # sweeps a block; 45 do for sides that sum to zero
+
+
 def test_moves_never_offered_may_be_left_out(rng):
     for seed in range(18):
         model, spec = model_of(seed, 0.95)
@@ -397,20 +418,6 @@ def test_copies_for_other_processes(rng):
     assert (twin.expect(x) == law.expect(x)).all()
 
 
-def test_a_law_and_its_trimmed_forms_share_their_work_arrays():
-    """Numbers of a thread's room are those of all states, a chain: one is enough."""
-    for seed in range(20):
-        model, _ = model_of(seed, 0.95)
-        whole = model.transitions.product
-        law = whole.trimmed(whole.laid(model.available))
-        if law is not whole:
-            whole.expect(np.zeros(whole.S))
-            law.expect(np.zeros(whole.S))
-            assert law._rooms is whole._rooms
-            return
-    raise AssertionError("no law was trimmed")
-
-
 # ---------------------------------------------------------------- values
 
 
@@ -460,17 +467,19 @@ def test_solutions_against_dense_newton(beta):
         np.testing.assert_allclose(found.V, V, rtol=near, atol=near * (1 + np.abs(V).max()))
 
 
-@pytest.mark.parametrize("beta", [0.9999, 0.99999])
-def test_chains_in_several_pieces_converge_as_the_expanded_model_does(beta):
-    """A deterministic law whose cycles hang on the choice: gains differ between them until the
-    policy is right, so that a step solved to a tenth throws the values by 0.1 / (1 - beta)."""
-    model, spec = model_of(72, beta, "attentive")
-    assert dc.solve(model, spec["params"]).converged
+@pytest.mark.parametrize(("seed", "beta"), [(4, 0.999), (4, 0.99999), (72, 0.99999)])
+def test_chains_in_several_pieces_converge_as_the_expanded_model_does(seed, beta):
+    """Laws whose cycles hang on the choice: gains differ between them until the policy is right,
+    so that a Newton step solved to a tenth throws the values by 0.1 / (1 - beta)."""
+    model, spec = model_of(seed, beta, "attentive")
+    want = dc.solve(model, spec["params"])
+    assert want.converged
     with unexpanded():
-        other, _ = model_of(72, beta, "attentive")
+        other, _ = model_of(seed, beta, "attentive")
         found = dc.solve(other, spec["params"])
     assert found.stats["method"] == "levels"
     assert found.converged, found.message
+    np.testing.assert_allclose(found.ccp, want.ccp, atol=1e-6)
 
 
 # ---------------------------------------------------------------- likelihood
@@ -503,7 +512,7 @@ def test_likelihood_and_derivatives_are_those_of_the_expanded_model(rng, kind, b
         for e, kept in zip(found, held, strict=True):
             for name, array in kept.items():
                 np.testing.assert_array_equal(getattr(e, name), array, err_msg=name)
-        near = 1e-9 + 100 * EPS / (1 - beta)
+        near = 1e-9 if beta < 0.99 else 1e-7
         for w, f, H in zip(wanted, found, (curves[1], curves[0], curves[2]), strict=True):
             assert w.converged and f.converged
             scale = np.sqrt(np.outer(np.diag(w.outer), np.diag(w.outer))) + n.sum()
@@ -690,21 +699,21 @@ def same_fit(a, b, near=1e-6):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fits_are_those_of_the_expanded_model(members, kind, known):
     panel = members.panel(kind)
-    small = dc.NFXP(members.make(kind, known), panel).fit()
+    small = dc.NFXP(members.make(kind, known), panel).fit(tol=1e-10)
     with unexpanded():
         nfxp = dc.NFXP(members.make(kind, known), panel)
         assert nfxp.likelihood().system.method == "levels"
-        large = nfxp.fit()
+        large = nfxp.fit(tol=1e-10)
     same_fit(small, large)
 
 
 @pytest.mark.parametrize("cov_type", ["robust", "opg", "unadjusted"])
 def test_covariances_are_those_of_the_expanded_model(members, cov_type):
     panel = members.panel("inattentive")
-    small = dc.NFXP(members.make("inattentive", False), panel).fit(cov_type=cov_type)
+    small = dc.NFXP(members.make("inattentive", False), panel).fit(cov_type=cov_type, tol=1e-10)
     with unexpanded():
         large = dc.NFXP(members.make("inattentive", False), panel).fit(
-            cov_type=cov_type, start=0 * members.theta
+            cov_type=cov_type, start=0 * members.theta, tol=1e-10
         )
     same_fit(small, large)
 
@@ -712,9 +721,9 @@ def test_covariances_are_those_of_the_expanded_model(members, cov_type):
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9999])
 def test_fits_at_other_discount_factors(members, beta):
     panel = members.panel("attentive")
-    small = dc.NFXP(members.make("attentive", True, beta), panel).fit()
+    small = dc.NFXP(members.make("attentive", True, beta), panel).fit(tol=1e-10)
     with unexpanded():
-        large = dc.NFXP(members.make("attentive", True, beta), panel).fit()
+        large = dc.NFXP(members.make("attentive", True, beta), panel).fit(tol=1e-10)
     same_fit(small, large, 1e-5 if beta > 0.999 else 1e-6)
 
 

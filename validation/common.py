@@ -79,6 +79,24 @@ class Study:
         return "\n".join([*lines, "", *(f"```\n{t}\n```\n" for t in self.tables)])
 
 
+def leave(study: Study) -> None:
+    """Write claims and tables where ``VALIDATION_OUT`` says: for a report over many processes."""
+    target = os.environ.get("VALIDATION_OUT")
+    if target:
+        text = json.dumps({"claims": study.claims, "tables": study.tables})
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def end(study: Study) -> None:
+    """Print the claims that fail and leave with exit code 4 if there are any."""
+    leave(study)
+    for claim in study.failed:
+        print("FAILS", json.dumps(claim))
+    held = len(study.claims) - len(study.failed)
+    print(f"{study.name}: {held} of {len(study.claims)} claims hold")
+    sys.exit(4 if study.failed else 0)
+
+
 def expected(study: Path) -> dict[str, Any]:
     """Read the numbers that a study must reproduce."""
     return tomllib.loads((study / "expected.toml").read_text(encoding="utf-8"))
@@ -88,10 +106,4 @@ def main(run: Callable[[bool], Study]) -> None:
     """Run one study from the command line; exit 4 if a claim fails."""
     parser = argparse.ArgumentParser(description=sys.modules[run.__module__].__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute")
-    study = run(parser.parse_args().quick)
-    for claim in study.failed:
-        print("FAILS", json.dumps(claim))
-    print(
-        f"{study.name}: {len(study.claims) - len(study.failed)} of {len(study.claims)} claims hold"
-    )
-    sys.exit(4 if study.failed else 0)
+    end(run(parser.parse_args().quick))

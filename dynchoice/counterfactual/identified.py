@@ -305,8 +305,8 @@ class Sensitivity:
             matrix.append(X_new)
         _, size, directions = np.linalg.svd(np.concatenate(matrix), full_matrices=False)
         self.matters = directions[size > 1e-9 * max(1.0, float(np.abs(B).max(initial=0.0)))]
-        self._bellman = bellman_of(new)
         self._system = PolicySystem(new.transitions, new.beta)
+        self._bellman = bellman_of(new, self._system)
         self._h: FloatArray | None = None
         self.solutions, self.failures = 0, 0
 

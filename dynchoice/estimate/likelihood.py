@@ -84,8 +84,8 @@ class Likelihood:
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
         self.attentive = bool((model.attention == 1).all())
-        self.bellman = bellman_of(model)
         self.system = PolicySystem(model.transitions, model.beta)
+        self.bellman = bellman_of(model, self.system)
         self.solves = 0
         self._x = np.ascontiguousarray(model.utility.x)
         self._offset = np.where(model.available, model.utility.offset, -np.inf)

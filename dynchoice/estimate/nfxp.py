@@ -16,7 +16,7 @@ from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likeliho
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.estimate.resampling import Estimator, resampled
-from dynchoice.estimate.start import default_start
+from dynchoice.estimate.start import default_start, probabilities_near
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -120,7 +120,8 @@ class NFXP(Estimator):
         Parameters
         ----------
         start : array (K,), mapping, Series or Results, optional
-            Default: the CCP estimate. Results also say where the first solution starts.
+            Default: the CCP estimate. With Results, of other members in the same states, that
+            estimate begins from the choice probabilities fitted there.
         cov_type : {"clustered", "robust", "opg", "unadjusted", "bootstrap"}
             Rust (1987) printed ``"opg"``. ``"bootstrap"`` redoes every stage on resampled panels.
         cluster : {"member", "region"}
@@ -170,12 +171,10 @@ class NFXP(Estimator):
         with one_blas_thread():
             likelihood = self.likelihood()
             theta, sound = None, False
-            if isinstance(start, Results):
-                theta, sound = model.vector(start.params), start.converged
-                if start.value.shape == (model.states.size,):
-                    likelihood.value = start.value
-            elif start is None:
-                theta, sound = default_start(model, self.counts.n_sj(), likelihood, progress)
+            if start is None or isinstance(start, Results):
+                near = None if start is None else probabilities_near(start, model)
+                n = self.counts.n_sj()
+                theta, sound = default_start(model, n, likelihood, progress, near)
             # what nothing identifies shows at any parameters but runaway ones, so neither a
             # user's start nor one that did not converge is where to look
             probe = theta if theta is not None and sound else np.zeros(len(model.names))

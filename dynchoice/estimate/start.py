@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dynchoice.errors import SpecificationError
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import pooled, smoothed, static
 from dynchoice.estimate.dependent import unmix
@@ -11,6 +12,7 @@ from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import maximise
 from dynchoice.estimate.valuation import policy_flows
+from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, Progress
 
@@ -18,28 +20,35 @@ START_TOL, START_STAGES = 1e-5, 12
 """The default starting point: NPL to this scaled gradient, within these stages."""
 START_STEPS = 2
 """Pseudo-likelihood stages of the starting point where NPL does not settle."""
+LEAST = 1e-12
+"""Least probability of an offered choice that a start takes from results."""
 LARGE_STAGES, LARGE_RTOL, LARGE_TOL = 3, 1e-4, 1e-4
 """Of models whose values take sweeps: stages, accuracy of values and of each stage's maximum."""
 
 
 def default_start(
-    model: DDC, n: FloatArray, likelihood: Likelihood, progress: Progress | None = None
+    model: DDC,
+    n: FloatArray,
+    likelihood: Likelihood,
+    progress: Progress | None = None,
+    near: FloatArray | None = None,
 ) -> tuple[FloatArray, bool]:
     """Return the starting point (K,) and whether its own maximisation converged.
 
-    ``likelihood`` receives the value there: where its first solution starts.
+    ``likelihood`` receives the value there: where its first solution starts. ``near`` (S, J) are
+    choice probabilities of members like these (of all segments, say), to begin from.
     """
     if not model.sophisticated:  # a start only: the values that NPL inverts assume foresight
         model = model.unchecked(perceived=model.attention)
     if model.horizon is not None:
         return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
     if likelihood.system.sweeps is not None:
-        theta, value = large_start(model, n, likelihood, progress)
+        theta, value = large_start(model, n, likelihood, progress, near)
         likelihood.value = value
         return theta, True
     if model.beta > 0:
         # an NPL stage costs one linear solve, an evaluation of the likelihood several
-        P = pooled(n, model.available)
+        P = pooled(n, model.available) if near is None else near
         theta, value, stages = npl(model, n, P, tol=START_TOL, maxiter=START_STAGES)
         if stages < START_STAGES and np.isfinite(theta).all():
             likelihood.value = value
@@ -51,7 +60,11 @@ def default_start(
 
 
 def large_start(
-    model: DDC, n: FloatArray, likelihood: Likelihood, progress: Progress | None = None
+    model: DDC,
+    n: FloatArray,
+    likelihood: Likelihood,
+    progress: Progress | None = None,
+    near: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Return parameters (K,) and value (S,) after some stages of the pseudo-likelihood.
 
@@ -63,7 +76,7 @@ def large_start(
     rows = np.flatnonzero(n.any(axis=1))
     seen = np.ascontiguousarray(n[rows])
     attentive = bool((model.attention == 1).all())
-    P = pooled(n, model.available, system.sweeps.law.level)
+    P = pooled(n, model.available, system.sweeps.law.level) if near is None else near
     theta = np.zeros(len(model.names))
     W: FloatArray | None = None
     for stage in range(LARGE_STAGES):
@@ -87,3 +100,20 @@ def large_start(
             bellman.apply(bellman.laid(model.flow_utility(theta)), bellman.relative(value))
             P = bellman.P
     return theta, value
+
+
+def probabilities_near(results: Results, model: DDC) -> FloatArray:
+    """Return fitted choice probabilities (S, J), positive where the model offers a choice.
+
+    Raises
+    ------
+    SpecificationError
+        Results of another model: other states, choices or horizon.
+    """
+    P = results.ccp
+    if P.shape != model.available.shape or results.model.states != model.states:
+        raise SpecificationError(
+            f"start= are results of another model ({results.model!r}); give parameters instead"
+        )
+    P = np.where(model.available, np.maximum(P, LEAST), 0.0)
+    return np.asarray(P / P.sum(axis=1, keepdims=True))

@@ -36,13 +36,9 @@ def over_choices(P: FloatArray, x: FloatArray) -> FloatArray:
     return out
 
 
-def bellman_of(model: DDC) -> Bellman:
-    """Return the operator in the form that suits the model's law of motion."""
-    if model.beta > 0 and model.transitions.stacked() is None:
-        product = getattr(model.transitions, "product", None)
-        if product is not None:
-            return LevelBellman(model, product)
-    return Bellman(model)
+def bellman_of(model: DDC, system: PolicySystem) -> Bellman:
+    """Return the operator in the layout of the linear system that goes with it."""
+    return Bellman(model) if system.sweeps is None else LevelBellman(model, system.sweeps.whole)
 
 
 class Bellman:

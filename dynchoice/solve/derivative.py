@@ -21,8 +21,8 @@ def ccp_derivative(
     ``dv_j = x_j + beta F_j dV`` (Rust 1988; Iskhakov et al. 2016). Infinite horizon.
     """
     with one_blas_thread():
-        bellman = bellman_of(model)
         system = PolicySystem(model.transitions, model.beta)
+        bellman = bellman_of(model, system)
         u = model.utility.flow(theta)
         u[~model.available] = -np.inf
         fixed_point(bellman, system, u, start)

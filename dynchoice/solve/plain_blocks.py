@@ -122,7 +122,8 @@ class PlainBlocks:
         """The general solver of the whole model, made on first use."""
         if self._general is None:
             model = self.model
-            self._general = bellman_of(model), PolicySystem(model.transitions, model.beta)
+            system = PolicySystem(model.transitions, model.beta)
+            self._general = bellman_of(model, system), system
         return self._general
 
     def solve(

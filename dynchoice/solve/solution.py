@@ -129,8 +129,8 @@ def solve(
                 f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"
             )
     with one_blas_thread():
-        bellman = bellman_of(model)
         system = PolicySystem(model.transitions, model.beta)
+        bellman = bellman_of(model, system)
         point = fixed_point(bellman, system, u, start, tol, maxiter)
     stats = {
         "contractions": point.contractions,

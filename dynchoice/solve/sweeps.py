@@ -51,7 +51,7 @@ class Sweeps:
     """
 
     def __init__(self, product: Product, beta: float) -> None:
-        self._whole = self.law = product
+        self.whole = self.law = product
         self.beta = beta
         self.sweeps = 0
         self.failures: list[str] = []
@@ -62,7 +62,7 @@ class Sweeps:
     def factor(self, P: FloatArray) -> None:
         """Take a policy by level (B, C, J, n)."""
         np.multiply(P, self.beta, out=self._W)
-        self.law = self._whole.trimmed(P)
+        self.law = self.whole.trimmed(P)
         self._spread = None
 
     def _room(self) -> Room:

@@ -38,8 +38,9 @@ class WarmSolver:
     """
 
     def __init__(self, model: DDC, base: FloatArray, start: FloatArray | None = None) -> None:
-        self.model, self._bellman = model, bellman_of(model)
+        self.model = model
         self._system = PolicySystem(model.transitions, model.beta)
+        self._bellman = bellman_of(model, self._system)
         self.base_params = base
         self._h: FloatArray | None = None
         self._slope: FloatArray | None = None

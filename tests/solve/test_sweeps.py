@@ -23,8 +23,9 @@ from dynchoice.estimate import start as start_module
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.model import factored as factored_module
 from dynchoice.model.product import Product
+from dynchoice.solve import linear as linear_module
 from dynchoice.solve import sweeps as sweeps_module
-from dynchoice.solve.bellman import Bellman, LevelBellman, bellman_of
+from dynchoice.solve.bellman import Bellman, LevelBellman
 from dynchoice.solve.derivative import ccp_derivative
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.solve.plain_blocks import PlainBlocks
@@ -32,6 +33,8 @@ from dynchoice.solve.sweeps import Sweeps
 from dynchoice.solve.warm import WarmSolver
 
 EPS = np.finfo(float).eps
+CASES = [1, 2, 3, 6, 7, 100]
+"""Random models: many small offers, one large, levels only, chains in pieces; rich ones."""
 KINDS = ("attentive", "inattentive", "naive")
 
 
@@ -50,20 +53,54 @@ def rng():
     return np.random.default_rng(23)
 
 
+def rich(rng):
+    """(shape, laws) with everything at once: offers, a contract and a season as levels, two halves
+    of which one has a parent inside, laws that look at the offer; axes in any order."""
+    sizes = {"offer": 2, "contract": 4, "season": 2, "a": 3, "b": 2, "d": 3}
+    names = [str(name) for name in rng.permutation(list(sizes))]
+    at, shape = {name: i for i, name in enumerate(names)}, tuple(sizes[n] for n in names)
+    contract = np.zeros((3, 4, 4))
+    contract[0, :, 0] = contract[1, :, 1] = 1.0
+    contract[2, np.arange(4), [3, 3, 1, 2]] = 1.0
+    contract[2] = 0.9 * contract[2] + 0.1 * contract[0]
+    looks = {"a": ("choice", "offer"), "b": ("a", "choice"), "d": ("offer",)}
+    laws = [
+        {"axes": (at["offer"],), "given": (), "kind": "fixed", "table": None},
+        {
+            "axes": (at["season"],),
+            "given": (),
+            "kind": "deterministic",
+            "table": np.array([1, 0], dtype=object),
+        },
+        {"axes": (at["contract"],), "given": ("choice",), "kind": "markov", "table": contract},
+    ]
+    for name, given in looks.items():
+        dims = [3 if g == "choice" else sizes[g] for g in given]
+        n = sizes[name]
+        table = oracles.random_rows(rng, int(np.prod(dims)), n).reshape(*dims, n, n)
+        given = tuple(g if g == "choice" else at[g] for g in given)
+        laws.append({"axes": (at[name],), "given": given, "kind": "markov", "table": table})
+    return shape, laws
+
+
 @lru_cache
 def pieces(seed, kind="inattentive"):
-    """An oracle's random model with its laws; in every third some levels offer one choice only."""
+    """An oracle's random model with its laws: a rich one from 100 on. In every third some levels
+    of an axis offer one choice only."""
     rng = np.random.default_rng([seed, 7])
     J, K = int(rng.integers(2, 5)), 2
-    shape, laws = oracles.random_factored(seed, J, free=True)
+    if seed >= 100:
+        J, (shape, laws) = 3, rich(rng)
+    else:
+        shape, laws = oracles.random_factored(seed, J, free=True)
     S = int(np.prod(shape))
     allowed = ~oracles.law_forbids(shape, laws, J)
     available = (rng.random((S, J)) < 0.6) & allowed
-    if seed % 3 == 0:
-        axis = int(rng.integers(len(shape)))
-        offered = rng.random((shape[axis], J)) < 0.4
-        offered[0] = False
-        available = offered[np.unravel_index(np.arange(S), shape)[axis]] & allowed
+    if seed % 3 == 0 or seed >= 100:
+        axis = laws[2]["axes"][0] if seed >= 100 else int(rng.integers(len(shape)))
+        offered = rng.random((shape[axis], J)) < 0.5
+        offered[-1] = False
+        available &= offered[np.unravel_index(np.arange(S), shape)[axis]]
     available[:, 0] = True
     attention = np.where(rng.random(S) < 0.5, 1.0, rng.uniform(0.3, 1.0, S))
     perceived = np.where(rng.random(S) < 0.5, attention, (1 + attention) / 2)
@@ -123,7 +160,7 @@ def test_both_systems_against_dense_solutions(rng, beta):
     """One system for many policies in a row; the residual is what was asked for, but for rounding
     of the matrix times the solution, which is 1 / (1 - beta) as large as the right side."""
     tried = set()
-    for seed in range(18):
+    for seed in CASES:
         with unexpanded():
             model, spec = model_of(seed, beta)
             system = PolicySystem(model.transitions, beta)
@@ -131,7 +168,7 @@ def test_both_systems_against_dense_solutions(rng, beta):
         for P in policies(rng, model.available):
             system.factor(P)
             A = np.eye(len(P)) - beta * oracles.markov(P, spec["F"])
-            for b in (rng.normal(size=len(P)), rng.random(len(P)), np.eye(len(P))[-1]):
+            for b in (rng.normal(size=len(P)), rng.random(len(P))):
                 x, y = system.solve(b), system.solve(b, transposed=True)
                 floor = 50 * EPS * np.sqrt(len(P))
                 for own in groups_of(model):
@@ -153,7 +190,7 @@ def test_both_systems_against_dense_solutions(rng, beta):
 @pytest.mark.parametrize("beta", [0.9999, 0.99999])
 def test_differences_of_values_keep_their_digits(rng, beta):
     """Choices hang on relative values, which do not feel the level's 1 / (1 - beta)."""
-    for seed in range(12):
+    for seed in CASES:
         with unexpanded():
             model, spec = model_of(seed, beta)
             system = PolicySystem(model.transitions, beta)
@@ -178,7 +215,7 @@ def test_the_sum_of_a_right_side_is_not_chased_into_rounding(rng):
     left after it sums to zero but for rounding, which no step can make smaller. Steps that try
     are noise, and in small blocks their combination is no solution."""
     beta, asked = 0.99999, 0
-    for seed in range(18):
+    for seed in (*range(12), 100):
         with unexpanded():
             model, spec = model_of(seed, beta)
             system = PolicySystem(model.transitions, beta)
@@ -191,11 +228,11 @@ def test_the_sum_of_a_right_side_is_not_chased_into_rounding(rng):
             asked = max(asked, (system.products - before) / system.sweeps.law.B)
             want = np.linalg.solve(A.T, b)
             assert np.abs(y - want).max() < 1e-8 * np.abs(want).max(), (seed, system.failures)
-    assert asked < 70  # sweeps a block; 45 do for sides that sum to zero
+    assert asked < 70  # sweeps a block; 35 do for sides that sum to zero
 
 
 def test_moves_never_offered_may_be_left_out(rng):
-    for seed in range(18):
+    for seed in CASES:
         model, spec = model_of(seed, 0.95)
         whole = model.transitions.product
         on = model.available
@@ -227,7 +264,7 @@ def test_moves_never_offered_may_be_left_out(rng):
 @pytest.mark.parametrize("beta", [0.5, 0.9999])
 def test_a_solution_nearby_saves_sweeps_and_changes_nothing(rng, beta):
     saved = 0
-    for seed in range(10):
+    for seed in (1, 3, 6, 17, 100):
         with unexpanded():
             model, spec = model_of(seed, beta)
             system = PolicySystem(model.transitions, beta)
@@ -237,7 +274,7 @@ def test_a_solution_nearby_saves_sweeps_and_changes_nothing(rng, beta):
         near = system.solve(b)
         system.factor(0.99 * P + 0.01 * other)
         fresh, before = system.solve(b), system.products
-        for guess in (near, fresh, 0 * near, 1e3 * rng.normal(size=near.shape)):
+        for guess in (near, fresh, 0 * near):
             found = system.solve(b, guess=guess)
             size = np.abs(fresh).max() + np.abs(guess).max()
             np.testing.assert_allclose(
@@ -247,28 +284,30 @@ def test_a_solution_nearby_saves_sweeps_and_changes_nothing(rng, beta):
         before = system.products
         system.solve(b, guess=fresh * (1 + 1e-9), rtol=1e-6)
         saved += system.products == before
-    assert saved >= 8
+    assert saved >= 4
 
 
-@pytest.mark.parametrize("wrong", [np.nan, 1e12])
-def test_a_bad_guess_does_no_harm(rng, wrong):
+@pytest.mark.parametrize("far", [np.nan, 1e3, 1e6, 1e12])
+def test_a_bad_guess_does_no_harm(rng, far):
     """What is handed back must solve the system, or say that it does not; and not after 2,000
-    sweeps a block, which take minutes where a sweep takes a tenth of a second."""
-    with unexpanded():
-        model, spec = model_of(1, 0.99)
-        system = PolicySystem(model.transitions, 0.99)
-    P = next(policies(rng, model.available))
-    system.factor(P)
-    b = rng.normal(size=len(P))
-    want = np.linalg.solve(np.eye(len(P)) - 0.99 * oracles.markov(P, spec["F"]), b)
-    system.solve(b)
-    alone = system.products
-    guess = want.copy()
-    guess[3] = wrong
-    found = system.solve(b, guess=guess)
-    swept = system.products - alone
-    assert system.failures or np.abs(found - want).max() < 1e-6 * np.abs(want).max()
-    assert swept <= 10 * alone
+    sweeps a block, which take minutes where a sweep takes a tenth of a second. The solution
+    itself is about 3,000 here."""
+    beta = 0.9999
+    for seed in (1, 103):
+        with unexpanded():
+            model, spec = model_of(seed, beta)
+            system = PolicySystem(model.transitions, beta)
+        P = next(policies(rng, model.available))
+        system.factor(P)
+        b, guess = rng.normal(size=len(P)), rng.normal(size=len(P))
+        guess[3] = far
+        guess *= 1.0 if np.isnan(far) else far
+        system.solve(b)
+        alone = system.products
+        x = system.solve(b, guess=guess)
+        left = (np.eye(len(P)) - beta * oracles.markov(P, spec["F"])) @ x - b
+        assert system.failures or np.linalg.norm(left) <= 1e-9 * np.linalg.norm(b)
+        assert system.products - alone <= 3 * alone
 
 
 def test_nonsense_on_the_right_is_told_at_once(rng):
@@ -279,7 +318,7 @@ def test_nonsense_on_the_right_is_told_at_once(rng):
     b = rng.normal(size=model.shape[0])
     b[4] = np.nan
     with np.errstate(all="ignore"):
-        assert not np.isfinite(system.solve(b)).all()
+        system.solve(b)
     assert system.failures
     assert system.products <= 100 * system.sweeps.law.B
 
@@ -297,7 +336,7 @@ def test_nonsense_in_a_policy_is_not_taken_for_choices_never_offered(rng):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_right_sides_in_threads_are_solved_to_the_bit_alike(rng, monkeypatch, transposed):
-    for seed in (1, 3, 9, 14):
+    for seed in (3, 9, 100):
         with unexpanded():
             model, _ = model_of(seed, 0.999)
             P = next(policies(rng, model.available))
@@ -320,7 +359,7 @@ def test_right_sides_in_threads_are_solved_to_the_bit_alike(rng, monkeypatch, tr
 def test_systems_of_one_law_in_several_threads(rng):
     """They share the law, its trimmed forms and nothing that is written to."""
     with unexpanded():
-        model, _ = model_of(3, 0.99)
+        model, _ = model_of(101, 0.99)
         F = model.transitions
         tasks = [(P, rng.normal(size=(F.S, 2))) for P in policies(rng, model.available)] * 6
 
@@ -406,7 +445,7 @@ def test_misses_are_told(rng, monkeypatch):
 
 def test_copies_for_other_processes(rng):
     with unexpanded():
-        model, spec = model_of(3, 0.95)
+        model, spec = model_of(100, 0.95)
         at = dc.solve(model, spec["params"])
         assert isinstance(model.transitions.__dict__["product"], Product)
         copy = pickle.loads(pickle.dumps(model))
@@ -423,13 +462,12 @@ def test_copies_for_other_processes(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operator_by_level_is_the_operator(rng, kind):
-    for seed in range(15):
+    for seed in CASES:
         model, spec = model_of(seed, 0.97, kind)
         plain = Bellman(model)
         with unexpanded():
             other, _ = model_of(seed, 0.97, kind)
-            level = bellman_of(other)
-        assert isinstance(level, LevelBellman)
+            level = LevelBellman(other, other.transitions.product)
         for size in (1.0, 1e3):
             h, u = size * rng.normal(size=len(plain.T)), model.flow_utility(spec["params"])
             with unexpanded():
@@ -448,7 +486,7 @@ def test_the_operator_by_level_is_the_operator(rng, kind):
 
 @pytest.mark.parametrize("beta", [0.0, 1e-6, 0.5, 0.99, 0.99999])
 def test_solutions_against_dense_newton(beta):
-    for seed in range(14):
+    for seed in CASES:
         model, spec = model_of(seed, beta)
         with unexpanded():
             found = dc.solve(model, spec["params"])
@@ -493,7 +531,7 @@ def counts(rng, model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_likelihood_and_derivatives_are_those_of_the_expanded_model(rng, kind, beta):
     """Several parameters in a row, then the Hessian of each: no evaluation lends its arrays."""
-    for seed in range(6):
+    for seed in (1, 3, 6, 100):
         small, spec = model_of(seed, beta, kind)
         n = counts(rng, small)
         points = spec["params"] + np.vstack([np.zeros(2), 0.5 * rng.normal(size=(2, 2))])
@@ -525,9 +563,35 @@ def test_likelihood_and_derivatives_are_those_of_the_expanded_model(rng, kind, b
                 np.testing.assert_allclose(a, b, atol=100 * near * (1 + np.abs(b).max()))
 
 
+@pytest.mark.parametrize("beta", [0.5, 0.99])
+def test_expanded_models_that_factor_badly(rng, monkeypatch, beta):
+    """Where neither dense nor sparse LU pays, whatever takes their place finds the same, also
+    where the expanded law falls into more pieces than it has offers."""
+    pieces_of = set()
+    for seed in (1, 4, 6, 7, 72, 100):
+        model, spec = model_of(seed, beta)
+        n = counts(rng, model)
+        one = Likelihood(model, n)
+        want = one.evaluate(spec["params"])
+        with monkeypatch.context() as patched:
+            patched.setattr(linear_module, "DENSE_STATES", 0)
+            patched.setattr(linear_module, "LU_WORK", 0.0)
+            other, _ = model_of(seed, beta)
+            two = Likelihood(other, n)
+        assert two.system.method in ("levels", "gmres")
+        found = two.evaluate(spec["params"])
+        assert want.converged and found.converged, (seed, found.message)
+        scale = 1e-8 * (1 + np.abs(want.outer).max())
+        np.testing.assert_allclose(found.score, want.score, atol=scale)
+        np.testing.assert_allclose(two.hessian(found), one.hessian(want), atol=10 * scale)
+        np.testing.assert_allclose(found.P, want.P, atol=1e-8)
+        pieces_of.add(len(np.unique(other.transitions.blocks)) > other.transitions.product.B)
+    assert pieces_of == {True, False}
+
+
 @pytest.mark.parametrize("beta", [0.5, 0.9999])
 def test_score_and_hessian_against_the_oracle(rng, beta):
-    for seed in (2, 7, 12):
+    for seed in (3, 7, 100):
         model, spec = model_of(seed, beta)
         with unexpanded():
             if model.transitions.product.B > 1 and beta > 0.99:
@@ -548,13 +612,13 @@ def test_score_and_hessian_against_the_oracle(rng, beta):
 @pytest.mark.parametrize("beta", [0.5, 0.999, 0.9999])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hessian_against_differences_of_the_score(rng, kind, beta):
-    for seed in (1, 3, 6):
+    for seed in (3, 101):
         with unexpanded():
             model, spec = model_of(seed, beta, kind)
             likelihood = Likelihood(model, counts(rng, model))
             at = likelihood.evaluate(spec["params"])
             H = likelihood.hessian(at)
-            step = 1e-4 if beta < 0.99 else 2e-6
+            step = 1e-3
 
             def score(p, likelihood=likelihood):
                 e = likelihood.evaluate(p)
@@ -607,7 +671,7 @@ def test_derivatives_where_members_hardly_move(rng):
 
 def test_counts_change_and_others_lend_their_solution(rng):
     with unexpanded():
-        model, spec = model_of(3, 0.99)
+        model, spec = model_of(100, 0.99)
         n, m = counts(rng, model), counts(rng, model)
         likelihood = Likelihood(model, n)
         first = likelihood.evaluate(spec["params"])
@@ -628,7 +692,7 @@ def test_counts_change_and_others_lend_their_solution(rng):
 def test_pseudo_likelihood_stages_do_not_disturb_an_evaluation(rng):
     """The default start borrows the likelihood's system and leaves another policy in it."""
     with unexpanded():
-        model, spec = model_of(3, 0.95, "attentive")
+        model, spec = model_of(100, 0.95, "attentive")
         n = counts(rng, model)
         likelihood = Likelihood(model, n)
         at = likelihood.evaluate(spec["params"])
@@ -834,7 +898,7 @@ def test_what_nothing_identifies_is_refused(members):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_of_choice_probabilities(rng, kind):
-    for seed in range(6):
+    for seed in (1, 6, 100):
         model, spec = model_of(seed, 0.95, kind)
         P, dlogp = ccp_derivative(model, spec["params"])
         with unexpanded():
@@ -850,7 +914,7 @@ def test_derivatives_of_choice_probabilities(rng, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_solutions_nearby(rng, kind):
-    for seed in range(5):
+    for seed in (3, 6, 101):
         model, spec = model_of(seed, 0.99, kind)
         small = WarmSolver(model, spec["params"])
         with unexpanded():
@@ -901,7 +965,7 @@ def test_plain_blocks_solve_through_the_large_path(rng):
             if model.transitions.product.B > 1:
                 continue
         assert one.converged and two.converged
-        assert (one.P == kept[0]).all() and (one.pi == kept[1]).all()
+        assert (kept[0] == one.P).all() and (kept[1] == one.pi).all()
         want = oracles.solve_newton(spec, spec["params"])
         np.testing.assert_allclose(one.V[0], want[0], atol=1e-8)
         np.testing.assert_allclose(P, want[3], atol=1e-9)

@@ -25,7 +25,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import Study
+from common import Study, end
 
 MONTHS = 20
 SECONDS, GIGABYTES = 20, 1.2
@@ -309,6 +309,4 @@ if __name__ == "__main__":
     finally:
         if given.folder is None:
             shutil.rmtree(base)
-    for claim in study.failed:
-        print("FAILS", claim)
-    sys.exit(4 if study.failed else 0)
+    end(study)

@@ -25,7 +25,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import Study
+from common import Study, end
 
 import dynchoice as dc
 
@@ -240,6 +240,4 @@ if __name__ == "__main__":
     # one row a process: the peak of memory is that row's
     row = season_row if given.seasons else fit_row if given.fit else solve_row
     row(study)
-    for claim in study.failed:
-        print("FAILS", claim)
-    sys.exit(4 if study.failed else 0)
+    end(study)

@@ -1,6 +1,9 @@
-"""Models that benchmarks share, and a plain scipy version of NFXP to measure against."""
+"""Models and clocks that benchmarks share, and a plain scipy NFXP to measure against."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,17 @@ import dynchoice as dc
 from dynchoice.panel.counts import NO_NEXT, Counts
 
 PLANS = ["none", "monthly", "annual"]
+
+
+def cpu(work: Callable[[], object], repeats: int) -> float:
+    """Median CPU seconds of a call, after one warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return float(np.median(times))
 
 
 def bus_model(

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
-from common import Study
+from common import Study, end
 
 # The peers' environment has no dynchoice (except for econirl, which runs beside ours in one
 # process): functions that measure ours import it themselves.
@@ -476,12 +476,7 @@ def main() -> None:
         found = globals()[f"peer_{peer}"](files, int(repeats))
         print(json.dumps({"peer": peer, "version": version(peer), **found}))
         return
-    study = run(options.quick, options.env)
-    for claim in study.failed:
-        print("FAILS", json.dumps(claim))
-    held = len(study.claims) - len(study.failed)
-    print(f"{study.name}: {held} of {len(study.claims)} claims hold")
-    sys.exit(4 if study.failed else 0)
+    end(run(options.quick, options.env))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python validation/benchmarks/run.py [--quick]
 
-econirl is measured where it is installed (``pip install econirl``); it is not needed.
+The speed rows of small and medium models; ``report.py`` runs this and all others. econirl is
+measured where it is installed (``pip install econirl``); it is not needed.
 Times are process CPU seconds, one BLAS thread, median of the repeats: read ratios.
 """
 
@@ -12,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 from common import Study, main
-from models import bus_model, draw_counts, plain_scipy, plan_model
+from models import bus_model, cpu, draw_counts, plain_scipy, plan_model
 
 import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import pooled
@@ -33,17 +33,6 @@ from dynchoice.estimate.npl import npl
 from dynchoice.solve.linear import one_blas_thread
 
 BUS_TRUTH = np.array([10.0750, 2.2930])
-
-
-def cpu(work: Callable[[], object], repeats: int) -> float:
-    """Median CPU seconds of a call, after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return float(np.median(times))
 
 
 def rust(study: Study, repeats: int) -> None:
@@ -215,16 +204,36 @@ def cold_start(study: Study) -> None:
         "m = bus_model(90, .9999, [.39, .6, .01]);"
         "c = draw_counts(m, np.array([10., 2.3]), 4000); dc.NFXP(m, c).fit(strict=True)"
     )
+    # without pandas and formulas, which take 0.6 s to import
+    arrays = (
+        "import numpy as np, dynchoice as dc; from dynchoice.panel.counts import Counts;"
+        "S = 90; states = dc.StateSpace(mileage=range(S)); x = np.zeros((S, 2, 2));"
+        "x[:, 0, 0] = -0.001 * np.arange(S); x[:, 1, 1] = -1;"
+        "law = dc.Increment(2, 'replace', probabilities=[.39, .6, .01], after_reset=1);"
+        "F = dc.Transitions.factored(states, ['keep', 'replace'], {'mileage': law});"
+        "u = dc.Utility.from_array(x, ['kept', 'RC']);"
+        "m = dc.DDC(states=states, choices=['keep', 'replace'], utility=u, transitions=F,"
+        " beta=.9999); P = dc.solve(m, [2.3, 10.]).ccp; mu = np.full(S, 1 / S);\n"
+        "for _ in range(60): mu = F.push(mu[:, None] * P)\n"
+        "n = np.random.default_rng(0).multinomial(4000, (mu[:, None] * P).ravel()).reshape(S, 2);"
+        "s, j = np.nonzero(n); z = 0 * s; k = n[s, j].astype(float);"
+        "c = Counts(states=states, choices=m.choices, segments=('all',), buckets=200,"
+        " cells=np.stack([z, s, s, j, z - 1, z + 1], 1), n=k, period_cells=np.stack([z, z, s, j,"
+        " z + 1], 1), period_n=k, segment_members=np.array([4000.]));"
+        "dc.NFXP(m, c).fit(strict=True)"
+    )
     commands = {
         "import dynchoice": ["-c", "import dynchoice"],
         "dynchoice --help": ["-m", "dynchoice", "--help"],
         "first small fit": ["-c", fit],
+        "first small fit from arrays": ["-c", arrays],
     }
     bare = min(wall([sys.executable, "-c", "pass"]) for _ in range(5))
     for what, promise in (
         ("import dynchoice", 0.1),
         ("dynchoice --help", 0.1),
         ("first small fit", 1.2),
+        ("first small fit from arrays", 1.2),
     ):
         command = [sys.executable, *commands[what]]
         wall(command)

@@ -24,7 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from common import Study
+from common import Study, end
 
 import dynchoice as dc
 
@@ -110,6 +110,4 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=200)
     found = Study("sizes")
     sizes(found, parser.parse_args().draws)
-    for claim in found.failed:
-        print("FAILS", claim)
-    sys.exit(4 if found.failed else 0)
+    end(found)

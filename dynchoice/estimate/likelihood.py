@@ -99,6 +99,10 @@ class Likelihood:
         if evaluation is not None and evaluation.converged:
             self._last = replace(evaluation, params=evaluation.params + np.nan)
 
+    def release(self) -> None:
+        """Leave the linear system to others: the next derivative sets its policy again."""
+        self._factored = None
+
     def recount(self, n: FloatArray) -> None:
         """Take other counts (S, J); a solution already made is kept."""
         self.n = np.ascontiguousarray(n, dtype=np.float64)

@@ -171,7 +171,9 @@ class NFXP(Estimator):
         with one_blas_thread():
             likelihood = self.likelihood()
             theta, sound = None, False
-            if start is None or isinstance(start, Results):
+            if isinstance(start, Results) and model.horizon is not None:
+                theta, sound = model.vector(start.params), start.converged
+            elif start is None or isinstance(start, Results):
                 near = None if start is None else probabilities_near(start, model)
                 n = self.counts.n_sj()
                 theta, sound = default_start(model, n, likelihood, progress, near)

@@ -73,6 +73,7 @@ def large_start(
     """
     bellman, system = likelihood.bellman, likelihood.system
     assert system.sweeps is not None
+    likelihood.release()
     rows = np.flatnonzero(n.any(axis=1))
     seen = np.ascontiguousarray(n[rows])
     attentive = bool((model.attention == 1).all())
@@ -98,7 +99,7 @@ def large_start(
             progress(stage + 1, LARGE_STAGES, "starting point")
         if stage + 1 < LARGE_STAGES:
             bellman.apply(bellman.laid(model.flow_utility(theta)), bellman.relative(value))
-            P = bellman.P
+            P = bellman.observed()
     return theta, value
 
 

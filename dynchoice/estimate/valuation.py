@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynchoice import kernels
-from dynchoice.errors import SpecificationError
+from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.likelihood import Likelihood
@@ -46,6 +46,8 @@ def valuation(
     """Return ``Wz`` (S, K) and ``We`` (S,) of the policy, exactly; see the module docstring."""
     system.factor(P)
     W = system.solve(policy_flows(model, P, pi))
+    if system.failures:
+        raise ConvergenceError(f"values of following the probabilities: {system.failures[-1]}")
     return np.ascontiguousarray(W[:, :-1]), np.ascontiguousarray(W[:, -1])
 
 

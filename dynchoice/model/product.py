@@ -88,10 +88,11 @@ class Product:
             need = needed_levels(self.graph, chain, len(kinds), self.C)
             key = first.tobytes() + second.tobytes() + chain.tobytes()
             self._halves.append(seen.setdefault(key, (first, second, chain, need)))
-        self._turned = [
-            tuple(np.ascontiguousarray(Q.transpose(0, 2, 1)) for Q in half[:2])
-            for half in self._halves
-        ]
+        made: dict[int, tuple[FloatArray, ...]] = {}
+        for half in self._halves:  # equal blocks share theirs
+            if id(half) not in made:
+                made[id(half)] = tuple(np.ascontiguousarray(Q.transpose(0, 2, 1)) for Q in half[:2])
+        self._turned = [made[id(half)] for half in self._halves]
         self._trimmed: dict[bytes, Product] = {}
         self._rooms = local()
 
@@ -103,7 +104,7 @@ class Product:
         An annual contract that has months to run offers no monthly plan: what such a choice would
         lead to, itself perhaps, need not be swept.
         """
-        own = np.ascontiguousarray((offered > 0).any(axis=(0, 3)))
+        own = np.ascontiguousarray((offered != 0).any(axis=(0, 3)))
         if own.all():
             return self
         key = own.tobytes()
@@ -114,6 +115,7 @@ class Product:
                 (A, BT, chain, needed_levels(new.graph, chain, len(A), self.C))
                 for A, BT, chain, _ in self._halves
             ]
+            new._rooms = self._rooms
             self._trimmed[key] = new
         return self._trimmed[key]
 

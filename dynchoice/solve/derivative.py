@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynchoice import kernels
+from dynchoice.errors import ConvergenceError
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.bellman import bellman_of, over_choices
 from dynchoice.solve.infinite import fixed_point
@@ -19,19 +20,28 @@ def ccp_derivative(
 
     By the implicit function theorem: ``dV = (I - beta F^P)^{-1} sum_j P_j x_j`` and
     ``dv_j = x_j + beta F_j dV`` (Rust 1988; Iskhakov et al. 2016). Infinite horizon.
+
+    Raises
+    ------
+    ConvergenceError
+        The model or its derivative cannot be solved at these parameters.
     """
     with one_blas_thread():
         system = PolicySystem(model.transitions, model.beta)
         bellman = bellman_of(model, system)
         u = model.utility.flow(theta)
         u[~model.available] = -np.inf
-        fixed_point(bellman, system, u, start)
+        point = fixed_point(bellman, system, u, start)
+        if not point.converged:
+            raise ConvergenceError(point.message)
         x = model.utility.x
         dv = np.array(x)
         if model.beta > 0:
             system.factor(bellman.P)
             dV = system.solve(over_choices(bellman.P, x))
             dv = x + model.beta * model.transitions.expect(dV)
+            if system.failures:
+                raise ConvergenceError(f"derivative of the values: {system.failures[-1]}")
         dlogp = np.empty_like(dv)
         P = bellman.observed().copy()
         kernels.log_ccp_derivative(bellman.pi, P, model.attention, model.default, dv, dlogp)

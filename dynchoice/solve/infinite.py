@@ -19,6 +19,8 @@ from dynchoice.typing import FloatArray
 CONTRACTIONS = 20
 PATIENCE = 10
 """Newton steps in a row that may fail to improve while the residual is large."""
+ROUGH, FINE = 0.1, 1e-3
+"""Relative accuracy of a Newton step far from the solution, and once the residual has risen."""
 FAST = 0.5
 """Contraction goes on while it at least halves the residual."""
 
@@ -77,7 +79,7 @@ def fixed_point(
             if not residual <= FAST * before:
                 break
     best = np.inf
-    stalled = 0
+    stalled, rises, rough = 0, 0, ROUGH
     while residual > tol * (1 + np.abs(h).max()) and newton < maxiter:
         # near the end two rises are rounding; far from it policies may still be on their way
         patience = 2 if residual < 1e-8 * (1 + np.abs(h).max()) else PATIENCE
@@ -86,9 +88,12 @@ def fixed_point(
         bellman.hand_policy(system)
         # an error of the linear solve as large as Newton's own does no harm
         bound = tol * (1 + np.abs(h).max())
-        step = system.solve(bellman.r, rtol=max(0.1 * bound / residual, min(0.1, residual)))
+        step = system.solve(bellman.r, rtol=max(0.1 * bound / residual, min(rough, residual)))
         h = bellman.relative(h + step)
-        residual = bellman.apply(u, h)
+        before, residual = residual, bellman.apply(u, h)
+        rises += residual > before
+        if rises:  # slow modes may amplify what a rough step leaves
+            rough = FINE
         newton += 1
         # the residual may rise before quadratic convergence sets in, but not for long
         stalled = 0 if residual < best or newton < 8 else stalled + 1

@@ -47,6 +47,10 @@ def flexible_gmres(
     x, at_root = np.zeros(len(b)), 0.0
     r = b - b[0] if relative else b.copy()
     size = float(np.linalg.norm(r))
+    if not np.isfinite(size):
+        return x, at_root, size
+    # below the rounding of what it starts from, new vectors are noise
+    goal = max(goal, 4 * np.finfo(float).eps * size)
     H, root = np.zeros((most + 1, most)), np.zeros(most)
     for _ in range(cycles):
         if size <= goal or size == 0.0:

@@ -85,6 +85,8 @@ class Sweeps:
 
         ``guess``, a solution at parameters nearby, saves sweeps (not of the transposed system).
         """
+        if b.size == 0:
+            return np.zeros(b.shape)
         if transposed:
             self._occupation()  # shared: made before the threads part
         if b.ndim == 1:
@@ -137,6 +139,8 @@ class Sweeps:
         if guess is not None:
             r = np.empty_like(b)
             law.defect(i, b, W, guess, r)
+            if not float(np.linalg.norm(r - r[0, 0])) <= whole:  # worse than none, or no number
+                r, guess = b, None
 
         def sweep(v: FloatArray, y: FloatArray, out: FloatArray) -> None:
             nonlocal used

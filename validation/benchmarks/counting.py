@@ -260,6 +260,8 @@ def run(study: Study, rows: float, engines: bool, base: Path) -> None:
             f" CPU, {found['peak']:.2f} GB"
         )
     largest = sizes[-1]
+    size = sum(f.stat().st_size for f in (base / f"rows{largest:.0e}").glob("*.parquet"))
+    study.say(f"Parquet takes {size / found['rows']:.2f} bytes a row")
     if largest >= 1e8:
         study.check("counting 1e8 rows, s", found["wall"], 0, SECONDS, "design.md 6")
         study.check("counting 1e8 rows, GB", found["peak"], 0, GIGABYTES, "design.md 6")

@@ -53,7 +53,7 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
     monkeypatch.chdir(ROOT)
     names, printed = run_scripts(0, 1)
     fits = names["fits"]
-    assert len(SCRIPTS) == 4 and all(f.converged for k, f in fits.items() if k != "two types")
+    assert len(SCRIPTS) == 5 and all(f.converged for k, f in fits.items() if k != "two types")
     gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
     assert gap.max() < 1e-6
     assert "Model comparison" in printed and "baseline" in printed
@@ -77,9 +77,21 @@ def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
     assert "penetration" in printed and "Elasticities of shares by prices" in printed
 
 
+def test_months_are_added_and_segments_fitted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names, printed = run_scripts(3)
+    fits, store, rows = names["fits"], names["store"], names["rows"]
+    assert fits.converged and len(fits) == 4
+    assert store.rows == len(rows) and f"'rows': {int(names['last'].sum())}" in printed
+    whole = names["dc"].Panel(
+        rows, **names["columns"], states=names["run"].states, choices=names["plans"], member_limit=0
+    )
+    assert whole.counts.digest == store.counts.digest
+
+
 def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, printed = run_scripts(3)
+    _, printed = run_scripts(4)
     printed = " ".join(printed.split())
     flat = " ".join(README.split())
     said = flat[flat.index("It prints, of the simulated sample:") :]

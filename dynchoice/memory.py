@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from dynchoice.errors import MemoryLimitError, SpecificationError
 
@@ -29,14 +30,16 @@ def in_bytes(size: str | int | float) -> int:
     >>> in_bytes("1.5 GB")
     1500000000
     """
+    number: Any
     if isinstance(size, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)?\s*", size.upper())
-        try:
-            value = float(match[1]) * UNITS[match[2] or "B"] if match else 0.0
-        except ValueError:
-            value = 0.0
+        number, unit = (match[1], UNITS[match[2] or "B"]) if match else ("0", 1)
     else:
-        value = 0.0 if isinstance(size, bool) else float(size)
+        number, unit = ("0" if isinstance(size, bool) else size), 1
+    try:
+        value = float(number) * unit
+    except (TypeError, ValueError, OverflowError):
+        value = 0.0
     if not 1 <= value < 1e18:
         raise SpecificationError(
             f"memory={size!r} is no size: give bytes, or a text such as '800MB' or '4GB'"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SPARSE = 4
 """Whole-number ids may leave this many places empty for each that is taken; others are listed."""
+THIN = 100
+"""Places of a grid for each row beyond which it is no way to count (one period is far away)."""
 REPORTED = (
     "members", "rows", "gaps", "gap_members", "entered", "exited", "censored", "single", "movers"
 )  # fmt: skip
@@ -105,6 +107,8 @@ class Tally:
     refused: int = 0
     doubled: int = 0
     uneven: int = 0
+    thin: bool = False
+    """Nothing was counted: the grid would be all but empty."""
 
 
 def tally(
@@ -129,6 +133,8 @@ def tally(
     coded, low, buckets, nameless = _by_number(con, rows, spec, total)
     if nameless:
         return Tally(refused=nameless)
+    if len(buckets) * spec.periods > THIN * total:
+        return Tally(thin=True)
     levels = np.ones(1)
     if spec.weighted:
         levels = np.sort(rows.select("weight").distinct().execute()["weight"].to_numpy(float))
@@ -165,7 +171,10 @@ def tally(
                 uneven += kernels.fill_weights(who[kept], weight[kept], low + begin, weights)
             read += len(who)
             if progress is not None:
-                progress(min(k * total // passes + read, total), total, "rows read")
+                now = k * total // passes + min(read, total // passes)
+                progress(min(now, total), total, "rows read")
+        if progress is not None and (k == passes - 1 or refused or doubled or uneven):
+            progress(total, total, "rows read")
         if refused or doubled or uneven:  # the caller says which rows
             return Tally(refused=refused, doubled=doubled, uneven=uneven)
         extra = np.searchsorted(levels, np.where(np.isnan(weights), levels[0], weights))
@@ -253,7 +262,7 @@ def _by_number(
     if nameless:
         return rows, 0, np.zeros(0, dtype=np.int64), nameless
     low, high = int(ends["low"].iloc[0]), int(ends["high"].iloc[0])
-    if whole and high - low < SPARSE * total:
+    if whole and high - low < SPARSE * total and max(-low, high) < 2**62:
         con.raw_sql(
             "CREATE OR REPLACE TEMP VIEW numbers AS"
             f" SELECT range AS member FROM range({low}, {high + 1})"
@@ -298,10 +307,6 @@ def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, .
 
 def _label_code(con: Any, rows: ir.Table, name: str, labels: tuple[Level, ...]) -> Any:
     """Return the code of a text column among its labels."""
-    if len(labels) == 1:
-        import ibis
-
-        return ibis.literal(0, "int64")
     return query.level_code(rows[name], [str(x) for x in labels])
 
 

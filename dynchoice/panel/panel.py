@@ -229,65 +229,75 @@ class Panel:
                 raise DataError("every row is refused:\n" + told)
         return rows
 
-    def _set_span(self, rows: ir.Table) -> None:
-        """Find the first and last period; refuse integers that look like YYYYMM."""
+    def _set_span(self, rows: ir.Table) -> bool:
+        """Find the first and last period; return whether integers look like YYYYMM."""
         ends = rows.agg(
             first=rows.period.min(),
             last=rows.period.max(),
             odd_months=((rows.period % 100 < 1) | (rows.period % 100 > 12)).sum(),
         ).execute()
         if ends["first"].isna().iloc[0]:
-            raise DataError(f"no value of {self._names.time!r} (time) can be read as a period")
+            return True
         first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
+        self.span = (first, last)
         integers = self.kind == "integer" and self._freq is None
-        if integers and first >= 190001 and last <= 299912 and not int(ends["odd_months"].iloc[0]):
+        months = first >= 190001 and last <= 299912 and not int(ends["odd_months"].iloc[0])
+        return integers and months
+
+    def _refuse(self, rows: ir.Table) -> ir.Table:
+        """Refuse what is wrong with rows and members, in this order; return the rows that stay."""
+        rows = self._checked(rows)
+        if self._set_span(rows):
             raise DataError(
                 f"column {self._names.time!r} looks like YYYYMM, where December and January are"
                 " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
             )
-        self.span = (first, last)
+        checks.refuse_doubles(self._names, rows)
+        return rows
 
     def _count_long(self, progress: Progress | None) -> dict[str, int]:
         """Count by grid: rows are read once, and looked at closely only where some are refused."""
         import pandas as pd
 
-        rows = self._lazy
-        self._total = int(rows.count().execute())
+        self.kept = self._lazy
+        self._total = int(self._lazy.count().execute())
         self._refused = pd.DataFrame([], columns=["rule", "rows"])
-        for attempt in range(2):
-            self.rows = query.with_next(rows)
-            self.kept = rows
-            self._set_span(rows)
-            spec = Spec(
-                self.states.size, len(self.choices), self.segments, self.regions, *self.span,
-                self.buckets, self._weighted,
-            )  # fmt: skip
-            found = tally(self.engine, rows, spec, self._bytes // 2, self._total, progress)
-            if found.refused and attempt == 0:
-                rows = self._checked(self._lazy)
-                for name in ("segments", "regions"):
-                    self.__dict__.pop(name, None)
-                continue
-            break
-        if found.doubled:
-            checks.refuse_doubles(self._names, rows)
-        if found.uneven:
-            weight = rows.weight
-            checks.refuse_uneven(rows.group_by("member").agg(least=weight.min(), most=weight.max()))
+        suspect = self._set_span(self._lazy)
+        found = Tally(refused=1) if suspect else self._tally_of(self._lazy, progress)
+        if found.refused or found.doubled or found.uneven:
+            for name in ("segments", "regions"):
+                self.__dict__.pop(name, None)
+            self.kept = rows = self._refuse(self._lazy)
+            if found.uneven or self._weighted:
+                worth = rows.weight
+                ends = rows.group_by("member").agg(least=worth.min(), most=worth.max())
+                checks.refuse_uneven(ends)
+            found = self._tally_of(rows, progress)
+        if found.thin:
+            logger.info("panel: periods lie too far apart for a grid; rows are sorted")
+            return self._count_short()
+        self.rows = query.with_next(self.kept)
         self._tally = found
         self._moved = int((found.cells[0][:, 4] >= 0).sum())
         return found.members
+
+    def _tally_of(self, rows: ir.Table, progress: Progress | None) -> Tally:
+        if not self.segments or (self._names.region and not self.regions):
+            return Tally(refused=1)  # no row names any
+        spec = Spec(
+            self.states.size, len(self.choices), self.segments, self.regions, *self.span,
+            self.buckets, self._weighted,
+        )  # fmt: skip
+        return tally(self.engine, rows, spec, self._bytes // 2, self._total, progress)
 
     def _count_short(self) -> dict[str, int]:
         """Store the coded rows, check them, add next states, and return the summary of members."""
         import pandas as pd
 
         stored = self._store(self._lazy, "coded")
-        rows = self._checked(stored)
+        rows = self._refuse(stored)
         if rows is not stored:
             rows = self._store(rows, "kept")
-        self._set_span(rows)
-        checks.refuse_doubles(self._names, rows)
         self.rows = self.kept = self._store(query.with_next(rows), "rows")
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)

@@ -137,7 +137,7 @@ def bucket_of(member: ir.Column, buckets: int) -> ir.IntegerColumn:
     if member.type().is_integer():
         number = member.cast("int64")
         number = _remainder(number, PRIME) + (number / PRIME).floor().cast("int64") % 7919
-        number = number % PRIME
+        number = _remainder(number, PRIME)
     else:
         text = member.cast("string")
         number = 0

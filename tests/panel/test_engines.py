@@ -70,7 +70,9 @@ def postgres():
 
 @pytest.fixture(scope="module")
 def spark():
-    """A session of Spark on this machine."""
+    """A session of Spark on this machine: half a minute, so only where CI is set."""
+    if not os.environ.get("CI"):
+        pytest.skip("Spark takes half a minute to count: set CI=true")
     if shutil.which("java") is None:
         missing("Java")
     try:

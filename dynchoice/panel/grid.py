@@ -141,7 +141,7 @@ def tally(
     if spec.codes * (spec.states + 1) * spec.periods * len(levels) >= 2**62:
         raise DataError(
             f"{spec.states:,} states x {spec.periods} periods x {len(levels):,} weights are too"
-            " many cells to number: use fewer distinct weights"
+            " many cells to number: use fewer states, or fewer distinct weights"
         )
     grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _top(t))
     empty = grid_type(_top(grid_type))
@@ -262,7 +262,11 @@ def _by_number(
     if nameless:
         return rows, 0, np.zeros(0, dtype=np.int64), nameless
     low, high = int(ends["low"].iloc[0]), int(ends["high"].iloc[0])
-    if whole and high - low < SPARSE * total and max(-low, high) < 2**62:
+    span = high - low + 1
+    dense = whole and span < SPARSE * total and max(-low, high) < 2**62
+    if dense and span * spec.periods > 2 * total:  # else each place is nearly taken
+        dense = span < SPARSE * int(rows.member.nunique().execute())
+    if dense:
         con.raw_sql(
             "CREATE OR REPLACE TEMP VIEW numbers AS"
             f" SELECT range AS member FROM range({low}, {high + 1})"

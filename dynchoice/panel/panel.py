@@ -275,6 +275,8 @@ class Panel:
             found = self._tally_of(rows, progress)
         if found.thin:
             logger.info("panel: periods lie too far apart for a grid; rows are sorted")
+            for name in ("segments", "regions"):
+                self.__dict__.pop(name, None)
             return self._count_short()
         self.rows = query.with_next(self.kept)
         self._tally = found

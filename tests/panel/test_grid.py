@@ -232,6 +232,14 @@ def test_both_paths_and_several_passes_count_as_a_loop_does(ids, times, given, o
     assert span in str(long.report) and span in repr(long)
 
 
+def test_ids_that_leave_places_empty_do_not_make_a_grid_of_them(passes):
+    """Numbers in steps of 200, each seen 60 times: listed, a grid of five members is full."""
+    rows = pd.DataFrame({"id": np.repeat(np.arange(5) * 200, 60), "t": np.tile(np.arange(60), 5)})
+    rows = rows.assign(a="hi", b=30, plan="up", period=rows["t"], state=5, choice=2)
+    check(build(rows), by_hand(rows))
+    assert [g[0] <= (1 + grid.SPARSE) * 5 for g in passes] == [True]
+
+
 def test_ids_at_the_end_of_whole_numbers():
     rows = some_rows(3, members=6)
     data = rows.assign(id=rows["id"] - 105 + (2**63 - 1))
@@ -275,7 +283,8 @@ def test_tables_that_grow_and_keys_made_a_few_at_a_time(monkeypatch):
     rows = some_rows(5)
     monkeypatch.setattr(grid, "FIRST_TABLE", 2)
     monkeypatch.setattr(grid, "KEYS", 3)
-    check(build(rows, memory=SMALL, **ALL), by_hand(rows, **ALL))
+    options = {"region": "place", "buckets": 2}
+    check(build(rows, memory=SMALL, **options), by_hand(rows, **options))
 
 
 def test_more_cells_than_numbers_are_refused():
@@ -510,8 +519,10 @@ def test_a_period_far_away_does_not_ask_for_petabytes(refused):
     data.loc[0, ["t", "period"]] = 2**50
     options = {"invalid": "drop", "memory": "1MB"}
     if refused:
-        data.loc[0, "plan"] = "zz"
-        check(build(data, **options), by_hand(data.drop(index=0)), refused=1)
+        data.loc[0, ["plan", "seg", "place"]] = "zz", "nowhere", "nowhere"
+        options |= {"segment": "seg", "region": "place"}
+        want = by_hand(data.drop(index=0), segment="seg", region="place")
+        check(build(data, **options), want, refused=1)
         return
     try:
         panel = build(data, **options)

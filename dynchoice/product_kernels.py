@@ -19,18 +19,26 @@ from dynchoice.kernels import vectors
 
 
 @vectors
-def product_expect(x, ev, z, half, halves, graph):
-    """Write ``ev[c, j, e] = E[x(s') | s, j]`` (C, J, n); ``z`` receives ``Q_l x(c)``."""
+def product_ahead(x, z, half, halves):
+    """Write ``z[l, c] = Q_l x(c)`` for each level that a choice of chain ``l`` leads to."""
     A, BT, chain, need = halves
-    indptr, to, weight, order, rank, loops = graph
     L, C, n = z.shape
     D, E = half.shape
-    J = ev.shape[1]
     for k in range(L):
         for c in range(C):
             if need[k, c]:
                 np.dot(x[c].reshape(D, E), BT[k], half)
                 np.dot(A[k], half, z[k, c].reshape(D, E))
+
+
+@vectors
+def product_expect(x, ev, z, half, halves, graph):
+    """Write ``ev[c, j, e] = E[x(s') | s, j]`` (C, J, n); ``z`` receives ``Q_l x(c)``."""
+    A, BT, chain, need = halves
+    indptr, to, weight, order, rank, loops = graph
+    L, C, n = z.shape
+    J = ev.shape[1]
+    product_ahead(x, z, half, halves)
     for c in range(C):
         for j in range(J):
             values = ev[c, j]
@@ -211,13 +219,8 @@ def product_defect(b, x, out, z, half, W, halves, graph):
     A, BT, chain, need = halves
     indptr, to, weight, order, rank, loops = graph
     L, C, n = z.shape
-    D, E = half.shape
     J = W.shape[1]
-    for k in range(L):
-        for c in range(C):
-            if need[k, c]:
-                np.dot(x[c].reshape(D, E), BT[k], half)
-                np.dot(A[k], half, z[k, c].reshape(D, E))
+    product_ahead(x, z, half, halves)
     for c in range(C):
         left = out[c]
         for e in range(n):

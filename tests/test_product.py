@@ -93,6 +93,11 @@ def test_the_kernels_write_everything_they_return(rng):
 
         ev = np.full((C, J, n), np.nan)
         x = rng.normal(size=(C, n))
+        z, half = room()
+        product_kernels.product_ahead(x, z, half, halves)
+        for k, c in np.argwhere(need):
+            want = np.kron(A[k], BT[k].T) @ x[c]
+            np.testing.assert_allclose(z[k, c], want, atol=1e-13)
         product_kernels.product_expect(x, ev, *room(), halves, graph)
         assert np.isfinite(ev).all()
         mass, out = rng.random((C, J, n)), np.full((C, n), np.nan)

@@ -344,8 +344,9 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
                 if progress is not None:
                     progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
         else:
-            # kernels release the interpreter's lock, so threads share memory and still run at once
-            running = Parallel(n_jobs=cores, backend="threading", return_as="generator")(
+            # kernels release the interpreter's lock, so threads share memory and still run at once;
+            # a cluster named by joblib.parallel_config takes their place
+            running = Parallel(n_jobs=cores, prefer="threads", return_as="generator")(
                 delayed(run_task)(part) for _, part in parts
             )
             found = []

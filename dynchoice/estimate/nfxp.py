@@ -132,8 +132,10 @@ class NFXP(Estimator):
             Iterations of the optimiser at most.
         starts : int
             Starting points in all; the further ones are drawn around the first with ``seed``.
-        draws, jobs : int
-            Resampled panels of the bootstrap, and processes that fit them.
+        draws : int
+            Resampled panels of the bootstrap.
+        jobs : int
+            Processes that fit resampled panels or climb from several starting points.
         seed : int, optional
             Of the further starting points, and of the bootstrap.
         progress : callable, optional
@@ -155,6 +157,8 @@ class NFXP(Estimator):
         check_cov_type(cov_type)
         if starts < 1:
             raise SpecificationError(f"starts={starts}: at least one is needed")
+        if jobs < 1:
+            raise SpecificationError(f"jobs={jobs}: at least one process is needed")
         check_options(tol, maxiter, progress)
         if check_cov_type(cov_type) == "bootstrap":
             return resampled(
@@ -188,7 +192,7 @@ class NFXP(Estimator):
                 refuse_unidentified(model, likelihood, at_zero)
             theta = model.vector(start) if theta is None else theta
             best, optimization = self._maximise(
-                likelihood, theta, tol, maxiter, starts, seed, progress
+                likelihood, theta, tol, maxiter, starts, jobs, seed, progress
             )
             if self.joint:
                 return fit_joint(
@@ -228,6 +232,7 @@ class NFXP(Estimator):
         tol: float,
         maxiter: int,
         starts: int,
+        jobs: int,
         seed: int | None,
         progress: Progress | None,
     ) -> tuple[Evaluation, Optimization]:
@@ -239,18 +244,11 @@ class NFXP(Estimator):
             spread = np.minimum(spread, 0.5 * np.abs(theta) + 0.5)
             noise = np.random.default_rng(seed).standard_normal((starts - 1, len(theta)))
             points += list(theta + noise * spread)
-        runs = [
-            maximise(
-                likelihood.evaluate,
-                likelihood.hessian,
-                point,
-                likelihood.total,
-                tol=tol,
-                maxiter=maxiter,
-                progress=progress,
-            )
-            for point in points
-        ]
+        options = {"tol": tol, "maxiter": maxiter}
+        if starts == 1:
+            runs = [climbed(likelihood, theta, {**options, "progress": progress})]
+        else:  # each by itself: the same for any number of processes
+            runs = side_by_side(self, points, options, jobs, progress)
         order = max(range(len(runs)), key=lambda i: (runs[i][1].converged, runs[i][0].loglik))
         best, optimization = runs[order]
         if starts > 1:
@@ -265,3 +263,41 @@ class NFXP(Estimator):
             )
             optimization = replace(optimization, starts=trace)
         return best, optimization
+
+
+def climbed(
+    likelihood: Likelihood, start: FloatArray, options: dict[str, Any]
+) -> tuple[Evaluation, Optimization]:
+    """Maximise a likelihood from a starting point."""
+    evaluate, hessian = likelihood.evaluate, likelihood.hessian
+    return maximise(evaluate, hessian, start, likelihood.total, **options)
+
+
+def from_start(
+    estimator: NFXP, start: FloatArray, options: dict[str, Any]
+) -> tuple[Evaluation, Optimization]:
+    """Maximise a likelihood of its own from a starting point."""
+    with one_blas_thread():
+        return climbed(estimator.likelihood(), start, options)
+
+
+def side_by_side(
+    estimator: NFXP,
+    points: list[FloatArray],
+    options: dict[str, Any],
+    jobs: int,
+    progress: Progress | None,
+) -> list[tuple[Evaluation, Optimization]]:
+    """Maximise from several points, in ``jobs`` processes (or where joblib is configured to)."""
+    from joblib import Parallel, delayed
+
+    bare = estimator.again(estimator.counts)  # a panel's connection stays here
+    running = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(from_start)(bare, point, options) for point in points
+    )
+    runs = []
+    for one in running:
+        runs.append(one)
+        if progress is not None:
+            progress(len(runs), len(points), f"start {len(runs)}: {one[1].message}")
+    return runs

@@ -109,8 +109,33 @@ def test_a_dask_cluster_gives_the_same(club):
     one = dc.fit_segments(model, counts)
     settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     dask = {"backend": "dask"}
+    part = counts.segment("s0")
+    bootstrap = {"cov_type": "bootstrap", "draws": 20, "seed": 1}
+    errors = dc.NFXP(model, part).fit(**bootstrap).std_errors
+    several = dc.NFXP(model, part).fit(starts=3, seed=1)
+    easier = dc.Scenario("easier", params={"k0": lambda k: 1.1 * k})
+    bands = {"start": part, "periods": 4, "draws": 20, "seed": 3}
+    here = dc.forecast(one["s0"], easier, **bands).take_up
     with LocalCluster(**settings) as own, Client(own), joblib.parallel_config(**dask):
         same(one, dc.fit_segments(model, counts))
+        assert (dc.NFXP(model, part).fit(**bootstrap, jobs=2).std_errors == errors).all()
+        there = dc.NFXP(model, part).fit(starts=3, seed=1, jobs=2)
+        assert (there.params == several.params).all()
+        assert dc.forecast(one["s0"], easier, **bands, n_jobs=2).take_up.equals(here)
+
+
+def test_starts_side_by_side_are_those_one_by_one(club):
+    model, counts, _ = club
+    part = counts.segment("s1")
+    told = []
+    one = dc.NFXP(model, part).fit(starts=3, seed=4, progress=lambda *a: told.append(a))
+    two = dc.NFXP(model, part).fit(starts=3, seed=4, jobs=2)
+    assert (one.params == two.params).all() and (one.cov == two.cov).all().all()
+    for a, b in zip(one.optimization["starts"], two.optimization["starts"], strict=True):
+        assert a["loglik"] == b["loglik"] and (a["params"] == b["params"]).all()
+    assert [t[:2] for t in told if t[2].startswith("start ")] == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(SpecificationError, match="jobs=0: at least one"):
+        dc.NFXP(model, part).fit(jobs=0)
 
 
 def test_a_worker_that_dies_is_reported_and_the_rest_kept(club):

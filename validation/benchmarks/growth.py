@@ -62,7 +62,8 @@ def in_states(study: Study, quick: bool) -> None:
         f"grows as states to the power {growth:.2f} over all sizes, {last:.2f} over the last two"
     )
     if not quick:
-        study.within("growth in states", growth, 0, 1.25, "issue 5")
+        # between the two largest, where it is worst: a fit over all sizes would flatter
+        study.within("growth in states, two largest", last, 0, 1.25, "issue 5")
 
 
 def in_parameters(study: Study, quick: bool) -> None:

@@ -157,15 +157,12 @@ def level_expect(x, ev, z, chains, graph):
 
 
 @fused
-def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
-    """:func:`dynchoice.kernels.soft_bellman` on arrays (J, n), by vectors of the processor.
+def level_choice(v, V, pi, room):
+    """Write logit probabilities ``pi`` of values ``v`` (J, n), and ``V = log sum_j exp v`` (n,).
 
-    ``v = u + beta ev``, attentive ``pi``, policy ``P`` (J, n) and the operator ``V`` (n,).
+    ``room`` is as large as ``pi``.
     """
-    J, n = u.shape
-    for j in range(J):
-        for s in range(n):
-            v[j, s] = u[j, s] + beta * ev[j, s]
+    J, n = v.shape
     V[:] = v[0]
     for j in range(1, J):
         for s in range(n):
@@ -173,8 +170,8 @@ def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
     for j in range(J):
         for s in range(n):
             pi[j, s] = v[j, s] - V[s]
-        exponentials(pi[j], P[j])
-    total = P[0]
+        exponentials(pi[j], room[j])
+    total = room[0]
     total[:] = 0.0
     for j in range(J):
         for s in range(n):
@@ -185,12 +182,25 @@ def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
         for s in range(n):
             pi[j, s] /= total[s]
     if J > 2:
-        logarithms(total, P[1], P[2])
+        logarithms(total, room[1], room[2])
     else:
         for s in range(n):
             total[s] = np.log(total[s])
     for s in range(n):
         V[s] += total[s]
+
+
+@fused
+def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
+    """:func:`dynchoice.kernels.soft_bellman` on arrays (J, n), by vectors of the processor.
+
+    ``v = u + beta ev``, attentive ``pi``, policy ``P`` (J, n) and the operator ``V`` (n,).
+    """
+    J, n = u.shape
+    for j in range(J):
+        for s in range(n):
+            v[j, s] = u[j, s] + beta * ev[j, s]
+    level_choice(v, V, pi, P)
     for j in range(J):
         for s in range(n):
             P[j, s] = attention[s] * pi[j, s]

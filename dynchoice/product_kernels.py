@@ -84,11 +84,13 @@ def product_push(m, out, sums, half, halves, graph):
 
 
 @vectors
-def product_sweep(v, y, out, z, half, W, inner, halves, graph):
-    """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y``.
+def product_sweep(v, shift, y, out, coarse, z, half, W, inner, halves, graph):
+    """Write ``y``, nearly ``(I - beta F^P)^{-1} (v - shift)``, and ``out = (I - beta F^P) y``.
 
-    A sweep over the levels, each after those it leads to (block Gauss-Seidel); levels that return
-    to themselves take ``inner`` steps of their own. ``W`` (C, J, n) holds ``beta P``.
+    First ``coarse`` (C,), the same for all states of a level, then a sweep over the levels, each
+    after those it leads to (block Gauss-Seidel), for what that leaves of ``v``; levels that return
+    to themselves take ``inner`` steps of their own. ``W`` (C, J, n) is the policy, and
+    discounting is in it or in the graph's weights.
     """
     A, BT, chain, need = halves
     indptr, to, weight, order, rank, loops = graph
@@ -98,9 +100,15 @@ def product_sweep(v, y, out, z, half, W, inner, halves, graph):
     for i in range(C):
         c = order[i]
         own, given = y[c], out[c]
-        given[:] = v[c]
+        for e in range(n):
+            given[e] = v[c, e] - shift - coarse[c]
         for j in range(J):
-            policy = W[c, j]
+            # halves keep constants: what the coarse part promises needs no product of matrices
+            policy, promised = W[c, j], 0.0
+            for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                promised += weight[q] * coarse[to[q]]
+            for e in range(n):
+                given[e] += promised * policy[e]
             for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
                 if rank[to[q]] < i:
                     w, ahead = weight[q], z[chain[j], to[q]]
@@ -121,12 +129,20 @@ def product_sweep(v, y, out, z, half, W, inner, halves, graph):
                             w, ahead = weight[q], z[chain[j], c]
                             for e in range(n):
                                 own[e] += w * policy[e] * ahead[e]
+        for e in range(n):
+            own[e] += coarse[c]
     # what the sweep did not solve: moves to levels later in it, and of levels to themselves
     for c in range(C):
         own = out[c]
-        own[:] = y[c] if loops[c] else v[c]
+        for e in range(n):
+            own[e] = y[c, e] if loops[c] else v[c, e] - shift
         for j in range(J):
-            policy = W[c, j]
+            policy, promised = W[c, j], 0.0
+            if loops[c]:
+                for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
+                    promised += weight[q] * coarse[to[q]]
+                for e in range(n):
+                    own[e] -= promised * policy[e]
             for q in range(indptr[c * J + j], indptr[c * J + j + 1]):
                 if loops[c] or rank[to[q]] > rank[c]:
                     w, ahead = weight[q], z[chain[j], to[q]]

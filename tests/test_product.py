@@ -105,7 +105,8 @@ def test_the_kernels_write_everything_they_return(rng):
         # the adjoint of one is the other
         assert (mass * ev).sum() == pytest.approx((out * x).sum(), rel=1e-12)
         W, y, applied = 0.9 * mass / J, np.full((C, n), np.nan), np.full((C, n), np.nan)
-        product_kernels.product_sweep(x, y, applied, *room(), W, 2, halves, graph)
+        coarse, shift = rng.normal(size=C), 0.3
+        product_kernels.product_sweep(x, shift, y, applied, coarse, *room(), W, 2, halves, graph)
         assert np.isfinite(y).all() and np.isfinite(applied).all()
         left = np.full((C, n), np.nan)
         product_kernels.product_defect(x, y, left, *room(), W, halves, graph)

@@ -45,11 +45,46 @@ def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[An
     to = np.concatenate(at).astype(np.int64)
     weight = np.concatenate([table[i % J, i // J, a] for i, a in enumerate(at)])
     reach = [sorted({int(t) for j in range(J) for t in at[c * J + j]} - {c}) for c in range(C)]
-    order = after_successors(reach)
+    order = sweep_order(reach)
     rank = np.empty(C, dtype=np.int64)
     rank[order] = np.arange(C)
     loops = np.array([any(c in at[c * J + j] for j in range(J)) for c in range(C)])
     return indptr, to, np.ascontiguousarray(weight), order, rank, loops
+
+
+def sweep_order(reach: list[list[int]]) -> IntArray:
+    """Return nodes so that nearly each comes after those it leads to.
+
+    In a year of seasons every way back takes a multiple of twelve steps: the year is cut once, and
+    a sweep runs through all of it. Elsewhere, and within a season, depth-first postorder.
+    """
+    order = after_successors(reach)
+    phase = phases(reach)
+    return order[np.argsort(-phase[order], kind="stable")]
+
+
+def phases(reach: list[list[int]]) -> IntArray:
+    """Return where each node stands in the period of a graph (Denardo 1977, Algorithm 1).
+
+    Edges lead from each phase to the next, and from the last to the first; zero everywhere where
+    ways back have no common divisor.
+    """
+    n = len(reach)
+    step = np.full(n, -1, dtype=np.int64)
+    period = 0
+    for root in range(n):
+        if step[root] >= 0:
+            continue
+        step[root], queue = 0, [root]
+        for node in queue:
+            for child in reach[node]:
+                if step[child] < 0:
+                    step[child] = step[node] + 1
+                    queue.append(child)
+    for node in range(n):
+        for child in reach[node]:
+            period = int(np.gcd(period, abs(step[node] + 1 - step[child])))
+    return step % period if period > 1 else np.zeros(n, dtype=np.int64)
 
 
 def after_successors(reach: list[list[int]]) -> IntArray:

@@ -119,6 +119,13 @@ class Product:
             self._trimmed[key] = new
         return self._trimmed[key]
 
+    def discounted(self, beta: float) -> Product:
+        """Return the law with moves between levels weighted by a discount factor."""
+        new = copy(self)
+        indptr, to, weight, *rest = self.graph
+        new.graph = (indptr, to, beta * weight, *rest)
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the work arrays behind, and what can be made again."""
         kept = {k: v for k, v in self.__dict__.items() if k != "_rooms"}
@@ -147,6 +154,14 @@ class Product:
         turned = x.reshape(*self._source, J).transpose(*self._axes, len(self._axes))
         by_level = turned.reshape(self.B, self.C, self.n, J)
         return np.ascontiguousarray(by_level.transpose(0, 1, 3, 2))
+
+    def lay(self, x: FloatArray, out: FloatArray) -> None:
+        """Write what is known by state (S,) by level, ``out`` (B, C, n)."""
+        out.reshape(self._shape)[...] = x.reshape(self._source).transpose(self._axes)
+
+    def take(self, x: FloatArray, out: FloatArray) -> None:
+        """Write what is known by level (B, C, n) by state, ``out`` (S,)."""
+        out.reshape(self._source)[...] = x.reshape(self._shape).transpose(self._back)
 
     def by_state(self, x: AnyArray) -> AnyArray:
         """Return something known by level, (B, C, n) or (B, C, J, n), by state."""
@@ -185,13 +200,37 @@ class Product:
         """Write where a mass (C, J, n) of one block moves, (C, n)."""
         kernels.product_push(mass, out, *self._room(b), self._halves[b], self.graph)
 
-    def sweep(self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray) -> None:
-        """Write ``y``, nearly ``(I - beta F^P)^{-1} v``, and ``out = (I - beta F^P) y`` (C, n).
+    def sweep(
+        self,
+        b: int,
+        v: FloatArray,
+        W: FloatArray,
+        y: FloatArray,
+        out: FloatArray,
+        coarse: FloatArray | None = None,
+        shift: float = 0.0,
+    ) -> None:
+        """Write ``y``, nearly ``(I - beta F^P)^{-1} (v - shift)``, and ``(I - beta F^P) y``.
 
-        ``W`` (C, J, n) holds ``beta P``.
+        ``W`` (C, J, n) is ``beta P``, or ``P`` of a law that is :meth:`discounted`; ``coarse`` (C,)
+        is a first guess of ``y``, level by level.
         """
         law = self._halves[b], self.graph
-        kernels.product_sweep(v, y, out, *self._room(b), W, INNER, *law)
+        first = np.zeros(self.C) if coarse is None else coarse
+        kernels.product_sweep(v, shift, y, out, first, *self._room(b), W, INNER, *law)
+
+    def between_levels(self, W: FloatArray) -> Any:
+        """Return ``I - beta F^P`` (C, C) of a block as seen between levels, as a sparse matrix.
+
+        Each level's ``W`` (of :meth:`sweep`) is averaged over its states.
+        """
+        from scipy.sparse import coo_array, eye_array
+
+        indptr, to, weight, *_ = self.graph
+        steps = np.diff(indptr)
+        moved = weight * np.repeat(W.mean(axis=2).reshape(-1), steps)
+        here = np.repeat(np.arange(self.C), steps.reshape(self.C, self.J).sum(axis=1))
+        return eye_array(self.C) - coo_array((moved, (here, to)), shape=(self.C, self.C))
 
     def sweep_back(
         self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray

@@ -100,6 +100,7 @@ class LevelBellman(Bellman):
 
     What is known of a level stands together, choice by choice, so that exponentials and sums run
     along memory within the cache; ``v``, ``pi`` and ``P`` (S, J) are made when they are asked for.
+    Little is allocated at each step: of millions of states, fresh memory costs as much as sums do.
     """
 
     def __init__(self, model: DDC, product: Product) -> None:
@@ -109,7 +110,9 @@ class LevelBellman(Bellman):
     def _allocate(self, S: int, J: int) -> None:
         law = self.law
         shape = (law.B, law.C, J, law.n)
-        self._v, self._pi, self._P, self._ev = (np.empty(shape) for _ in range(4))
+        self._v, self._P = np.empty(shape), np.empty(shape)
+        self._pi, self._room = np.empty((2, J, law.n))
+        self._h, self._T = np.empty((2, law.B, law.C, law.n))
         self._a, self._d = law.laid(self.attention), law.laid(self.default)
 
     def laid(self, u: FloatArray) -> FloatArray:
@@ -117,23 +120,21 @@ class LevelBellman(Bellman):
         return self.law.laid(u)
 
     def hand_policy(self, system: PolicySystem) -> None:
-        """Let the sweeps be those of the policy at hand."""
+        """Let the sweeps be those of the policy at hand, until the next :meth:`apply`."""
         assert system.sweeps is not None
         system.sweeps.factor(self._P)
 
     def apply(self, u: FloatArray, h: FloatArray) -> float:
         """Evaluate at relative value ``h`` (S,); ``u`` is flow utility by level."""
-        law = self.law
-        T = np.empty((law.B, law.C, law.n))
-        law.expect_laid(law.laid(h), self._ev)
-        for b in range(law.B):
-            for c in range(law.C):
-                at = (b, c)
-                level_kernels.level_bellman(
-                    u[at], self._ev[at], self.beta, self._a[at], self._d[at], self._v[at], T[at],
-                    self._pi[at], self._P[at],
-                )  # fmt: skip
-        self.T = law.by_state(T)
+        law, v, T = self.law, self._v, self._T
+        law.lay(h, self._h)
+        law.expect_laid(self._h, v)
+        for at in np.ndindex(law.B, law.C):
+            level_kernels.level_bellman(
+                u[at], v[at], self.beta, self._a[at], self._d[at], v[at], T[at], self._pi,
+                self._P[at],
+            )  # fmt: skip
+        law.take(T, self.T)
         return float(kernels.relative_residual(self.T, h, self.root, self.gain, self.r))
 
     @property
@@ -144,7 +145,10 @@ class LevelBellman(Bellman):
     @property
     def pi(self) -> FloatArray:  # type: ignore[override]
         """Attentive choice probabilities (S, J)."""
-        return self.law.by_state(self._pi)
+        pi = np.empty_like(self._v)
+        for at in np.ndindex(self.law.B, self.law.C):
+            level_kernels.level_choice(self._v[at], self._T[at], pi[at], self._room)
+        return self.law.by_state(pi)
 
     @property
     def P(self) -> FloatArray:  # type: ignore[override]

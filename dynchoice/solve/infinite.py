@@ -21,6 +21,9 @@ PATIENCE = 10
 """Newton steps in a row that may fail to improve while the residual is large."""
 ROUGH, FINE = 0.1, 1e-3
 """Relative accuracy of a Newton step far from the solution, and once the residual has risen."""
+APART = 1e3
+"""How much larger than flow utility values may be for the bound on the residual to grow with them:
+those of members who never meet lie ``1 / (1 - beta)`` apart, whatever the flow."""
 FAST = 0.5
 """Contraction goes on while it at least halves the residual."""
 
@@ -55,7 +58,8 @@ def fixed_point(
     start : FloatArray, shape (S,), optional
         First guess of ``V`` or ``h``; skips the contraction phase.
     tol : float
-        Bound on the residual divided by ``1 + max|h|``.
+        Bound on the residual divided by ``1 + max|h|``, or by a thousand times ``1 + max|gain|``
+        where that is less.
     maxiter : int
         Newton steps at most.
 
@@ -65,6 +69,11 @@ def fixed_point(
         Not converged is a status, never an exception. ``bellman``'s arrays hold the operator at
         the returned ``h``.
     """
+
+    def bound() -> float:
+        flow = 1 + float(np.abs(bellman.gain).max())
+        return tol * min(1 + float(np.abs(h).max()), APART * flow)
+
     system.failures.clear()
     S = u.shape[0]
     h = np.zeros(S) if start is None else bellman.relative(start)
@@ -72,7 +81,7 @@ def fixed_point(
     residual = bellman.apply(u, h)
     contractions, newton = 0, 0
     if start is None and bellman.beta > 0:
-        while contractions < CONTRACTIONS and residual > tol * (1 + np.abs(h).max()):
+        while contractions < CONTRACTIONS and residual > bound():
             h = bellman.relative(bellman.T)
             before, residual = residual, bellman.apply(u, h)
             contractions += 1
@@ -80,15 +89,14 @@ def fixed_point(
                 break
     best = np.inf
     stalled, rises, rough = 0, 0, ROUGH
-    while residual > tol * (1 + np.abs(h).max()) and newton < maxiter:
+    while residual > bound() and newton < maxiter:
         # near the end two rises are rounding; far from it policies may still be on their way
         patience = 2 if residual < 1e-8 * (1 + np.abs(h).max()) else PATIENCE
         if stalled >= patience or not np.isfinite(residual):
             break
         bellman.hand_policy(system)
         # an error of the linear solve as large as Newton's own does no harm
-        bound = tol * (1 + np.abs(h).max())
-        step = system.solve(bellman.r, rtol=max(0.1 * bound / residual, min(rough, residual)))
+        step = system.solve(bellman.r, rtol=max(0.1 * bound() / residual, min(rough, residual)))
         h = bellman.relative(h + step)
         before, residual = residual, bellman.apply(u, h)
         rises += residual > before
@@ -98,17 +106,16 @@ def fixed_point(
         # the residual may rise before quadratic convergence sets in, but not for long
         stalled = 0 if residual < best or newton < 8 else stalled + 1
         best = min(best, residual)
-    bound = tol * (1 + np.abs(h).max())
-    converged = bool(np.isfinite(residual) and residual <= bound)
+    converged = bool(np.isfinite(residual) and residual <= bound())
     if not converged and np.isfinite(residual):
         # rounding of T(h) - h itself: a residual at that floor is all float64 can give
         floor = 64 * np.finfo(float).eps * (1 + np.abs(h).max() + np.abs(bellman.gain).max())
-        converged = bool(residual <= max(floor, bound))
+        converged = bool(residual <= max(floor, bound()))
     message = (
         f"converged: {contractions} contraction and {newton} Newton steps, residual {residual:.1e}"
         if converged
         else f"not converged: residual {residual:.1e} after {contractions} contraction and"
-        f" {newton} Newton steps (bound {bound:.1e})"
+        f" {newton} Newton steps (bound {bound():.1e})"
     )
     if system.failures and not converged:
         message += "; " + system.failures[-1]

@@ -115,9 +115,8 @@ def solve(
     True
     """
     check_solution(model)
-    u = model.flow_utility(params)
     if model.horizon is not None:
-        V, v, pi, P = backward_induction(model, u)
+        V, v, pi, P = backward_induction(model, model.flow_utility(params))
         if not model.sophisticated:
             P = np.stack([model.observed(p) for p in pi])
         message = f"backward induction over {model.horizon} periods"
@@ -131,7 +130,7 @@ def solve(
     with one_blas_thread():
         system = PolicySystem(model.transitions, model.beta)
         bellman = bellman_of(model, system)
-        point = fixed_point(bellman, system, u, start, tol, maxiter)
+        point = fixed_point(bellman, system, model.flow_utility(params), start, tol, maxiter)
     stats = {
         "contractions": point.contractions,
         "newton": point.newton,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -55,15 +56,16 @@ class Sweeps:
         self.beta = beta
         self.sweeps = 0
         self.failures: list[str] = []
-        self._W = np.empty((product.B, product.C, product.J, product.n))
+        self._P: FloatArray = np.empty(0)
         self._spread: list[tuple[FloatArray, FloatArray]] | None = None
+        self._coarse: list[Any] | None = None
         self._rooms: list[Room] = []
 
     def factor(self, P: FloatArray) -> None:
-        """Take a policy by level (B, C, J, n)."""
-        np.multiply(P, self.beta, out=self._W)
-        self.law = self.whole.trimmed(P)
-        self._spread = None
+        """Take a policy by level (B, C, J, n), which must stay as it is until the next."""
+        self._P = P
+        self.law = self.whole.trimmed(P).discounted(self.beta)
+        self._spread = self._coarse = None
 
     def _room(self) -> Room:
         """Return Krylov vectors that nobody uses: fresh memory costs more than it holds."""
@@ -89,6 +91,8 @@ class Sweeps:
             return np.zeros(b.shape)
         if transposed:
             self._occupation()  # shared: made before the threads part
+        else:
+            self._levels()
         if b.ndim == 1:
             x, used = self._column(b, rtol, transposed, guess)
             self.sweeps += used
@@ -133,19 +137,26 @@ class Sweeps:
         self, i: int, b: FloatArray, rtol: float, room: Room, guess: FloatArray | None
     ) -> tuple[FloatArray, float, int]:
         """Solve one block: relative values, then its level."""
-        law, W, used = self.law, self._W[i], 0
-        whole = float(np.linalg.norm(b - b[0, 0]))
+        law, P, used = self.law, self._P[i], 0
+        whole, levels = float(np.linalg.norm(b - b[0, 0])), self._levels()[i]
         r = b
         if guess is not None:
             r = np.empty_like(b)
-            law.defect(i, b, W, guess, r)
+            law.defect(i, b, P, guess, r)
             if not float(np.linalg.norm(r - r[0, 0])) <= whole:  # worse than none, or no number
                 r, guess = b, None
 
         def sweep(v: FloatArray, y: FloatArray, out: FloatArray) -> None:
             nonlocal used
             used += 1
-            law.sweep(i, v.reshape(b.shape), W, y.reshape(b.shape), out.reshape(b.shape))
+            v, y, out = v.reshape(b.shape), y.reshape(b.shape), out.reshape(b.shape)
+            if levels is None:
+                law.sweep(i, v, P, y, out)
+                return
+            first = levels.solve(v.mean(axis=1))
+            # constants, of size 1 / (1 - beta), would eat the digits of what tells states apart
+            level = first[0]
+            law.sweep(i, v, P, y, out, first - level, (1 - self.beta) * level)
 
         flat = r.reshape(-1)
         x, at_root, size = flexible_gmres(sweep, flat, rtol * whole, room, KRYLOV_CYCLES)
@@ -158,14 +169,14 @@ class Sweeps:
         self, i: int, b: FloatArray, rtol: float, room: Room
     ) -> tuple[FloatArray, float, int]:
         """Solve one block of the transposed system: the known sum, then what sums to zero."""
-        law, W, (spread, applied) = self.law, self._W[i], self._occupation()[i]
+        law, P, (spread, applied) = self.law, self._P[i], self._occupation()[i]
         whole, mass, used = float(np.linalg.norm(b)), float(b.sum()) / (1 - self.beta), 0
         r = (b - applied * mass).reshape(-1)
 
         def sweep(v: FloatArray, y: FloatArray, out: FloatArray) -> None:
             nonlocal used
             used += 1
-            law.sweep_back(i, v.reshape(b.shape), W, y.reshape(b.shape), out.reshape(b.shape))
+            law.sweep_back(i, v.reshape(b.shape), P, y.reshape(b.shape), out.reshape(b.shape))
             total = float(y.sum())
             y -= total * spread.reshape(-1)
             out -= total * applied.reshape(-1)
@@ -174,6 +185,18 @@ class Sweeps:
         out = x.reshape(b.shape) + spread * mass
         return out, size / whole if whole else 0.0, used
 
+    def _levels(self) -> list[Any]:
+        """Return, by block, the factors of the system between levels, for a coarse correction.
+
+        None where the policy is not a number: what is wrong shows in the residual.
+        """
+        if self._coarse is None:
+            from scipy.sparse.linalg import splu
+
+            between = [self.law.between_levels(P).tocsc() for P in self._P]
+            self._coarse = [splu(A) if np.isfinite(A.data).all() else None for A in between]
+        return self._coarse
+
     def _occupation(self) -> list[tuple[FloatArray, FloatArray]]:
         """Return, by block, a mass that sums to one, about where members end up, and its image."""
         if self._spread is None:
@@ -181,7 +204,7 @@ class Sweeps:
             for i in range(law.B):
                 even = np.ones((law.C, law.n))
                 y, out = np.empty_like(even), np.empty_like(even)
-                law.sweep_back(i, even, self._W[i], y, out)
+                law.sweep_back(i, even, self._P[i], y, out)
                 self.sweeps += 1
                 made.append((y / y.sum(), out / y.sum()))
             self._spread = made

@@ -168,8 +168,8 @@ def of_the_machine(study: Study, quick: bool) -> None:
         law = system.sweeps.law
         v = np.random.default_rng(0).random((law.C, law.n))
         one, two = np.empty_like(v), np.empty_like(v)
-        W = system.sweeps._W[0]
-        sweep = cpu(lambda: law.sweep(0, v, W, one, two), 10)
+        P = system.sweeps._P[0]
+        sweep = cpu(lambda: law.sweep(0, v, P, one, two), 10)
         need, loops = law._halves[0][3], law.graph[-1]
         from dynchoice.model.product import INNER
 

@@ -67,23 +67,28 @@ def phases(reach: list[list[int]]) -> IntArray:
     """Return where each node stands in the period of a graph (Denardo 1977, Algorithm 1).
 
     Edges lead from each phase to the next, and from the last to the first; zero everywhere where
-    ways back have no common divisor.
+    there is no such period. Edges are followed both ways, so that one start is enough.
     """
     n = len(reach)
-    step = np.full(n, -1, dtype=np.int64)
-    period = 0
+    ways = [[(child, 1) for child in out] for out in reach]
+    for node, out in enumerate(reach):
+        for child in out:
+            ways[child].append((node, -1))
+    step = np.zeros(n, dtype=np.int64)
+    seen: set[int] = set()
     for root in range(n):
-        if step[root] >= 0:
+        if root in seen:
             continue
-        step[root], queue = 0, [root]
+        seen.add(root)
+        queue = [root]
         for node in queue:
-            for child in reach[node]:
-                if step[child] < 0:
-                    step[child] = step[node] + 1
-                    queue.append(child)
-    for node in range(n):
-        for child in reach[node]:
-            period = int(np.gcd(period, abs(step[node] + 1 - step[child])))
+            for other, way in ways[node]:
+                if other not in seen:
+                    seen.add(other)
+                    step[other] = step[node] + way
+                    queue.append(other)
+    beside = [step[node] + 1 - step[child] for node in range(n) for child in reach[node]]
+    period = int(np.gcd.reduce(beside)) if beside else 0
     return step % period if period > 1 else np.zeros(n, dtype=np.int64)
 
 

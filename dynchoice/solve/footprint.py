@@ -1,9 +1,10 @@
 """How much memory a solution or a likelihood takes, before it is allocated.
 
-For ``S`` states, ``J`` choices and ``K`` parameters a solution holds about ``8 S (8 J + 14)`` bytes
-and what its linear solver needs: ``8 n^2`` a dense block of ``n`` states, twice the band of a
-sparse factorisation, or Krylov vectors. A likelihood adds ``8 S J K`` for each of five arrays of
-derivatives (two evaluations are held while a third is made) and ``24 S K`` for those of values.
+For ``S`` states, ``J`` choices and ``K`` parameters a solution holds about ``8 S (8 J + 14)``
+bytes, ``8 S (5 J + 14)`` where sweeps solve it, and what its linear solver needs: ``8 n^2`` a dense
+block of ``n`` states, twice the band of a sparse factorisation, or Krylov vectors. A likelihood
+adds ``8 S J K`` for each of five arrays of derivatives (two evaluations are held while a third is
+made) and ``24 S K`` for those of values.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from dynchoice.memory import require
 from dynchoice.model.ddc import DDC
+from dynchoice.model.product import Product
 from dynchoice.solve.linear import DENSE_STATES, GMRES_RESTART, LU_WORK
 from dynchoice.solve.sweeps import KRYLOV_NUMBERS, KRYLOV_VECTORS
 
@@ -28,19 +30,29 @@ def solution_bytes(model: DDC) -> int:
     S, J, _ = model.shape
     if model.horizon is not None:
         return 8 * S * (3 * J + 1) * model.horizon
-    return 8 * S * (8 * J + 14) + (solver_bytes(model) if model.beta > 0 else 0)
+    if model.beta == 0:
+        return 8 * S * (8 * J + 14)
+    held = 8 if swept(model) is None else 5
+    return 8 * S * (held * J + 14) + solver_bytes(model)
+
+
+def swept(model: DDC) -> Product | None:
+    """Return the levels and halves of a law that is never expanded, if it has them."""
+    F = model.transitions
+    return getattr(F, "product", None) if F.stacked() is None else None
 
 
 def solver_bytes(model: DDC) -> int:
     """Return the bytes of the linear solver that :func:`choose_method` would choose."""
     F, S = model.transitions, model.states.size
     if F.stacked() is None:
-        law = getattr(F, "product", None)
+        law = swept(model)
         if law is None:
             return 8 * S * (GMRES_RESTART + 6)
         n = law.C * law.n
         vectors = max(8, min(KRYLOV_NUMBERS // (2 * n), KRYLOV_VECTORS))
-        return int(8 * n * (2 * vectors + 3 + 2 * law.J))
+        chains = max(len(half[0]) for half in law._halves)
+        return int(8 * n * (2 * vectors + 3 + chains))
     sizes = np.bincount(F.blocks).astype(float)
     if sizes.max() <= DENSE_STATES:
         return int(8 * (sizes**2).sum())

@@ -101,8 +101,9 @@ def solve(
     SpecificationError
         Parameters of the wrong number; laws without probabilities.
     MemoryLimitError
-        It would take more memory than there is: about ``8 S (8 J + 14)`` bytes and the linear
-        solver's (:mod:`dynchoice.solve.footprint`), checked before anything is allocated.
+        It would take more memory than there is: about ``8 S (8 J + 14)`` bytes (``5 J``
+        by sweeps) and the linear solver's (:mod:`dynchoice.solve.footprint`), checked before
+        anything is allocated.
 
     Examples
     --------

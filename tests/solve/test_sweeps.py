@@ -5,10 +5,12 @@ what is expected comes from dense NumPy (``oracles``), or from the same call on 
 """
 
 import pickle
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import builders
@@ -22,6 +24,7 @@ from dynchoice.estimate import likelihood as likelihood_module
 from dynchoice.estimate import start as start_module
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.model import factored as factored_module
+from dynchoice.model import levels as levels_module
 from dynchoice.model.product import Product
 from dynchoice.solve import linear as linear_module
 from dynchoice.solve import sweeps as sweeps_module
@@ -33,6 +36,7 @@ from dynchoice.solve.sweeps import Sweeps
 from dynchoice.solve.warm import WarmSolver
 
 EPS = np.finfo(float).eps
+BENCHMARKS = Path(__file__).resolve().parents[2] / "validation" / "benchmarks"
 CASES = [1, 2, 3, 6, 7, 100]
 """Random models: many small offers, one large, levels only, chains in pieces; rich ones."""
 KINDS = ("attentive", "inattentive", "naive")
@@ -1008,3 +1012,85 @@ def test_sweeps_stand_alone(rng):
             size = np.linalg.norm(b[own, 0] - b[own[0], 0])
             assert np.linalg.norm(left[own]) <= 1.001e-2 * size
     assert not sweeps.failures and likelihood_module.DERIVATIVE_RTOL <= 1e-9
+
+
+# ---------------------------------------------------------------- orders and coarse corrections
+
+
+def graph_of(edges, n):
+    return [sorted({b for a, b in edges if a == i and b != i}) for i in range(n)]
+
+
+def test_a_year_is_cut_once(rng):
+    """Twelve seasons, five contracts, moves at random: only December's lead back."""
+    seasons, contracts = 12, 5
+    for _ in range(20):
+        edges = set()
+        for s in range(seasons):
+            for c in range(contracts):
+                for to in rng.choice(contracts, size=2, replace=False):
+                    edges.add((s * contracts + c, (s + 1) % seasons * contracts + int(to)))
+        reach = graph_of(edges, seasons * contracts)
+        order = levels_module.sweep_order(reach)
+        assert sorted(order) == list(range(seasons * contracts))
+        rank = np.argsort(order)
+        late = {a // contracts for a, b in edges if rank[b] > rank[a]}
+        assert len(late) == 1
+
+
+@pytest.mark.parametrize(
+    ("edges", "n", "period"),
+    [
+        ([(0, 1), (1, 2), (2, 0)], 3, 3),
+        ([(0, 1), (1, 0), (1, 2), (2, 3), (3, 0)], 4, 2),
+        ([(0, 1), (1, 0), (1, 2), (2, 0)], 3, 1),  # ways back of two steps and of three
+        ([(0, 1), (1, 2)], 3, 1),  # no way back
+        ([(2, 0), (0, 1), (1, 2), (3, 1), (4, 5), (5, 6), (6, 4)], 7, 3),  # two cycles, a way in
+    ],
+)
+def test_phases_of_a_graph(edges, n, period):
+    phase = levels_module.phases(graph_of(edges, n))
+    assert phase.max() + 1 == period
+    assert all((phase[a] + 1) % period == phase[b] for a, b in edges)
+
+
+def test_levels_that_differ_in_nothing_else_take_one_sweep(rng):
+    """Where policies depend on the level alone, the system between levels is all there is."""
+    model, spec = model_of(100, 0.99)
+    with unexpanded():
+        law = model.transitions.product
+    P = rng.gamma(1.0, size=(law.B, law.C, law.J, 1)) * np.ones((1, 1, 1, law.n))
+    P /= P.sum(axis=2, keepdims=True)
+    b = np.repeat(rng.normal(size=(law.B, law.C, 1)), law.n, axis=2)
+    sweeps = Sweeps(law, 0.99)
+    sweeps.factor(P)
+    found = sweeps.solve(law.by_state(b), 1e-11)
+    assert sweeps.sweeps == law.B
+    A = np.eye(law.S) - 0.99 * oracles.markov(law.by_state(P), spec["F"])
+    np.testing.assert_allclose(found, np.linalg.solve(A, law.by_state(b)), rtol=1e-9)
+
+
+def test_seasons_cost_few_sweeps_more():
+    """A club without and with twelve seasons: what a year of contracts and seasons starts at
+    different phases must not be left to GMRES."""
+    large = runpy.run_path(str(BENCHMARKS / "large.py"))
+    club = large["programme"](5)
+    plain = dc.solve(club.model(), club.theta()).stats
+    year = dc.solve(*large["seasonal"](club)).stats
+    assert plain["method"] == year["method"] == "levels"
+    assert year["products"] <= 1.3 * plain["products"]
+
+
+def test_solutions_of_millions_may_be_asked_for_twice(rng):
+    """Arrays that a step overwrites are not those that were handed out."""
+    model, _ = model_of(100, 0.95)
+    with unexpanded():
+        bellman = LevelBellman(model, model.transitions.product)
+    u = bellman.laid(model.flow_utility(rng.normal(size=2)))
+    bellman.apply(u, np.zeros(model.states.size))
+    before = [bellman.v, bellman.pi, bellman.P]
+    kept = [x.copy() for x in before]
+    bellman.apply(u, rng.normal(size=model.states.size))
+    for a, b, now in zip(before, kept, (bellman.v, bellman.pi, bellman.P), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (np.nan_to_num(now, neginf=0.0) != np.nan_to_num(a, neginf=0.0)).any()

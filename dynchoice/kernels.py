@@ -19,6 +19,9 @@ from numba import njit
 
 from dynchoice.cache import folder
 
+INTERPRETED = bool(numba.config.DISABLE_JIT)
+"""With ``NUMBA_DISABLE_JIT=1`` kernels are plain Python over NumPy arrays: a first fit of a hundred
+states takes 0.1 s that way, where compiling would take seconds."""
 TINY = 1e-300
 """Least probability of an offered choice: a saturated logit keeps its gradient."""
 _FOLDER = folder(Path(__file__).parent)

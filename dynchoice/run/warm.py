@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice import count_kernels, kernels, level_kernels, product_kernels
+from dynchoice.errors import SpecificationError
 from dynchoice.panel.grid import FIRST_TABLE, Table
 from dynchoice.typing import Progress
 
@@ -31,7 +32,17 @@ def warm_up(progress: Progress | None = None) -> dict[str, int]:
     -------
     dict
         Module of kernels -> how many of its kernels are ready.
+
+    Raises
+    ------
+    SpecificationError
+        numba is switched off, so that there is nothing to compile.
     """
+    if kernels.INTERPRETED:
+        raise SpecificationError(
+            "NUMBA_DISABLE_JIT is set: kernels run as plain Python, and nothing is compiled; unset"
+            " it to warm up"
+        )
     jobs: list[tuple[str, Callable[[], object]]] = [
         ("estimates", _estimates),
         ("large models", _large),

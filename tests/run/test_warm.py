@@ -87,3 +87,48 @@ def test_what_is_mistyped_is_told(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def small_fit(**setting):
+    """Estimates of Rust's problem at 40 bins, in a process of its own."""
+    code = (
+        "import numpy as np, dynchoice as dc;"
+        "from dynchoice.estimate.likelihood import Likelihood;"
+        "S = 40; states = dc.StateSpace(mileage=range(S)); x = np.zeros((S, 2, 2));"
+        "x[:, 0, 0] = -0.1 * np.arange(S); x[:, 1, 1] = -1;"
+        "law = dc.Increment(2, 'replace', probabilities=[.3, .6, .1], after_reset=1);"
+        "F = dc.Transitions.factored(states, ['keep', 'replace'], {'mileage': law});"
+        "u = dc.Utility.from_array(x, ['kept', 'RC']);"
+        "m = dc.DDC(states=states, choices=['keep', 'replace'], utility=u, transitions=F,"
+        " beta=.99); n = 100 * dc.solve(m, [.5, 4.]).ccp; e = Likelihood(m, n);"
+        "theta = np.array([.4, 5.]);\n"
+        "for _ in range(12): a = e.evaluate(theta); theta = theta - np.linalg.solve(e.hessian(a),"
+        " a.score)\n"
+        "from dynchoice import kernels; print(kernels.INTERPRETED, *theta.tolist())"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **setting},
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    interpreted, *theta = done.stdout.split()
+    return interpreted == "True", [float(t) for t in theta]
+
+
+def test_small_models_are_fitted_without_compiling(tmp_path):
+    """By numba's own switch: the same estimates, and no kernel is kept or looked for."""
+    off, theta = small_fit(NUMBA_DISABLE_JIT="1", **{cache.SETTING: str(tmp_path)})
+    assert off and not list(tmp_path.rglob("*.nbc"))
+    assert theta == pytest.approx([0.5, 4.0], rel=1e-8)
+    on, other = small_fit()
+    assert not on and other == pytest.approx(theta, rel=1e-9)
+
+
+def test_nothing_to_warm_up_where_numba_is_off(monkeypatch, capsys):
+    monkeypatch.setattr(warm.kernels, "INTERPRETED", True)
+    assert cli.main(["warm-up"]) == 2
+    assert "NUMBA_DISABLE_JIT" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -198,7 +199,10 @@ def forecasts(study: Study) -> None:
 
 
 def cold_start(study: Study) -> None:
-    """Import, help, and the first small fit in a fresh process with warm kernels."""
+    """Import, help, and the first small fit in a fresh process: kernels kept, none, not wanted.
+
+    With bytecode, as every installed package has it.
+    """
     fit = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import numpy as np; from models import *;"
         "m = bus_model(90, .9999, [.39, .6, .01]);"
@@ -228,25 +232,56 @@ def cold_start(study: Study) -> None:
         "first small fit": ["-c", fit],
         "first small fit from arrays": ["-c", arrays],
     }
-    bare = min(wall([sys.executable, "-c", "pass"]) for _ in range(5))
-    for what, promise in (
-        ("import dynchoice", 0.1),
-        ("dynchoice --help", 0.1),
-        ("first small fit", 1.2),
-        ("first small fit from arrays", 1.2),
-    ):
-        command = [sys.executable, *commands[what]]
-        wall(command)
-        seconds = min(wall(command) for _ in range(5)) - (bare if promise == 0.1 else 0)
-        study.say(f"{what}: {seconds:.3f} s wall (promise {promise})")
-        study.check(f"{what}, s", seconds, 0, promise, "design.md 6")
+    with TemporaryDirectory() as folder:
+        os.environ |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONDONTWRITEBYTECODE": ""}
+        bare = min(wall([sys.executable, "-c", "pass"]) for _ in range(5))
+        for what, promise in (
+            ("import dynchoice", 0.1),
+            ("dynchoice --help", 0.1),
+            ("first small fit", 1.2),
+            ("first small fit from arrays", 1.2),
+        ):
+            command = [sys.executable, *commands[what]]
+            wall(command)
+            seconds = min(wall(command) for _ in range(5)) - (bare if promise == 0.1 else 0)
+            study.say(f"{what}: {seconds:.3f} s wall (promise {promise})")
+            study.check(f"{what}, s", seconds, 0, promise, "design.md 6")
+        first = [sys.executable, "-c", fit]
+        study.say(
+            f"of a first small fit, imports of other packages: {imports(first):.2f} s (of an import"
+            " with its clock on, which is a little slower)"
+        )
+        lines = [f"{'states':>7} {'compiled, kept':>15} {'compiled':>10} {'not compiled':>13}"]
+        for bins in (90, 300, 900):
+            given = [sys.executable, "-c", fit.replace("90,", f"{bins},", 1)]
+            plain = min(wall(given, NUMBA_DISABLE_JIT="1") for _ in range(3))
+            none = min(wall(given, DYNCHOICE_CACHE=f"{folder}/{bins}/{i}") for i in range(2))
+            kept = min(wall(given) for _ in range(3))
+            lines.append(f"{bins:>7,} {kept:>15.2f} {none:>10.2f} {plain:>13.2f}")
+            if bins == 90:
+                study.check("small fit, not compiled, over compiling", plain / none, 0, 1, "ratio")
+        study.say(
+            "first fit of a process, s wall (NUMBA_DISABLE_JIT=1: nothing compiled)\n"
+            + "\n".join(lines)
+        )
 
 
-def wall(command: list[str]) -> float:
+def wall(command: list[str], **setting: str) -> float:
     """Wall seconds of a fresh process."""
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **setting})
     return time.perf_counter() - start
+
+
+def imports(command: list[str]) -> float:
+    """Seconds that a command spends importing what is not ours."""
+    python, *rest = command
+    done = subprocess.run(
+        [python, "-X", "importtime", *rest], check=True, capture_output=True, text=True
+    )
+    rows = [line.split("|") for line in done.stderr.splitlines() if "|" in line][1:]
+    theirs = [r for r in rows if not r[2].strip().startswith("dynchoice")]
+    return sum(int(r[0].split(":")[1]) for r in theirs) / 1e6
 
 
 def run(quick: bool) -> Study:

@@ -9,7 +9,9 @@ tenure comes from the months counted, and so does the return to trial eligibilit
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from dynchoice.errors import (
 from dynchoice.model.contracts import LAPSED, PAID, Contracts
 from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
 from dynchoice.panel.history import period_numbers, previous
-from dynchoice.panel.panel import Panel
+from dynchoice.panel.panel import MEMBER_LIMIT, Panel
 from dynchoice.typing import AnyArray, IntArray
 
 if TYPE_CHECKING:
@@ -35,21 +37,58 @@ if TYPE_CHECKING:
 
 ENTRIES = ("new", "outside", "unknown")
 BROKEN = ("raise", "drop")
-PANEL_OPTIONS = ("segment", "weights", "decision", "freq", "invalid", "buckets", "member_limit")
+PANEL_OPTIONS = (
+    "segment", "weights", "decision", "freq", "invalid", "buckets", "member_limit", "memory",
+    "progress",
+)  # fmt: skip
 UNKNOWN = -1
 
 
-def as_frame(data: Any, used: list[str]) -> pd.DataFrame:
-    """Return a table as a pandas frame: a frame, a pyarrow table, or Parquet or CSV path(s)."""
-    import pandas as pd
+@dataclass
+class Findings:
+    """What was found on the way, to be said once: numbers of rows and members.
 
-    if isinstance(data, pd.DataFrame):
-        return data
-    from dynchoice.panel.source import as_table
+    ``former`` rows of ``former_members`` may have a trial again that the history does not show;
+    ``lost`` rows hold no contract level; ``strange`` counts segments that the programme lacks.
+    """
 
-    table, _ = as_table(data, used)
-    frame: pd.DataFrame = table.select(*used).execute()
-    return frame
+    rows: int = 0
+    lost: int = 0
+    former: int = 0
+    former_members: int = 0
+    strange: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Findings) -> None:
+        """Add what was found among other members."""
+        self.rows += other.rows
+        self.lost += other.lost
+        self.former += other.former
+        self.former_members += other.former_members
+        self.strange += other.strange
+
+    def tell(self, club: Membership, stacklevel: int) -> None:
+        """Warn of what there is."""
+        said = []
+        if self.former:
+            said.append(
+                f"{self.former:,} row(s) of {self.former_members:,} former member(s):"
+                f" {TRIALS_HIDDEN}"
+            )
+        if self.strange:  # a programme may name only the segments that differ from the rest
+            first = next(iter(self.strange))
+            said.append(
+                f"{sum(self.strange.values()):,} row(s) are of segment {first!r}, of which"
+                f" the programme says nothing.{suggest(first, list(club.segments))} Its segments:"
+                f" {', '.join(map(str, club.segments))}"
+            )
+        if self.lost:
+            said.append(
+                f"{self.lost:,} of {self.rows:,} row(s) are left out: where their members stand"
+                " at the start of the month is not known (entry, gaps, broken contracts). What is"
+                " left may be selected: members with long contracts come back last"
+            )
+        for message in said:
+            warnings.warn(message, DataWarning, stacklevel=stacklevel + 1)
 
 
 def need(df: pd.DataFrame, *columns: str) -> None:
@@ -76,6 +115,7 @@ def contract_levels(
     contract: str | None = None,
     none: Any = "none",
     broken: str = "raise",
+    found: Findings | None = None,
 ) -> pd.Series:
     """Return each row's contract level at the start of the month, missing where it is not known.
 
@@ -95,6 +135,8 @@ def contract_levels(
     broken : {"raise", "drop"}
         What to do with a choice that the contract does not allow: say so, or call the level
         unknown from there until the history (or ``contract``) tells it again.
+    found : Findings, optional
+        Where to write down what a reader should be warned of.
 
     Raises
     ------
@@ -164,15 +206,10 @@ def contract_levels(
             " broken='drop' leaves such months out"
             + (f". Mind that {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
         )
-    if hidden_trials(c, contract):
+    if found is not None and hidden_trials(c, contract):
         former = (levels >= 0) & (c.kind[np.maximum(levels, 0)] == LAPSED)
-        if former.any():
-            warnings.warn(
-                f"{int(former.sum()):,} row(s) of {len(np.unique(who[former])):,} former member(s):"
-                f" {TRIALS_HIDDEN}",
-                DataWarning,
-                stacklevel=4,
-            )
+        found.former += int(former.sum())
+        found.former_members += len(np.unique(who[former]))
     out = np.empty(len(df), dtype=np.int64)
     out[order] = levels
     labels = np.array([*c.labels, None], dtype=object)  # the last one is reached by -1
@@ -274,6 +311,80 @@ def next_tables(c: Contracts) -> tuple[IntArray, IntArray]:
     return usual, other
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the columns of a plan history are read: the options of :meth:`Membership.panel`.
+
+    ``named`` is the column of each benefit's use, ``by_schedule`` the axes of offers that a
+    schedule says, ``columns`` those of the others; ``kept`` are columns passed on as they are.
+    """
+
+    club: Membership
+    member: str
+    time: str
+    plan: str
+    named: Mapping[str, str]
+    lag: bool
+    offers: Any
+    by_schedule: tuple[str, ...]
+    columns: Mapping[str, str]
+    entry: str
+    contract: str | None
+    none: Any
+    broken: str
+    region: str | None
+    segment: str | None
+    kept: tuple[str, ...]
+    drop: bool
+
+    @property
+    def used(self) -> list[str]:
+        """Columns that are read."""
+        optional = [self.contract] if self.contract is not None else []
+        mine = [self.member, self.time, self.plan, *self.named.values(), *self.columns.values()]
+        return list(dict.fromkeys([*mine, *optional, *self.kept]))
+
+    def derive(self, df: pd.DataFrame) -> tuple[pd.DataFrame, Findings]:
+        """Return the rows of some members as a panel wants them, and what was found among them.
+
+        Rows whose contract level is not known are left out.
+        """
+        import pandas as pd
+
+        club, member, time, found = self.club, self.member, self.time, Findings(rows=len(df))
+        df = df.reset_index(drop=True)
+        made: dict[str, Any] = {member: df[member], time: df[time]}
+        held = df[self.plan]
+        made[self.plan] = held.where(held != self.none, "none") if self.none != "none" else held
+        made[CONTRACT] = contract_levels(
+            club, df, member=member, time=time, plan=self.plan, entry=self.entry,
+            contract=self.contract, none=self.none, broken=self.broken, found=found,
+        )  # fmt: skip
+        for benefit, column in self.named.items():
+            made[benefit] = (
+                previous(df, member=member, time=time, column=column) if self.lag else df[column]
+            )
+        for axis in self.by_schedule:
+            made[axis] = in_force(df, self.offers, axis, time, self.region)
+        for axis, column in self.columns.items():
+            made[axis] = df[column]
+        for name in self.kept:
+            made[name] = df[name]
+        if club.segments and self.segment is not None:
+            label = df[self.segment].dropna().astype(str)
+            found.strange = Counter(label[~label.isin([str(x) for x in club.segments])])
+        table = pd.DataFrame(made)
+        level = [CONTRACT, *self.named] if self.lag else [CONTRACT]
+        lost = table[level].isna().any(axis=1)
+        found.lost = int(lost.sum())
+        table = table[~lost] if found.lost else table
+        for benefit, column in self.named.items():
+            table = table.assign(
+                **{benefit: whole_numbers(table[benefit], column, table, member, time, self.drop)}
+            )
+        return table, found
+
+
 def read_panel(
     club: Membership,
     data: Any,
@@ -293,6 +404,10 @@ def read_panel(
     **options: Any,
 ) -> Panel:
     """Return the panel of a plan history: see :meth:`Membership.panel`."""
+    import pandas as pd
+
+    from dynchoice.model.history_parts import by_parts, count_of
+
     unknown = [k for k in options if k not in PANEL_OPTIONS]
     if unknown:
         known = [*(read_panel.__kwdefaults__ or {}), "member", "time", "plan", *PANEL_OPTIONS]
@@ -300,84 +415,49 @@ def read_panel(
             f"panel() has no option {unknown[0]!r}.{suggest(unknown[0], known)} Options:"
             f" {', '.join(known)}"
         )
-    named = {b.name: b.name for b in club.benefits} | dict(engagement or {})
     strange = [k for k in engagement or {} if k not in [b.name for b in club.benefits]]
     if strange:
         known = [b.name for b in club.benefits]
         raise SpecificationError(
             f"engagement: no benefit {strange[0]!r}.{suggest(strange[0], known)}"
         )
-    given = dict(columns or {})
-    offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
-    import pandas as pd
-
     if offers is not None and not isinstance(offers, pd.DataFrame):
         raise SpecificationError(
             f"offers must be a table (pandas.DataFrame) with columns 'from', and {MENU!r} and/or"
             f" {BUNDLE!r}; got {type(offers).__name__}"
         )
-    by_schedule = [a for a in offered if offers is not None and a in offers.columns]
-    extra = [options.get(k) for k in ("segment", "weights", "decision")]
-    known_segments = list(club.segments)
-    optional = [x for x in (contract, region, *extra) if x is not None]
-    from_data = [given.get(a, a) for a in offered if a not in by_schedule]
-    used = [member, time, plan, *named.values(), *from_data, *optional]
-    df = as_frame(data, list(dict.fromkeys(used))).reset_index(drop=True)
-    need(df, *used)
-    if not len(df):
-        raise DataError("the table has no rows")
-    made: dict[str, Any] = {member: df[member], time: df[time]}
-    made[plan] = df[plan].where(df[plan] != none, "none") if none != "none" else df[plan]
-    made[CONTRACT] = contract_levels(
-        club, df, member=member, time=time, plan=plan, entry=entry, contract=contract,
-        none=none, broken=broken,
+    offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
+    by_schedule = tuple(a for a in offered if offers is not None and a in offers.columns)
+    kept = [region, *(options.get(k) for k in ("segment", "weights", "decision"))]
+    reading = Reading(
+        club, member, time, plan,
+        named={b.name: b.name for b in club.benefits} | dict(engagement or {}),
+        lag=lag, offers=offers, by_schedule=by_schedule,
+        columns={a: (columns or {}).get(a, a) for a in offered if a not in by_schedule},
+        entry=entry, contract=contract, none=none, broken=broken, region=region,
+        segment=options.get("segment"), kept=tuple(x for x in kept if x is not None),
+        drop=options.get("invalid") == "drop",
     )  # fmt: skip
-    for benefit, column in named.items():
-        made[benefit] = previous(df, member=member, time=time, column=column) if lag else df[column]
-    for axis in offered:
-        if axis in by_schedule:
-            made[axis] = in_force(df, offers, axis, time, region)
-        else:
-            made[axis] = df[given.get(axis, axis)]
-    for name in (x for x in (region, *extra) if x is not None):
-        made[name] = df[name]
-    if known_segments and extra[0] is not None:
-        found = df[extra[0]].dropna().astype(str)
-        strange = [x for x in found.unique() if x not in known_segments]
-        if strange:  # a programme may name only the segments that differ from the rest
-            warnings.warn(
-                f"{int(found.isin(strange).sum()):,} row(s) are of segment {strange[0]!r}, of which"
-                f" the programme says nothing.{suggest(strange[0], known_segments)} Its segments:"
-                f" {', '.join(map(str, known_segments))}",
-                DataWarning,
-                stacklevel=3,
-            )
-    table = pd.DataFrame(made)
-    lost = table[[CONTRACT, *named]].isna().any(axis=1) if lag else table[CONTRACT].isna()
-    if lost.any():
-        warnings.warn(
-            f"{int(lost.sum()):,} of {len(table):,} row(s) are left out: where their members stand"
-            " at the start of the month is not known (entry, gaps, broken contracts). What is left"
-            " may be selected: members with long contracts come back last",
-            DataWarning,
-            stacklevel=3,
-        )
-        table = table[~lost]
-    if not len(table):
-        raise DataError("no row is left: no month tells where its member stands at its start")
-    for b in club.benefits:
-        x, drop = table[b.name], options.get("invalid") == "drop"
-        table[b.name] = whole_numbers(x, named[b.name], table, member, time, drop)
-    return Panel(
-        table,
-        member=member,
-        time=time,
-        choice=plan,
-        states=club.states,
-        choices=club.choices,
-        region=region,
-        **options,
-    )
+    told = {
+        "member": member, "time": time, "choice": plan, "states": club.states,
+        "choices": club.choices, "region": region, **options,
+    }  # fmt: skip
+    if not isinstance(data, pd.DataFrame):
+        table, rows = count_of(data, reading.used, options.get("memory"))
+        if rows > options.get("member_limit", MEMBER_LIMIT):
+            return by_parts(reading, table, rows, told)
+        data = table.select(*reading.used).execute()
+    need(data, *reading.used)
+    if not len(data):
+        raise DataError("the table has no rows")
+    frame, found = reading.derive(data)
+    found.tell(club, 3)
+    if not len(frame):
+        raise DataError(NOTHING_LEFT)
+    return Panel(frame, **told)
+
+
+NOTHING_LEFT = "no row is left: no month tells where its member stands at its start"
 
 
 def whole_numbers(

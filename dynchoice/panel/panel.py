@@ -48,6 +48,8 @@ DIALECTS = (
     "duckdb", "bigquery", "snowflake", "athena", "trino", "pyspark", "databricks", "postgres",
     "redshift", "clickhouse", "mssql", "mysql", "oracle",
 )  # fmt: skip
+MEMBER_LIMIT = 5_000_000
+"""Rows up to which a panel keeps cells by member."""
 CHUNK_ROWS = 4_000_000
 """Rows of members that are counted at a time."""
 
@@ -136,7 +138,7 @@ class Panel:
         freq: str | None = None,
         invalid: str = "raise",
         buckets: int = 200,
-        member_limit: int = 5_000_000,
+        member_limit: int = MEMBER_LIMIT,
         memory: str | int | None = None,
         progress: Progress | None = None,
     ) -> None:

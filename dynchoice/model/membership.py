@@ -429,8 +429,10 @@ class Membership:
 
         Parameters
         ----------
-        data : pandas.DataFrame, pyarrow.Table, or path(s) of Parquet or CSV
-            One row per member and period.
+        data : pandas.DataFrame, pyarrow.Table, path(s) of Parquet or CSV, or ibis table
+            One row per member and period. Of more than ``member_limit`` rows, unless they are a
+            frame, some members are read at a time; what is derived stands in a temporary folder
+            (``TMPDIR``) as long as the panel lives.
         member, time, plan : str
             Columns; ``plan`` holds the plan held during the period, or ``none``.
         engagement : mapping, optional
@@ -454,7 +456,7 @@ class Membership:
             What to do with choices that the contract does not allow.
         columns : mapping, optional
             ``prices``, ``bundle`` or ``vintage`` -> column, where they differ.
-        region, segment, weights, decision, freq, invalid, buckets
+        region, segment, weights, decision, freq, invalid, buckets, member_limit, memory, progress
             As for :class:`dynchoice.Panel`.
 
         Raises

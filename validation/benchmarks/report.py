@@ -38,6 +38,7 @@ def parts(given: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
         "seasons": ["large.py", "--seasons"],
         "growth": ["growth.py", *quick],
         "counting": ["counting.py", "--rows", rows, "--engines", "--folder", str(folder)],
+        "histories": ["histories.py", "--rows", "1e6" if given.quick else "1e7"],
         "sizes": ["sizes.py", "--draws", "2" if given.quick else "200"],
         "peers": ["peers.py", *quick, *peers],
     }

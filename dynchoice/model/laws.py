@@ -290,15 +290,16 @@ def _probabilities(
         order += [i for i, g in enumerate(given) if g != "choice"]
         p = p.transpose(*order, p.ndim - 2, p.ndim - 1)
     rows = p.reshape(bound.rows)
-    off = np.abs(rows.sum(axis=1) - 1)
-    bad = np.flatnonzero(~(off <= SUM_TOLERANCE) | (rows < 0).any(axis=1))
+    sums = rows.sum(axis=1)
+    bad = np.flatnonzero(~(np.abs(sums - 1) <= SUM_TOLERANCE) | (rows < 0).any(axis=1))
     if len(bad):
         shown = [f"row {r} (sum {rows[r].sum():.6g}, least {rows[r].min():.6g})" for r in bad[:3]]
         raise SpecificationError(
             f"law {bound.name!r}: {len(bad)} of {len(rows)} rows of probabilities are negative or"
             f" do not sum to one: {first_few(shown)}"
         )
-    return rows
+    # what rounding has left is worth 1 / (1 - beta) times as much in values
+    return rows / sums[:, None]
 
 
 def _levels(states: StateSpace, names: tuple[str, ...]) -> list[Any]:

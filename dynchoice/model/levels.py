@@ -55,41 +55,52 @@ def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[An
 def sweep_order(reach: list[list[int]]) -> IntArray:
     """Return nodes so that nearly each comes after those it leads to.
 
-    In a year of seasons every way back takes a multiple of twelve steps: the year is cut once, and
-    a sweep runs through all of it. Elsewhere, and within a season, depth-first postorder.
+    Depth-first postorder does that but for ways back. Among nodes that reach each other the period
+    of these decides: in a year of seasons every way back takes a multiple of twelve steps, so the
+    year is cut once, and a sweep runs through all of it.
     """
-    order = after_successors(reach)
-    phase = phases(reach)
-    return order[np.argsort(-phase[order], kind="stable")]
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, order = len(reach), after_successors(reach)
+    rank = np.empty(n, dtype=np.int64)
+    rank[order] = np.arange(n)
+    steps = np.array([len(out) for out in reach])
+    to = np.array([child for out in reach for child in out], dtype=np.int64)
+    edges = csr_array((np.ones(len(to)), to, np.r_[0, np.cumsum(steps)]), shape=(n, n))
+    _, group = connected_components(edges, directed=True, connection="strong")
+    # what a group leads to is left earlier than its last node is
+    last = np.zeros(group.max(initial=0) + 1, dtype=np.int64)
+    np.maximum.at(last, group, rank)
+    return np.lexsort((rank, -phases(reach, group), last[group]))
 
 
-def phases(reach: list[list[int]]) -> IntArray:
-    """Return where each node stands in the period of a graph (Denardo 1977, Algorithm 1).
+def phases(reach: list[list[int]], group: IntArray) -> IntArray:
+    """Return where each node stands in the period of its strongly connected group (n,).
 
-    Edges lead from each phase to the next, and from the last to the first; zero everywhere where
-    there is no such period. Edges are followed both ways, so that one start is enough.
+    Edges within a group lead from each phase to the next, and from the last to the first (Denardo
+    1977, Algorithm 1); zero where the ways back have no common divisor.
     """
     n = len(reach)
-    ways = [[(child, 1) for child in out] for out in reach]
-    for node, out in enumerate(reach):
-        for child in out:
-            ways[child].append((node, -1))
-    step = np.zeros(n, dtype=np.int64)
-    seen: set[int] = set()
+    step = np.full(n, -1, dtype=np.int64)
+    period = np.zeros(n, dtype=np.int64)
     for root in range(n):
-        if root in seen:
+        if step[root] >= 0:
             continue
-        seen.add(root)
-        queue = [root]
+        step[root], queue = 0, [root]
         for node in queue:
-            for other, way in ways[node]:
-                if other not in seen:
-                    seen.add(other)
-                    step[other] = step[node] + way
-                    queue.append(other)
-    beside = [step[node] + 1 - step[child] for node in range(n) for child in reach[node]]
-    period = int(np.gcd.reduce(beside)) if beside else 0
-    return step % period if period > 1 else np.zeros(n, dtype=np.int64)
+            for child in reach[node]:
+                if group[child] == group[root] and step[child] < 0:
+                    step[child] = step[node] + 1
+                    queue.append(child)
+        inside = [
+            step[node] + 1 - step[child]
+            for node in queue
+            for child in reach[node]
+            if group[child] == group[root]
+        ]
+        period[queue] = np.gcd.reduce(inside) if inside else 1
+    return step % np.maximum(period, 1)
 
 
 def after_successors(reach: list[list[int]]) -> IntArray:

@@ -252,7 +252,8 @@ class PolicySystem:
         elif self.method == "gmres":
             self._P = P.copy()
         elif self.sweeps is not None:
-            self.sweeps.factor(self.sweeps.law.laid(P))
+            own = self.sweeps.law.laid(P)
+            self.sweeps.factor(own.copy() if np.may_share_memory(own, P) else own)
 
     def solve(
         self,

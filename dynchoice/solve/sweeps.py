@@ -27,6 +27,9 @@ KRYLOV_VECTORS, KRYLOV_CYCLES = 40, 50
 KRYLOV_NUMBERS = 60_000_000
 """Numbers that Krylov vectors of sweeps may take (480 MB)."""
 
+COARSE_MOVES = 200_000
+"""Moves between levels up to which the system between them is factored at every policy."""
+
 Room = tuple[FloatArray, FloatArray]
 
 
@@ -60,6 +63,10 @@ class Sweeps:
         self._spread: list[tuple[FloatArray, FloatArray]] | None = None
         self._coarse: list[Any] | None = None
         self._rooms: list[Room] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be made again (SuperLU's factors go to no other process)."""
+        return {**self.__dict__, "_coarse": None, "_rooms": []}
 
     def factor(self, P: FloatArray) -> None:
         """Take a policy by level (B, C, J, n), which must stay as it is until the next."""
@@ -188,13 +195,17 @@ class Sweeps:
     def _levels(self) -> list[Any]:
         """Return, by block, the factors of the system between levels, for a coarse correction.
 
-        None where the policy is not a number: what is wrong shows in the residual.
+        None where there are so many moves that factoring would cost more than it saves, and where
+        the policy is not a number: what is wrong shows in the residual.
         """
         if self._coarse is None:
             from scipy.sparse.linalg import splu
 
-            between = [self.law.between_levels(P).tocsc() for P in self._P]
-            self._coarse = [splu(A) if np.isfinite(A.data).all() else None for A in between]
+            few = len(self.law.graph[1]) <= COARSE_MOVES
+            between = [self.law.between_levels(P).tocsc() if few else None for P in self._P]
+            self._coarse = [
+                splu(A) if A is not None and np.isfinite(A.data).all() else None for A in between
+            ]
         return self._coarse
 
     def _occupation(self) -> list[tuple[FloatArray, FloatArray]]:

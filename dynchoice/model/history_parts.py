@@ -7,18 +7,22 @@ the panel counts those files as it counts any (:mod:`dynchoice.panel.grid`).
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.errors import DataError
 from dynchoice.memory import in_bytes, limit
 from dynchoice.model.terms import CONTRACT
+from dynchoice.panel import checks
+from dynchoice.panel.history import FIRST_MONTH, LAST_MONTH
 from dynchoice.panel.panel import Panel
-from dynchoice.panel.query import bucket_of, column
+from dynchoice.panel.query import bucket_of, column, period_number
 from dynchoice.panel.source import as_table
 
 if TYPE_CHECKING:
@@ -29,12 +33,12 @@ if TYPE_CHECKING:
 
 ROW_BYTES = 600
 """Bytes that a row takes while its contract level is derived, about."""
-PART_ROWS = 4_000_000
-"""Rows of a part at most: more save no time."""
+LEAST_ROWS, MOST_ROWS = 50_000, 4_000_000
+"""Rows of a part: fewer would read the source too often, more save no time."""
 
 
-def count_of(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.Table, int]:
-    """Return data as a table, and its number of rows.
+def source_of(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.Table, int]:
+    """Return the columns that are used as a table, and its number of rows.
 
     Raises
     ------
@@ -43,9 +47,10 @@ def count_of(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.T
     """
     bound = limit() // 2 if memory is None else in_bytes(memory)
     table, _ = as_table(data, used, bound // 2)
-    for name in used:
-        column(table, name, "plan history")
-    return table, int(table.count().execute())
+    fields = {name: column(table, name, "plan history") for name in used}
+    # identifiers that neither pandas nor Parquet has a type for
+    fields = {k: x.cast("string") if x.type().is_uuid() else x for k, x in fields.items()}
+    return table.select(**fields), int(table.count().execute())
 
 
 def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, Any]) -> Panel:
@@ -56,66 +61,144 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
     Raises
     ------
     DataError
-        What is wrong with the first part where something is.
+        What is wrong with the first part where something is; no room for the files.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from dynchoice.model.plan_history import NOTHING_LEFT, Findings
 
     memory, progress = told.get("memory"), told.get("progress")
     bound = limit() // 2 if memory is None else in_bytes(memory)
-    most = max(min(PART_ROWS, bound // (2 * ROW_BYTES)), 1)
-    parts = -(-rows // most)
-    who = table[reading.member]
-    # members without an id are refused like any other wrong row, and must be read for that
-    own = bucket_of(who, 16 * parts).fill_null(0) % parts
+    parts = -(-rows // max(min(MOST_ROWS, bound // (2 * ROW_BYTES)), LEAST_ROWS))
+    reading = replace(reading, months=_months(table, reading, told.get("freq")))
     schema = schema_of(reading, table)
-    folder = Path(tempfile.mkdtemp(prefix="dynchoice-history-"))
+    own = part_of(table, reading.member, parts)
+    folder = _folder(rows)
     found, done = Findings(), 0
     try:
         for part in range(parts):
             if progress is not None:
                 progress(done, rows, f"plan histories, part {part + 1} of {parts}")
-            frame = table.filter(own == part).select(*reading.used).execute()
+            frame = table.filter(own == part).execute()
             done += len(frame)
-            if not len(frame):
-                continue
-            try:
-                made, here = reading.derive(frame)
-            except DataError as error:
-                raise type(error)(
-                    f"{error} (in part {part + 1} of {parts} of the members; the others were not"
-                    " looked at)"
-                ) from error
-            found.add(here)
-            if len(made):
-                out = pa.Table.from_pandas(made, schema=schema, preserve_index=False)
-                pq.write_table(out, folder / f"part-{part:05d}.parquet")
+            if len(frame):
+                try:
+                    made = reading.derive(frame, found)
+                except DataError as error:
+                    raise type(error)(
+                        f"{error} (in part {part + 1} of {parts} of the members; the others were"
+                        " not looked at)"
+                    ) from error
+                _write(made, schema, folder / f"part-{part:05d}.parquet", rows)
         if progress is not None:
             progress(rows, rows, "plan histories")
-        found.tell(reading.club, 4)
         if found.lost == found.rows:
             raise DataError(NOTHING_LEFT)
-        panel = Panel(folder, **told)
+        panel = Panel(sorted(folder.iterdir()), **told)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, os.getpid())
         raise
-    weakref.finalize(panel, shutil.rmtree, folder, ignore_errors=True)
+    finally:
+        found.tell(reading.club, 4)
+    # with the engine, which whatever reads the files holds: queries, and copies of the panel
+    weakref.finalize(panel.engine, _remove, folder, os.getpid())
     return panel
 
 
+def part_of(table: ir.Table, member: str, parts: int) -> Any:
+    """Return the part (0 to parts - 1) of each row's member.
+
+    By the engine's own hash where it has one: buckets go by the last characters of an id, which
+    may be the same for all (``@example.com``).
+    """
+    from ibis.common.exceptions import OperationNotDefinedError
+
+    who = table[member]
+    hashed: Any = who.hash()
+    try:
+        table._find_backend().compile(table.select(hashed=hashed))
+    except OperationNotDefinedError:
+        hashed = bucket_of(who, 16 * parts)
+    # members without an id are refused like any other wrong row, and must be read for that
+    return (hashed % parts + parts).fill_null(0) % parts
+
+
+def _months(table: ir.Table, reading: Reading, freq: str | None) -> bool | None:
+    """Return whether numbers read as ``YYYYMM``: all rows decide, not those of a part.
+
+    Raises
+    ------
+    SpecificationError, DataError
+        A time or ``freq`` that no panel takes: said before anything is read.
+    """
+    when = table[reading.time]
+    period_number(when, freq)
+    if reading.months is not None or not when.type().is_numeric():
+        return reading.months
+    month = when % 100
+    ends = table.agg(
+        first=when.min(), last=when.max(), odd=((month < 1) | (month > 12)).sum()
+    ).execute().iloc[0]  # fmt: skip
+    alike = bool(ends["first"] >= FIRST_MONTH and ends["last"] <= LAST_MONTH and not ends["odd"])
+    if alike and freq is None:
+        raise DataError(checks.like_months(reading.time))
+    return alike
+
+
+def _folder(rows: int) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="dynchoice-history-"))
+    except OSError as error:
+        raise _no_room(error, rows) from error
+
+
+def _write(made: Any, schema: pa.Schema, target: Path, rows: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not len(made):
+        return
+    try:
+        pq.write_table(pa.Table.from_pandas(made, schema=schema, preserve_index=False), target)
+    except OSError as error:
+        raise _no_room(error, rows) from error
+
+
+def _no_room(error: OSError, rows: int) -> DataError:
+    return DataError(
+        f"cannot write temporary files in {tempfile.gettempdir()} ({error}): a history of {rows:,}"
+        " rows needs room for a copy of the columns it uses; TMPDIR names another place"
+    )
+
+
+def _remove(folder: Path, maker: int) -> None:
+    """Remove the files, in the process that made them: a forked one only inherits them."""
+    if os.getpid() == maker:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def schema_of(reading: Reading, table: ir.Table) -> pa.Schema:
-    """Return the columns of a part: a part without any value knows no type of its own."""
+    """Return the columns of a part: a part without any value knows no type of its own.
+
+    Raises
+    ------
+    DataError
+        Labels of several types in the schedule of offers.
+    """
     import pyarrow as pa
 
     source = table.schema().to_pyarrow()
-    fields = {reading.member: reading.member, reading.time: reading.time}
-    types = {name: source.field(column).type for name, column in fields.items()}
+    types = {name: source.field(name).type for name in (reading.member, reading.time)}
     types[reading.plan] = source.field(reading.plan).type
     types[CONTRACT] = pa.string()
-    types |= {benefit: pa.int64() for benefit in reading.named}
-    types |= {axis: pa.array(reading.offers[axis]).type for axis in reading.by_schedule}
+    types |= dict.fromkeys(reading.named, pa.int64())
+    for axis in reading.by_schedule:
+        labels = reading.offers[axis]
+        try:
+            types[axis] = pa.array(labels[labels.notna()]).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(
+                f"offers: column {axis!r} mixes types ({error}); write all labels alike"
+            ) from error
     types |= {axis: source.field(column).type for axis, column in reading.columns.items()}
     types |= {name: source.field(name).type for name in reading.kept}
+    types |= dict.fromkeys(reading.named, pa.int64())  # a column kept as well is a number too
     return pa.schema(list(types.items()))

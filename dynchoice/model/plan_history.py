@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import (
-    ColumnError,
     DataError,
     DataWarning,
     SpecificationError,
@@ -25,7 +24,9 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.model.contracts import LAPSED, PAID, Contracts
+from dynchoice.model.schedule import in_force, need
 from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
+from dynchoice.panel import checks
 from dynchoice.panel.history import period_numbers, previous
 from dynchoice.panel.panel import MEMBER_LIMIT, Panel
 from dynchoice.typing import AnyArray, IntArray
@@ -91,13 +92,6 @@ class Findings:
             warnings.warn(message, DataWarning, stacklevel=stacklevel + 1)
 
 
-def need(df: pd.DataFrame, *columns: str) -> None:
-    """Raise for the first column that the table does not have."""
-    for name in columns:
-        if name not in df.columns:
-            raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
-
-
 def at_row(df: pd.DataFrame, where: Any, member: str, time: str) -> str:
     """Return the member and period of the first row of a mask."""
     row = df[np.asarray(where)].iloc[0]
@@ -115,6 +109,7 @@ def contract_levels(
     contract: str | None = None,
     none: Any = "none",
     broken: str = "raise",
+    months: bool | None = None,
     found: Findings | None = None,
 ) -> pd.Series:
     """Return each row's contract level at the start of the month, missing where it is not known.
@@ -135,8 +130,10 @@ def contract_levels(
     broken : {"raise", "drop"}
         What to do with a choice that the contract does not allow: say so, or call the level
         unknown from there until the history (or ``contract``) tells it again.
+    months : bool, optional
+        Whether numbers of ``time`` read as ``YYYYMM``. Default: where all of them look like it.
     found : Findings, optional
-        Where to write down what a reader should be warned of.
+        Where to write down what a reader is warned of; default: they are warned at once.
 
     Raises
     ------
@@ -165,7 +162,7 @@ def contract_levels(
     pinned = np.full(len(df), UNKNOWN, dtype=np.int64)
     if contract is not None:
         at = {label: i for i, label in enumerate(c.labels)}
-        given = df[contract].map(at)
+        given = df[contract].astype(object).map(at)
         strange = df[contract].notna() & given.isna()
         if strange.any():
             bad = df.loc[strange, contract].astype(str).unique().tolist()
@@ -174,7 +171,9 @@ def contract_levels(
                 f" {first_few(bad)}.{suggest(bad[0], at)} Levels: {', '.join(c.labels)}"
             )
         pinned = given.fillna(UNKNOWN).to_numpy(dtype=np.int64)
-    work = pd.DataFrame({"who": df[member].to_numpy(), "when": period_numbers(df[time], time)})
+    work = pd.DataFrame(
+        {"who": df[member].to_numpy(), "when": period_numbers(df[time], time, months)}
+    )
     order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
     who = work["who"].to_numpy()[order]
     first = np.r_[True, who[1:] != who[:-1]]
@@ -206,10 +205,13 @@ def contract_levels(
             " broken='drop' leaves such months out"
             + (f". Mind that {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
         )
-    if found is not None and hidden_trials(c, contract):
+    if hidden_trials(c, contract):
         former = (levels >= 0) & (c.kind[np.maximum(levels, 0)] == LAPSED)
-        found.former += int(former.sum())
-        found.former_members += len(np.unique(who[former]))
+        seen = Findings(former=int(former.sum()), former_members=len(np.unique(who[former])))
+        if found is None:
+            seen.tell(club, 3)
+        else:
+            found.add(seen)
     out = np.empty(len(df), dtype=np.int64)
     out[order] = levels
     labels = np.array([*c.labels, None], dtype=object)  # the last one is reached by -1
@@ -316,7 +318,8 @@ class Reading:
     """How the columns of a plan history are read: the options of :meth:`Membership.panel`.
 
     ``named`` is the column of each benefit's use, ``by_schedule`` the axes of offers that a
-    schedule says, ``columns`` those of the others; ``kept`` are columns passed on as they are.
+    schedule says, ``columns`` those of the others; ``kept`` are columns passed on as they are;
+    ``months`` says whether numbers of ``time`` read as ``YYYYMM`` (None: by how they look).
     """
 
     club: Membership
@@ -336,6 +339,7 @@ class Reading:
     segment: str | None
     kept: tuple[str, ...]
     drop: bool
+    months: bool | None = None
 
     @property
     def used(self) -> list[str]:
@@ -344,45 +348,51 @@ class Reading:
         mine = [self.member, self.time, self.plan, *self.named.values(), *self.columns.values()]
         return list(dict.fromkeys([*mine, *optional, *self.kept]))
 
-    def derive(self, df: pd.DataFrame) -> tuple[pd.DataFrame, Findings]:
-        """Return the rows of some members as a panel wants them, and what was found among them.
+    def derive(self, df: pd.DataFrame, found: Findings) -> pd.DataFrame:
+        """Return the rows of some members as a panel wants them; ``found`` is added to.
 
         Rows whose contract level is not known are left out.
         """
         import pandas as pd
 
-        club, member, time, found = self.club, self.member, self.time, Findings(rows=len(df))
-        df = df.reset_index(drop=True)
+        club, member, time = self.club, self.member, self.time
+        df, none = df.reset_index(drop=True), self.none
+        if pd.isna(none):  # a month outside has no plan
+            held = df[self.plan].astype(object)
+            df, none = df.assign(**{self.plan: held.where(held.notna(), "none")}), "none"
+        found.rows += len(df)
         made: dict[str, Any] = {member: df[member], time: df[time]}
         held = df[self.plan]
-        made[self.plan] = held.where(held != self.none, "none") if self.none != "none" else held
+        made[self.plan] = held.where(held != none, "none") if none != "none" else held
         made[CONTRACT] = contract_levels(
             club, df, member=member, time=time, plan=self.plan, entry=self.entry,
-            contract=self.contract, none=self.none, broken=self.broken, found=found,
+            contract=self.contract, none=none, broken=self.broken, months=self.months, found=found,
         )  # fmt: skip
         for benefit, column in self.named.items():
             made[benefit] = (
-                previous(df, member=member, time=time, column=column) if self.lag else df[column]
+                previous(df, member=member, time=time, column=column, months=self.months)
+                if self.lag
+                else df[column]
             )
         for axis in self.by_schedule:
-            made[axis] = in_force(df, self.offers, axis, time, self.region)
+            made[axis] = in_force(df, self.offers, axis, time, self.region, self.months)
         for axis, column in self.columns.items():
             made[axis] = df[column]
         for name in self.kept:
             made[name] = df[name]
         if club.segments and self.segment is not None:
             label = df[self.segment].dropna().astype(str)
-            found.strange = Counter(label[~label.isin([str(x) for x in club.segments])])
+            found.strange += Counter(label[~label.isin([str(x) for x in club.segments])])
         table = pd.DataFrame(made)
         level = [CONTRACT, *self.named] if self.lag else [CONTRACT]
         lost = table[level].isna().any(axis=1)
-        found.lost = int(lost.sum())
-        table = table[~lost] if found.lost else table
+        found.lost += int(lost.sum())
+        table = table[~lost] if lost.any() else table
         for benefit, column in self.named.items():
             table = table.assign(
                 **{benefit: whole_numbers(table[benefit], column, table, member, time, self.drop)}
             )
-        return table, found
+        return table
 
 
 def read_panel(
@@ -406,7 +416,7 @@ def read_panel(
     """Return the panel of a plan history: see :meth:`Membership.panel`."""
     import pandas as pd
 
-    from dynchoice.model.history_parts import by_parts, count_of
+    from dynchoice.model.history_parts import by_parts, source_of
 
     unknown = [k for k in options if k not in PANEL_OPTIONS]
     if unknown:
@@ -437,21 +447,26 @@ def read_panel(
         entry=entry, contract=contract, none=none, broken=broken, region=region,
         segment=options.get("segment"), kept=tuple(x for x in kept if x is not None),
         drop=options.get("invalid") == "drop",
+        months={"month": True, "integer": False}.get(str(options.get("freq"))),
     )  # fmt: skip
     told = {
         "member": member, "time": time, "choice": plan, "states": club.states,
         "choices": club.choices, "region": region, **options,
     }  # fmt: skip
+    checks.options(options.get("invalid", "raise"), options.get("buckets", 200))
     if not isinstance(data, pd.DataFrame):
-        table, rows = count_of(data, reading.used, options.get("memory"))
+        table, rows = source_of(data, reading.used, options.get("memory"))
         if rows > options.get("member_limit", MEMBER_LIMIT):
             return by_parts(reading, table, rows, told)
-        data = table.select(*reading.used).execute()
+        data = table.execute()
     need(data, *reading.used)
     if not len(data):
         raise DataError("the table has no rows")
-    frame, found = reading.derive(data)
-    found.tell(club, 3)
+    found = Findings()
+    try:
+        frame = reading.derive(data, found)
+    finally:
+        found.tell(club, 3)
     if not len(frame):
         raise DataError(NOTHING_LEFT)
     return Panel(frame, **told)
@@ -484,51 +499,3 @@ def whole_numbers(
             f" (first: {at_row(table, bad, member, time)}). Sort use into levels first"
         )
     return number.astype("int64")
-
-
-def in_force(
-    df: pd.DataFrame, offers: pd.DataFrame, axis: str, time: str, region: str | None
-) -> AnyArray:
-    """Return the menu or bundle in force in each row, from a schedule.
-
-    ``offers`` has a column ``from`` (first period), one named like the axis, and one named like
-    ``region`` where offers differ by region.
-
-    Raises
-    ------
-    ColumnError, DataError
-        No column ``from``; rows before the first offer.
-    """
-    need(offers, "from", axis)
-    schedule = offers[offers[axis].notna()]
-    when = period_numbers(df[time], time)
-    start = period_numbers(schedule["from"], "from")
-    by_region = region is not None and region in schedule.columns
-    out = np.full(len(df), None, dtype=object)
-    groups = schedule[region].unique() if by_region else [None]
-    for place in groups:
-        mine = np.ones(len(schedule), dtype=bool)
-        rows = np.ones(len(df), dtype=bool)
-        if by_region:
-            mine, rows = (schedule[region] == place).to_numpy(), (df[region] == place).to_numpy()
-        order = np.argsort(start[mine], kind="stable")
-        dates, labels = start[mine][order], schedule[axis].to_numpy()[mine][order]
-        clash = (np.diff(dates) == 0) & (labels[1:] != labels[:-1])
-        if clash.any():
-            k = int(np.flatnonzero(clash)[0])
-            raise DataError(
-                f"the schedule of offers has both {labels[k]!r} and {labels[k + 1]!r} as {axis}"
-                " from the same period on"
-                + (f" in {place!r}" if by_region else "; name region= where they differ by region")
-            )
-        at = np.searchsorted(dates, when[rows], side="right") - 1
-        found = np.where(at >= 0, labels[np.maximum(at, 0)], None)
-        out[rows] = found
-    missing = np.array([x is None for x in out])
-    if missing.any():
-        where = df.loc[missing].iloc[0]
-        raise DataError(
-            f"{int(missing.sum()):,} row(s) have no {axis} in the schedule of offers, first:"
-            f" {time} {where[time]}" + (f", {region} {where[region]}" if region else "")
-        )
-    return out

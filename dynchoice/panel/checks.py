@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.errors import DataError, first_few, suggest
+from dynchoice.errors import DataError, SpecificationError, first_few, suggest
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import Level
 
@@ -29,6 +29,27 @@ class Names:
     decision: str | None
     states: StateSpace
     choices: tuple[Level, ...]
+
+
+def options(invalid: str, buckets: int) -> None:
+    """Raise for options that no panel has.
+
+    Raises
+    ------
+    SpecificationError
+    """
+    if invalid not in ("raise", "drop"):
+        raise SpecificationError(f"invalid={invalid!r}: use 'raise' or 'drop'")
+    if buckets < 2:
+        raise SpecificationError(f"buckets={buckets}: at least 2 are needed")
+
+
+def like_months(time: str) -> str:
+    """Return what to say of integers that look like months."""
+    return (
+        f"column {time!r} looks like YYYYMM, where December and January are not consecutive"
+        " integers: pass freq='month' (or freq='integer' to count as is)"
+    )
 
 
 def rules(names: Names, rows: ir.Table) -> dict[str, tuple[Any, str]]:

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Series:
+FIRST_MONTH, LAST_MONTH = 190001, 299912
+"""Numbers between these look like ``YYYYMM``, if their last two digits are a month."""
+
+
+def previous(
+    df: pd.DataFrame, *, member: str, time: str, column: str, months: bool | None = None
+) -> pd.Series:
     """Return a column's value one period before, missing at entry and after a gap.
 
     A plain ``groupby().shift()`` takes the previous *row*: across a gap that is a guess.
@@ -25,6 +31,8 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     member, time, column : str
         ``time`` holds numbers (consecutive periods differ by one; ``YYYYMM`` reads as months),
         periods, dates or texts ``YYYY-MM`` (months).
+    months : bool, optional
+        Whether numbers read as ``YYYYMM``. Default: where all of them look like it.
 
     Returns
     -------
@@ -51,7 +59,7 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     for name in (member, time, column):
         if name not in df.columns:
             raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
-    number = period_numbers(df[time], time)
+    number = period_numbers(df[time], time, months)
     work = pd.DataFrame(
         {"who": df[member].to_numpy(), "when": number, "what": df[column].to_numpy()}
     )
@@ -68,7 +76,7 @@ def previous(df: pd.DataFrame, *, member: str, time: str, column: str) -> pd.Ser
     return pd.Series(shifted.sort_index().to_numpy(), index=df.index, name=f"previous_{column}")
 
 
-def period_numbers(when: pd.Series, name: str) -> AnyArray:
+def period_numbers(when: pd.Series, name: str, months: bool | None = None) -> AnyArray:
     """Return periods as numbers that differ by one from one period to the next.
 
     Parameters
@@ -77,6 +85,8 @@ def period_numbers(when: pd.Series, name: str) -> AnyArray:
         Numbers (``YYYYMM`` reads as months), periods, dates or texts ``YYYY-MM``.
     name : str
         Of the column, for messages.
+    months : bool, optional
+        Whether numbers read as ``YYYYMM``. Default: where all of them look like it.
 
     Raises
     ------
@@ -89,10 +99,14 @@ def period_numbers(when: pd.Series, name: str) -> AnyArray:
         raise DataError(f"{int(when.isna().sum()):,} value(s) of {name!r} are missing")
     if pd.api.types.is_numeric_dtype(when.dtype):
         number = when.to_numpy(dtype=np.float64)
-        months = (
-            (number >= 190001) & (number <= 299912) & (number % 100 >= 1) & (number % 100 <= 12)
-        )
-        if len(number) and months.all():
+        if months is None:
+            months = bool(len(number)) and bool(
+                (
+                    (number >= FIRST_MONTH) & (number <= LAST_MONTH)
+                    & (number % 100 >= 1) & (number % 100 <= 12)
+                ).all()
+            )  # fmt: skip
+        if months:
             number = 12 * (number // 100) + number % 100  # YYYYMM
     elif isinstance(when.dtype, pd.PeriodDtype):
         number = when.astype("int64").to_numpy()

@@ -28,6 +28,7 @@ from dynchoice.panel import checks, query
 from dynchoice.panel.cells import RegionCells, members_worth, summed
 from dynchoice.panel.counts import Counts, MemberCells, period_label
 from dynchoice.panel.grid import Spec, Tally, tally
+from dynchoice.panel.history import FIRST_MONTH, LAST_MONTH
 from dynchoice.panel.report import Report
 from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
@@ -142,10 +143,7 @@ class Panel:
         memory: str | int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if invalid not in ("raise", "drop"):
-            raise SpecificationError(f"invalid={invalid!r}: use 'raise' or 'drop'")
-        if buckets < 2:
-            raise SpecificationError(f"buckets={buckets}: at least 2 are needed")
+        checks.options(invalid, buckets)
         if not isinstance(states, StateSpace):
             raise SpecificationError(f"states is a {type(states).__name__}; build a StateSpace")
         self.states = states
@@ -243,17 +241,14 @@ class Panel:
         first, last = int(ends["first"].iloc[0]), int(ends["last"].iloc[0])
         self.span = (first, last)
         integers = self.kind == "integer" and self._freq is None
-        months = first >= 190001 and last <= 299912 and not int(ends["odd_months"].iloc[0])
-        return integers and months
+        whole = not int(ends["odd_months"].iloc[0])
+        return integers and first >= FIRST_MONTH and last <= LAST_MONTH and whole
 
     def _refuse(self, rows: ir.Table) -> ir.Table:
         """Refuse what is wrong with rows and members, in this order; return the rows that stay."""
         rows = self._checked(rows)
         if self._set_span(rows):
-            raise DataError(
-                f"column {self._names.time!r} looks like YYYYMM, where December and January are"
-                " not consecutive integers: pass freq='month' (or freq='integer' to count as is)"
-            )
+            raise DataError(checks.like_months(self._names.time))
         checks.refuse_doubles(self._names, rows)
         return rows
 

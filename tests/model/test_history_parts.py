@@ -1,6 +1,10 @@
 """Plan histories longer than memory, against the same read at once."""
 
+import copy
 import gc
+import os
+import subprocess
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -16,6 +20,11 @@ from dynchoice.model import history_parts
 
 SMALL = {"member_limit": 10, "memory": "60KB"}
 """Some fifty rows a part."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(history_parts, "LEAST_ROWS", 1)
 
 
 @pytest.fixture
@@ -183,7 +192,7 @@ def test_parts_are_as_large_as_memory_allows(monkeypatch, tmp_path):
 
     few = -(-len(frame) * 2 * history_parts.ROW_BYTES // 10**6)
     assert parts("1MB") == few < parts("100KB") and parts("2GB") == 1
-    monkeypatch.setattr(history_parts, "PART_ROWS", 100)
+    monkeypatch.setattr(history_parts, "MOST_ROWS", 100)
     assert parts("2GB") == -(-len(frame) // 100)
 
 
@@ -202,3 +211,206 @@ def test_columns_of_other_names(folders, tmp_path):
         whole = club.panel(frame, **COLUMNS)
     assert cells(panel) == cells(whole) and panel.segments == ("1",)
     assert Path(folders()[0]).exists()
+
+
+@pytest.fixture
+def club():
+    return with_use(CLUBS["months and years"])
+
+
+@pytest.fixture
+def plain(club):
+    return used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+
+
+def both(club, frame, tmp_path, **options):
+    """The panel read at once and the one read in parts."""
+    path = tmp_path / "both.parquet"
+    frame.to_parquet(path, index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.DataWarning)
+        return club.panel(frame, **COLUMNS, **options), club.panel(
+            path, **COLUMNS, **options, **SMALL
+        )
+
+
+def alike(whole, parts):
+    assert parts.report.table.equals(whole.report.table)
+    assert cells(parts) == cells(whole) and parts.segments == whole.segments
+
+
+@pytest.mark.parametrize("lag", [False, True])
+def test_numbers_are_months_or_not_for_all_members_alike(club, lag, tmp_path):
+    """Weeks as YYYYWW: only one member has weeks that are no months."""
+    year = [202000 + w for w in range(1, 53)]
+    some = [202009, 202010, 202011, 202012, 202101, 202102]
+    rows = [("all", w) for w in year] + [(f"m{i}", w) for i in range(40) for w in some]
+    frame = pd.DataFrame(rows, columns=["who", "when"]).assign(plan="none", video=0, food=1)
+    whole, parts = both(club, frame, tmp_path, lag=lag, freq="integer")
+    alike(whole, parts)
+    assert whole.report["gaps"] == 40  # 202101 is no neighbour of 202012
+    months = frame[frame["who"] != "all"]
+    alike(*both(club, months, tmp_path, lag=lag, freq="month"))
+    with pytest.raises(dc.DataError, match="looks like YYYYMM"):
+        both(club, months, tmp_path)
+    offers = pd.DataFrame({"from": [202000, 202100], "prices": ["old", "new"]})
+    menus = replace(club, menus={"old": {}, "new": {"annual": 139}})
+    alike(*both(menus, frame, tmp_path, lag=lag, freq="integer", offers=offers))
+
+
+def test_files_live_as_long_as_anything_reads_them(club, plain, folders, tmp_path):
+    _, parts = both(club, plain, tmp_path)
+    other, rows = copy.copy(parts), parts.rows
+    state, choice = np.argwhere(parts.counts.n_sj() > 0)[0]
+    want = parts.first_rows(state, choice)
+    del parts
+    gc.collect()
+    assert other.first_rows(state, choice) == want
+    del other
+    gc.collect()
+    assert rows.count().execute() > 0 and folders()
+    del rows
+    gc.collect()
+    assert not folders()
+
+
+def test_a_forked_process_that_ends_leaves_the_files(tmp_path):
+    code = (
+        "import os, sys, warnings; warnings.simplefilter('ignore');"
+        "import pandas as pd, dynchoice as dc; from dynchoice.model import history_parts as h;"
+        "h.LEAST_ROWS = 1; club = dc.Membership([dc.Plan('monthly', 15)]);"
+        "f = pd.DataFrame({'who': [i // 5 for i in range(500)], 'plan': 'none',"
+        " 'when': [i % 5 for i in range(500)]});"
+        "path = sys.argv[1] + '/f.parquet'; f.to_parquet(path);"
+        "p = club.panel(path, member='who', time='when', plan='plan', member_limit=9,"
+        " memory='60KB'); child = os.fork()\n"
+        "if not child: sys.exit(0)\n"
+        "os.waitpid(child, 0); print(p.first_rows(0, 0))"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "member 0 at 0" in done.stdout, done.stderr
+    assert not list(tmp_path.glob("dynchoice-history-*"))
+
+
+def test_ids_that_end_alike_are_spread(club, plain, tmp_path):
+    frame = plain.assign(who=plain["who"] + "@example.com")
+    path = tmp_path / "alike.parquet"
+    frame.to_parquet(path, index=False)
+    import ibis
+
+    table = ibis.duckdb.connect().read_parquet(path)
+    part = history_parts.part_of(table, "who", 5)
+    sizes = table.mutate(part=part).group_by("part").agg(n=lambda t: t.who.nunique()).execute()
+    assert sizes["part"].between(0, 4).all() and len(sizes) == 5 and sizes["n"].max() < 20
+    alike(*both(club, frame, tmp_path))
+
+
+def test_a_column_of_two_uses(club, plain, tmp_path):
+    text = plain.assign(video=plain["video"].astype(str))
+    alike(*both(club, text, tmp_path, segment="video"))
+    alike(*both(club, plain.assign(video=plain["video"] * 1.0), tmp_path, segment="video"))
+    alike(*both(club, plain, tmp_path, engagement={"food": "video"}))
+
+
+def test_ids_of_128_bits(club, plain, tmp_path):
+    import ibis
+
+    con = ibis.duckdb.connect()
+    con.create_table("plain", plain.reset_index(drop=True))
+    con.raw_sql("CREATE TABLE ids AS SELECT * REPLACE (md5(who)::UUID AS who) FROM plain")
+    table = con.table("ids")
+    assert table.who.type().is_uuid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.DataWarning)
+        parts = club.panel(table, **COLUMNS, **SMALL)
+        short = club.panel(table, **COLUMNS)
+        whole = club.panel(plain, **COLUMNS)
+    assert cells(parts) == cells(short) == cells(whole)
+
+
+def test_labels_of_several_types_in_a_schedule(club, plain, tmp_path):
+    menus = replace(club, menus={"1": {}, "2": {"annual": 139}})
+    offers = pd.DataFrame({"from": [0, 9], "prices": [1, "2"]})
+    path = tmp_path / "plain.parquet"
+    plain.to_parquet(path, index=False)
+    with pytest.raises(dc.DataError, match="mixes types"):
+        menus.panel(path, **COLUMNS, offers=offers, **SMALL)
+
+
+def test_no_room_for_the_files(club, plain, folders, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "plain.parquet"
+    plain.to_parquet(path, index=False)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m, warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.DataWarning)
+        m.setattr(pq, "write_table", full)
+        with pytest.raises(dc.DataError, match=r"No space left.*rows needs room.*TMPDIR"):
+            club.panel(path, **COLUMNS, **SMALL)
+    assert not folders()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(dc.DataError, match="TMPDIR"):
+        club.panel(path, **COLUMNS, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"invalid": "dorp"}, "invalid='dorp'"), ({"buckets": 1}, "buckets=1"),
+     ({"freq": "mnth"}, "freq='mnth'"), ({"memory": "lots"}, "memory='lots'")],
+)  # fmt: skip
+def test_options_are_checked_before_anything_is_read(club, plain, tmp_path, wrong, message):
+    path = tmp_path / "plain.parquet"
+    plain.to_parquet(path, index=False)
+    seen = []
+    with pytest.raises(dc.SpecificationError, match=message):
+        club.panel(path, **COLUMNS, **{**SMALL, **wrong}, progress=lambda *a: seen.append(a))
+    assert not seen
+
+
+def test_parts_are_not_made_too_small(club, plain, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert history_parts.LEAST_ROWS >= 10_000
+    path = tmp_path / "plain.parquet"
+    plain.to_parquet(path, index=False)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.DataWarning)
+        club.panel(path, **COLUMNS, member_limit=10, memory=1, progress=lambda *a: seen.append(a))
+    assert sum("part" in m for *_, m in seen) == 1
+
+
+@pytest.mark.parametrize("null", [None, float("nan"), pd.NA])
+def test_a_month_outside_may_have_no_plan(club, plain, tmp_path, null):
+    empty = plain.assign(plan=plain["plan"].where(plain["plan"] != "none", None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.DataWarning)
+        want = club.panel(plain, **COLUMNS)
+    for panel in both(club, empty, tmp_path, none=null):
+        alike(want, panel)
+
+
+def test_contract_levels_may_be_categories(tmp_path):
+    club = with_use(CLUBS["months and years"])
+    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["t"])
+    frame["level"] = frame["level"].astype("category")
+    alike(*both(club, frame, tmp_path, contract="level", entry="unknown"))
+
+
+def test_what_was_found_before_an_error_is_told(club, plain, tmp_path):
+    wrong = plain.assign(video=plain["video"] + 0.5)
+    path = tmp_path / "wrong.parquet"
+    wrong.to_parquet(path, index=False)
+    for data, options in ((wrong, {}), (path, SMALL)):
+        with (
+            pytest.warns(dc.DataWarning, match="former member"),
+            pytest.raises(dc.DataError, match="no level of use"),
+        ):
+            club.panel(data, **COLUMNS, **options)

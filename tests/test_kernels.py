@@ -264,6 +264,11 @@ def test_level_bellman(rng, J, beta):
         np.testing.assert_allclose(one, twin, rtol=1e-14, atol=1e-15)
     assert (got[2][~gone] > 0).all() and (got[2][gone] == 0).all()
     assert np.abs(got[3].sum(axis=1) - 1).max() < 1e-15
+    # the attentive part alone, from values: as scipy has it where nothing saturates
+    values, pi, V = np.ascontiguousarray(got[0].T), nan(J, S), nan(S)
+    level_kernels.level_choice(values, V, pi, nan(J, S))
+    np.testing.assert_array_equal(pi, got[2].T)
+    np.testing.assert_allclose(V, logsumexp(got[0], axis=1), rtol=1e-14, atol=1e-14)
     u[5, 0] = np.nan
     assert np.isnan(level_bellman(u, ev, beta, a, d)[2][5]).any()
 

@@ -46,6 +46,9 @@ class Product:
     ----------
     B, C, D, E : int
         Blocks, levels, states of the halves; ``n = D E`` states a level.
+    krylov : list
+        Work arrays of linear solvers that nobody uses now. They stay with the law: of millions of
+        states, fresh memory costs a solution as much as a third of its sums.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Product:
         self._turned = [made[id(half)] for half in self._halves]
         self._trimmed: dict[bytes, Product] = {}
         self._rooms = local()
+        self.krylov: list[Any] = []
 
     def trimmed(self, offered: AnyArray) -> Product:
         """Return the law without the moves of choices that a level never offers.
@@ -109,27 +113,32 @@ class Product:
             return self
         key = own.tobytes()
         if key not in self._trimmed:
-            new = copy(self)
+            new = self._twin()
             new.graph = level_graph(self._table, own)
             new._halves = [
                 (A, BT, chain, needed_levels(new.graph, chain, len(A), self.C))
                 for A, BT, chain, _ in self._halves
             ]
-            new._rooms = self._rooms
             self._trimmed[key] = new
         return self._trimmed[key]
 
     def discounted(self, beta: float) -> Product:
         """Return the law with moves between levels weighted by a discount factor."""
-        new = copy(self)
+        new = self._twin()
         indptr, to, weight, *rest = self.graph
         new.graph = (indptr, to, beta * weight, *rest)
+        return new
+
+    def _twin(self) -> Product:
+        """Return a copy that shares the work arrays."""
+        new = copy(self)
+        new._rooms, new.krylov = self._rooms, self.krylov
         return new
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the work arrays behind, and what can be made again."""
         kept = {k: v for k, v in self.__dict__.items() if k != "_rooms"}
-        return {**kept, "_trimmed": {}}
+        return {**kept, "_trimmed": {}, "krylov": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was kept; work arrays are made when they are needed."""

@@ -62,11 +62,10 @@ class Sweeps:
         self._P: FloatArray = np.empty(0)
         self._spread: list[tuple[FloatArray, FloatArray]] | None = None
         self._coarse: list[Any] | None = None
-        self._rooms: list[Room] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be made again (SuperLU's factors go to no other process)."""
-        return {**self.__dict__, "_coarse": None, "_rooms": []}
+        return {**self.__dict__, "_coarse": None}
 
     def factor(self, P: FloatArray) -> None:
         """Take a policy by level (B, C, J, n), which must stay as it is until the next."""
@@ -75,13 +74,18 @@ class Sweeps:
         self._spread = self._coarse = None
 
     def _room(self) -> Room:
-        """Return Krylov vectors that nobody uses: fresh memory costs more than it holds."""
-        try:
-            return self._rooms.pop()
-        except IndexError:
-            n = self.law.C * self.law.n
-            most = int(np.clip(KRYLOV_NUMBERS // (2 * n), 8, KRYLOV_VECTORS))
-            return np.empty((most + 1, n)), np.empty((most, n))
+        """Return Krylov vectors that nobody uses."""
+        n = self.law.C * self.law.n
+        most = int(np.clip(KRYLOV_NUMBERS // (2 * n), 8, KRYLOV_VECTORS))
+        kept = self.whole.krylov
+        while kept:
+            try:
+                room: Room = kept.pop()
+            except IndexError:  # another thread was faster
+                break
+            if room[1].shape == (most, n):
+                return room
+        return np.empty((most + 1, n)), np.empty((most, n))
 
     def solve(
         self,
@@ -137,7 +141,7 @@ class Sweeps:
             used += sweeps
             if not miss <= max(1e-8, 10 * rtol):
                 self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
-        self._rooms.append(room)
+        self.whole.krylov.append(room)
         return law.by_state(x), used
 
     def _forth(

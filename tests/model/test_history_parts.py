@@ -18,8 +18,8 @@ from histories import CLUBS, COLUMNS, cells, histories, used, with_use
 import dynchoice as dc
 from dynchoice.model import history_parts
 
-SMALL = {"member_limit": 10, "memory": "60KB"}
-"""Some fifty rows a part."""
+SMALL = {"member_limit": 10, "memory": "200KB"}
+"""Some 160 rows a part."""
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_parts_are_counted_as_the_whole_is(long, how, lag, tmp_path, folders):
         warnings.simplefilter("always")
         panel = club.panel(data, **options(lag), **SMALL, progress=lambda *a: done.append(a))
     parts = [m for *_, m in done if m.startswith("plan histories, part")]
-    assert len(parts) > 10 and len(folders()) == 1
+    assert len(parts) > 3 and len(folders()) == 1
     assert panel.report.table.equals(whole.report.table)
     for name in ("n", "cells", "period_n", "period_cells", "segment_members"):
         np.testing.assert_array_equal(getattr(panel.counts, name), getattr(whole.counts, name))
@@ -383,7 +383,9 @@ def test_parts_are_not_made_too_small(club, plain, tmp_path, monkeypatch):
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dc.DataWarning)
-        club.panel(path, **COLUMNS, member_limit=10, memory=1, progress=lambda *a: seen.append(a))
+        club.panel(
+            path, **COLUMNS, member_limit=10, memory="100KB", progress=lambda *a: seen.append(a)
+        )
     assert sum("part" in m for *_, m in seen) == 1
 
 

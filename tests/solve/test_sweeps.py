@@ -5,6 +5,7 @@ what is expected comes from dense NumPy (``oracles``), or from the same call on 
 """
 
 import copy
+import itertools
 import pickle
 import runpy
 from concurrent.futures import ThreadPoolExecutor
@@ -1195,3 +1196,20 @@ def test_solutions_of_millions_may_be_asked_for_twice(rng):
     for a, b, now in zip(before, kept, (bellman.v, bellman.pi, bellman.P), strict=True):
         np.testing.assert_array_equal(a, b)
         assert (np.nan_to_num(now, neginf=0.0) != np.nan_to_num(a, neginf=0.0)).any()
+
+
+def test_work_arrays_stay_with_the_law_and_go_with_it(rng):
+    """Shared by all systems of a law, by those of its copies too; not taken to other processes."""
+    model, _ = model_of(6, 0.9)
+    with unexpanded():
+        law = model.transitions.product
+    b = rng.normal(size=law.S)
+    for P in itertools.islice(policies(rng, model.available), 2):
+        sweeps = Sweeps(law, 0.9)
+        sweeps.factor(law.laid(P))
+        sweeps.solve(b, 1e-8)
+        assert len(law.krylov) == 1 and sweeps.law.krylov is law.krylov
+        assert sweeps.law._room(0)[0].base is law._room(0)[0].base
+    kept = law.krylov[0]
+    Sweeps(law, 0.9)
+    assert law.krylov[0] is kept and not pickle.loads(pickle.dumps(law)).krylov

@@ -46,9 +46,6 @@ class Product:
     ----------
     B, C, D, E : int
         Blocks, levels, states of the halves; ``n = D E`` states a level.
-    krylov : list
-        Work arrays of linear solvers that nobody uses now. They stay with the law: of millions of
-        states, fresh memory costs a solution as much as a third of its sums.
     """
 
     def __init__(
@@ -98,7 +95,6 @@ class Product:
         self._turned = [made[id(half)] for half in self._halves]
         self._trimmed: dict[bytes, Product] = {}
         self._rooms = local()
-        self.krylov: list[Any] = []
 
     def trimmed(self, offered: AnyArray) -> Product:
         """Return the law without the moves of choices that a level never offers.
@@ -132,13 +128,13 @@ class Product:
     def _twin(self) -> Product:
         """Return a copy that shares the work arrays."""
         new = copy(self)
-        new._rooms, new.krylov = self._rooms, self.krylov
+        new._rooms = self._rooms
         return new
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the work arrays behind, and what can be made again."""
         kept = {k: v for k, v in self.__dict__.items() if k != "_rooms"}
-        return {**kept, "_trimmed": {}, "krylov": []}
+        return {**kept, "_trimmed": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was kept; work arrays are made when they are needed."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.product import Product
-from dynchoice.solve.krylov import flexible_gmres
+from dynchoice.solve.krylov import Room, Rooms, flexible_gmres
 from dynchoice.typing import FloatArray
 
 KRYLOV_VECTORS, KRYLOV_CYCLES = 40, 50
@@ -30,7 +30,7 @@ KRYLOV_NUMBERS = 60_000_000
 COARSE_MOVES = 200_000
 """Moves between levels up to which the system between them is factored at every policy."""
 
-Room = tuple[FloatArray, FloatArray]
+ROOMS = Rooms(KRYLOV_NUMBERS)
 
 
 def free_threads() -> int:
@@ -77,15 +77,7 @@ class Sweeps:
         """Return Krylov vectors that nobody uses."""
         n = self.law.C * self.law.n
         most = int(np.clip(KRYLOV_NUMBERS // (2 * n), 8, KRYLOV_VECTORS))
-        kept = self.whole.krylov
-        while kept:
-            try:
-                room: Room = kept.pop()
-            except IndexError:  # another thread was faster
-                break
-            if room[1].shape == (most, n):
-                return room
-        return np.empty((most + 1, n)), np.empty((most, n))
+        return ROOMS.take(most, n)
 
     def solve(
         self,
@@ -141,7 +133,7 @@ class Sweeps:
             used += sweeps
             if not miss <= max(1e-8, 10 * rtol):
                 self.failures.append(f"sweeps stopped at a relative residual of {miss:.1e}")
-        self.whole.krylov.append(room)
+        ROOMS.give(room, self.whole)
         return law.by_state(x), used
 
     def _forth(

@@ -5,9 +5,11 @@ what is expected comes from dense NumPy (``oracles``), or from the same call on 
 """
 
 import copy
+import gc
 import itertools
 import pickle
 import runpy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +34,7 @@ from dynchoice.solve import linear as linear_module
 from dynchoice.solve import sweeps as sweeps_module
 from dynchoice.solve.bellman import Bellman, LevelBellman
 from dynchoice.solve.derivative import ccp_derivative
+from dynchoice.solve.krylov import Rooms
 from dynchoice.solve.linear import PolicySystem
 from dynchoice.solve.plain_blocks import PlainBlocks
 from dynchoice.solve.sweeps import Sweeps
@@ -1198,18 +1201,55 @@ def test_solutions_of_millions_may_be_asked_for_twice(rng):
         assert (np.nan_to_num(now, neginf=0.0) != np.nan_to_num(a, neginf=0.0)).any()
 
 
-def test_work_arrays_stay_with_the_law_and_go_with_it(rng):
-    """Shared by all systems of a law, by those of its copies too; not taken to other processes."""
+def test_work_arrays_are_used_again_and_go_with_the_law(rng, monkeypatch):
+    """By every system of a law or of its size; one at a time; no more than a bound."""
+    rooms = Rooms(10**9)
+    monkeypatch.setattr(sweeps_module, "ROOMS", rooms)
     model, _ = model_of(6, 0.9)
     with unexpanded():
         law = model.transitions.product
     b = rng.normal(size=law.S)
+    held = set()
     for P in itertools.islice(policies(rng, model.available), 2):
         sweeps = Sweeps(law, 0.9)
         sweeps.factor(law.laid(P))
         sweeps.solve(b, 1e-8)
-        assert len(law.krylov) == 1 and sweeps.law.krylov is law.krylov
+        held.add(id(rooms._kept[0][1][0]))
+        assert len(rooms._kept) == 1
         assert sweeps.law._room(0)[0].base is law._room(0)[0].base
-    kept = law.krylov[0]
-    Sweeps(law, 0.9)
-    assert law.krylov[0] is kept and not pickle.loads(pickle.dumps(law)).krylov
+    assert len(held) == 1
+    del sweeps, model, law
+    gc.collect()
+    assert not rooms._kept
+
+
+def test_rooms_are_bounded_and_nobodys_twice():
+    class Law:
+        pass
+
+    law, rooms = Law(), Rooms(1000)
+    one, two = rooms.take(4, 50), rooms.take(4, 50)
+    assert one[0].shape == (5, 50) and one[1].shape == (4, 50) and one[0] is not two[0]
+    rooms.give(one, law)
+    rooms.give(two, law)
+    assert rooms.take(3, 50)[1].shape == (3, 50)
+    taken = [rooms.take(4, 50)[0] for _ in range(3)]
+    assert {id(one[0]), id(two[0])} == {id(t) for t in taken[:2]} and taken[2] is not one[0]
+    for _ in range(5):
+        rooms.give(rooms.take(4, 50), law)
+        rooms.give(rooms.take(2, 60), law)
+        assert sum(a.size + z.size for _, (a, z) in rooms._kept) <= 1000
+    rooms.give((np.empty((50, 50)), np.empty((49, 50))), law)  # larger than all: not kept
+    assert all(a.size < 1000 for _, (a, _) in rooms._kept) and rooms._kept
+
+    def use(_):
+        for _ in range(200):
+            room = rooms.take(4, 50)
+            me = float(threading.get_ident() % 1000)
+            room[0][:] = 0.0
+            np.add(room[0], me, out=room[0])
+            assert (room[0] == me).all()
+            rooms.give(room, law)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(8)))

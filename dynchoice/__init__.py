@@ -79,6 +79,7 @@ _HOME = {
     "CheckError": "errors",
     "DataError": "errors",
     "ColumnError": "errors",
+    "SourceError": "errors",
     "StorageError": "errors",
     "LockError": "errors",
     "MissingExtraError": "errors",

@@ -58,6 +58,12 @@ class ColumnError(DataError):
     """A column that was asked for is not in the table."""
 
 
+class SourceError(DynChoiceError, ConnectionError):
+    """The database cannot be reached, or was lost while it was read: try again later."""
+
+    exit_code = 1
+
+
 class StorageError(DynChoiceError, OSError):
     """A file cannot be written, or a saved object cannot be read (damaged, another version)."""
 

@@ -119,17 +119,17 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
             f"weights must be non-negative with shape (S,) = ({base.states.size},)"
         )
     start = results.value if results.value.size else None
-    with one_blas_thread():
-        before = WarmSolver(base, results.theta, start).base
-        model = scenario.changed(base)
-        after = WarmSolver(model, scenario.theta(base, results.theta), start).base
-    at = scenario.state_map(base)
-    V, P = (after.V, after.P) if at is None else (after.V[at], after.P[at])
+    model = scenario.changed(base)
     if model.choices != base.choices or model.states != base.states:
         raise SpecificationError(
             f"scenario {scenario.name!r} changes states or choices: counterfactual() compares state"
             " by state; use forecast(), which moves members to the new ones"
         )
+    with one_blas_thread():
+        before = WarmSolver(base, results.theta, start).base
+        after = WarmSolver(model, scenario.theta(base, results.theta), start).base
+    at = scenario.state_map(base)
+    V, P = (after.V, after.P) if at is None else (after.V[at], after.P[at])
     found = badge(scenario, base, model, at, results.counts)
     return Counterfactual(
         scenario,

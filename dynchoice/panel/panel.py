@@ -291,13 +291,17 @@ class Panel:
 
     def _count_short(self) -> dict[str, int]:
         """Store the coded rows, check them, add next states, and return the summary of members."""
-        import pandas as pd
-
         stored = self._store(self._lazy, "coded")
         rows = self._refuse(stored)
         if rows is not stored:
             rows = self._store(rows, "kept")
         self.rows = self.kept = self._store(query.with_next(rows), "rows")
+        return self._summary()
+
+    def _summary(self) -> dict[str, int]:
+        """Return numbers of rows and members of all kinds, from the rows with next states."""
+        import pandas as pd
+
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)
         by_member = r.group_by("member").agg(
@@ -496,6 +500,12 @@ class Panel:
             regions=regions,
             period_kind=self.kind,
         )
+
+    def until(self, period: Level) -> Panel:
+        """Return the panel as it was after a period: :func:`dynchoice.panel.cohorts.until`."""
+        from dynchoice.panel.cohorts import until
+
+        return until(self, period)
 
     def first_rows(
         self, state: int, choice: int, next_state: int | None = None, limit: int = checks.OFFENDERS

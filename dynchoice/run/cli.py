@@ -1,19 +1,23 @@
-"""The command line: ``dynchoice forecast RUN.toml`` and ``dynchoice warm-up``."""
+"""The command line: ``dynchoice init | check | forecast | backtest | warm-up``."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynchoice.typing import Progress
+    from dynchoice.run.config import Run
 
 EPILOG = """exit codes: 0 done, 1 unexpected, 2 bad configuration or usage, 3 not converged,
 4 a check failed, 5 data refused, 75 another run holds the lock"""
+INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,32 +32,65 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"dynchoice {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    job = commands.add_parser(
-        "forecast",
-        help="estimate by segment and forecast scenarios from a run file",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+    def command(name: str, run: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
+        own = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        own.set_defaults(run_command=run)
+        own.add_argument("--quiet", action="store_true", help="print nothing on success")
+        return own
+
+    start = command("init", init_command, "write a commented run file that works, with a sample")
+    start.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    check = command("check", check_command, "check run file, model and data without estimating")
+    check.add_argument("--warm", action="store_true", help="compile the kernels too")
+    job = command(
+        "forecast", forecast_command, "estimate by segment and forecast scenarios from a run file"
     )
-    job.add_argument("run", metavar="RUN.toml", help="the run file")
+    job.add_argument("--force", action="store_true", help="do every stage again")
     job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the run file, e.g. --set forecast.draws=0 (a TOML value)",
+        "--segments", metavar="A,B", help="these only; the result is kept and not published"
     )
-    job.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
-    job.add_argument("--quiet", action="store_true", help="print nothing on success")
-    job.set_defaults(run_command=forecast_command)
-    warm = commands.add_parser(
-        "warm-up",
-        help="compile every kernel now, so that no run has to",
-        description="Compile every kernel now, so that no run has to: once in a container image or"
-        " on a new machine. They are kept where DYNCHOICE_CACHE says, else beside the package or in"
-        " the user's cache folder.",
+    job.add_argument(
+        "--dry-run", action="store_true", help="say which stages would be done, and do none"
     )
-    warm.add_argument("--quiet", action="store_true", help="print nothing on success")
-    warm.set_defaults(run_command=warm_command)
+    job.add_argument(
+        "--accept", action="store_true", help="publish although a guard rail would hold the run"
+    )
+    job.add_argument(
+        "--exit-code-unchanged", type=int, default=0, metavar="N",
+        help="exit code when nothing has changed (Airflow skips on 99; default 0)",
+    )  # fmt: skip
+    back = command(
+        "backtest", backtest_command, "forecast from earlier months and compare with what happened"
+    )
+    back.add_argument("--force", action="store_true", help="do every stage again")
+    for own in (check, job, back):
+        own.add_argument("run", metavar="RUN.toml", help="the run file")
+        own.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a key of the run file, e.g. --set forecast.draws=0 (a TOML value)",
+        )
+        own.add_argument(
+            "--log", choices=("auto", "plain", "json"), default="auto",
+            help="bars on a terminal and lines elsewhere (auto), lines, or JSON lines",
+        )  # fmt: skip
+    for own in (job, back):
+        own.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
+    warm = command("warm-up", warm_command, "compile every kernel now, so that no run has to")
+    warm.description = (
+        "Compile every kernel now, so that no run has to: once in a container image or on a new"
+        " machine. They are kept where DYNCHOICE_CACHE says, else beside the package or in the"
+        " user's cache folder."
+    )
     return top
 
 
@@ -66,60 +103,163 @@ def changes(pairs: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.strip().split(".")):
             raise ConfigError(f"--set {pair!r}: expected KEY=VALUE, e.g. forecast.draws=0")
         try:
-            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            found = tomllib.loads(f"value = {text}")
+            out[key.strip()] = found["value"] if len(found) == 1 else text
+        except (tomllib.TOMLDecodeError, RecursionError):
             out[key.strip()] = text
     return out
 
 
-def forecast_command(args: argparse.Namespace) -> None:
-    """Run the forecast with a progress bar on a terminal and plain lines elsewhere."""
+def opened(args: argparse.Namespace) -> Run:
+    """Return the run file of a command, with what ``--set`` says."""
     from dynchoice.run.config import load_run
-    from dynchoice.run.job import run_forecast
 
     run = load_run(args.run, changes(args.set))
-    with progress_of(args.quiet) as progress:
-        folder = run_forecast(run, jobs=args.jobs, progress=progress)
+    args.loaded = run
+    return run
+
+
+def cleaner(args: argparse.Namespace) -> Callable[[str], str]:
+    """Return what takes the secrets of a command's run file out of a text."""
+    run = getattr(args, "loaded", None)
+    if run is None:
+        return str
+    from dynchoice.run.source import hidden
+
+    return lambda text: hidden(text, run)
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Print a result, unless the command is quiet."""
     if not args.quiet:
-        sys.stdout.write(f"{folder}\n")
+        sys.stdout.write(f"{text}\n")
 
 
-def warm_command(args: argparse.Namespace) -> None:
+def init_command(args: argparse.Namespace) -> int:
+    """Write a run file and its sample."""
+    from dynchoice.run.init import write_sample
+
+    written = write_sample(args.folder)
+    say(args, "\n".join(str(p) for p in written))
+    say(args, f"now: dynchoice forecast {written[0]}")
+    return 0
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """Check everything but the estimates."""
+    from dynchoice.run.check import check_run
+    from dynchoice.run.say import progress_of
+
+    run = opened(args)
+    with progress_of(args.quiet, args.log, cleaner(args)) as progress:
+        text = check_run(run, warm=args.warm, progress=progress)
+    say(args, cleaner(args)(text))
+    return 0
+
+
+def forecast_command(args: argparse.Namespace) -> int:
+    """Run the forecast with a progress bar on a terminal and lines elsewhere."""
+    from dynchoice.errors import ConfigError
+    from dynchoice.run.job import Options, plan, run_job
+    from dynchoice.run.say import progress_of
+
+    run = opened(args)
+    if not 0 <= args.exit_code_unchanged <= 255:
+        raise ConfigError("--exit-code-unchanged: give a number from 0 to 255")
+    chosen = None
+    if args.segments is not None:
+        chosen = tuple(s.strip() for s in args.segments.split(",") if s.strip())
+        if not chosen:
+            raise ConfigError("--segments names none: give labels with commas between")
+    options = Options(args.jobs, args.force, args.accept, chosen)
+    if args.dry_run:
+        steps = plan(run, options)
+        say(args, "\n".join(f"{s.status:<8} {s.stage} {s.name}".rstrip() for s in steps))
+        return 0
+    clean = cleaner(args)
+    with progress_of(args.quiet, args.log, clean) as progress:
+        done = run_job(run, options, progress)
+    if not args.quiet:
+        for note in done.notes:
+            sys.stderr.write(f"note: {clean(note)}\n")
+    say(args, str(done.folder))
+    return args.exit_code_unchanged if done.status == "unchanged" else 0
+
+
+def backtest_command(args: argparse.Namespace) -> int:
+    """Run the backtest."""
+    from dynchoice.run.backtest import run_backtest
+    from dynchoice.run.say import progress_of
+
+    run = opened(args)
+    with progress_of(args.quiet, args.log, cleaner(args)) as progress:
+        done = run_backtest(run, jobs=args.jobs, force=args.force, progress=progress)
+    say(args, f"{done.text}\n{done.folder}")
+    return 0
+
+
+def warm_command(args: argparse.Namespace) -> int:
     """Compile all kernels."""
+    from dynchoice.run.say import progress_of
     from dynchoice.run.warm import warm_up
 
     with progress_of(args.quiet) as progress:
         found = warm_up(progress)
-    if not args.quiet:
-        sys.stdout.write(f"{sum(found.values())} kernels are ready\n")
+    say(args, f"{sum(found.values())} kernels are ready")
+    return 0
 
 
-@contextmanager
-def progress_of(quiet: bool) -> Iterator[Progress | None]:
-    """Yield what draws a bar on a terminal, writes plain lines elsewhere, or None."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
+def kept_traceback() -> str:
+    """Write what went wrong in full to a file and return its name, for a report of a mistake."""
+    try:
+        fd, name = tempfile.mkstemp(prefix="dynchoice-error-", suffix=".txt")
+        with os.fdopen(fd, "w", encoding="utf-8") as handle:
+            traceback.print_exc(file=handle)
+    except OSError:
+        return "nowhere: the disk cannot be written"
+    return name
 
-        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Bars(*columns, transient=True) as bar:
-            task = bar.add_task("starting", total=None)
 
-            def draw(done: int, total: int, text: str) -> None:
-                bar.update(task, completed=done, total=total, description=text)
+def failed(args: argparse.Namespace, text: str, code: int) -> int:
+    """Say what went wrong, without secrets, and return the exit code."""
+    try:
+        sys.stderr.write(f"dynchoice: {cleaner(args)(text)}\n")
+    except OSError:  # nobody reads: the exit code still says it
+        return code
+    return code
 
-            yield draw
-    else:
 
-        def tell(done: int, total: int, text: str) -> None:
-            sys.stderr.write(f"[{done}/{total}] {text}\n")
+def run(args: argparse.Namespace) -> int:
+    """Run a command and return the exit code; whatever goes wrong becomes a message."""
+    from dynchoice.errors import DynChoiceError
 
-        yield tell
+    try:
+        return int(args.run_command(args))
+    except DynChoiceError as error:
+        return failed(args, f"{type(error).__name__}: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return failed(args, "interrupted; nothing was published", INTERRUPTED)
+    except MemoryError:
+        return failed(args, "out of memory; nothing was published", 1)
+    except BrokenPipeError:  # who reads our output has gone
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = f" ({error.filename})" if error.filename else ""
+        said = "the disk is full" if full else f"{error.strerror or error}"
+        return failed(args, f"{said}{where}; nothing was published", 1)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        return failed(
+            args,
+            f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"
+            f" was published. Please report it with {kept_traceback()}",
+            1,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,17 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     # a scheduler's SIGTERM should stop like Ctrl-C: temporary files removed, nothing published
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from dynchoice.errors import DynChoiceError
-
-    try:
-        args.run_command(args)
-    except DynChoiceError as error:
-        sys.stderr.write(f"dynchoice: {type(error).__name__}: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("dynchoice: interrupted; nothing was published\n")
-        return 130
-    return 0
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -2,138 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import ConfigError, SpecificationError, suggest
-from dynchoice.model.ddc import DDC
-from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
-from dynchoice.model.transitions import Transitions
-from dynchoice.model.utility import Utility
-from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import StateSpace
+from dynchoice.run.schema import HISTORY, RunFile
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.counterfactual.scenario import Scenario
+    from dynchoice.model.ddc import DDC
+    from dynchoice.model.membership import Membership
+    from dynchoice.panel.panel import Panel
 
-Label = bool | int | float | str
-
-
-class Section(BaseModel):
-    """A table of the run file; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Data(Section):
-    """Where the panel is and which columns are what."""
-
-    path: str | Annotated[list[str], Field(min_length=1)]
-    member: str
-    time: str
-    choice: str
-    segment: str | None = None
-    region: str | None = None
-    weights: str | None = None
-    decision: str | None = None
-    freq: Literal["integer", "month", "quarter", "year"] | None = None
-    invalid: Literal["raise", "drop"] = "raise"
-
-
-class Axis(Section):
-    """One axis of the state: levels, column, and law of motion."""
-
-    levels: list[Label] | None = None
-    range: int | None = Field(default=None, ge=1)
-    column: str | None = None
-    law: Literal["fixed", "cycle", "deterministic", "markov", "increment"]
-    given: list[str] = ["choice"]
-    table: str | None = None
-    probabilities: list[Any] | None = None
-    max_step: int | None = Field(default=None, ge=0)
-    reset_on: str | list[str] | None = None
-
-    def all_levels(self) -> list[Label]:
-        """Return the levels, spelt out or 0 .. range-1."""
-        return list(self.levels) if self.levels is not None else list(range(self.range or 0))
-
-
-class Rule(Section):
-    """States (by levels of some axes) in which some choices are not offered."""
-
-    where: dict[str, Label | list[Label]]
-    choices: list[Label]
-
-
-class Model(Section):
-    """Choices, discounting, availability, inattention."""
-
-    choices: list[Label]
-    beta: float
-    unavailable: list[Rule] = []
-    attention: float | None = None
-    default: Label | None = None
-
-
-class UtilityPart(Section):
-    """Formula and attributes (a CSV; its column ``segment`` may select rows)."""
-
-    formula: str
-    attributes: str | None = None
-
-
-class Estimate(Section):
-    """How to estimate."""
-
-    transitions: Literal["two-step", "joint"] = "two-step"
-    cov_type: Literal["clustered", "robust", "opg", "unadjusted", "bootstrap"] = "clustered"
-    tol: float = Field(default=1e-8, gt=0, le=1e-4)
-    maxiter: int = Field(default=100, ge=1)
-
-
-class ForecastPart(Section):
-    """How far and with which bands."""
-
-    periods: int = Field(default=24, ge=1)
-    draws: int = Field(default=100, ge=0)
-    level: float = Field(default=0.9, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-
-
-class ScenarioPart(Section):
-    """One scenario."""
-
-    name: str
-    starts: int = Field(default=1, ge=1)
-    offer: dict[str, Label | dict[str, Label]] = {}
-    params: dict[str, FiniteFloat] = {}
-    scale: dict[str, FiniteFloat] = {}
-
-
-class Output(Section):
-    """Where results go."""
-
-    folder: str = "out"
-    picture: bool = True
-
-
-class RunFile(Section):
-    """A whole run file."""
-
-    data: Data
-    axes: dict[str, Axis]
-    model: Model
-    utility: UtilityPart
-    estimate: Estimate = Estimate()
-    forecast: ForecastPart = ForecastPart()
-    scenario: list[ScenarioPart] = []
-    output: Output = Output()
+BASELINE = "baseline"
+SHOWN = 40
+"""Mistakes shown at most, so that the list stays on one screen."""
+LARGEST = 5_000_000
+"""Bytes of the largest run file read."""
 
 
 def load_run(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
@@ -151,128 +45,306 @@ def load_run(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
         Not TOML; unknown keys, wrong types, missing values: all of them, with their paths.
     """
     source = Path(path)
-    try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"no such run file: {source}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {source}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    raw = read_toml(source)
     for key, value in (changes or {}).items():
-        node = raw
-        *parents, last = key.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {key}: {name!r} is no table of the run file")
-        node[last] = value
+        raw = changed(raw, key, value)
+    problems = of_the_whole(raw)
     try:
         spec = RunFile.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}:\n" + "\n".join(_explain(error))) from None
+        problems = [*explain(error, raw), *problems]
+    except RecursionError:
+        problems = ["- nested too deeply"]
+    if problems:
+        more = len(problems) - SHOWN
+        tail = [f"- and {more} more"] if more > 0 else []
+        raise ConfigError(f"{source}:\n" + "\n".join([*problems[:SHOWN], *tail])) from None
     return Run(spec, source.resolve().parent, source)
 
 
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
+def read_toml(source: Path) -> dict[str, Any]:
+    """Read a TOML file, or say what is wrong with it."""
+    try:
+        if source.is_dir():
+            raise ConfigError(f"{source} is a folder; name the run file in it")
+        if source.stat().st_size > LARGEST:
+            raise ConfigError(f"{source} is larger than {LARGEST:,} bytes: is it a run file?")
+        return tomllib.loads(source.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        near = (
+            sorted(p.name for p in source.parent.glob("*.toml")) if source.parent.is_dir() else ()
+        )
+        raise ConfigError(f"no such run file: {source}.{suggest(source.name, near)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {source}: {error.strerror or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    except (RecursionError, ValueError) as error:  # tomllib on absurd nesting and numbers
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+
+
+def changed(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return the content of a run file with one dotted key set; numbers count list items from 0."""
+    out = copy.deepcopy(raw)
+    node: Any = out
+    *parents, last = key.split(".")
+    for name in parents:
+        if isinstance(node, list):
+            node = node[_place(node, name, key)]
+        else:
+            node = node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {key}: {name!r} is no table of the run file")
+    if isinstance(node, list):
+        node[_place(node, last, key)] = value
+    else:
+        node[last] = value
+    return out
+
+
+def _place(node: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"--set {key}: {name!r} is no number from 0 to {len(node) - 1}")
+    return int(name)
+
+
+def of_the_whole(raw: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong between keys of a run file: said beside what is wrong with each."""
+    data, member = raw.get("data"), "membership" in raw
+    out = []
+    if isinstance(data, Mapping):
+        out += one_source(data)
+        out += [] if member else [f"- data.{k}: only with membership" for k in HISTORY if k in data]
+    parts = ("axes", "model", "utility")
+    if member:
+        text = "not with membership, which describes the model"
+        out += [f"- {k}: {text}" for k in parts if k in raw]
+    else:
+        text = "is missing (describe the model by axes, model and utility, or by membership)"
+        out += [f"- {k}: {text}" for k in parts if k not in raw]
+    axes = raw.get("axes")
+    for name, axis in axes.items() if isinstance(axes, Mapping) else ():
+        out += [f"- axes.{name}: {text}" for text in of_an_axis(axis)]
+    estimate = raw.get("estimate")
+    estimate = estimate if isinstance(estimate, Mapping) else {}
+    if estimate.get("transitions") == "joint" and estimate.get("method", "NFXP") != "NFXP":
+        out.append("- estimate.transitions: 'joint' goes with method = 'NFXP'")
+    return out + of_scenarios(raw.get("scenario"))
+
+
+def one_source(data: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with where the rows are said to be."""
+    given = [k for k in ("path", "duckdb", "connection") if k in data]
+    if not given:
+        return [
+            "- data.path: is missing (Parquet or CSV; or say duckdb, a DuckDB file, or connection,"
+            " a database)"
+        ]
+    if len(given) > 1:
+        return [f"- data: give one of {' and '.join(given)}, not both"]
+    if given != ["path"] and "table" not in data:
+        return [f"- data.table: is missing: {given[0]} needs the name of the table to read"]
+    if given == ["path"] and ("table" in data or "schema" in data):
+        return ["- data: table and schema go with duckdb or connection, not with path"]
+    return []
+
+
+def of_an_axis(axis: Any) -> list[str]:
+    """Return what is wrong between the keys of one axis."""
+    if not isinstance(axis, Mapping):
+        return []
+    out = [] if ("levels" in axis) != ("range" in axis) else ["give either levels or range"]
+    for law, key, what in (
+        ("increment", "max_step", "max_step"),
+        ("deterministic", "table", "table, a CSV"),
+    ):
+        if axis.get("law") == law and key not in axis:
+            out.append(f"law {law!r} needs {what}")
+    return out
+
+
+def of_scenarios(scenarios: Any) -> list[str]:
+    """Return names that repeat, and parameters that are changed twice."""
+    listed = [s for s in scenarios if isinstance(s, Mapping)] if isinstance(scenarios, list) else []
+    names = [str(s.get("name")) for s in listed if "name" in s]
+    out = [f"- scenario: the name {n!r} repeats" for n in sorted(set(names)) if names.count(n) > 1]
+    if BASELINE in names:
+        out.append(f"- scenario: {BASELINE!r} is the forecast without changes: rename it")
+    for i, s in enumerate(listed):
+        both = [s[k] for k in ("params", "scale") if isinstance(s.get(k), Mapping)]
+        twice = set(both[0]) & set(both[1]) if len(both) == 2 else set()
+        out += [f"- scenario[{i}]: {n!r} stands in params and in scale" for n in sorted(twice)]
+    return out
+
+
+def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+    """Return one line a wrong key: its path, what is wrong, and the nearest valid name."""
+    found: dict[str, list[str]] = {}
     for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
-        text = item["msg"]
+        where = path_in(item["loc"], raw, item["type"])
+        text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "unknown key." + suggest(item["loc"][-1], _known_keys(item["loc"][:-1]))
+            text = "unknown key." + suggest(where[-1], known_keys(where[:-1]))
         elif item["type"] == "missing":
             text = "is missing"
-        lines.append(f"- {where}: {text}")
-    return lines
+        elif item["type"] in ("literal_error", "enum"):
+            allowed = re.findall(r"'([^']+)'", str(item.get("ctx", {}).get("expected", "")))
+            text += f", not {short(item['input'])}.{suggest(item['input'], allowed)}"
+        elif item["type"] == "string_pattern_mismatch":
+            text = f"{short(item['input'])} is not of the form {item['ctx']['pattern']}"
+        elif not isinstance(item["input"], Mapping) and "loc" in item:
+            text += f", got {short(item['input'])}"
+        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where).lstrip(".")
+        told = found.setdefault(name or "run file", [])
+        if text not in told:
+            told.append(text)
+    return [f"- {name}: {' / '.join(texts)}" for name, texts in found.items()]
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def short(value: Any) -> str:
+    """Return a value as it was typed, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def path_in(loc: tuple[int | str, ...], raw: Any, kind: str) -> list[int | str]:
+    """Return a pydantic location without the names of unions' branches."""
+    node, out = raw, list[int | str]()
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        inside = isinstance(node, Mapping) and part in node
+        inside |= isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if inside:
+            out.append(part)
+            node = node[part]
+        elif last and kind == "missing" and isinstance(node, Mapping):
+            out.append(part)
+    return out
+
+
+def known_keys(where: list[int | str]) -> list[str]:
     """Return the valid keys of the table at a path."""
-    known: dict[str, type[Section]] = {
-        "data": Data,
-        "axes": Axis,
-        "model": Model,
-        "utility": UtilityPart,
-        "estimate": Estimate,
-        "forecast": ForecastPart,
-        "scenario": ScenarioPart,
-        "output": Output,
-    }
-    table = known.get(str(loc[0]), RunFile) if loc else RunFile
-    if "unavailable" in loc:
-        table = Rule
-    return list(table.model_fields)
+    table: Any = RunFile
+    for part in where:
+        table = step_into(table, part)
+        if table is None:
+            return []
+    if not (isinstance(table, type) and issubclass(table, BaseModel)):
+        return []
+    return [f.alias or n for n, f in table.model_fields.items()]
+
+
+def step_into(table: Any, part: int | str) -> Any:
+    """Return the type that one step of a path leads to, the first section among alternatives."""
+    if isinstance(table, type) and issubclass(table, BaseModel):
+        field = table.model_fields.get(str(part))
+        return None if field is None else section_in(field.annotation)
+    origin, args = get_origin(table), get_args(table)
+    if origin in (list, dict):
+        return section_in(args[-1])
+    return None
+
+
+def section_in(annotation: Any) -> Any:
+    """Return the section (or list or dict of them) within an annotation."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return section_in(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        inner = [section_in(a) for a in get_args(annotation)]
+        good = [a for a in inner if a is not None]
+        return good[0] if good else None
+    if origin in (list, dict):
+        return annotation
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
 
 
 class Run:
-    """A checked run file and what it builds: panel, model by segment, scenarios."""
+    """A checked run file and what it builds: panel, model by segment, scenarios.
+
+    What it builds is imported when it is asked for: a run with nothing to do needs none of it.
+    """
 
     def __init__(self, spec: RunFile, folder: Path, source: Path) -> None:
         self.spec, self.folder, self.source = spec, folder, source
-        problems = [
-            f"- axes.{name}: give either levels or range"
-            for name, axis in spec.axes.items()
-            if (axis.levels is None) == (axis.range is None)
-        ]
-        names = [s.name for s in spec.scenario]
-        problems += [
-            f"- scenario: the name {n!r} repeats" for n in set(names) if names.count(n) > 1
-        ]
-        for i, s in enumerate(spec.scenario):
-            both = set(s.params) & set(s.scale)
-            problems += [f"- scenario.{i}: {n!r} stands in params and in scale" for n in both]
-        if problems:
-            raise ConfigError(f"{source}:\n" + "\n".join(problems))
-        try:
-            self.states = StateSpace.from_axes({n: a.all_levels() for n, a in spec.axes.items()})
-        except SpecificationError as error:
-            raise ConfigError(f"{source}: {error}") from error
+        if spec.axes is not None:
+            try:
+                self.states = StateSpace.from_axes(
+                    {n: a.all_levels() for n, a in spec.axes.items()}
+                )
+            except SpecificationError as error:
+                raise ConfigError(f"{source}: {error}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        # only a membership's states are not there from the start: they need the whole programme
+        if name == "states":
+            self.states = self.membership.states
+            return self.states
+        raise AttributeError(name)
 
     def path(self, name: str) -> Path:
         """Return a path of the run file as seen from here."""
         return self.folder / name
 
     @property
+    def out(self) -> Path:
+        """Folder of the outputs."""
+        return self.path(self.spec.output.folder)
+
+    @property
+    def tables(self) -> list[Path]:
+        """Files beside the panel that the run file names."""
+        spec = self.spec
+        names = [a.table for a in (spec.axes or {}).values() if a.table]
+        names += [spec.utility.attributes] if spec.utility and spec.utility.attributes else []
+        names += [spec.data.offers] if spec.data.offers else []
+        file = (spec.membership or {}).get("file")
+        names += [file] if isinstance(file, str) else []
+        return [self.path(n) for n in dict.fromkeys(names)]
+
+    @property
+    def data_files(self) -> list[Path]:
+        """Files that hold the panel (none: a database does)."""
+        from dynchoice.run.source import files_of
+
+        return files_of(self)
+
+    @property
     def inputs(self) -> list[Path]:
         """Files that the run reads."""
-        import glob
+        return [self.source, *self.data_files, *self.tables]
 
-        paths = self.spec.data.path
-        data = [str(self.path(p)) for p in (paths if isinstance(paths, list) else [paths])]
-        found = [Path(f) for d in data for f in (sorted(glob.glob(d)) if "*" in d else [d])]
-        tables = [a.table for a in self.spec.axes.values() if a.table]
-        tables += [self.spec.utility.attributes] if self.spec.utility.attributes else []
-        return [self.source, *found, *(self.path(t) for t in tables)]
+    @cached_property
+    def membership(self) -> Membership:
+        """The programme that the run file describes or names.
 
-    def panel(self) -> Panel:
-        """Read, check and count the panel."""
-        d = self.spec.data
-        paths = d.path if isinstance(d.path, list) else [d.path]
-        return Panel(
-            [str(self.path(p)) for p in paths],
-            member=d.member,
-            time=d.time,
-            choice=d.choice,
-            states=self.states,
-            choices=self.spec.model.choices,
-            columns={n: a.column for n, a in self.spec.axes.items() if a.column},
-            segment=d.segment,
-            region=d.region,
-            weights=d.weights,
-            decision=d.decision,
-            freq=d.freq,
-            invalid=d.invalid,
-        )
+        Raises
+        ------
+        ConfigError
+            Whatever does not fit.
+        """
+        from dynchoice.run.build import membership
 
-    def any_segment(self) -> Any:
-        """Return a segment that the attributes know, to try the model on before reading rows."""
-        name = self.spec.utility.attributes
-        if name is None or "segment" in self.states.axes:
-            return "all"
-        table = self.read_csv(name, "utility.attributes")
-        known = "segment" in table.columns and len(table)
-        return str(table["segment"].iloc[0]) if known else "all"
+        return membership(self)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """Labels of the choices."""
+        if self.spec.model is not None:
+            return tuple(self.spec.model.choices)
+        return self.membership.choices
+
+    def panel(self, **options: Any) -> Panel:
+        """Read, check and count the panel; ``progress`` and other options as :class:`Panel`'s."""
+        from dynchoice.run.build import panel
+
+        return panel(self, **options)
 
     def model(self, segment: Any) -> DDC:
         """Build the model of one segment.
@@ -282,109 +354,21 @@ class Run:
         ConfigError
             Whatever is wrong with it, with the run file named.
         """
+        from dynchoice.run.build import model
+
         try:
-            return self._model(segment)
+            return model(self, segment)
         except SpecificationError as error:
             raise ConfigError(f"{self.source}: {error}") from error
 
-    def _model(self, segment: Any) -> DDC:
-        m = self.spec.model
-        laws: dict[str | tuple[str, ...], Any] = {
-            name: self._law(name, axis) for name, axis in self.spec.axes.items()
-        }
-        return DDC(
-            states=self.states,
-            choices=m.choices,
-            utility=Utility.from_formula(
-                self.spec.utility.formula, self.states, m.choices, self._attributes(segment)
-            ),
-            transitions=Transitions.factored(self.states, m.choices, laws),
-            beta=m.beta,
-            available=self._available(),
-            attention=m.attention,
-            default=m.default,
-        )
+    def scenarios(self, first: int | None = None, kind: str = "month") -> list[Scenario]:
+        """Return the scenarios; ``first`` is the number of the forecast's first period.
 
-    def scenarios(self) -> list[Scenario]:
-        """Return the scenarios."""
-        out = []
-        for s in self.spec.scenario:
-            change: dict[str, Any] = dict(s.params)
-            for name, factor in s.scale.items():
-                change[name] = lambda value, factor=factor: value * factor
-            out.append(
-                Scenario(s.name, params=change or None, offer=s.offer or None, starts=s.starts)
-            )
-        return out
+        Raises
+        ------
+        ConfigError
+            A scenario that cannot be; dates, where ``first`` is not known.
+        """
+        from dynchoice.run.build import scenarios
 
-    def read_csv(self, name: str, key: str) -> pd.DataFrame:
-        """Read a CSV that the run file names."""
-        import pandas as pd
-
-        try:
-            # a level may be called None or NA
-            return pd.read_csv(self.path(name), keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.source}: {key}: cannot read {name!r}: {error}") from error
-
-    def _attributes(self, segment: Any) -> pd.DataFrame | None:
-        name = self.spec.utility.attributes
-        if name is None:
-            return None
-        table = self.read_csv(name, "utility.attributes")
-        if "segment" in table.columns and "segment" not in self.states.axes:
-            own = table[table["segment"].astype(str) == str(segment)]
-            if own.empty:
-                raise ConfigError(
-                    f"{name}: no row for segment {segment!r}."
-                    f"{suggest(segment, table['segment'].unique())}"
-                )
-            table = own.drop(columns="segment").reset_index(drop=True)
-        return table
-
-    def _law(self, name: str, axis: Axis) -> Law:
-        key = f"axes.{name}"
-        if axis.law == "fixed":
-            return Fixed()
-        if axis.law == "cycle":
-            return Cycle()
-        if axis.law == "increment":
-            if axis.max_step is None:
-                raise ConfigError(f"{self.source}: {key}: law 'increment' needs max_step")
-            return Increment(axis.max_step, axis.reset_on, axis.probabilities)
-        if axis.law == "markov":
-            return Markov(tuple(axis.given), axis.probabilities)
-        if axis.table is None:
-            raise ConfigError(f"{self.source}: {key}: law 'deterministic' needs table, a CSV")
-        table = self.read_csv(axis.table, key)
-        columns = [*axis.given, name, "next"]
-        missing = [c for c in columns if c not in table.columns]
-        if missing:
-            raise ConfigError(
-                f"{axis.table}: column {missing[0]!r} is missing; it needs {', '.join(columns)}"
-            )
-        rows = table[columns].itertuples(index=False, name=None)
-        moves = {tuple(_plain(v) for v in row[:-1]): _plain(row[-1]) for row in rows}
-        return Deterministic(moves, tuple(axis.given))
-
-    def _available(self) -> Any:
-        choices = self.spec.model.choices
-        mask = np.ones((self.states.size, len(choices)), dtype=bool)
-        for i, rule in enumerate(self.spec.model.unavailable):
-            at = np.ones(self.states.size, dtype=bool)
-            for axis, levels in rule.where.items():
-                listed = levels if isinstance(levels, list) else [levels]
-                codes = [self.states.level_code(axis, level) for level in listed]
-                at &= np.isin(self.states.axis_codes(axis), codes)
-            for choice in rule.choices:
-                if choice not in choices:
-                    raise ConfigError(
-                        f"{self.source}: model.unavailable.{i}: {choice!r} is no choice."
-                        f"{suggest(choice, choices)}"
-                    )
-                mask[at, choices.index(choice)] = False
-        return mask
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+        return scenarios(self, first, kind)[0]

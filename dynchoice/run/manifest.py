@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-PACKAGES = ("numpy", "scipy", "numba", "pandas", "pyarrow", "ibis-framework", "duckdb", "formulaic")
+SCHEMA = 2
+PACKAGES = (
+    "numpy", "scipy", "numba", "pandas", "pyarrow", "ibis-framework", "duckdb", "formulaic",
+    "statsmodels", "matplotlib",
+)  # fmt: skip
 
 
 def digest(path: Path) -> str:
     """Return the sha256 of a file."""
-    h = hashlib.sha256()
     with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            h.update(block)
-    return h.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files of a folder, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
 def describe_files(paths: Iterable[Path], relative_to: Path) -> list[dict[str, Any]]:
@@ -33,7 +40,13 @@ def describe_files(paths: Iterable[Path], relative_to: Path) -> list[dict[str, A
     return out
 
 
-def versions() -> dict[str, str]:
+def same(path: Path, described: Mapping[str, Any]) -> bool:
+    """Return whether a file is what it was when it was described."""
+    return path.stat().st_size == described["bytes"] and digest(path) == described["sha256"]
+
+
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions that a result depends on."""
     from dynchoice import __version__
 
@@ -46,9 +59,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(path: Path, manifest: dict[str, Any]) -> None:
+def flush(folder: Path) -> None:
+    """Have the disk hold a folder's names (where the system can say so)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not on every system
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def flush_files(folder: Path) -> None:
+    """Have the disk hold every file of a folder: a run must survive a power cut."""
+    for path in files_below(folder):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    flush(folder)
+
+
+def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest as JSON, whole or not at all."""
     from dynchoice.storage import write_atomically
 
-    text = json.dumps({"schema": SCHEMA, **manifest}, indent=2, default=str) + "\n"
+    text = json.dumps(finite({"schema": SCHEMA, **manifest}), indent=2, default=str) + "\n"
     write_atomically(path, lambda handle: handle.write(text.encode()))
+
+
+def finite(value: Any) -> Any:
+    """Return nested values with null for numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value

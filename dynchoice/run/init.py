@@ -1,0 +1,126 @@
+"""``dynchoice init``: a commented run file that works, on a sample simulated from known values."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import ConfigError, StorageError
+from dynchoice.storage import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dynchoice.model.membership import Membership
+
+MONTHS, MEMBERS, FIRST = 24, 500, (2024, 1)
+TRUTH: dict[str, dict[str, float]] = {
+    "families": {"member": 0.2, "shipping": 1.0, "music": 0.4, "price": 0.08},
+    "students": {"member": 0.1, "shipping": 0.5, "music": 0.9, "price": 0.09},
+}
+COSTS = {"joining cost": 1.2, "switching cost": 0.8, "paying upfront": 0.3}
+USE: dict[str, Any] = {"gain": 0.12, "stay": 0.88, "gain_outside": 0.06, "stay_outside": 0.75}
+REGIONS = ("north", "south", "east", "west")
+
+
+def write_sample(folder: str | Path) -> list[Path]:
+    """Write ``run.toml`` and ``members.parquet`` into a new or empty folder.
+
+    Returns
+    -------
+    list of Path
+        The run file first.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds something.
+    StorageError
+        It cannot be written.
+    """
+    import tomllib
+
+    from dynchoice.model.membership import Membership
+
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise ConfigError(f"{target} is not empty: name a new folder")
+    except OSError as error:
+        raise StorageError(f"cannot write to {target}: {error.strerror or error}") from error
+    text = files("dynchoice.run").joinpath("templates/run.toml").read_text(encoding="utf-8")
+    for extra, key in (("jinja2", "report"), ("matplotlib", "report"), ("matplotlib", "picture")):
+        if find_spec(extra) is None:
+            text = text.replace(f"{key} = true ", f"{key} = false")
+    club = Membership.from_dict(tomllib.loads(text)["membership"])
+    rows = simulated(club)
+    written = [
+        write_atomically(target / "run.toml", lambda handle: handle.write(text.encode())),
+        write_atomically(
+            target / "members.parquet", lambda handle: rows.to_parquet(handle, index=False)
+        ),
+    ]
+    return written
+
+
+def simulated(club: Membership) -> pd.DataFrame:
+    """Return members' months of each segment.
+
+    Prices rise in the second year, in two regions later than in the others, and music comes to one
+    region after the other, not to all: that is what tells their values apart.
+    """
+    import pandas as pd
+
+    parts = [
+        own_months(club, segment, i * MEMBERS, np.random.SeedSequence([7, i]))
+        for i, segment in enumerate(TRUTH)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def own_months(
+    club: Membership, segment: str, first: int, seed: np.random.SeedSequence
+) -> pd.DataFrame:
+    """Return one segment's member-months."""
+    from dataclasses import replace
+
+    import pandas as pd
+
+    from dynchoice.counterfactual.simulate import simulate
+
+    benefits = tuple(replace(b, **USE) for b in club.benefits)
+    known = replace(club, benefits=benefits, params={**TRUTH[segment], **COSTS})
+    model, theta, rng = known.model(), known.theta(), np.random.default_rng(seed)
+    states = model.states
+    region = np.arange(MEMBERS) % len(REGIONS)
+    levels: Any = pd.DataFrame(
+        {"prices": "old", "bundle": "no_music", "shipping": 0, "music": 0, "contract": "none"},
+        index=range(MEMBERS),
+    )
+    levels = states.labels(
+        simulate(
+            model, params=theta, members=MEMBERS, periods=15, seed=rng, start=states.codes(levels)
+        ).after
+    )
+    months = []
+    for t in range(MONTHS):
+        levels["prices"] = np.where(t < 13 + 3 * (region % 2), "old", "new")
+        on_offer = (region < 2) & (t >= 6 + 5 * region)  # in two regions it never comes
+        levels["bundle"] = np.where(on_offer, "with_music", "no_music")
+        step = simulate(
+            model, params=theta, members=MEMBERS, periods=1, seed=rng, start=states.codes(levels)
+        )
+        own = levels.drop(columns="contract")
+        own.insert(0, "member", first + np.arange(MEMBERS))
+        own.insert(1, "month", f"{FIRST[0] + t // 12}-{t % 12 + 1:02d}")
+        own["segment"], own["region"] = segment, np.array(REGIONS)[region]
+        own["plan"] = pd.Index(list(model.choices)).take(step.choices[:, 0])
+        own["contract"] = levels["contract"].to_numpy()
+        months.append(own)
+        levels = states.labels(step.after)
+    return pd.concat(months, ignore_index=True)

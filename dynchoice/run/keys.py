@@ -1,0 +1,205 @@
+"""What each stage of a run rests on, as digests: the run file's parts, tables and rows."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dynchoice.errors import ConfigError, DataError
+from dynchoice.run import manifest, source
+from dynchoice.run.config import Run
+from dynchoice.run.stages import key_of
+
+BASELINE = "baseline"
+PLACES = frozenset({"path", "duckdb", "connection", "memory"})
+"""Keys of ``[data]`` that say where rows are, not what they mean: the rows' digest counts."""
+
+
+class Keys:
+    """Digests of the inputs of a run's stages.
+
+    Parameters
+    ----------
+    run : Run
+
+    Attributes
+    ----------
+    rows : list of dict
+        The panel's files with their digests, once :meth:`count` has been called.
+    facts : mapping
+        What the counting stage found, once it is done: later keys go by it.
+    key : str
+        Key of the counting stage.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.rows: list[dict[str, Any]] = []
+        self.facts: Mapping[str, Any] = {}
+        self.key = ""
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """The parts of the run file that describe the model, with its tables' digests."""
+        spec = self.run.spec
+        plain = spec.model_dump(mode="json", by_alias=True)
+        own = {k: plain[k] for k in ("membership", "axes", "model", "utility")}
+        own["tables"] = {}
+        attributes = spec.utility.attributes if spec.utility else None
+        for path in self.run.tables:
+            name = str(path.relative_to(self.run.folder) if self._inside(path) else path)
+            if path.exists() and path != (attributes and self.run.path(attributes)):
+                own["tables"][name] = manifest.digest(path)
+        return own
+
+    def _inside(self, path: Path) -> bool:
+        return path.is_relative_to(self.run.folder)
+
+    def model_inputs(self, segment: Any) -> dict[str, Any]:
+        """Return what the model of one segment rests on: of attributes, its own rows only."""
+        utility = self.run.spec.utility
+        if utility is None or utility.attributes is None:
+            return self.described
+        return {**self.described, "attributes": self.attribute_digest(segment)}
+
+    def attribute_digest(self, segment: Any) -> str:
+        """Return the digest of a segment's rows of the attributes."""
+        assert self.run.spec.utility is not None and self.run.spec.utility.attributes is not None
+        try:
+            path = self.run.path(self.run.spec.utility.attributes)
+            with path.open(encoding="utf-8-sig", newline="") as handle:
+                header, *rows = list(csv.reader(handle)) or [[]]
+        except (OSError, ValueError, csv.Error) as error:
+            raise ConfigError(f"{self.run.source}: utility.attributes: {error}") from error
+        if "segment" in header and "segment" not in self.run.states.axes:
+            at = header.index("segment")
+            rows = [r for r in rows if len(r) <= at or r[at] == str(segment)]
+        return hashlib.sha256(repr((header, rows)).encode()).hexdigest()
+
+    def check(self) -> str:
+        """Return the key of the checks made before rows are read."""
+        plain = self.run.spec.model_dump(mode="json")
+        inputs = {
+            **{k: plain[k] for k in ("membership", "axes", "model", "utility", "scenario")},
+            "periods": self.run.spec.forecast.periods,
+            "tables": {str(p): manifest.digest(p) for p in self.run.tables if p.exists()},
+        }
+        return key_of("check", inputs)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What the rows mean: what counts rest on beside the rows."""
+        plain = self.run.spec.data.model_dump(mode="json", exclude=set(PLACES))
+        own = self.described
+        axes = own["axes"]
+        levels = axes and {
+            k: {w: a[w] for w in ("levels", "range", "column")} for k, a in axes.items()
+        }
+        choices = own["model"] and own["model"]["choices"]
+        tables = {k: v for k, v in own["tables"].items() if own["membership"]}
+        if self.run.spec.data.offers:
+            tables["offers"] = manifest.digest(self.run.path(self.run.spec.data.offers))
+        return {
+            "data": plain, "axes": levels, "choices": choices, "membership": own["membership"],
+            "tables": tables,
+        }  # fmt: skip
+
+    def count(self) -> str | None:
+        """Return the key of the counts of files, None for a database: it is counted each time."""
+        files = self.run.data_files
+        if not files:
+            if self.run.spec.data.connection is None:
+                raise DataError(f"no such file: {self.run.spec.data.path}")
+            return None
+        source.check_readable(files)
+        self.rows = manifest.describe_files(files, self.run.folder)
+        return key_of("count", {**self.meaning, "rows": [f["sha256"] for f in self.rows]})
+
+    def counted(self, digest: str) -> str:
+        """Return the key of a database's counts: by what they turned out to be."""
+        return key_of("count", {**self.meaning, "counts": digest})
+
+    def estimate(self, segment: str) -> str:
+        """Return the key of one segment's fit."""
+        return key_of(
+            "estimate",
+            {
+                "counts": self.facts["segments"][segment],
+                "segment": segment,
+                "model": self.model_inputs(segment),
+                "estimate": self.run.spec.estimate.model_dump(mode="json"),
+            },
+        )
+
+    def diagnose(self, segment: str) -> str:
+        """Return the key of what is said of one fit."""
+        return key_of("diagnose", {"estimate": self.estimate(segment)})
+
+    @cached_property
+    def coming(self) -> tuple[list[Any], list[str]]:
+        """Scenarios of the forecast from the month after the data, and what is past."""
+        from dynchoice.run.build import scenarios
+
+        facts = self.facts
+        found = scenarios(self.run, facts["last"] + 1, facts["kind"])
+        periods = self.run.spec.forecast.periods
+        late = [s for s in found[0] if s.starts > periods and s.ramp is None]
+        kept = [s for s in found[0] if s not in late]
+        told = [
+            f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods}):"
+            " left out until it comes nearer"
+            for s in late
+        ]
+        return kept, [*found[1], *told]
+
+    def forecast(self, segments: list[str], name: str) -> str:
+        """Return the key of one scenario's forecast."""
+        plain = [s.model_dump(mode="json") for s in self.run.spec.scenario if s.name == name]
+        return key_of(
+            "forecast",
+            {
+                "counts": {m: self.facts["segments"][m] for m in segments},
+                "last": self.facts["last"],
+                "estimates": {m: self.estimate(m) for m in segments},
+                "forecast": self.run.spec.forecast.model_dump(mode="json"),
+                "scenario": plain,
+            },
+        )
+
+    @property
+    def dated(self) -> bool:
+        """Whether some scenario has a date: which of them are forecast then goes by the data."""
+        dates = ((s.starts, s.ends) for s in self.run.spec.scenario)
+        return any(isinstance(d, str) for pair in dates for d in pair)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Scenarios that are past or too far ahead, in words."""
+        return self.coming[1] if self.dated else []
+
+    @property
+    def names(self) -> list[str]:
+        """The baseline and the scenarios that are forecast: those not past and not too far."""
+        if self.dated:
+            return [BASELINE, *[s.name for s in self.coming[0]]]
+        return [BASELINE, *[s.name for s in self.run.spec.scenario]]
+
+    def whole(self, segments: list[str]) -> str:
+        """Return the digest of the whole run: of all that its files rest on."""
+        spec = self.run.spec
+        output = spec.output.model_dump(mode="json", exclude={"folder", "keep"})
+        return key_of(
+            "run",
+            {
+                "count": self.key,
+                "segments": {m: self.estimate(m) for m in segments},
+                "forecasts": {n: self.forecast(segments, n) for n in self.names},
+                "guard": spec.guard.model_dump(mode="json"),
+                "output": output,
+                "title": spec.title,
+            },
+        )

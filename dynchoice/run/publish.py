@@ -1,0 +1,243 @@
+"""The output folder: one run at a time, and ``current``, which is the old run or the new one.
+
+A run is written into a folder of its own, renamed when it is whole, and then ``current``, a
+symbolic link, is replaced by one that points to it. Who reads several tables should resolve
+``current`` once and read from the folder that it names: that folder does not change any more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dynchoice.errors import ConfigError, LockError, StorageError
+from dynchoice.run import manifest
+from dynchoice.run.stages import WRITING
+
+logger = logging.getLogger("dynchoice.run")
+
+LOCK, CURRENT, MANIFEST = ".lock", "current", "manifest.json"
+COMPLETE, HELD, PARTIAL = "complete", "held", "partial"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, or say who does.
+
+    Raises
+    ------
+    LockError
+        Another run holds it.
+    StorageError
+        The folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the output folder {folder}: {error.strerror}") from error
+    lock, owner = FileLock(str(folder / LOCK), timeout=0), folder / f"{LOCK}.owner"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockError(
+            f"another run holds {folder / LOCK} ({who_holds(owner)}): try later"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"cannot lock {folder}: {error.strerror or error}") from error
+    try:
+        try:
+            for stale in folder.glob(f"{WRITING}*"):  # left by a run that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            owner.write_text(f"host {socket.gethostname()}, pid {os.getpid()}, since {now}\n")
+        except OSError as error:
+            raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def who_holds(owner: Path) -> str:
+    """Return host, pid and start of the run that holds a lock."""
+    try:
+        return owner.read_text(encoding="utf-8").strip() or "it has just started"
+    except OSError:
+        return "it has just started"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: ``status`` is ``complete``, ``unchanged`` or ``partial``."""
+
+    folder: Path
+    status: str
+    digest: str
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A run that was written: its folder (links resolved) and its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that went in."""
+        return str(self.manifest.get("digest", ""))
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``held`` or ``partial``."""
+        return str(self.manifest.get("status", ""))
+
+    def whole(self) -> bool:
+        """Return whether every file is there and what it was."""
+        try:
+            return all(manifest.same(self.folder / f["name"], f) for f in self.manifest["outputs"])
+        except (OSError, KeyError, TypeError):
+            return False
+
+    def table(self, name: str) -> Any:
+        """Return one of its tables as a frame, or None where it has none of that name."""
+        import pandas as pd
+
+        path = self.folder / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+
+def opened(folder: Path) -> Published | None:
+    """Return the run in a folder, or None where there is no readable manifest."""
+    try:
+        where = folder.resolve(strict=True)
+        return Published(where, json.loads((where / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def current_run(out: Path) -> Published | None:
+    """Return the run that ``current`` points to, if any.
+
+    Raises
+    ------
+    ConfigError
+        Something else is called ``current``.
+    """
+    link = out / CURRENT
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"{link} is in the way: runs are published by a link of that name")
+    return opened(link) if link.exists() else None
+
+
+def runs(out: Path) -> list[Published]:
+    """Return the runs of a folder, oldest first."""
+    found = [opened(p) for p in sorted(out.glob("run-*")) if p.is_dir()]
+    return sorted((r for r in found if r is not None), key=started)
+
+
+def started(run: Published) -> tuple[str, str]:
+    """Return by what runs are ordered: when they started, then their folder."""
+    return str(run.manifest.get("started", "")), run.folder.name
+
+
+def same_run(out: Path, digest: str, status: str) -> Published | None:
+    """Return a whole run of that digest and status: it need not be written again."""
+    for run in reversed(runs(out)):
+        if run.digest == digest and run.status == status and run.whole():
+            return run
+    return None
+
+
+def write_run(
+    out: Path, begun: datetime, write: Callable[[Path], Mapping[str, Any]], prefix: str = "run"
+) -> Published:
+    """Write a run into a fresh folder and give it its name once it is whole.
+
+    ``write(folder)`` writes the files and returns the manifest, to which outputs are added.
+
+    Raises
+    ------
+    StorageError
+        The disk is full or cannot be written; nothing is left behind.
+    """
+    try:
+        work = Path(tempfile.mkdtemp(dir=out, prefix=WRITING))
+    except OSError as error:
+        raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
+    try:
+        facts = write(work)
+        outputs = manifest.describe_files(manifest.files_below(work), work)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest.write(work / MANIFEST, {**facts, "finished": finished, "outputs": outputs})
+        work.chmod(0o755)
+        manifest.flush_files(work)
+        target = free_name(out, f"{prefix}-{begun:%Y%m%dT%H%M%SZ}")
+        os.rename(work, target)
+        manifest.flush(out)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # gone already where the rename came through
+    made = opened(target)
+    assert made is not None
+    return made
+
+
+def point_to(out: Path, run: Published, name: str = CURRENT) -> None:
+    """Let ``current`` (or another link) point to a run, at once.
+
+    Raises
+    ------
+    StorageError
+        The link cannot be made; the run itself is whole.
+    """
+    try:
+        link = out / f".{name}-new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.folder.name)
+        os.replace(link, out / name)
+        manifest.flush(out)
+    except OSError as error:
+        raise StorageError(
+            f"the run is complete in {run.folder}, but {out / name} cannot point to it:"
+            f" {error.strerror}"
+        ) from error
+
+
+def free_name(out: Path, name: str) -> Path:
+    """Return a folder name not yet taken."""
+    target, n = out / name, 1
+    while target.exists():
+        n += 1
+        target = out / f"{name}-{n}"
+    return target
+
+
+def prune_runs(out: Path, keep: int) -> list[Published]:
+    """Remove all but the last ``keep`` runs and the current one (0: none); return those left."""
+    left = runs(out)
+    current = opened(out / CURRENT)
+    if keep:
+        for run in left[:-keep]:
+            if current is None or run.folder != current.folder:
+                logger.info("removing %s: output.keep is %d", run.folder, keep)
+                shutil.rmtree(run.folder, ignore_errors=True)
+        left = runs(out)
+    return left

@@ -1,0 +1,169 @@
+"""Publishing a run: guard rails, its folder, ``current``, and what is left of older runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynchoice.errors import CheckError
+from dynchoice.run import manifest, publish, source
+from dynchoice.run.keys import BASELINE
+from dynchoice.run.publish import COMPLETE, HELD, PARTIAL, Outcome, Published
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dynchoice.run.job import Job
+
+logger = logging.getLogger("dynchoice.run")
+
+RECENT = 3
+"""Runs whose stages stay, so that going back to an older run file is quick."""
+
+
+class Release:
+    """What follows once every stage of a job is done."""
+
+    def __init__(self, job: Job, segments: list[str]) -> None:
+        self.job, self.segments = job, segments
+        self.run, self.stages, self.keys = job.run, job.stages, job.keys
+
+    def publish(self, total: int) -> Outcome:
+        """Write the run, or find that it is there, and let ``current`` point to it."""
+        out, segments = self.run.out, self.segments
+        digest = self.keys.whole(segments)
+        partial = segments != self.job.chosen(self.job.counted, by_hand=False)
+        before = publish.current_run(out)
+        notes = tuple(self.notes())
+        if partial:
+            same = None if self.job.options.force else publish.same_run(out, digest, PARTIAL)
+            made = same or self.write([], digest, PARTIAL, before)
+            self.job.tell(total, total, f"{made.folder}: some segments only, not published")
+            return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
+        again = self.job.options.force and bool(self.stages.fresh)
+        if not again and before is not None and before.digest == digest and before.whole():
+            self.job.tell(total, total, f"nothing has changed since {before.folder.name}")
+            return Outcome(before.folder, "unchanged", digest, (), notes)
+        # a run that was killed between its writing and its publication
+        whole = None if again else publish.same_run(out, digest, COMPLETE)
+        made = whole or self.guarded(digest, before, total)
+        publish.point_to(out, made)
+        self.tidy()
+        self.job.tell(total, total, f"published {made.folder}")
+        return Outcome(made.folder, COMPLETE, digest, tuple(self.stages.fresh), notes)
+
+    def guarded(self, digest: str, before: Published | None, total: int) -> Published:
+        """Write the run if no guard rail holds it; else write it for inspection and say so."""
+        from dynchoice.run.guard import breaches, guard_rails
+
+        past = [r for r in publish.runs(self.run.out) if r.status == COMPLETE]
+        tables = self.tables()
+        count = {**self.job.counted.facts, "chosen": self.segments}
+        findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), before, past)
+        broken = breaches(findings)
+        if broken and not self.job.options.accept:
+            same = publish.same_run(self.run.out, digest, HELD)
+            made = same or self.write(findings, digest, HELD, before, tables)
+            told = "\n".join(f"- {f.guard}: {f.text} (limit {f.limit:g})" for f in broken)
+            raise CheckError(
+                f"{len(broken)} guard rail(s) hold this run:\n{told}\nIt is kept in {made.folder};"
+                " current is as it was. If the change is right, publish it with --accept"
+            )
+        self.job.tell(total - 1, total, "writing")
+        return self.write(findings, digest, COMPLETE, before, tables)
+
+    def cohorts(self) -> pd.DataFrame:
+        """Return what members seen at earlier origins chose since."""
+        import pandas as pd
+
+        return pd.read_parquet(self.job.counted.file("cohorts.parquet"))
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return all tables of the run but the guard's, from what the stages wrote."""
+        import pandas as pd
+
+        from dynchoice.run.tables import FORECAST, estimates_table
+
+        done = self.stages.done
+        out = {"estimates": estimates_table(self.job.fits)}
+        for name in FORECAST:
+            files = [done[f"forecast/{n}"].file(f"{name}.parquet") for n in self.keys.names]
+            parts = [pd.read_parquet(f) for f in files if f.exists()]
+            if parts:
+                out[name] = pd.concat(parts, ignore_index=True)
+        for name in ("diagnostics", "fit"):
+            files = [done[f"diagnose/{m}"].file(f"{name}.parquet") for m in self.segments]
+            out[name] = pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+        return out
+
+    def write(
+        self,
+        findings: list[Any],
+        digest: str,
+        status: str,
+        before: Published | None,
+        tables: dict[str, pd.DataFrame] | None = None,
+    ) -> Published:
+        """Write a run's folder."""
+        from dynchoice.run.guard import guard_table
+        from dynchoice.run.outputs import write_outputs
+
+        whole = dict(tables or self.tables())
+        if findings:
+            whole["guard"] = guard_table(findings)
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            facts = self.facts(digest, status, before)
+            return write_outputs(self.job, folder, whole, facts)
+
+        return publish.write_run(self.run.out, self.job.begun, write)
+
+    def facts(self, digest: str, status: str, before: Published | None) -> dict[str, Any]:
+        """Return what the manifest says beside its tables."""
+        spec, done = self.run.spec, self.stages.done
+        count = self.job.counted.facts
+        base = done[f"forecast/{BASELINE}"].facts
+        return {
+            "started": self.job.begun.isoformat(timespec="microseconds"),
+            "status": status,
+            "digest": digest,
+            "previous": None if before is None else before.folder.name,
+            "accepted": self.job.options.accept,
+            "run_file": self.run.source.name,
+            "config": spec.model_dump(mode="json", by_alias=True),
+            "versions": dict(manifest.versions()),
+            "source": source.described(self.run),
+            "inputs": manifest.describe_files(
+                [p for p in self.run.inputs if p.exists()], self.run.folder
+            ),
+            "panel": {
+                **{k: count[k] for k in ("rows", "members", "refused", "first", "last", "kind")},
+                **{k: count[k] for k in ("first_label", "last_label", "report")},
+            },
+            "data_digest": count["digest"],
+            "seed": spec.forecast.seed,
+            "jobs": self.job.options.jobs,
+            "fits": {m: done[f"estimate/{m}"].facts for m in self.segments},
+            "forecast": {k: base[k] for k in ("message", "draws", "level", "notes")},
+            "scenarios": self.keys.names[1:],
+            "notes": self.notes(),
+            "stages": {name: s.folder.name for name, s in done.items()},
+            "fresh": list(self.stages.fresh),
+            "timings": {name: s.seconds for name, s in done.items()},
+        }
+
+    def notes(self) -> list[str]:
+        """Return what a reader should know: warnings of all stages, scenarios left out."""
+        said = [w for s in self.stages.done.values() for w in s.facts.get("warnings", ())]
+        return list(dict.fromkeys([*said, *self.keys.left_out]))
+
+    def tidy(self) -> None:
+        """Remove runs beyond ``output.keep`` and stages that no run kept goes back to."""
+        try:
+            left = publish.prune_runs(self.run.out, self.run.spec.output.keep)
+            recent = [str(s) for r in left[-RECENT:] for s in r.manifest["stages"].values()]
+            self.stages.prune(recent)
+        except (OSError, KeyError) as error:  # the run is published all the same
+            logger.warning("old stages stay: %s", error)

@@ -1,0 +1,102 @@
+"""How a run tells what it does: bars on a terminal, plain or JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from dynchoice.typing import Progress
+
+FORMATS = ("auto", "plain", "json")
+
+
+class Lines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message."""
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as JSON."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        own = {"time": when, "level": record.levelname.lower(), "logger": record.name}
+        return json.dumps({**own, "message": self.clean(record.getMessage())}, ensure_ascii=False)
+
+
+class Plain(logging.Formatter):
+    """``level: message``."""
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a line of text."""
+        return f"{record.levelname.lower()}: {self.clean(record.getMessage())}"
+
+
+@contextmanager
+def progress_of(
+    quiet: bool, log: str = "auto", clean: Callable[[str], str] = str
+) -> Iterator[Progress | None]:
+    """Yield what draws a bar on a terminal, writes lines elsewhere, or None.
+
+    Warnings of the package's loggers go the same way; ``clean`` takes secrets out of every line.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines(clean) if log == "json" else Plain(clean))
+    handler.setLevel(logging.WARNING)
+    root = logging.getLogger("dynchoice")
+    root.addHandler(handler)
+    try:
+        if log == "json":
+            yield None if quiet else json_lines(clean)
+        elif quiet:
+            yield None
+        elif sys.stderr.isatty() and log == "auto":
+            with bar() as draw:
+                yield draw
+        else:
+            yield lambda done, total, text: write(f"[{done}/{total}] {clean(text)}\n")
+    finally:
+        root.removeHandler(handler)
+
+
+def write(text: str) -> None:
+    """Write to the error stream at once."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def json_lines(clean: Callable[[str], str]) -> Progress:
+    """Return progress that writes one JSON object a step."""
+
+    def tell(done: int, total: int, text: str) -> None:
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": when, "level": "info", "message": clean(text)}
+        write(json.dumps({**line, "done": done, "total": total}, ensure_ascii=False) + "\n")
+
+    return tell
+
+
+@contextmanager
+def bar() -> Iterator[Progress]:
+    """Yield progress that draws one bar."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bars(*columns, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def draw(done: int, total: int, text: str) -> None:
+            bars.update(task, completed=done, total=total, description=escape(text))
+
+        yield draw

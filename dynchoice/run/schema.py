@@ -1,0 +1,214 @@
+"""What a run file may say: its sections and their keys, as pydantic models.
+
+Only names, types and ranges live here (:mod:`dynchoice.run.config` checks what keys say of each
+other); nothing is read or built, so that a run with nothing to do
+need not import what models are made of.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Label = bool | int | float | str
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["off"]
+"""A threshold of a guard rail, or ``"off"``."""
+Dated = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2]|Q[1-4])$")]
+When = Annotated[int, Field(ge=1)] | Dated
+"""A period of the forecast: its number (1 is the first), or its label (``"2026-07"``)."""
+Name = Annotated[str, Field(min_length=1)]
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A table of the run file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """Where the panel is and which columns are what."""
+
+    path: Name | Annotated[list[Name], Field(min_length=1)] | None = None
+    duckdb: Name | None = None
+    connection: Name | None = None
+    table: Name | None = None
+    schema_: Name | None = Field(default=None, alias="schema")
+    member: Column
+    time: Column
+    choice: Column
+    segment: Column | None = None
+    region: Column | None = None
+    weights: Column | None = None
+    decision: Column | None = None
+    freq: Literal["integer", "month", "quarter", "year"] | None = None
+    invalid: Literal["raise", "drop"] = "raise"
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*(kB|KB|MB|GB|TB)$")] | None = None
+    segments: Annotated[list[Label], Field(min_length=1)] | None = None
+    # of a membership's plan history
+    contract: Column | None = None
+    engagement: dict[str, Column] = {}
+    lag: bool = False
+    offers: Name | None = None
+    entry: Literal["new", "outside", "unknown"] = "new"
+    none: Label = "none"
+    broken: Literal["raise", "drop"] = "raise"
+    columns: dict[str, Column] = {}
+
+
+HISTORY = ("contract", "engagement", "lag", "offers", "entry", "none", "broken", "columns")
+"""Keys of ``[data]`` that only a membership's plan history has."""
+
+
+class Axis(Section):
+    """One axis of the state: levels, column, and law of motion."""
+
+    levels: Annotated[list[Label], Field(min_length=1)] | None = None
+    range: int | None = Field(default=None, ge=1)
+    column: Column | None = None
+    law: Literal["fixed", "cycle", "deterministic", "markov", "increment"]
+    given: list[str] = ["choice"]
+    table: Name | None = None
+    probabilities: list[Any] | None = None
+    max_step: int | None = Field(default=None, ge=0)
+    reset_on: str | list[str] | None = None
+
+    def all_levels(self) -> list[Label]:
+        """Return the levels, spelt out or 0 .. range-1."""
+        return list(self.levels) if self.levels is not None else list(range(self.range or 0))
+
+
+class Rule(Section):
+    """States (by levels of some axes) in which some choices are not offered."""
+
+    where: dict[str, Label | list[Label]]
+    choices: list[Label]
+
+
+class Model(Section):
+    """Choices, discounting, availability, inattention."""
+
+    choices: Annotated[list[Label], Field(min_length=2)]
+    beta: float
+    unavailable: list[Rule] = []
+    attention: float | None = None
+    default: Label | None = None
+
+
+class UtilityPart(Section):
+    """Formula and attributes (a CSV; its column ``segment`` may select rows)."""
+
+    formula: Name
+    attributes: Name | None = None
+
+
+class Estimate(Section):
+    """How to estimate."""
+
+    method: Literal["NFXP", "NPL", "CCP"] = "NFXP"
+    transitions: Literal["two-step", "joint"] = "two-step"
+    cov_type: Literal["clustered", "robust", "opg", "unadjusted", "bootstrap"] = "clustered"
+    cluster: Literal["member", "region"] = "member"
+    tol: float = Field(default=1e-8, gt=0, le=1e-4)
+    maxiter: int = Field(default=100, ge=1)
+    draws: int = Field(default=199, ge=2)
+    seed: int = Field(default=0, ge=0)
+
+
+class ForecastPart(Section):
+    """How far and with which bands."""
+
+    periods: int = Field(default=24, ge=1)
+    draws: int = Field(default=100, ge=0)
+    level: float = Field(default=0.9, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    bands: Literal["draws", "bootstrap", "delta"] = "draws"
+    long_run: Literal["point", "bands", "none"] = "point"
+
+
+class Factor(Section):
+    """A change by a factor or by an amount, of what there is."""
+
+    times: FiniteFloat = 1.0
+    plus: FiniteFloat = 0.0
+
+
+class ScenarioPart(Section):
+    """One scenario: the keys of :class:`dynchoice.Scenario` that a file can say."""
+
+    name: Name
+    starts: When = 1
+    announced: When | None = None
+    ends: When | None = None
+    offer: dict[str, Label | dict[str, Label]] = {}
+    params: dict[str, FiniteFloat] = {}
+    scale: dict[str, FiniteFloat] = {}
+    prices: dict[str, FiniteFloat | Factor] = {}
+    grandfathered: bool | Literal["contract"] = False
+    bundle: dict[str, Any] = {}
+    plans: list[dict[str, Any]] = []
+    drop: list[str] = []
+    terms: dict[str, dict[str, Any]] = {}
+    engagement: dict[str, dict[str, FiniteFloat]] = {}
+    attention: FiniteFloat | dict[str, FiniteFloat] | None = None
+    benefits: list[dict[str, Any]] = []
+    new_values: dict[str, FiniteFloat] = {}
+    ramp: dict[str, When] = {}
+    mix: dict[str, FiniteFloat] = {}
+
+
+class Guard(Section):
+    """When a run is kept for inspection instead of being published."""
+
+    refused: Limit = 0.01
+    drift_estimates: Limit = 4.0
+    drift_take_up: Limit = 5.0
+    calibration: Limit = 5.0
+    identification: Literal["hold", "warn"] = "warn"
+    lost: Literal["hold", "warn"] = "hold"
+
+
+class Output(Section):
+    """Where results go and which."""
+
+    folder: Name = "out"
+    picture: bool = True
+    report: bool = True
+    csv: bool = False
+    keep: int = Field(default=0, ge=0)
+
+
+Baseline = Literal[
+    "last month", "Markov table", "static logit", "seasonal series", "retention curve"
+]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+
+class Backtest(Section):
+    """Rolling origins and what the model is compared with."""
+
+    origins: Annotated[int, Field(ge=1)] | Annotated[list[str], Field(min_length=1)] = 6
+    horizon: int = Field(default=3, ge=1)
+    draws: int = Field(default=100, ge=0)
+    step: int = Field(default=1, ge=1)
+    against: list[Baseline] = list(BASELINES)
+    outside: Label | None = None
+
+
+class RunFile(Section):
+    """A whole run file: either a membership, or axes, model and utility."""
+
+    title: Name = "Membership forecast"
+    data: Data
+    membership: dict[str, Any] | None = None
+    axes: Annotated[dict[str, Axis], Field(min_length=1)] | None = None
+    model: Model | None = None
+    utility: UtilityPart | None = None
+    estimate: Estimate = Estimate()
+    forecast: ForecastPart = ForecastPart()
+    scenario: list[ScenarioPart] = []
+    guard: Guard = Guard()
+    backtest: Backtest = Backtest()
+    output: Output = Output()

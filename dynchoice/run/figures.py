@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.counterfactual.plot import COLOURS, line_style
@@ -144,40 +145,79 @@ def estimates(table: pd.DataFrame, segment: str, name: str) -> str:
     return svg_of(figure, name, f"Estimates, {segment}")
 
 
-@styled
-def errors_by_horizon(table: pd.DataFrame, name: str) -> str:
-    """Draw the mean absolute error of take-up by months ahead, a line a method."""
-    figure, axes = new_figure(1, height=2.3)
-    ax = axes[0][0]
-    for i, method in enumerate(dict.fromkeys(table["method"])):
-        line = table[table["method"] == method].sort_values("horizon")
-        style = {"lw": 2.0, "zorder": 5} if i == 0 else {"lw": 1.2, **line_style(i)}
+def draw_errors(ax: Any, summary: pd.DataFrame) -> None:
+    """Draw the mean absolute error of take-up by periods ahead, a line a method."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for i, method in enumerate(dict.fromkeys(summary["method"])):
+        line = summary[summary["method"] == method].sort_values("horizon")
+        first: dict[str, Any] = {"lw": 2.2, "zorder": 5, "marker": "o", "ms": 3.5}
+        style = first if i == 0 else {"lw": 1.2, "marker": ".", **line_style(i)}
         ax.plot(
-            line["horizon"], line["error"], "o-" if i == 0 else "-", ms=3.5,
-            color=COLOURS[i % len(COLOURS)], label=cut(method), **style,
+            line["horizon"], line["error"], color=COLOURS[i % len(COLOURS)], label=cut(method),
+            **style,
         )  # fmt: skip
-    ax.set_xlabel("months ahead")
+    ax.set_xlabel("periods ahead")
     ax.set_ylabel("error of take-up, points")
-    ax.set_xticks(sorted(table["horizon"].unique()))
-    ax.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    return svg_of(figure, name, "Error of take-up by months ahead")
+    ax.set_xticks(sorted(summary["horizon"].unique()))
+    # one bad method would press the others together
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-@styled
-def calibrated(table: pd.DataFrame, name: str) -> str:
-    """Draw forecast against observed shares; what lies on the line was right."""
-    figure, axes = new_figure(1, height=2.9)
-    ax = axes[0][0]
+def draw_shares(ax: Any, errors: pd.DataFrame) -> None:
+    """Draw the model's forecast against observed shares; what lies on the line was right."""
+    table = errors[errors["method"] == "model"]
     for i, choice in enumerate(dict.fromkeys(table["choice"])):
         own = table[table["choice"] == choice]
+        f = 100 * own["forecast"]
+        spread = [f - 100 * own["wide_lower"], 100 * own["wide_upper"] - f]
         ax.errorbar(
-            100 * own["forecast"], 100 * own["observed"], xerr=100 * own["spread"], fmt="o", ms=3,
-            color=COLOURS[(i + 1) % len(COLOURS)], elinewidth=0.7, label=cut(str(choice), 16),
+            f, 100 * own["observed"], xerr=spread, fmt="o", ms=2.6, elinewidth=0.6,
+            color=COLOURS[(i + 1) % len(COLOURS)], label=cut(str(choice), 16),
         )  # fmt: skip
-    top = 100 * max(table["forecast"].max(), table["observed"].max()) * 1.05
+    top = 105 * max(table["forecast"].max(), table["observed"].max())
     ax.plot([0, top], [0, top], color="#888", lw=0.8)
     ax.set_xlabel("forecast, % of members")
     ax.set_ylabel("observed, %")
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
-    return svg_of(figure, name, "Forecast against observed take-up")
+
+
+def draw_calibration(ax: Any, bins: pd.DataFrame) -> None:
+    """Draw how often what was given each probability happened."""
+    ax.plot([0, 100], [0, 100], color="#888", lw=0.8)
+    ax.plot(100 * bins["said"], 100 * bins["happened"], "o-", ms=3.5, lw=1, color=COLOURS[1])
+    ax.set_xlabel("probability said, %")
+    ax.set_ylabel("happened, %")
+
+
+@styled
+def backtest_figure(which: str, table: pd.DataFrame, name: str) -> str:
+    """Draw ``errors``, ``shares`` or ``calibration`` of a backtest."""
+    draw, title = {
+        "errors": (draw_errors, "Error of take-up by periods ahead"),
+        "shares": (draw_shares, "Forecast against observed take-up"),
+        "calibration": (draw_calibration, "Calibration of probabilities"),
+    }[which]
+    figure, axes = new_figure(1, height=2.6)
+    draw(axes[0][0], table)
+    if axes[0][0].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    return svg_of(figure, name, title)
+
+
+def backtest_picture(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Draw errors, shares and calibration of a backtest into a PNG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        axes = figure.subplots(1, 3)
+        draw_errors(axes[0], tables["summary"])
+        draw_shares(axes[1], tables["errors"])
+        draw_calibration(axes[2], tables["calibration"])
+        for ax in axes[:2]:
+            ax.legend(frameon=False, fontsize=7)
+        figure.savefig(path, dpi=140, metadata={"Software": None})

@@ -295,3 +295,81 @@ def unknown(diagnostics: pd.DataFrame) -> list[str]:
             f" states that were seen, {thin:,} fewer than five times."
         )
     return out
+
+
+SUMMARY = (
+    Column("method", "Method"), Column("horizon", "Periods ahead", str, True),
+    number("error", "Error, points"), number("largest", "Largest"),
+    share("coverage", "In band"), share("coverage_wide", "With chance"),
+    number("score", "Log score"), number("model_gains", "Model gains"),
+    number("std_error", "Std. error"),
+)  # fmt: skip
+BY_SEGMENT = (
+    Column("segment", "Segment"), Column("method", "Method"),
+    Column("horizon", "Periods ahead", str, True), number("error", "Error, points"),
+)  # fmt: skip
+CALIBRATION = (
+    share("from", "From"), share("to", "To"), number("n", "Choices"), share("said", "Said"),
+    share("happened", "Happened"),
+)  # fmt: skip
+
+
+def write_backtest(
+    path: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any], spec: Any
+) -> None:
+    """Write the page of a backtest."""
+    summary = tables["summary"]
+    context = {
+        "title": f"{spec.title}: backtest",
+        "panel": record["panel"],
+        "origins": record["origins"],
+        "failed": record["failed"],
+        "level": spec.forecast.level,
+        "short": backtest_in_short(summary),
+        "figures": [
+            shown("Error of take-up by periods ahead",
+                  figures.backtest_figure("errors", summary, "errors")),
+            shown("Forecast against observed shares",
+                  figures.backtest_figure("shares", tables["errors"], "shares")),
+            shown("Probabilities said, and how often it happened",
+                  figures.backtest_figure("calibration", tables["calibration"], "calibration")),
+        ],
+        "summary": rows_of(summary, SUMMARY),
+        "summary_columns": SUMMARY,
+        "by_segment": rows_of(tables["by_segment"], BY_SEGMENT),
+        "segment_columns": BY_SEGMENT,
+        "calibration": rows_of(tables["calibration"], CALIBRATION),
+        "calibration_columns": CALIBRATION,
+        "digest": record["digest"],
+        "config": json.dumps(record["config"], indent=2, ensure_ascii=False),
+        "versions": "\n".join(f"{k} {v}" for k, v in record["versions"].items()),
+    }  # fmt: skip
+    path.write_text(page("backtest.html", context), encoding="utf-8")
+
+
+def backtest_in_short(summary: pd.DataFrame) -> list[str]:
+    """Return one sentence a method: its error beside the model's, and the gain in log score."""
+    far = summary["horizon"].max()
+    last = summary[summary["horizon"] == far].set_index("method")
+    own = last.loc["model"]
+    out = [
+        f"{far} periods ahead the model's shares are off by {own['error']:.2f} points on average;"
+        f" {own['coverage']:.0%} of what happened lies in its bands, {own['coverage_wide']:.0%}"
+        " where the chance of so many members is added."
+    ]
+    for method, row in last.drop(index="model").iterrows():
+        if missing(row["error"]):
+            out.append(f"{method}: too little data for it.")
+            continue
+        text = f"{method}: off by {row['error']:.2f} points"
+        if not missing(row["model_gains"]):
+            z = row["model_gains"] / row["std_error"] if row["std_error"] > 0 else math.inf
+            word = "no difference that the data can tell"
+            if abs(z) > 2:
+                word = "the model is better" if z > 0 else "it beats the model"
+            text += (
+                f"; log score {row['model_gains']:+.4f} in the model's favour (standard error"
+                f" {row['std_error']:.4f}): {word}"
+            )
+        out.append(f"{text}.")
+    return out

@@ -1,0 +1,389 @@
+"""``dynchoice backtest``: forecasts from earlier months, beside what happened and beside baselines.
+
+At each origin the panel is what it was then; the model is estimated on it, forecasts the members
+seen in that month, and is compared with what these members did. Stages are kept and shared with
+the forecast: an origin at which a scheduled run forecast before is not estimated again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynchoice.errors import ConfigError, ConvergenceError, SpecificationError, first_few, suggest
+from dynchoice.run import manifest, publish, source
+from dynchoice.run.config import Run
+from dynchoice.run.job import Job, Options, check_extras
+from dynchoice.run.publish import locked
+from dynchoice.run.stages import Stage, key_of
+from dynchoice.typing import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dynchoice.panel.counts import Counts
+
+logger = logging.getLogger("dynchoice.run")
+
+LINK, BASELINE = "backtest", "baseline"
+
+
+@dataclass(frozen=True)
+class Backtested:
+    """A backtest that was written: its folder, its summary in words, and whether all converged."""
+
+    folder: Path
+    text: str
+    unchanged: bool
+
+
+def run_backtest(
+    run: Run, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
+) -> Backtested:
+    """Backtest a run file's model over rolling origins.
+
+    Returns
+    -------
+    Backtested
+
+    Raises
+    ------
+    ConvergenceError
+        Some origin's fit did not converge: results are written without it, and it is named.
+    DynChoiceError
+        Whatever a forecast would refuse; origins that the panel does not have.
+    """
+    if jobs == 0:
+        raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
+    check_extras(run)
+    with locked(run.out):
+        job = Job(run, Options(jobs=jobs, force=force), progress)
+        return Backtest(job).run_all()
+
+
+class Backtest:
+    """The origins of one run file, each with its stages."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.run, self.stages = job, job.run, job.stages
+        self.spec = job.run.spec.backtest
+        self.failed: list[str] = []
+
+    def run_all(self) -> Backtested:
+        """Do what is to do and write the result."""
+        self.stages.sweep()
+        self.job.tell(0, 3, "checking")
+        self.job.check()
+        self.job.tell(0, 3, "counting")
+        whole = self.job.count()
+        segments = self.job.chosen(whole)
+        origins = self.origins(whole.facts)
+        total = len(origins) + 2
+        self.job.tell(1, total, "counting at the origins")
+        known = self.known(whole, origins)
+        scored = {}
+        for i, origin in enumerate(origins):
+            label = self.label(whole.facts, origin)
+            self.job.tell(i + 1, total, f"estimating as of {label}")
+            scored[label] = self.scored(known[origin], segments, label)
+        self.job.tell(total - 1, total, "writing")
+        done = self.write(scored, whole.facts)
+        self.job.tell(total, total, f"{done.folder}")
+        if self.failed:
+            raise ConvergenceError(
+                f"{len(self.failed)} fits of the backtest failed: {first_few(self.failed)}. The"
+                f" others are in {done.folder}"
+            )
+        return done
+
+    # origins ---------------------------------------------------------------------------------
+
+    def label(self, facts: Mapping[str, Any], period: int) -> str:
+        """Return a period as it reads in the data."""
+        from dynchoice.panel.counts import period_label
+
+        return period_label(period, facts["kind"])
+
+    def origins(self, facts: Mapping[str, Any]) -> list[int]:
+        """Return the numbers of the origins' periods, earliest first."""
+        first, last = facts["first"], facts["last"]
+        earliest = first + 2  # two moves at least, or no law of motion can be learnt
+        if isinstance(self.spec.origins, int):
+            newest = last - self.spec.horizon
+            found = [newest - k * self.spec.step for k in range(self.spec.origins)]
+            kept = sorted(o for o in found if o >= earliest)
+            if not kept:
+                raise ConfigError(
+                    f"backtest: the panel goes from {facts['first_label']} to"
+                    f" {facts['last_label']}: too short for a horizon of {self.spec.horizon}"
+                )
+            if len(kept) < len(found):
+                logger.warning(
+                    "backtest: %d of %d origins lie too early and are left out",
+                    len(found) - len(kept), len(found),
+                )  # fmt: skip
+            return kept
+        names = {self.label(facts, p): p for p in range(earliest, last)}
+        strange = [o for o in self.spec.origins if o not in names]
+        if strange:
+            raise ConfigError(
+                f"backtest.origins: {strange[0]!r} is no month to forecast from."
+                f"{suggest(strange[0], names)} There are {first_few(list(names), 2)}"
+            )
+        return sorted({names[o] for o in self.spec.origins})
+
+    def outside(self, choices: tuple[Any, ...]) -> int:
+        """Return the code of the choice that is no plan."""
+        wanted = self.spec.outside
+        if wanted is None:
+            wanted = "none" if "none" in choices else choices[0]
+        if wanted not in choices:
+            raise ConfigError(
+                f"backtest.outside: {wanted!r} is no choice.{suggest(wanted, choices)}"
+            )
+        return list(choices).index(wanted)
+
+    def known(self, whole: Stage, origins: list[int]) -> dict[int, Stage]:
+        """Return the stage of each origin: counts then, and what members did since."""
+        keys = {o: self.origin_key(whole, o) for o in origins}
+        found = {o: self.stages.find("origin", str(o), k) for o, k in keys.items()}
+        missing = [o for o, stage in found.items() if stage is None]
+        out = {o: stage for o, stage in found.items() if stage is not None}
+        if missing:
+            with self.job.watched() as said, source.opened(self.run) as data:
+                from dynchoice.run.build import read
+
+                panel = read(self.run, data)
+                for o in missing:
+                    out[o] = self.origin(panel, o, keys[o])
+            for text in said:
+                logger.info("%s", text)
+        return out
+
+    def origin_key(self, whole: Stage, origin: int) -> str:
+        """Return the key of what was known at an origin."""
+        inputs = {
+            "count": whole.record["key"], "origin": origin, "horizon": self.spec.horizon,
+            "outside": self.spec.outside,
+        }  # fmt: skip
+        return key_of("origin", inputs)
+
+    def origin(self, panel: Any, origin: int, key: str) -> Stage:
+        """Count what was known at an origin, and what its members did after it."""
+        from dynchoice.panel.cohorts import followed, pairs, spells, until
+        from dynchoice.panel.saved import full_digest, save_counts
+
+        began = time.perf_counter()
+        then = until(panel, origin)
+        counts = then.counts
+        outside = self.outside(panel.choices)
+        tables = {
+            "followed": followed(panel, origin, self.spec.horizon),
+            "pairs": pairs(then),
+            "spells": spells(then, outside),
+        }
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            save_counts(counts, folder / "counts.npz")
+            for name, table in tables.items():
+                table.to_parquet(folder / f"{name}.parquet", index=False)
+            return {
+                "segments": {str(m): full_digest(counts.segment(m)) for m in counts.segments},
+                "last": origin,
+                "kind": panel.kind,
+                "outside": outside,
+            }
+
+        return self.stages.finish("origin", str(origin), key, write, began)
+
+    # one origin ------------------------------------------------------------------------------
+
+    def scored(self, known: Stage, segments: list[str], label: str) -> Stage | None:
+        """Estimate, forecast and compare at one origin."""
+        there = [m for m in segments if m in known.facts["segments"]]
+        job = Job(self.run, self.job.options, None)
+        job.stages = self.stages
+        job.use(known)
+        key = key_of(
+            "score",
+            {
+                "origin": known.record["key"],
+                "fits": {m: job.keys.estimate(m) for m in there},
+                "backtest": self.spec.model_dump(mode="json", exclude={"origins", "step"}),
+                "forecast": self.run.spec.forecast.model_dump(mode="json"),
+            },
+        )
+        job.estimate(there, len(there) + 3)
+        good = []
+        for m in there:
+            facts = self.stages.done[f"estimate/{m}"].facts
+            if facts["converged"]:
+                good.append(m)
+            else:
+                self.failed.append(f"{m} as of {label} ({facts['message']})")
+        if not good:
+            return None
+        found = self.stages.find("score", label, key)
+        return found or self.score(job, known, good, label, key)
+
+    def score(self, job: Job, known: Stage, segments: list[str], label: str, key: str) -> Stage:
+        """Forecast from an origin and compare."""
+        import pandas as pd
+
+        from dynchoice.counterfactual.forecast import forecast
+        from dynchoice.run.evaluate import Known, evaluate
+
+        began = time.perf_counter()
+        job.segments_run = segments
+        counts: Counts = job.counts
+        tables = {n: pd.read_parquet(known.file(f"{n}.parquet"))
+                  for n in ("followed", "pairs", "spells")}  # fmt: skip
+        f, H = self.run.spec.forecast, self.spec.horizon
+        with job.watched() as said:
+            ahead = forecast(
+                job.fits, start=job.start(segments), periods=H, draws=self.spec.draws,
+                level=f.level, bands=f.bands if f.bands != "bootstrap" else "draws",
+                long_run="none", seed=f.seed, n_jobs=self.job.options.jobs, strict=True,
+            )  # fmt: skip
+            kinds: dict[str, list[dict[str, Any]]] = {"errors": [], "scores": [], "bins": []}
+            for m in segments:
+                own = {n: t[t["segment"] == m] for n, t in tables.items()}
+                part = counts.segment(m)
+                if own["followed"].empty:
+                    continue
+                told = Known(
+                    job.fits[m], self.static(job, m, part, label), part, own["followed"],
+                    own["pairs"], own["spells"], known.facts["outside"], tuple(self.spec.against),
+                )  # fmt: skip
+                bands = ahead.take_up[ahead.take_up["segment"] == m]
+                found = evaluate(m, told, bands, H, f.level)
+                for rows, more in zip(kinds.values(), found, strict=True):
+                    rows += [{"origin": label, **r} for r in more]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            for name, rows in kinds.items():
+                pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
+            return {"warnings": said, "segments": segments}
+
+        return self.stages.finish("score", label, key, write, began)
+
+    def static(self, job: Job, segment: str, counts: Counts, label: str) -> Any:
+        """Return the same model without a future, or None where it is not asked for."""
+        from dynchoice.estimate.nfxp import NFXP
+
+        if "static logit" not in self.spec.against:
+            return None
+        e = self.run.spec.estimate
+        model = self.run.model(segment).with_parts(beta=0.0)
+        try:
+            fit = NFXP(model, counts).fit(cov_type="unadjusted", tol=e.tol, maxiter=e.maxiter)
+        except (SpecificationError, ArithmeticError) as error:
+            self.failed.append(f"static logit of {segment} as of {label} ({error})")
+            return None
+        if not fit.converged:
+            self.failed.append(f"static logit of {segment} as of {label} ({fit.message})")
+            return None
+        return fit
+
+    # what is written -------------------------------------------------------------------------
+
+    def write(self, scored: Mapping[str, Stage | None], facts: Mapping[str, Any]) -> Backtested:
+        """Write the result, or find that it is there."""
+        import pandas as pd
+
+        from dynchoice.run.evaluate import by_segment, pooled_bins, summary_of
+        from dynchoice.run.tables import write_table
+
+        whole = [s for s in scored.values() if s is not None]
+        if not whole:
+            raise ConvergenceError(f"no origin has a fit that converged: {first_few(self.failed)}")
+        digest = key_of("backtest", {"scores": [s.record["key"] for s in whole],
+                                     "title": self.run.spec.title})  # fmt: skip
+        raw = {
+            name: pd.concat(
+                [pd.read_parquet(s.file(f"{name}.parquet")) for s in whole], ignore_index=True
+            )
+            for name in ("errors", "scores", "bins")
+        }
+        summary = summary_of(raw["errors"], raw["scores"])
+        tables = {
+            "summary": summary,
+            "errors": raw["errors"],
+            "scores": raw["scores"],
+            "by_segment": by_segment(raw["errors"]),
+            "calibration": pooled_bins(raw["bins"]),
+        }
+        text = in_words(summary, list(scored), raw["errors"])
+        before = publish.opened(self.run.out / LINK)
+        if before is not None and before.digest == digest and before.whole():
+            return Backtested(before.folder, text, True)
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            for name, table in tables.items():
+                write_table(table, folder, name, self.run.spec.output.csv)
+            (folder / "backtest.txt").write_text(text + "\n", encoding="utf-8")
+            record = {
+                "started": self.job.begun.isoformat(timespec="microseconds"),
+                "status": publish.COMPLETE,
+                "digest": digest,
+                "run_file": self.run.source.name,
+                "config": self.run.spec.model_dump(mode="json", by_alias=True),
+                "versions": dict(manifest.versions()),
+                "source": source.described(self.run),
+                "panel": {k: facts[k] for k in ("rows", "members", "first_label", "last_label")},
+                "origins": list(scored),
+                "failed": self.failed,
+                "stages": {n: s.folder.name for n, s in self.stages.done.items()},
+                "timings": {n: s.seconds for n, s in self.stages.done.items()},
+            }
+            if self.run.spec.output.report:
+                from dynchoice.run.report import write_backtest
+
+                write_backtest(folder / "backtest.html", tables, record, self.run.spec)
+            if self.run.spec.output.picture:
+                from dynchoice.run.figures import backtest_picture
+
+                backtest_picture(tables, folder / "backtest.png")
+            return record
+
+        made = publish.write_run(self.run.out, self.job.begun, write, prefix=LINK)
+        publish.point_to(self.run.out, made, LINK)
+        return Backtested(made.folder, text, False)
+
+
+def in_words(summary: pd.DataFrame, origins: list[str], errors: pd.DataFrame) -> str:
+    """Return the table that a reader looks at first."""
+    lines = [
+        f"{len(origins)} origins, {origins[0]} to {origins[-1]}; take-up of the members seen then,"
+        f" by segment and choice ({errors['segment'].nunique()} segments)",
+        "",
+        f"{'':<18}{'ahead':>6}{'error':>8}{'largest':>9}{'in band':>9}{'+chance':>9}"
+        f"{'score':>9}{'model gains':>13}{'s.e.':>8}",
+    ]
+    for r in summary.itertuples():
+        cells = [
+            f"{r.error:8.2f}", f"{r.largest:9.2f}", share(r.coverage), share(r.coverage_wide),
+            number(r.score, 9), number(r.model_gains, 13), number(r.std_error, 8),
+        ]  # fmt: skip
+        lines.append(f"{r.method:<18}{r.horizon:>6}{''.join(cells)}")
+    lines += [
+        "",
+        "error: mean absolute difference of shares, points; in band: share of what happened that",
+        "lies in the model's bands (estimation error only), and with the chance of so many people;",
+        "score: mean log probability of what each member chose; gains: the model's over the method",
+    ]
+    return "\n".join(lines)
+
+
+def share(value: float) -> str:
+    """Return a share as a cell, empty where there is none."""
+    return f"{value:9.0%}" if value == value else " " * 9
+
+
+def number(value: float, width: int) -> str:
+    """Return a number as a cell, empty where there is none."""
+    return f"{value:{width}.4f}" if value == value else " " * width

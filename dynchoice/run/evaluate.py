@@ -1,0 +1,250 @@
+"""One origin of a backtest: what each method said of the months after it, beside what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from dynchoice.inference.results import Results
+from dynchoice.panel.counts import Counts
+from dynchoice.run import baselines
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODEL = "model"
+SEASONS = {"month": 12, "quarter": 4}
+LOWEST = 1e-12
+"""Probabilities below count as this in a log score: what a model rules out and happens."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was known of one segment at an origin, and what its members chose after it."""
+
+    fit: Results
+    static: Results | None
+    counts: Counts
+    followed: pd.DataFrame
+    pairs: pd.DataFrame
+    spells: pd.DataFrame
+    outside: int
+    against: tuple[str, ...]
+
+
+def paths_of(fit: Results, H: int) -> FloatArray:
+    """Return what follows each state and choice after 1 .. H periods (H, S, J, J).
+
+    The model's chain run backwards: ``f_1 = P``, ``f_{h+1}(s) = sum_j P(j | s) E[f_h | s, j]``,
+    so that no matrix between states is ever formed.
+    """
+    P, F = fit.ccp, fit.model.transitions
+    S, J = P.shape
+    out = np.empty((H, S, J, J))
+    f = np.ascontiguousarray(P)
+    for h in range(H):
+        for later in range(J):
+            out[h, :, :, later] = F.expect(np.ascontiguousarray(f[:, later]))
+        f = np.einsum("sj,sjk->sk", P, out[h])
+    return out
+
+
+def compared(known: Known, H: int) -> dict[str, FloatArray]:
+    """Return what each method says of each row of ``followed``: by method, (H, rows, J).
+
+    Methods that speak of shares only are not in it.
+    """
+    table, J = known.followed, len(known.counts.choices)
+    s, c = table["state"].to_numpy(int), table["choice"].to_numpy(int)
+    out = {MODEL: paths_of(known.fit, H)[:, s, c]}
+    if known.static is not None:
+        out["static logit"] = paths_of(known.static, H)[:, s, c]
+    if "Markov table" in known.against:
+        out["Markov table"] = baselines.markov_table(known.pairs, J, H)[:, c]
+    if "last month" in known.against:
+        out["last month"] = baselines.last_month(known.pairs, J, H)[:, c]
+    return out
+
+
+def of_shares(known: Known, H: int) -> dict[str, FloatArray]:
+    """Return the shares (H, J) that methods say which know of shares only."""
+    last = known.counts.at_period()[0].sum(axis=0)
+    shares = last / last.sum()
+    out = {}
+    if "last month" in known.against:
+        out["last month"] = np.tile(shares, (H, 1))
+    if "seasonal series" in known.against:
+        season = SEASONS.get(known.counts.period_kind, 1)
+        out["seasonal series"] = baselines.seasonal_series(monthly_shares(known.counts), H, season)
+    if "retention curve" in known.against:
+        out["retention curve"] = baselines.retention_curve(known.spells, shares, known.outside, H)
+    return out
+
+
+def monthly_shares(counts: Counts) -> FloatArray:
+    """Return the shares of choices in each period (T, J), those without rows left out."""
+    t, j = counts.period_cells[:, 1], counts.period_cells[:, 3]
+    first = counts.first_period
+    n = np.zeros((counts.last_period - first + 1, len(counts.choices)))
+    np.add.at(n, (t - first, j), counts.period_n)
+    n = n[n.sum(axis=1) > 0]
+    return np.asarray(n / n.sum(axis=1, keepdims=True))
+
+
+def evaluate(
+    segment: str, known: Known, bands: pd.DataFrame, H: int, level: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return errors of take-up, log scores and calibration of one segment at one origin.
+
+    Parameters
+    ----------
+    segment : str
+    known : Known
+    bands : pandas.DataFrame
+        The baseline of the model's forecast: ``period``, ``choice``, ``share``, ``lower``,
+        ``upper``.
+    H : int
+        Periods ahead that are observed.
+    level : float
+        Of the bands.
+    """
+    choices = [str(c) for c in known.counts.choices]
+    table, each = known.followed, compared(known, H)
+    later, n = table["later"].to_numpy(int), table["n"].to_numpy(float)
+    ahead = table["period"].to_numpy(int)
+    shares = of_shares(known, H)
+    errors, scores, bins = [], [], []
+    base = bands.set_index(["period", "choice"])
+    for h in range(1, H + 1):
+        at = np.flatnonzero(ahead == h)
+        if not len(at):
+            continue
+        w, total = n[at], n[at].sum()
+        seen = np.bincount(later[at], weights=w, minlength=len(choices)) / total
+        said = {m: w @ p[h - 1][at] / total for m, p in each.items()}
+        said |= {m: x[h - 1] for m, x in shares.items()}
+        p = each[MODEL][h - 1][at]
+        chance = np.sqrt(w @ (p * (1 - p))) / total
+        for method, forecast in said.items():
+            for j, choice in enumerate(choices):
+                row: dict[str, Any] = {
+                    "segment": segment, "horizon": h, "choice": choice, "method": method,
+                    "forecast": float(forecast[j]), "observed": float(seen[j]),
+                    "members": float(total),
+                }  # fmt: skip
+                own = base.loc[(h, choice)] if method == MODEL else None
+                errors.append({**row, **band_of(row["forecast"], own, chance[j], level)})
+        logs = {m: np.log(np.maximum(q[h - 1][at, later[at]], LOWEST)) for m, q in each.items()}
+        for method, own in logs.items():
+            gain = logs[MODEL] - own
+            mean = float(w @ gain / total)
+            spread = float(np.sqrt(w @ (gain - mean) ** 2) / total)
+            scores.append(
+                {
+                    "segment": segment, "horizon": h, "method": method, "n": float(total),
+                    "score": float(w @ own / total), "model_gains": mean, "std_error": spread,
+                }
+            )  # fmt: skip
+        bins += calibration_rows(segment, h, p, later[at], w)
+    return errors, scores, bins
+
+
+def band_of(forecast: float, row: Any, chance: float, level: float) -> dict[str, float]:
+    """Return the model's band of one share, and one that holds the chance of so few members too.
+
+    Bands are those of the forecast of everybody at the origin, laid around the forecast of those
+    who were seen later.
+    """
+    if row is None:
+        return dict.fromkeys(("lower", "upper", "wide_lower", "wide_upper"), float("nan"))
+    z = float(ndtri(0.5 + level / 2))
+    below = float(row["share"] - row["lower"])
+    above = float(row["upper"] - row["share"])
+    return {
+        "lower": forecast - below,
+        "upper": forecast + above,
+        "wide_lower": forecast - float(np.hypot(below, z * chance)),
+        "wide_upper": forecast + float(np.hypot(above, z * chance)),
+    }
+
+
+EDGES = np.array([0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0])
+
+
+def calibration_rows(
+    segment: str, h: int, p: FloatArray, later: Any, w: FloatArray
+) -> list[dict[str, Any]]:
+    """Return sums of probabilities and of what happened, by bins of the probability."""
+    J = p.shape[1]
+    hit = np.eye(J)[later]
+    bin_of = np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, len(EDGES) - 2)
+    size, said, happened = (np.zeros(len(EDGES) - 1) for _ in range(3))
+    weight = np.broadcast_to(w[:, None], p.shape)
+    np.add.at(size, bin_of, weight)
+    np.add.at(said, bin_of, weight * p)
+    np.add.at(happened, bin_of, weight * hit)
+    return [
+        {
+            "segment": segment, "horizon": h, "bin": b, "n": float(size[b]),
+            "said": float(said[b]), "happened": float(happened[b]),
+        }
+        for b in np.flatnonzero(size)
+    ]  # fmt: skip
+
+
+def summary_of(errors: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return by method and months ahead: error of take-up, coverage of bands, log score, gains.
+
+    Standard errors of gains take origins (the members are the same ones) and segments as fully
+    correlated: they are upper bounds.
+    """
+    import pandas as pd
+
+    order = list(dict.fromkeys(errors["method"]))
+    rows = []
+    for method in order:
+        for h, own in errors[errors["method"] == method].groupby("horizon"):
+            gap = (own["forecast"] - own["observed"]).abs()
+            row: dict[str, Any] = {
+                "method": method,
+                "horizon": h,
+                "error": 100 * float(gap.mean()),
+                "largest": 100 * float(gap.max()),
+                "cells": len(own),
+            }
+            for name, low, high in (
+                ("coverage", "lower", "upper"),
+                ("coverage_wide", "wide_lower", "wide_upper"),
+            ):
+                known = own[own[low].notna()]
+                inside = (known[low] <= known["observed"]) & (known["observed"] <= known[high])
+                row[name] = float(inside.mean()) if len(known) else float("nan")
+            told = scores[(scores["method"] == method) & (scores["horizon"] == h)]
+            for name in ("score", "model_gains", "std_error"):
+                weighed = float(told["n"] @ told[name] / told["n"].sum()) if len(told) else np.nan
+                row[name] = weighed
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pooled_bins(bins: pd.DataFrame) -> pd.DataFrame:
+    """Return calibration over all segments, origins and horizons, a row a bin of probability."""
+    total = bins.groupby("bin", as_index=False)[["n", "said", "happened"]].sum()
+    total["said"] /= total["n"]
+    total["happened"] /= total["n"]
+    total["from"], total["to"] = EDGES[total["bin"]], EDGES[total["bin"] + 1]
+    out: pd.DataFrame = total[["from", "to", "n", "said", "happened"]]
+    return out
+
+
+def by_segment(errors: pd.DataFrame) -> pd.DataFrame:
+    """Return the error of take-up by segment, method and months ahead, in points."""
+    own = errors.assign(error=100 * (errors["forecast"] - errors["observed"]).abs())
+    out: pd.DataFrame = own.groupby(["segment", "method", "horizon"], sort=False, as_index=False)[
+        "error"
+    ].mean()
+    return out

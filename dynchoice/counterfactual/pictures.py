@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.plot import COLOURS, line_style
+from dynchoice.counterfactual.plot import COLOURS, line_style, literal
 from dynchoice.errors import MissingExtraError, SpecificationError, suggest
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def figure_of(width: float, height: float) -> Any:
 
 def finish(figure: Any, path: Any) -> Any:
     """Save a figure where a path is given, and return it."""
+    literal(figure)
     if path is not None:
         png = str(path).endswith("png")
         figure.savefig(path, dpi=140, metadata={"Software": None} if png else None)

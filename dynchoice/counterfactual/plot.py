@@ -20,6 +20,14 @@ def line_style(i: int) -> dict[str, Any]:
     return {"ls": ("-", ":", "-.")[(i // len(COLOURS)) % 3]}
 
 
+def literal(figure: Any) -> None:
+    """Have every text of a figure drawn as it is: a label may hold dollars."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def plot_forecast(
     forecast: Forecast, segments: Sequence[Any] | None = None, path: Any = None
 ) -> Any:
@@ -86,6 +94,7 @@ def plot_forecast(
         frameon=False,
         title=f"Take-up{band}",
     )
+    literal(figure)
     if path is not None:
         figure.savefig(
             path, dpi=140, metadata={"Software": None} if str(path).endswith("png") else None

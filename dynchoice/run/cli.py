@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
 
     start = command("init", init_command, "write a commented run file that works, with a sample")
     start.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    start.add_argument(
+        "--recipes", action="store_true", help="and recipes for cron, systemd, Airflow, containers"
+    )
     check = command("check", check_command, "check run file, model and data without estimating")
     check.add_argument("--warm", action="store_true", help="compile the kernels too")
     job = command(
@@ -140,9 +145,11 @@ def say(args: argparse.Namespace, text: str) -> None:
 
 def init_command(args: argparse.Namespace) -> int:
     """Write a run file and its sample."""
-    from dynchoice.run.init import write_sample
+    from dynchoice.run.init import write_recipes, write_sample
 
     written = write_sample(args.folder)
+    if args.recipes:
+        written += write_recipes(written[0].parent)
     say(args, "\n".join(str(p) for p in written))
     say(args, f"now: dynchoice forecast {written[0]}")
     return 0
@@ -225,8 +232,13 @@ def kept_traceback() -> str:
 
 def failed(args: argparse.Namespace, text: str, code: int) -> int:
     """Say what went wrong, without secrets, and return the exit code."""
+    line = f"dynchoice: {cleaner(args)(text)}"
+    if getattr(args, "log", "auto") == "json":
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        own = {"time": when, "level": "error", "message": line, "exit_code": code}
+        line = json.dumps(own, ensure_ascii=False)
     try:
-        sys.stderr.write(f"dynchoice: {cleaner(args)(text)}\n")
+        sys.stderr.write(f"{line}\n")
     except OSError:  # nobody reads: the exit code still says it
         return code
     return code

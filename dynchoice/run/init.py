@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,12 +61,55 @@ def write_sample(folder: str | Path) -> list[Path]:
     club = Membership.from_dict(tomllib.loads(text)["membership"])
     rows = simulated(club)
     written = [
-        write_atomically(target / "run.toml", lambda handle: handle.write(text.encode())),
+        write_text(target / "run.toml", text),
         write_atomically(
             target / "members.parquet", lambda handle: rows.to_parquet(handle, index=False)
         ),
     ]
     return written
+
+
+RECIPES = (
+    "README.md", "crontab", "dynchoice.service", "dynchoice.timer", "airflow_dag.py.txt",
+    "Containerfile",
+)  # fmt: skip
+
+
+def write_recipes(folder: Path) -> list[Path]:
+    """Write recipes for cron, systemd, Airflow and containers, with the paths of a run file.
+
+    Raises
+    ------
+    StorageError
+        They cannot be written.
+    """
+    run = (folder / "run.toml").resolve()
+    own = {
+        "@RUN@": str(run),
+        "@OUT@": str(run.parent / "out"),
+        "@HOME@": str(Path.home()),
+        "@COMMAND@": command(),
+    }
+    written = []
+    for name in RECIPES:
+        text = files("dynchoice.run").joinpath(f"templates/recipes/{name}").read_text("utf-8")
+        for mark, value in own.items():
+            text = text.replace(mark, value)
+        # a module that needs Airflow is no module of this package
+        target = folder / "recipes" / name.removesuffix(".txt")
+        written.append(write_text(target, text))
+    return written
+
+
+def write_text(target: Path, text: str) -> Path:
+    """Write a text, whole or not at all."""
+    return write_atomically(target, lambda handle: handle.write(text.encode()))
+
+
+def command() -> str:
+    """Return how a scheduler, which knows no virtual environment, calls the command line."""
+    beside = Path(sys.executable).with_name("dynchoice")
+    return str(beside) if beside.exists() else f"{sys.executable} -m dynchoice"
 
 
 def simulated(club: Membership) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Study, expected, main, shared_data
+from houston.scheduled import scheduled
 
 import dynchoice as dc
 
@@ -155,6 +156,7 @@ def run(quick: bool) -> Study:
         study.within(
             f"{scenario.name}: annual take-up rises (points)", 100 * rise, 0, 10, "own oracle"
         )
+    scheduled(study, want["scheduled"], quick)
     study.say("Annual price 99 -> 89 USD from 2018-03, take-up in 2019-02:\n" + "\n".join(lines))
     return study
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
+from dynchoice.model.formula import parse, plain_message
 from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import FloatArray, Level
 
@@ -194,22 +195,16 @@ def design_table(
 
 
 def _variables(formula: str) -> set[str]:
-    from formulaic import Formula
-
-    return {str(v) for v in Formula(formula, _ordering="none").required_variables}
+    return {str(v) for v in parse(formula).required_variables}
 
 
 def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
     """Return the formula's matrix and column names, strictly: no dropped row, no zero fill."""
-    from formulaic import Formula, model_matrix
+    from formulaic import model_matrix
     from formulaic.errors import FormulaicError, FormulaMaterializationError
 
-    try:
-        # formulaic sorts terms by degree; coefficients here stand in the order of the formula
-        parsed = Formula(formula, _ordering="none")
-        wanted = {str(v) for v in parsed.required_variables}
-    except FormulaicError as error:
-        raise SpecificationError(f"formula {formula!r}: {error}") from error
+    parsed = parse(formula)
+    wanted = {str(v) for v in parsed.required_variables}
     unknown = sorted(wanted - set(map(str, table.columns)))
     if unknown:
         raise SpecificationError(
@@ -222,9 +217,9 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
             warnings.simplefilter("error")
             matrix: Any = model_matrix(parsed, table, na_action="raise", context={})
     except FormulaMaterializationError as error:
-        raise SpecificationError(f"formula {formula!r}: {error}") from error
-    except (FormulaicError, ValueError, Warning) as error:
-        raise SpecificationError(f"formula {formula!r}: {error}") from error
+        raise SpecificationError(f"formula {formula!r}: {plain_message(error)}") from error
+    except (FormulaicError, ValueError, TypeError, ArithmeticError, Warning) as error:
+        raise SpecificationError(f"formula {formula!r}: {plain_message(error)}") from error
     if len(matrix) != len(table):
         raise SpecificationError(
             f"formula {formula!r}: {len(table) - len(matrix)} of {len(table)} rows were dropped"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dynchoice.run")
 
-LINK, BASELINE = "backtest", "baseline"
+LINK = publish.BACKTEST
 
 
 @dataclass(frozen=True)
@@ -352,6 +352,7 @@ class Backtest:
 
         made = publish.write_run(self.run.out, self.job.begun, write, prefix=LINK)
         publish.point_to(self.run.out, made, LINK)
+        publish.prune_runs(self.run.out, self.run.spec.output.keep, LINK)
         return Backtested(made.folder, text, False)
 
 

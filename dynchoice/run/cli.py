@@ -219,12 +219,12 @@ def warm_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def kept_traceback() -> str:
+def kept_traceback(clean: Callable[[str], str]) -> str:
     """Write what went wrong in full to a file and return its name, for a report of a mistake."""
     try:
         fd, name = tempfile.mkstemp(prefix="dynchoice-error-", suffix=".txt")
         with os.fdopen(fd, "w", encoding="utf-8") as handle:
-            traceback.print_exc(file=handle)
+            handle.write(clean(traceback.format_exc()))
     except OSError:
         return "nowhere: the disk cannot be written"
     return name
@@ -269,7 +269,7 @@ def run(args: argparse.Namespace) -> int:
         return failed(
             args,
             f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"
-            f" was published. Please report it with {kept_traceback()}",
+            f" was published. Please report it with {kept_traceback(cleaner(args))}",
             1,
         )
 

@@ -27,6 +27,7 @@ from dynchoice.run.stages import WRITING
 logger = logging.getLogger("dynchoice.run")
 
 LOCK, CURRENT, MANIFEST = ".lock", "current", "manifest.json"
+RUN, BACKTEST = "run", "backtest"
 COMPLETE, HELD, PARTIAL = "complete", "held", "partial"
 
 
@@ -144,9 +145,9 @@ def current_run(out: Path) -> Published | None:
     return opened(link) if link.exists() else None
 
 
-def runs(out: Path) -> list[Published]:
-    """Return the runs of a folder, oldest first."""
-    found = [opened(p) for p in sorted(out.glob("run-*")) if p.is_dir()]
+def runs(out: Path, kind: str = RUN) -> list[Published]:
+    """Return the runs (or backtests) of a folder, oldest first."""
+    found = [opened(p) for p in sorted(out.glob(f"{kind}-*")) if p.is_dir()]
     return sorted((r for r in found if r is not None), key=started)
 
 
@@ -155,16 +156,21 @@ def started(run: Published) -> tuple[str, str]:
     return str(run.manifest.get("started", "")), run.folder.name
 
 
-def same_run(out: Path, digest: str, status: str) -> Published | None:
-    """Return a whole run of that digest and status: it need not be written again."""
+def same_run(out: Path, digest: str, status: str, before: Published | None) -> Published | None:
+    """Return a whole run of that digest and status: it need not be written again.
+
+    Only one that was compared with the run published now: guard rails hold against that one.
+    """
+    previous = None if before is None else before.folder.name
     for run in reversed(runs(out)):
-        if run.digest == digest and run.status == status and run.whole():
+        told = run.digest == digest and run.status == status
+        if told and run.manifest.get("previous") == previous and run.whole():
             return run
     return None
 
 
 def write_run(
-    out: Path, begun: datetime, write: Callable[[Path], Mapping[str, Any]], prefix: str = "run"
+    out: Path, begun: datetime, write: Callable[[Path], Mapping[str, Any]], prefix: str = RUN
 ) -> Published:
     """Write a run into a fresh folder and give it its name once it is whole.
 
@@ -230,14 +236,17 @@ def free_name(out: Path, name: str) -> Path:
     return target
 
 
-def prune_runs(out: Path, keep: int) -> list[Published]:
-    """Remove all but the last ``keep`` runs and the current one (0: none); return those left."""
-    left = runs(out)
-    current = opened(out / CURRENT)
-    if keep:
-        for run in left[:-keep]:
-            if current is None or run.folder != current.folder:
-                logger.info("removing %s: output.keep is %d", run.folder, keep)
-                shutil.rmtree(run.folder, ignore_errors=True)
-        left = runs(out)
-    return left
+def prune_runs(out: Path, keep: int, kind: str = RUN) -> None:
+    """Remove all but the last ``keep`` runs (or backtests) and the one linked to (0: none)."""
+    linked = opened(out / (CURRENT if kind == RUN else BACKTEST))
+    for run in runs(out, kind)[:-keep] if keep else []:
+        if linked is None or run.folder != linked.folder:
+            logger.info("removing %s: output.keep is %d", run.folder, keep)
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def stages_in_use(out: Path, recent: int) -> set[str]:
+    """Return the names of stages that the last runs, and the backtest, go back to."""
+    linked = (opened(out / name) for name in (CURRENT, BACKTEST))
+    kept = [*runs(out)[-recent:], *[r for r in linked if r is not None]]
+    return {str(name) for r in kept for name in r.manifest.get("stages", {}).values()}

@@ -38,7 +38,9 @@ class Release:
         before = publish.current_run(out)
         notes = tuple(self.notes())
         if partial:
-            same = None if self.job.options.force else publish.same_run(out, digest, PARTIAL)
+            same = (
+                None if self.job.options.force else publish.same_run(out, digest, PARTIAL, before)
+            )
             made = same or self.write([], digest, PARTIAL, before)
             self.job.tell(total, total, f"{made.folder}: some segments only, not published")
             return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
@@ -47,7 +49,7 @@ class Release:
             self.job.tell(total, total, f"nothing has changed since {before.folder.name}")
             return Outcome(before.folder, "unchanged", digest, (), notes)
         # a run that was killed between its writing and its publication
-        whole = None if again else publish.same_run(out, digest, COMPLETE)
+        whole = None if again else publish.same_run(out, digest, COMPLETE, before)
         made = whole or self.guarded(digest, before, total)
         publish.point_to(out, made)
         self.tidy()
@@ -64,7 +66,7 @@ class Release:
         findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), before, past)
         broken = breaches(findings)
         if broken and not self.job.options.accept:
-            same = publish.same_run(self.run.out, digest, HELD)
+            same = publish.same_run(self.run.out, digest, HELD, before)
             made = same or self.write(findings, digest, HELD, before, tables)
             told = "\n".join(f"- {f.guard}: {f.text} (limit {f.limit:g})" for f in broken)
             raise CheckError(
@@ -162,8 +164,7 @@ class Release:
     def tidy(self) -> None:
         """Remove runs beyond ``output.keep`` and stages that no run kept goes back to."""
         try:
-            left = publish.prune_runs(self.run.out, self.run.spec.output.keep)
-            recent = [str(s) for r in left[-RECENT:] for s in r.manifest["stages"].values()]
-            self.stages.prune(recent)
-        except (OSError, KeyError) as error:  # the run is published all the same
+            publish.prune_runs(self.run.out, self.run.spec.output.keep)
+            self.stages.prune(publish.stages_in_use(self.run.out, RECENT))
+        except OSError as error:  # the run is published all the same
             logger.warning("old stages stay: %s", error)

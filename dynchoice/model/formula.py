@@ -1,0 +1,121 @@
+"""What a formula may say: names, numbers, arithmetic and a few functions; nothing else is run.
+
+formulaic evaluates what stands between braces, and the arguments of functions, as Python. A formula
+comes from a run file, so its expressions are read first, and refused unless they are arithmetic.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dynchoice.errors import SpecificationError, suggest
+
+NUMPY = (
+    "log", "log1p", "log2", "log10", "exp", "expm1", "sqrt", "square", "abs", "minimum", "maximum",
+    "where", "clip", "floor", "ceil", "sign", "power",
+)  # fmt: skip
+PLAIN = (
+    "I", "C", "Q", "abs", "log", "log1p", "log10", "exp", "sqrt", "scale", "center", "standardize",
+    "poly", "bs", "cs", "cc", "cr", "lag", "hashed",
+)  # fmt: skip
+"""formulaic's transforms (those that depend on the rows are refused later, by name)."""
+ARITHMETIC = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Name, ast.Load,
+    ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
+)  # fmt: skip
+LONGEST = 20_000
+LARGEST_POWER = 10
+COLOURS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
+"""Marks that formulaic sets around what it cannot read."""
+
+
+def plain_message(error: object) -> str:
+    """Return the text of an error of formulaic on one line, without its marks."""
+    return " ".join(COLOURS.sub("", str(error)).split())
+
+
+def parse(formula: str) -> Any:
+    """Return a formula as formulaic reads it, its expressions checked; terms keep their order.
+
+    Raises
+    ------
+    SpecificationError
+        It cannot be read, or holds more than arithmetic.
+    """
+    from formulaic import Formula
+    from formulaic.errors import FormulaicError
+
+    if len(formula) > LONGEST:
+        raise SpecificationError(f"the formula has more than {LONGEST:,} letters")
+    try:
+        # formulaic sorts terms by degree; coefficients here stand in the order of the formula
+        parsed = Formula(formula, _ordering="none")
+    except (FormulaicError, SyntaxError, ValueError, TypeError, RecursionError) as error:
+        raise SpecificationError(f"formula {shown(formula)}: {plain_message(error)}") from error
+    for part in parsed._flatten():
+        for term in part:
+            for factor in getattr(term, "factors", ()):
+                if getattr(factor.eval_method, "value", "") == "python":
+                    check_expression(str(factor.expr), formula)
+    return parsed
+
+
+def shown(formula: str) -> str:
+    """Return a formula as it is quoted in a message."""
+    return repr(formula if len(formula) <= 200 else f"{formula[:197]}...")
+
+
+def check_expression(text: str, formula: str) -> None:
+    """Refuse an expression that is more than arithmetic on names and numbers."""
+
+    def refuse(what: str, hint: str = "") -> None:
+        raise SpecificationError(
+            f"formula {shown(formula)}: {what} in {text!r} is not allowed: names, numbers,"
+            f" arithmetic and functions ({', '.join(f'np.{n}' for n in NUMPY[:8])} ...) are.{hint}"
+        )
+
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise SpecificationError(
+            f"formula {shown(formula)}: cannot read {text!r}: {error}"
+        ) from error
+    functions = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            functions |= {id(node.func)}
+            name = ast.unparse(node.func)
+            known = [*PLAIN, *(f"np.{n}" for n in NUMPY)]
+            if name not in known:
+                refuse(f"the function {name!r}", suggest(name, known))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp):
+            check_operation(node, refuse)
+        if isinstance(node, ast.Attribute):
+            if id(node) not in functions:
+                refuse(f"the attribute {node.attr!r}")
+        elif isinstance(node, ast.Constant):
+            if not isinstance(node.value, (int, float, str)):
+                refuse(f"{node.value!r}")
+        elif isinstance(node, ast.Name) and node.id.startswith("__"):
+            refuse(f"the name {node.id!r}")
+        elif not isinstance(node, (*ARITHMETIC, ast.Call)):
+            refuse(f"{type(node).__name__.lower()}")
+
+
+def check_operation(node: ast.BinOp, refuse: Callable[[str], None]) -> None:
+    """Refuse operations whose result could be of any size: towers of powers, repeated texts."""
+    if isinstance(node.op, (ast.LShift, ast.RShift)):
+        refuse("a shift of bits")
+    if any(
+        isinstance(x, ast.Constant) and isinstance(x.value, str) for x in (node.left, node.right)
+    ):
+        refuse("arithmetic on a text")
+    if isinstance(node.op, ast.Pow):
+        power = node.right.operand if isinstance(node.right, ast.UnaryOp) else node.right
+        value = power.value if isinstance(power, ast.Constant) else None
+        if not isinstance(value, (int, float)) or abs(value) > LARGEST_POWER:
+            refuse(f"a power other than a number up to {LARGEST_POWER}")

@@ -216,11 +216,13 @@ def backtest_picture(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        figure = Figure(figsize=(11, 3.9), layout="constrained")
         axes = figure.subplots(1, 3)
         draw_errors(axes[0], tables["summary"])
         draw_shares(axes[1], tables["errors"])
         draw_calibration(axes[2], tables["calibration"])
-        for ax in axes[:2]:
-            ax.legend(frameon=False, fontsize=7)
+        for ax in axes[:2]:  # above, where no line runs
+            ax.legend(
+                frameon=False, fontsize=7.5, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+            )
         figure.savefig(path, dpi=140, metadata={"Software": None})

@@ -37,14 +37,13 @@ class Release:
         partial = segments != self.job.chosen(self.job.counted, by_hand=False)
         before = publish.current_run(out)
         notes = tuple(self.notes())
+        force = self.job.options.force
         if partial:
-            same = (
-                None if self.job.options.force else publish.same_run(out, digest, PARTIAL, before)
-            )
+            same = None if force else publish.same_run(out, digest, PARTIAL, before)
             made = same or self.write([], digest, PARTIAL, before)
             self.job.tell(total, total, f"{made.folder}: some segments only, not published")
             return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
-        again = self.job.options.force and bool(self.stages.fresh)
+        again = force and bool(self.stages.fresh)
         if not again and before is not None and before.digest == digest and before.whole():
             self.job.tell(total, total, f"nothing has changed since {before.folder.name}")
             return Outcome(before.folder, "unchanged", digest, (), notes)

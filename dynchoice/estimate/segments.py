@@ -20,6 +20,7 @@ from dynchoice.errors import (
     ConvergenceError,
     ConvergenceWarning,
     DynChoiceError,
+    DynChoiceWarning,
     SpecificationError,
     first_few,
 )
@@ -46,6 +47,8 @@ class Attempt:
     seconds: float
     error: str = ""
     """Name of the exception that ended it, if one did."""
+    warnings: tuple[str, ...] = ()
+    """What the fit warned of, in whatever process it ran."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,9 @@ def fit_segments(
 
     run_all(tasks, n_jobs, done)
     fits = SegmentFits({segment: attempts[segment] for segment in labels}, whole)
+    for segment in labels:
+        for text in attempts[segment].warnings:
+            warnings.warn(f"{segment}: {text}", DynChoiceWarning, stacklevel=2)
     if fits.failed:
         if strict:
             raise ConvergenceError(str(fits))
@@ -279,8 +285,9 @@ def fit_one(
     begun = time.perf_counter()
     results: Results | None = None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
             # not converged is in the results, and told once for all segments
+            warnings.simplefilter("always", DynChoiceWarning)
             warnings.simplefilter("ignore", ConvergenceWarning)
             if pooled is not None:
                 results = estimator(model, counts).fit(start=pooled, **options)
@@ -289,4 +296,6 @@ def fit_one(
     except (DynChoiceError, ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
         took = time.perf_counter() - begun
         return Attempt(None, f"{type(error).__name__}: {error}", took, type(error).__name__)
-    return Attempt(results, results.message, time.perf_counter() - begun)
+    said = tuple(dict.fromkeys(str(w.message) for w in caught))
+    took = time.perf_counter() - begun
+    return Attempt(results, results.message, took, warnings=said)

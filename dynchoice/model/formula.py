@@ -50,6 +50,9 @@ def parse(formula: str) -> Any:
 
     if len(formula) > LONGEST:
         raise SpecificationError(f"the formula has more than {LONGEST:,} letters")
+    large = [int(n) for n in re.findall(r"(?:\*\*|\^)\s*\+?(\d+)", formula) if len(n) > 2]
+    if large:
+        raise SpecificationError(f"formula {shown(formula)}: a power of {large[0]} is too large")
     try:
         # formulaic sorts terms by degree; coefficients here stand in the order of the formula
         parsed = Formula(formula, _ordering="none")

@@ -191,6 +191,8 @@ class Membership:
         for what in ("naive", "trial_cancel"):
             assign(self, what, check_number(getattr(self, what), what, 0, 1))
         if self.costs is not None:
+            if not isinstance(self.costs, list | tuple):
+                raise SpecificationError(f"costs must be a list of names, got {self.costs!r}")
             strange = [c for c in self.costs if c not in COSTS]
             if strange:
                 raise SpecificationError(

@@ -46,19 +46,27 @@ def check_names_of(value: Any, what: str) -> tuple[str, ...]:
 
 def check_number(value: Any, what: str, low: float = -np.inf, high: float = np.inf) -> float:
     """Return a finite number within bounds."""
+    if isinstance(value, (str, bytes, bool)):
+        raise SpecificationError(f"{what}={value!r} is no number")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SpecificationError(f"{what}={value!r} is no number") from None
     if not np.isfinite(number) or not low <= number <= high:
         raise SpecificationError(f"{what}={number:g} must lie between {low:g} and {high:g}")
     return number
 
 
-def check_whole(value: Any, what: str, low: int) -> int:
-    """Return a whole number of at least ``low``."""
+MOST_PERIODS, MOST_LEVELS = 1_200, 1_000
+"""Longest contracts, trials and tenures, in periods; most levels of use of a benefit."""
+
+
+def check_whole(value: Any, what: str, low: int, high: int = MOST_PERIODS) -> int:
+    """Return a whole number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise SpecificationError(f"{what}={value!r} must be a whole number of at least {low}")
+    if value > high:
+        raise SpecificationError(f"{what}={value!r} is more than the {high:,} that are supported")
     return int(value)
 
 
@@ -254,7 +262,9 @@ class Benefit:
 
     def __post_init__(self) -> None:
         name = check_name(self.name, "a benefit")
-        assign(self, "levels", check_whole(self.levels, f"benefit {name!r}: levels", 2))
+        assign(
+            self, "levels", check_whole(self.levels, f"benefit {name!r}: levels", 2, MOST_LEVELS)
+        )
         for what in ("gain", "stay", "gain_outside", "stay_outside"):
             value = getattr(self, what)
             if value is not None:

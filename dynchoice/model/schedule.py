@@ -41,6 +41,8 @@ def in_force(
     """
     need(offers, "from", axis)
     schedule = offers[offers[axis].notna()]
+    if schedule.empty:
+        raise DataError(f"the schedule of offers has no row that says {axis}")
     when = period_numbers(df[time], time, months)
     start = period_numbers(schedule["from"], "from")
     by_region = region is not None and region in schedule.columns

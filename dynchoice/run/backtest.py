@@ -59,6 +59,7 @@ def run_backtest(
     """
     if jobs == 0:
         raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
+    publish.check_folder(run.out)
     check_extras(run)
     with locked(run.out):
         job = Job(run, Options(jobs=jobs, force=force), progress)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.counterfactual.forecast import ALL
 from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.errors import ConfigError, DataError, SpecificationError, suggest
+from dynchoice.errors import ConfigError, DataError, SpecificationError, first_few, suggest
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
@@ -17,11 +18,13 @@ from dynchoice.model.membership import Membership
 from dynchoice.model.plans import Benefit, Plan
 from dynchoice.model.programme_file import build as build_part
 from dynchoice.model.programme_file import from_plain, read_toml
+from dynchoice.model.terms import BUNDLE, MENU, VINTAGE
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.panel import Panel
+from dynchoice.panel.source import read_files
 from dynchoice.run.schema import Axis, Factor, ScenarioPart
-from dynchoice.run.source import opened
+from dynchoice.run.source import check_columns, opened, used_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +39,43 @@ def membership(run: Run) -> Membership:
         if "file" in tree:
             if len(tree) > 1 or not isinstance(tree["file"], str):
                 raise SpecificationError("give either file, a path, or the programme itself")
-            return read_toml(run.path(tree["file"]))
-        return from_plain(tree)
-    except (SpecificationError, TypeError, ValueError) as error:
+            club = read_toml(run.path(tree["file"]))
+        else:
+            club = from_plain(tree)
+        refuse_programme(run, club)
+        return club
+    except RecursionError:
+        where = tree.get("file", "membership")
+        raise ConfigError(f"{run.source}: {where}: nested too deeply") from None
+    except (SpecificationError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{run.source}: membership: {error}") from error
+
+
+def refuse_programme(run: Run, club: Membership) -> None:
+    """Refuse a programme that a run cannot be made of."""
+    if club.types:
+        raise SpecificationError(
+            "types: unobserved types are for calibrated programmes, not for estimates of a run"
+        )
+    if not club.names:
+        raise SpecificationError(
+            "fixed: every parameter is held fixed: nothing is left to estimate"
+        )
+    d = run.spec.data
+    if d.none in [p.name for p in club.plans]:
+        raise SpecificationError(f"data.none: {d.none!r} is a plan; it is what stands for no plan")
+    movable = [x for x in (MENU, BUNDLE, VINTAGE) if x in club.states.axes]
+    benefits = [b.name for b in club.benefits]
+    for key, given, known in (
+        ("columns", d.columns, movable),
+        ("engagement", d.engagement, benefits),
+    ):
+        strange = [k for k in given if k not in known]
+        if strange:
+            raise SpecificationError(
+                f"data.{key}: {strange[0]!r} is none of the programme's."
+                f"{suggest(strange[0], known)} Known: {', '.join(known) or 'none'}"
+            )
 
 
 def panel(run: Run, **options: Any) -> Panel:
@@ -59,6 +95,7 @@ def panel(run: Run, **options: Any) -> Panel:
 def read(run: Run, data: Any, **options: Any) -> Panel:
     """Return the panel of rows that are open already."""
     d = run.spec.data
+    check_columns(read_files(data)[0] if isinstance(data, list) else data, used_columns(run))
     common = {
         "member": d.member, "time": d.time, "segment": d.segment, "region": d.region,
         "weights": d.weights, "decision": d.decision, "freq": d.freq, "invalid": d.invalid,
@@ -67,15 +104,22 @@ def read(run: Run, data: Any, **options: Any) -> Panel:
     if run.spec.membership is None:
         assert run.spec.axes is not None
         columns = {n: a.column for n, a in run.spec.axes.items() if a.column}
-        return Panel(
+        made = Panel(
             data, choice=d.choice, states=run.states, choices=run.choices, columns=columns, **common
         )
-    offers = None if d.offers is None else read_csv(run, d.offers, "data.offers")
-    return run.membership.panel(
-        data, plan=d.choice, contract=d.contract, engagement=d.engagement or None, lag=d.lag,
-        offers=offers, entry=d.entry, none=d.none, broken=d.broken, columns=d.columns or None,
-        **common,
-    )  # fmt: skip
+    else:
+        offers = None if d.offers is None else read_csv(run, d.offers, "data.offers")
+        made = run.membership.panel(
+            data, plan=d.choice, contract=d.contract, engagement=d.engagement or None, lag=d.lag,
+            offers=offers, entry=d.entry, none=d.none, broken=d.broken, columns=d.columns or None,
+            **common,
+        )  # fmt: skip
+    labels = made.segments
+    if "" in labels:
+        raise DataError(f"column {d.segment!r} has rows with an empty name of a segment")
+    if len(labels) > 1 and ALL in labels:
+        raise DataError(f"a segment may not be called {ALL!r}: it stands for all together")
+    return made
 
 
 def any_segment(run: Run) -> Any:
@@ -123,7 +167,8 @@ def read_csv(run: Run, name: str, key: str) -> pd.DataFrame:
         # a level may be called None or NA
         return pd.read_csv(run.path(name), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{run.source}: {key}: cannot read {name!r}: {error}") from error
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"{run.source}: {key}: cannot read {name!r}: {text}") from error
 
 
 def attributes_of(run: Run, name: str | None, segment: Any) -> pd.DataFrame | None:
@@ -131,6 +176,7 @@ def attributes_of(run: Run, name: str | None, segment: Any) -> pd.DataFrame | No
     if name is None:
         return None
     table = read_csv(run, name, "utility.attributes")
+    refuse_half_numbers(run, name, table)
     if "segment" in table.columns and "segment" not in run.states.axes:
         own = table[table["segment"].astype(str) == str(segment)]
         if own.empty:
@@ -142,9 +188,35 @@ def attributes_of(run: Run, name: str | None, segment: Any) -> pd.DataFrame | No
     return table
 
 
+def refuse_half_numbers(run: Run, name: str, table: pd.DataFrame) -> None:
+    """Refuse columns of numbers with a text among them: they would be read as categories."""
+    import pandas as pd
+
+    for column in table.columns:
+        if pd.api.types.is_numeric_dtype(table[column]) or column in (*run.states.axes, "choice"):
+            continue
+        if column == "segment":
+            continue
+        number = pd.to_numeric(table[column], errors="coerce")
+        odd = number.isna() & table[column].notna()
+        if number.notna().any() and odd.any():
+            row = int(odd.to_numpy().argmax())
+            raise ConfigError(
+                f"{name}: column {column!r} holds numbers and {int(odd.sum())} text(s), first"
+                f" {table[column].iloc[row]!r} in line {row + 2}"
+            )
+
+
 def law_of(run: Run, name: str, axis: Axis) -> Law:
     """Return the law of motion of one axis."""
     key = f"axes.{name}"
+    known = ["choice", *run.states.axes]
+    strange = [g for g in axis.given if g not in known]
+    if strange:
+        raise ConfigError(
+            f"{run.source}: {key}.given: {strange[0]!r} is neither 'choice' nor an axis."
+            f"{suggest(strange[0], known)} Axes: {', '.join(run.states.axes)}"
+        )
     if axis.law == "fixed":
         return Fixed()
     if axis.law == "cycle":
@@ -162,7 +234,16 @@ def law_of(run: Run, name: str, axis: Axis) -> Law:
         raise ConfigError(
             f"{axis.table}: column {missing[0]!r} is missing; it needs {', '.join(columns)}"
         )
-    rows = table[columns].itertuples(index=False, name=None)
+    own = table[columns]
+    empty = own.isna().any(axis=1)
+    if empty.any():
+        row = int(empty.to_numpy().argmax())
+        raise ConfigError(f"{axis.table}: line {row + 2} misses a value")
+    doubled = own.drop_duplicates().duplicated(columns[:-1])
+    if doubled.any():
+        first = own.drop_duplicates()[doubled].iloc[0].to_dict()
+        raise ConfigError(f"{axis.table}: two lines say what follows {first}")
+    rows = own.itertuples(index=False, name=None)
     moves = {tuple(plain(v) for v in row[:-1]): plain(row[-1]) for row in rows}
     return Deterministic(moves, tuple(axis.given))
 
@@ -291,7 +372,13 @@ def check_model(run: Run) -> DDC:
     """Refuse mistakes of model and scenarios before a single row is read; return the model."""
     from dynchoice.counterfactual.forecast import list_scenarios
 
+    if run.spec.data.offers is not None:
+        read_csv(run, run.spec.data.offers, "data.offers")
     trial = with_any_laws(run.model(any_segment(run)))
+    if not trial.names:
+        raise ConfigError(
+            f"{run.source}: utility.formula: no term, so there is nothing to estimate"
+        )
     try:
         for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
             scenario.theta(trial, np.zeros(len(trial.names)))
@@ -319,6 +406,25 @@ def with_any_laws(model: DDC) -> DDC:
     )
     whole = Factored(laws.states, laws.choices, laws.laws, bound)
     return model.with_parts(transitions=whole)
+
+
+def check_places(run: Run, segments: Iterable[str], regions: Iterable[str]) -> None:
+    """Refuse scenarios that name segments or regions which the rows do not have.
+
+    Raises
+    ------
+    ConfigError
+        The first name, with the nearest one.
+    """
+    for i, s in enumerate(run.spec.scenario):
+        for key, named, known in (("ramp", s.ramp, regions), ("mix", s.mix, segments)):
+            labels = [str(k) for k in known]
+            strange = [k for k in named if str(k) not in labels]
+            if strange:
+                raise ConfigError(
+                    f"{run.source}: scenario[{i}].{key}: no row is of {strange[0]!r}."
+                    f"{suggest(strange[0], labels)} There are {first_few(labels, 8)}"
+                )
 
 
 def check_segments(run: Run, found: tuple[Any, ...]) -> list[Any]:

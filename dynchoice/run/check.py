@@ -6,7 +6,7 @@ from typing import Any
 
 from dynchoice.errors import DataError
 from dynchoice.run import publish, source
-from dynchoice.run.build import check_model, read, scenarios
+from dynchoice.run.build import check_model, check_places, check_segments, read, scenarios
 from dynchoice.run.config import Run
 from dynchoice.run.job import check_extras
 from dynchoice.typing import Progress
@@ -35,6 +35,7 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
         if progress is not None:
             progress(done, 3, message)
 
+    publish.check_folder(run.out)
     check_extras(run)
     tell(0, "model and scenarios")
     model = check_model(run)
@@ -52,12 +53,11 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
             f" {panel.report['rows refused']:,} refused"
             + ("" if whole else f" (of the first {ROWS:,} rows; a forecast reads all)")
         )
-        found = panel.segments
+        found, regions = panel.segments, panel.regions
         last, kind = panel.span[1], panel.kind
     if whole:
-        from dynchoice.run.build import check_segments
-
         found = tuple(check_segments(run, found))
+        check_places(run, map(str, found), map(str, regions))
     for segment in found:
         run.model(segment)
     lines.append(f"segments: {', '.join(map(str, found))}")

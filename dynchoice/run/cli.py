@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """exit codes: 0 done, 1 unexpected, 2 bad configuration or usage, 3 not converged,
 4 a check failed, 5 data refused, 75 another run holds the lock"""
 INTERRUPTED = 130
+WIDEST, TALLEST, MOST_LETTERS = 1_500, 40, 5_500
 
 
 def parser() -> argparse.ArgumentParser:
@@ -230,9 +231,18 @@ def kept_traceback(clean: Callable[[str], str]) -> str:
     return name
 
 
+def on_one_screen(text: str) -> str:
+    """Return a message cut to a screen, without what would upset a terminal or a log."""
+    plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    lines = [x if len(x) <= WIDEST else f"{x[:WIDEST]}..." for x in plain.splitlines()]
+    if len(lines) > TALLEST:
+        lines = [*lines[:TALLEST], f"... and {len(lines) - TALLEST} more lines"]
+    return "\n".join(lines)[:MOST_LETTERS]
+
+
 def failed(args: argparse.Namespace, text: str, code: int) -> int:
     """Say what went wrong, without secrets, and return the exit code."""
-    line = f"dynchoice: {cleaner(args)(text)}"
+    line = f"dynchoice: {on_one_screen(cleaner(args)(text))}"
     if getattr(args, "log", "auto") == "json":
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
         own = {"time": when, "level": "error", "message": line, "exit_code": code}

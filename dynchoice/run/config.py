@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from dynchoice.panel.panel import Panel
 
 BASELINE = "baseline"
-SHOWN = 40
-"""Mistakes shown at most, so that the list stays on one screen."""
+SHOWN, LONGEST = 20, 250
+"""Mistakes shown at most, and letters of each, so that the list stays on one screen."""
+MOST_STATES = 50_000_000
 LARGEST = 5_000_000
 """Bytes of the largest run file read."""
 
@@ -45,20 +47,22 @@ def load_run(path: str | Path, changes: Mapping[str, Any] | None = None) -> Run:
         Not TOML; unknown keys, wrong types, missing values: all of them, with their paths.
     """
     source = Path(path)
-    raw = read_toml(source)
-    for key, value in (changes or {}).items():
-        raw = changed(raw, key, value)
-    problems = of_the_whole(raw)
     try:
-        spec = RunFile.model_validate(raw)
-    except ValidationError as error:
-        problems = [*explain(error, raw), *problems]
+        raw = read_toml(source)
+        for key, value in (changes or {}).items():
+            raw = changed(raw, key, value)
+        problems = of_the_whole(raw)
+        try:
+            spec = RunFile.model_validate(raw)
+        except ValidationError as error:
+            problems = [*explain(error, raw), *problems]
     except RecursionError:
-        problems = ["- nested too deeply"]
+        raise ConfigError(f"{source}: nested too deeply") from None
     if problems:
         more = len(problems) - SHOWN
+        told = [x if len(x) <= LONGEST else f"{x[:LONGEST]}..." for x in problems[:SHOWN]]
         tail = [f"- and {more} more"] if more > 0 else []
-        raise ConfigError(f"{source}:\n" + "\n".join([*problems[:SHOWN], *tail])) from None
+        raise ConfigError(f"{source}:\n" + "\n".join([*told, *tail])) from None
     return Run(spec, source.resolve().parent, source)
 
 
@@ -126,14 +130,25 @@ def of_the_whole(raw: Mapping[str, Any]) -> list[str]:
     else:
         text = "is missing (describe the model by axes, model and utility, or by membership)"
         out += [f"- {k}: {text}" for k in parts if k not in raw]
-    axes = raw.get("axes")
-    for name, axis in axes.items() if isinstance(axes, Mapping) else ():
-        out += [f"- axes.{name}: {text}" for text in of_an_axis(axis)]
-    estimate = raw.get("estimate")
-    estimate = estimate if isinstance(estimate, Mapping) else {}
+    axes, model, estimate = (mapping(raw.get(k)) for k in ("axes", "model", "estimate"))
+    for name, axis in axes.items():
+        out += [f"- axes.{name}: {text}" for text in of_an_axis(mapping(axis))]
+    if "default" in model and "attention" not in model:
+        out.append("- model.default: goes with attention, the probability of an active choice")
     if estimate.get("transitions") == "joint" and estimate.get("method", "NFXP") != "NFXP":
         out.append("- estimate.transitions: 'joint' goes with method = 'NFXP'")
-    return out + of_scenarios(raw.get("scenario"))
+    scenarios = raw.get("scenario")
+    listed = [mapping(s) for s in scenarios] if isinstance(scenarios, list) else []
+    if "region" not in mapping(data):
+        needs = "needs data.region, the column of regions"
+        out += [f"- scenario[{i}].ramp: {needs}" for i, s in enumerate(listed) if s.get("ramp")]
+        out += [f"- estimate.cluster: {needs}"] if estimate.get("cluster") == "region" else []
+    return out + of_scenarios(listed)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a table of a run file, an empty one where it is something else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def one_source(data: Mapping[str, Any]) -> list[str]:
@@ -150,33 +165,52 @@ def one_source(data: Mapping[str, Any]) -> list[str]:
         return [f"- data.table: is missing: {given[0]} needs the name of the table to read"]
     if given == ["path"] and ("table" in data or "schema" in data):
         return ["- data: table and schema go with duckdb or connection, not with path"]
-    return []
+    return twice_named(data)
 
 
-def of_an_axis(axis: Any) -> list[str]:
+def twice_named(data: Mapping[str, Any]) -> list[str]:
+    """Return columns that are said to be two things at once."""
+    roles = ("member", "time", "choice", "weights", "decision")
+    named = [(k, data[k]) for k in roles if isinstance(data.get(k), str)]
+    return [
+        f"- data.{b}: {column!r} is data.{a} already"
+        for i, (a, column) in enumerate(named)
+        for b, other in named[i + 1 :]
+        if other == column
+    ]
+
+
+LAWS: dict[str, tuple[str, ...]] = {
+    "fixed": (),
+    "cycle": (),
+    "deterministic": ("given", "table"),
+    "markov": ("given", "probabilities"),
+    "increment": ("max_step", "reset_on", "probabilities"),
+}
+"""Keys of an axis that each law has."""
+
+
+def of_an_axis(axis: Mapping[str, Any]) -> list[str]:
     """Return what is wrong between the keys of one axis."""
-    if not isinstance(axis, Mapping):
-        return []
     out = [] if ("levels" in axis) != ("range" in axis) else ["give either levels or range"]
-    for law, key, what in (
-        ("increment", "max_step", "max_step"),
-        ("deterministic", "table", "table, a CSV"),
-    ):
-        if axis.get("law") == law and key not in axis:
-            out.append(f"law {law!r} needs {what}")
+    law = axis.get("law")
+    needed = {"increment": ("max_step", "max_step"), "deterministic": ("table", "table, a CSV")}
+    if law in needed and needed[law][0] not in axis:
+        out.append(f"law {law!r} needs {needed[law][1]}")
+    if law in LAWS:
+        own = [k for keys in LAWS.values() for k in keys if k in axis and k not in LAWS[law]]
+        out += [f"{k} does not go with law {law!r}" for k in dict.fromkeys(own)]
     return out
 
 
-def of_scenarios(scenarios: Any) -> list[str]:
+def of_scenarios(listed: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return names that repeat, and parameters that are changed twice."""
-    listed = [s for s in scenarios if isinstance(s, Mapping)] if isinstance(scenarios, list) else []
     names = [str(s.get("name")) for s in listed if "name" in s]
     out = [f"- scenario: the name {n!r} repeats" for n in sorted(set(names)) if names.count(n) > 1]
     if BASELINE in names:
         out.append(f"- scenario: {BASELINE!r} is the forecast without changes: rename it")
     for i, s in enumerate(listed):
-        both = [s[k] for k in ("params", "scale") if isinstance(s.get(k), Mapping)]
-        twice = set(both[0]) & set(both[1]) if len(both) == 2 else set()
+        twice = set(mapping(s.get("params"))) & set(mapping(s.get("scale")))
         out += [f"- scenario[{i}]: {n!r} stands in params and in scale" for n in sorted(twice)]
     return out
 
@@ -198,7 +232,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             text = f"{short(item['input'])} is not of the form {item['ctx']['pattern']}"
         elif not isinstance(item["input"], Mapping) and "loc" in item:
             text += f", got {short(item['input'])}"
-        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where).lstrip(".")
+        parts = [f"[{p}]" if isinstance(p, int) else f".{cut(p)}" for p in where]
+        name = "".join(parts).lstrip(".")
         told = found.setdefault(name or "run file", [])
         if text not in told:
             told.append(text)
@@ -208,6 +243,11 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
 def short(value: Any) -> str:
     """Return a value as it was typed, cut where it is long."""
     text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def cut(text: str) -> str:
+    """Return a key, cut where it is long."""
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -274,6 +314,12 @@ class Run:
     def __init__(self, spec: RunFile, folder: Path, source: Path) -> None:
         self.spec, self.folder, self.source = spec, folder, source
         if spec.axes is not None:
+            size = math.prod(a.size for a in spec.axes.values())
+            if size > MOST_STATES:
+                raise ConfigError(
+                    f"{source}: axes: {size:,} states; more than {MOST_STATES:,} are not supported:"
+                    " leave out axes, or join levels"
+                )
             try:
                 self.states = StateSpace.from_axes(
                     {n: a.all_levels() for n, a in spec.axes.items()}

@@ -39,6 +39,7 @@ from dynchoice.typing import Progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.estimate.segments import Attempt
     from dynchoice.inference.results import Results
     from dynchoice.panel.counts import Counts
 
@@ -90,7 +91,7 @@ def run_job(run: Run, options: Options, progress: Progress | None = None) -> Out
     """
     if options.jobs == 0:
         raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
-    publish.current_run(run.out)  # something in the way is said before any work
+    publish.check_folder(run.out)
     check_extras(run)
     with locked(run.out):
         return Job(run, options, progress).run_all()
@@ -143,6 +144,10 @@ class Job:
         self.tell(0, 4, "counting")
         count = self.count()
         segments = self.chosen(count)
+        if any(s.ramp or s.mix for s in self.run.spec.scenario):
+            from dynchoice.run.build import check_places
+
+            check_places(self.run, segments, count.facts["regions"])
         total = len(segments) + 3
         self.estimate(segments, total)
         self.refuse_failures(segments)
@@ -231,6 +236,7 @@ class Job:
         facts = {
             "digest": full_digest(counts),
             "segments": digests,
+            "regions": [str(r) for r in panel.regions],
             "rows": report["rows"],
             "members": report["members"],
             "refused": report["rows refused"],
@@ -299,7 +305,7 @@ class Job:
                 self.tell(i + 1, total, f"{segment}: estimated before")
         if not missing:
             return
-        from dynchoice.estimate.segments import Attempt, run_all
+        from dynchoice.estimate.segments import run_all
 
         tasks: dict[Any, tuple[Any, ...]] = {m: self.task(m) for m in missing}
         failed: dict[str, Attempt] = {}
@@ -311,7 +317,7 @@ class Job:
             if results is None:
                 failed[segment] = attempt
             else:
-                self.keep_fit(segment, results, attempt.seconds)
+                self.keep_fit(segment, results, attempt)
             follows = next(waiting, None)
             if follows is not None:
                 self.tell(segments.index(follows) + 1, total, f"estimating {follows}")
@@ -334,15 +340,16 @@ class Job:
             self.counts.segment(segment), None, options,
         )  # fmt: skip
 
-    def keep_fit(self, segment: str, fit: Results, seconds: float) -> None:
+    def keep_fit(self, segment: str, fit: Results, attempt: Attempt) -> None:
         """Write one fit."""
 
         def write(folder: Path) -> Mapping[str, Any]:
             fit.save(folder / "results.npz")
-            return fit_facts(fit)
+            own = [f"{segment}: {text}" for text in attempt.warnings]
+            return {**fit_facts(fit), "warnings": own}
 
         key = self.keys.estimate(segment)
-        self.stages.finish("estimate", segment, key, write, time.perf_counter() - seconds)
+        self.stages.finish("estimate", segment, key, write, time.perf_counter() - attempt.seconds)
 
     def fit(self, segment: str) -> Results:
         """Return a fit as it was written."""
@@ -493,7 +500,6 @@ def fit_facts(r: Results) -> dict[str, Any]:
         "params": {str(k): float(v) for k, v in r.params.items()},
         "std_errors": {str(k): float(v) for k, v in r.std_errors.items()},
         "notes": list(r.notes),
-        "warnings": [],
     }
 
 

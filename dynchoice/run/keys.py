@@ -52,7 +52,7 @@ class Keys:
         attributes = spec.utility.attributes if spec.utility else None
         for path in self.run.tables:
             name = str(path.relative_to(self.run.folder) if self._inside(path) else path)
-            if path.exists() and path != (attributes and self.run.path(attributes)):
+            if path.is_file() and path != (attributes and self.run.path(attributes)):
                 own["tables"][name] = manifest.digest(path)
         return own
 
@@ -86,7 +86,7 @@ class Keys:
         inputs = {
             **{k: plain[k] for k in ("membership", "axes", "model", "utility", "scenario")},
             "periods": self.run.spec.forecast.periods,
-            "tables": {str(p): manifest.digest(p) for p in self.run.tables if p.exists()},
+            "tables": {str(p): manifest.digest(p) for p in self.run.tables if p.is_file()},
         }
         return key_of("check", inputs)
 
@@ -100,9 +100,7 @@ class Keys:
             k: {w: a[w] for w in ("levels", "range", "column")} for k, a in axes.items()
         }
         choices = own["model"] and own["model"]["choices"]
-        tables = {k: v for k, v in own["tables"].items() if own["membership"]}
-        if self.run.spec.data.offers:
-            tables["offers"] = manifest.digest(self.run.path(self.run.spec.data.offers))
+        tables = own["tables"] if own["membership"] else {}  # the programme, the offers
         return {
             "data": plain, "axes": levels, "choices": choices, "membership": own["membership"],
             "tables": tables,

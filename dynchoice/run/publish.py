@@ -31,6 +31,35 @@ RUN, BACKTEST = "run", "backtest"
 COMPLETE, HELD, PARTIAL = "complete", "held", "partial"
 
 
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that cannot be, before any work.
+
+    Raises
+    ------
+    ConfigError
+        A file is in its way; its name is impossible; something is called ``current``.
+    """
+    try:
+        if "\0" in str(out):
+            raise ValueError("a name may not hold a null character")
+        for folder in (out, *out.parents):
+            if folder.exists():
+                if not folder.is_dir():
+                    raise ConfigError(
+                        f"cannot make the output folder {out}: {folder} is a file (output.folder)"
+                    )
+                break
+        current_run(out)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        text = getattr(error, "strerror", None) or error
+        name = str(out) if len(str(out)) < 200 else f"{str(out)[:197]}..."
+        raise ConfigError(
+            f"cannot make the output folder {name!r}: {text} (output.folder)"
+        ) from None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an output folder, or say who does.

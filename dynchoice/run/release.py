@@ -137,7 +137,7 @@ class Release:
             "versions": dict(manifest.versions()),
             "source": source.described(self.run),
             "inputs": manifest.describe_files(
-                [p for p in self.run.inputs if p.exists()], self.run.folder
+                [p for p in self.run.inputs if p.is_file()], self.run.folder
             ),
             "panel": {
                 **{k: count[k] for k in ("rows", "members", "refused", "first", "last", "kind")},

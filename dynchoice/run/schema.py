@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-Label = bool | int | float | str
+Label = bool | int | FiniteFloat | str
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["off"]
 """A threshold of a guard rail, or ``"off"``."""
@@ -20,6 +20,12 @@ When = Annotated[int, Field(ge=1)] | Dated
 """A period of the forecast: its number (1 is the first), or its label (``"2026-07"``)."""
 Name = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, Field(min_length=1)]
+
+
+MOST_PERIODS, MOST_DRAWS = 1_200, 100_000
+"""A century of months; more draws than any band needs."""
+Periods = Annotated[int, Field(ge=1, le=MOST_PERIODS)]
+Draws = Annotated[int, Field(ge=0, le=MOST_DRAWS)]
 
 
 class Section(BaseModel):
@@ -66,7 +72,7 @@ class Axis(Section):
     """One axis of the state: levels, column, and law of motion."""
 
     levels: Annotated[list[Label], Field(min_length=1)] | None = None
-    range: int | None = Field(default=None, ge=1)
+    range: int | None = Field(default=None, ge=1, le=50_000_000)
     column: Column | None = None
     law: Literal["fixed", "cycle", "deterministic", "markov", "increment"]
     given: list[str] = ["choice"]
@@ -74,6 +80,11 @@ class Axis(Section):
     probabilities: list[Any] | None = None
     max_step: int | None = Field(default=None, ge=0)
     reset_on: str | list[str] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of levels."""
+        return len(self.levels) if self.levels is not None else self.range or 0
 
     def all_levels(self) -> list[Label]:
         """Return the levels, spelt out or 0 .. range-1."""
@@ -112,16 +123,16 @@ class Estimate(Section):
     cov_type: Literal["clustered", "robust", "opg", "unadjusted", "bootstrap"] = "clustered"
     cluster: Literal["member", "region"] = "member"
     tol: float = Field(default=1e-8, gt=0, le=1e-4)
-    maxiter: int = Field(default=100, ge=1)
-    draws: int = Field(default=199, ge=2)
+    maxiter: int = Field(default=100, ge=1, le=100_000)
+    draws: int = Field(default=199, ge=2, le=MOST_DRAWS)
     seed: int = Field(default=0, ge=0)
 
 
 class ForecastPart(Section):
     """How far and with which bands."""
 
-    periods: int = Field(default=24, ge=1)
-    draws: int = Field(default=100, ge=0)
+    periods: Periods = 24
+    draws: Draws = 100
     level: float = Field(default=0.9, gt=0, lt=1)
     seed: int = Field(default=0, ge=0)
     bands: Literal["draws", "bootstrap", "delta"] = "draws"
@@ -189,10 +200,12 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 class Backtest(Section):
     """Rolling origins and what the model is compared with."""
 
-    origins: Annotated[int, Field(ge=1)] | Annotated[list[str], Field(min_length=1)] = 6
-    horizon: int = Field(default=3, ge=1)
-    draws: int = Field(default=100, ge=0)
-    step: int = Field(default=1, ge=1)
+    origins: (
+        Annotated[int, Field(ge=1, le=MOST_PERIODS)] | Annotated[list[str], Field(min_length=1)]
+    ) = 6
+    horizon: Periods = 3
+    draws: Draws = 100
+    step: Periods = 1
     against: list[Baseline] = list(BASELINES)
     outside: Label | None = None
 
@@ -203,7 +216,7 @@ class RunFile(Section):
     title: Name = "Membership forecast"
     data: Data
     membership: dict[str, Any] | None = None
-    axes: Annotated[dict[str, Axis], Field(min_length=1)] | None = None
+    axes: Annotated[dict[Name, Axis], Field(min_length=1)] | None = None
     model: Model | None = None
     utility: UtilityPart | None = None
     estimate: Estimate = Estimate()

@@ -7,26 +7,31 @@ holds appears in no message, log, manifest or report.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from dynchoice.errors import (
+    ColumnError,
     ConfigError,
     DataError,
     DynChoiceError,
     MissingExtraError,
     SourceError,
+    SpecificationError,
     first_few,
     suggest,
 )
 
 if TYPE_CHECKING:
     from dynchoice.run.config import Run
+
+logger = logging.getLogger("dynchoice.run")
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
@@ -41,16 +46,17 @@ def files_of(run: Run) -> list[Path]:
     if spec.duckdb is not None:
         return [run.path(spec.duckdb)]
     named = spec.path if isinstance(spec.path, list) else [str(spec.path)]
-    out: list[Path] = []
-    for name in named:
-        path = run.path(name)
+    return list(dict.fromkeys(p for name in named for p in matching(run.path(name))))
+
+
+def matching(path: Path) -> list[Path]:
+    """Return the files that a path means: a folder's Parquet files, what a pattern matches."""
+    try:
         if path.is_dir():
-            out += sorted(path.glob("*.parquet"))
-        elif "*" in name:
-            out += [Path(p) for p in sorted(glob.glob(str(path)))]
-        else:
-            out.append(path)
-    return list(dict.fromkeys(out))
+            return sorted(path.glob("*.parquet"))
+        return [Path(p) for p in sorted(glob.glob(str(path)))] if "*" in str(path) else [path]
+    except OSError:  # a name that cannot be: said when it is read
+        return [path]
 
 
 def variables(run: Run) -> list[str]:
@@ -100,6 +106,7 @@ def refuse_secrets(text: str, run: Run) -> None:
     try:
         parts = urlsplit(plain)
         password, query = parts.password, parse_qsl(parts.query)
+        parts.port  # noqa: B018  raises where it is no number
     except ValueError as error:
         raise ConfigError(f"{run.source}: data.connection is no URL: {error}") from None
     given = [password] if password else []
@@ -133,13 +140,15 @@ def opened(run: Run) -> Iterator[Any]:
     if spec.path is not None:
         found = files_of(run)
         check_readable(found or [run.path(p) for p in _listed(spec.path)])
-        with told(run, "the files"):
+        with told(run, first_few([p.name for p in found], 2)):
+            if not is_csv(found[0]):
+                check_names(found[0], used_columns(run))
             yield [str(p) for p in found]
         return
     if spec.duckdb is not None:
         file = run.path(spec.duckdb)
         check_readable([file])
-        with told(run, str(spec.duckdb)):
+        with told(run, spec.duckdb):
             con = connected(run, lambda ibis: ibis.duckdb.connect(file, read_only=True))
             try:
                 con.raw_sql("SET enable_progress_bar = false")
@@ -165,9 +174,7 @@ def close(con: Any) -> None:
     try:
         con.disconnect()
     except Exception as error:
-        import logging
-
-        logging.getLogger("dynchoice.run").debug("disconnect: %s", type(error).__name__)
+        logger.debug("disconnect: %s", type(error).__name__)
 
 
 def connected(run: Run, connect: Any) -> Any:
@@ -184,10 +191,15 @@ def connected(run: Run, connect: Any) -> Any:
     except DynChoiceError:
         raise
     except Exception as error:
-        raise SourceError(
-            f"cannot connect to {run.spec.data.connection or run.spec.data.duckdb}:"
-            f" {one_line(hidden(str(error), run))}"
-        ) from None
+        if "know how to connect" in str(error):
+            raise ConfigError(
+                f"{run.source}: data.connection: {one_line(hidden(str(error), run))}; known are"
+                " postgres, mysql, bigquery, snowflake and what else ibis has"
+            ) from None
+        text = one_line(hidden(str(error), run))
+        if run.spec.data.duckdb is not None:
+            raise DataError(f"cannot open {run.spec.data.duckdb}: {text}") from None
+        raise SourceError(f"cannot connect to {run.spec.data.connection}: {text}") from None
 
 
 def table_of(con: Any, run: Run) -> Any:
@@ -196,22 +208,42 @@ def table_of(con: Any, run: Run) -> Any:
     name = str(spec.table)
     where = {"database": spec.schema_} if spec.schema_ else {}
     try:
-        known = con.list_tables(**where)
+        return con.table(name, **where)
     except Exception as error:
+        text = one_line(hidden(str(error), run))
+        if lost(error, text):
+            raise
+        known = tables_of(con, spec.schema_)
+        place = f" in {spec.schema_!r}" if spec.schema_ else ""
+        if known and name in known:
+            raise DataError(f"cannot open the table {name!r}{place}: {text}") from None
         raise DataError(
-            f"no schema {spec.schema_!r} in the database: {one_line(hidden(str(error), run))}"
+            f"no table {name!r}{place}.{suggest(name, known)}"
+            f" Tables: {first_few(known, 8) if known else 'none'}"
         ) from None
-    if name not in known:
-        place = f" in {spec.schema_}" if spec.schema_ else ""
-        raise DataError(
-            f"no table {name!r}{place}.{suggest(name, known)} Tables: {first_few(sorted(known), 8)}"
-        )
-    return con.table(name, **where)
+
+
+def tables_of(con: Any, schema: str | None) -> list[str]:
+    """Return the names of a connection's tables, as far as it tells."""
+    try:
+        if con.name == "duckdb":
+            rows = con.raw_sql(
+                "SELECT table_schema, table_name FROM information_schema.tables"
+            ).fetchall()
+            return sorted(t for s, t in rows if s == (schema or "main"))
+        return sorted(con.list_tables(**({"database": schema} if schema else {})))
+    except Exception as error:
+        logger.debug("list of tables: %s", type(error).__name__)
+        return []
 
 
 def check_readable(paths: list[Path]) -> None:
     """Refuse files that are not there, or that this user may not read."""
-    absent = [str(p) for p in paths if not p.exists()]
+    try:
+        absent = [str(p) for p in paths if not p.exists()]
+    except (OSError, ValueError) as error:  # a name that cannot be
+        text = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {first_few([str(p)[:100] for p in paths])}: {text}") from None
     if absent:
         raise DataError(f"no such file: {first_few(absent)}")
     closed = [str(p) for p in paths if not os.access(p, os.R_OK)]
@@ -234,25 +266,82 @@ DRIVERS = ("duckdb", "_duckdb", "psycopg", "psycopg2", "ibis", "pyarrow", "sqlgl
 FULL = ("no space left", "failed to offload", "out of disk", "could not write")
 
 
+def lost(error: BaseException, text: str) -> bool:
+    """Return whether a driver says that its database is gone."""
+    low = text.lower()
+    return "Operational" in type(error).__name__ or any(w in low for w in LOST)
+
+
 @contextmanager
 def told(run: Run, what: str) -> Iterator[None]:
-    """Turn what an engine raises while it reads into an error of this package."""
+    """Turn what an engine raises while it reads into an error of this package that says where."""
     try:
         yield
+    except (ColumnError, DataError) as error:
+        raise type(error)(f"{what}: {error}") from error
+    except SpecificationError as error:  # the run file has been checked: rows do not fit it
+        raise DataError(f"{what}: {error}") from error
     except (DynChoiceError, KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except Exception as error:
         module = type(error).__module__.split(".")[0]
-        if module not in DRIVERS and not isinstance(error, OSError):
+        if module not in DRIVERS and not isinstance(error, (OSError, UnicodeError)):
             raise
         text = one_line(hidden(str(error), run))
-        low = text.lower()
-        if any(w in low for w in FULL):
+        if any(w in text.lower() for w in FULL):
             raise SourceError(f"the disk is full while {what} is read: {text}") from None
-        lost = "Operational" in type(error).__name__ or any(w in low for w in LOST)
-        if lost and run.spec.data.connection is not None:
+        if run.spec.data.connection is not None and lost(error, text):
             raise SourceError(f"{what} was lost while it was read: {text}") from None
         raise DataError(f"cannot read {what}: {text}") from None
+
+
+NESTED = ("is_array", "is_struct", "is_map", "is_binary", "is_json", "is_geospatial")
+
+
+def is_csv(path: Path) -> bool:
+    """Return whether a file is read as CSV."""
+    return ".csv" in path.name.lower()
+
+
+def used_columns(run: Run) -> list[str]:
+    """Return the columns of the rows that a run reads."""
+    d = run.spec.data
+    roles = [d.member, d.time, d.choice, d.segment, d.region, d.weights, d.decision, d.contract]
+    axes = [a.column or name for name, a in (run.spec.axes or {}).items()]
+    more = [*axes, *d.engagement.values(), *d.columns.values()]
+    if run.spec.membership is not None:
+        more += [name for name in run.states.axes if name not in d.engagement]
+    return list(dict.fromkeys(x for x in (*roles, *more) if x is not None))
+
+
+def check_columns(table: Any, used: Iterable[str]) -> None:
+    """Refuse columns of lists, records or bytes: one value a row is needed.
+
+    Raises
+    ------
+    DataError
+        The first such column; columns that are missing are left to who reads them.
+    """
+    schema = table.schema()
+    for name in used:
+        kind = schema.get(name)
+        if kind is not None and any(getattr(kind, test)() for test in NESTED):
+            raise DataError(
+                f"column {name!r} holds {kind}: one number, text or date a row is needed"
+            )
+
+
+def check_names(path: Path, used: Iterable[str]) -> None:
+    """Refuse a Parquet file in which a column that is used is there twice, capitals apart."""
+    import pyarrow.parquet as pq
+
+    names = [str(n) for n in pq.read_schema(path).names]
+    for name in used:
+        same = [n for n in names if n.lower() == name.lower()]
+        if len(same) > 1:
+            raise DataError(
+                f"more than one column is called {name!r}: {first_few([repr(n) for n in same])}"
+            )
 
 
 def one_line(text: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from dynchoice.errors import DataError
+from dynchoice.panel import query
 from dynchoice.run import publish, source
 from dynchoice.run.build import check_model, check_places, check_segments, read, scenarios
 from dynchoice.run.config import Run
 from dynchoice.run.job import check_extras
 from dynchoice.typing import Progress
 
-ROWS = 500_000
-"""Rows up to which all are checked; of more, so many."""
+ROWS, PARTS = 500_000, 10_000
+"""Rows up to which all are checked; of more, so many, by parts of the members."""
 
 
 def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None) -> str:
@@ -46,12 +47,12 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
     ]
     tell(1, "data")
     with source.opened(run) as data:
-        rows, whole = some_rows(data)
+        rows, whole = some_rows(run, data)
         panel = read(run, rows)
         lines.append(
             f"data: {panel.report['rows']:,} rows of {panel.report['members']:,} members,"
             f" {panel.report['rows refused']:,} refused"
-            + ("" if whole else f" (of the first {ROWS:,} rows; a forecast reads all)")
+            + ("" if whole else " (some members, with all their rows; a forecast reads all)")
         )
         found, regions = panel.segments, panel.regions
         last, kind = panel.span[1], panel.kind
@@ -80,15 +81,19 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
     return "\n".join(lines)
 
 
-def some_rows(data: Any) -> tuple[Any, bool]:
-    """Return rows to look at, and whether they are all there are."""
+def some_rows(run: Run, data: Any) -> tuple[Any, bool]:
+    """Return rows to look at, all of some members, and whether they are all there are."""
     if isinstance(data, list):
         from dynchoice.panel.source import read_files
 
         table, _ = read_files(data)
     else:
         table = data
-    many = int(table.limit(ROWS + 1).count().execute())
+    many = int(table.count().execute())
     if many == 0:
         raise DataError("the table has no rows")
-    return (data, True) if many <= ROWS else (table.limit(ROWS), False)
+    if many <= ROWS:
+        return data, True
+    who = query.column(table, run.spec.data.member, "member")
+    kept = max(1, PARTS * ROWS // many)
+    return table.filter(query.bucket_of(query.without_nan(who), PARTS) < kept), False

@@ -191,3 +191,68 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_sweeps(prime):
     assert process.wait(timeout=60) == 130
     time.sleep(0.1)
     assert not list(out.glob(".writing-*")) and not (out / "current").exists()
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_scenario_added_later_has_the_bytes_of_one_that_was_there(tmp_path, jobs):
+    from dynchoice.run.init import write_sample
+
+    quick = ["--quiet", "--jobs", jobs, "--set", "forecast.draws=8", "--set",
+             "output.report=false", "--set", "output.picture=false"]  # fmt: skip
+    for name in ("whole", "later"):
+        write_sample(tmp_path / name)
+    assert cli.main(["forecast", str(tmp_path / "whole" / "run.toml"), *quick]) == 0
+    run = tmp_path / "later" / "run.toml"
+    text = run.read_text()
+    first, second = (text.index(f'name = "{n}"') for n in ("music for all", "annual 15% off"))
+    head, tail = text[: text.rindex("[[scenario]]", 0, second)], text[text.index("[guard]") :]
+    assert first < len(head)
+    run.write_text(head + tail)
+    assert cli.main(["forecast", str(run), *quick]) == 0
+    run.write_text(text)
+    assert cli.main(["forecast", str(run), *quick]) == 0
+    manifest = json.loads((tmp_path / "later/out/current/manifest.json").read_text())
+    assert manifest["fresh"] == ["check/model", "forecast/annual 15% off"]
+    for path in (tmp_path / "whole/out/current").glob("*.parquet"):
+        if path.stem != "guard":  # the later run was compared with one before it
+            assert path.read_bytes() == (tmp_path / "later/out/current" / path.name).read_bytes()
+
+
+def test_dates_of_scenarios_move_with_the_data(tmp_path, capsys):
+    from dynchoice.run.init import write_sample
+
+    write_sample(tmp_path / "s")
+    run = tmp_path / "s" / "run.toml"
+    text = run.read_text()
+    text = text.replace("starts = 4\nannounced = 1", 'starts = "2026-03"\nannounced = 1', 1)
+    text = text.replace(
+        'name = "annual 15% off"\nstarts = 4\nprices = {annual = {times = 0.85}}\n'
+        'grandfathered = "contract"',
+        'name = "promotion"\nstarts = "2025-10"\nends = "2025-12"\n'
+        "prices = {annual = {times = 0.85}}",
+    )
+    text += "\n[[scenario]]\nname = 'far'\nstarts = '2029-01'\noffer = {bundle = 'with_music'}\n"
+    run.write_text(text)
+    quick = ["--set", "forecast.draws=0", "--set", "output.report=false",
+             "--set", "output.picture=false"]  # fmt: skip
+    assert cli.main(["forecast", str(run), *quick]) == 0
+    said = capsys.readouterr().err
+    assert "'promotion' ended in 2025-12, before the forecast: left out" in said
+    assert "'far' starts in period 37, after the last one (24): left out" in said
+    table = pd.read_parquet(tmp_path / "s/out/current/take_up.parquet")
+    assert set(table["scenario"]) == {"baseline", "music for all"}
+    shares = table[(table["segment"] == "all") & (table["choice"] == "none")].pivot(
+        index="label", columns="scenario", values="share"
+    )
+    moved = (shares["music for all"] - shares["baseline"]).abs()
+    assert moved["2026-02"] < moved["2026-03"]  # announced, then in force
+    # as of 2025-09 the promotion lies ahead
+    rows = pd.read_parquet(tmp_path / "s" / "members.parquet")
+    rows[rows["month"] <= "2025-09"].to_parquet(tmp_path / "s" / "members.parquet")
+    assert cli.main(["forecast", str(run), *quick, "--accept"]) == 0
+    table = pd.read_parquet(tmp_path / "s/out/current/take_up.parquet")
+    assert "promotion" in set(table["scenario"])
+    rows = table[(table["scenario"] == "promotion") & (table["segment"] == "all")]
+    base = table[(table["scenario"] == "baseline") & (table["segment"] == "all")]
+    gap = (rows["share"].to_numpy() - base["share"].to_numpy()).reshape(24, 3)
+    assert abs(gap[0]).max() > 1e-4 and abs(gap[-1]).max() < abs(gap[1]).max()

@@ -6,7 +6,6 @@ import argparse
 import errno
 import json
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -163,7 +162,7 @@ def check_command(args: argparse.Namespace) -> int:
 
     run = opened(args)
     with progress_of(args.quiet, args.log, cleaner(args)) as progress:
-        text = check_run(run, warm=args.warm, progress=progress)
+        text = check_run(run, warm=args.warm, progress=args.stop.between(progress))
     say(args, cleaner(args)(text))
     return 0
 
@@ -189,7 +188,7 @@ def forecast_command(args: argparse.Namespace) -> int:
         return 0
     clean = cleaner(args)
     with progress_of(args.quiet, args.log, clean) as progress:
-        done = run_job(run, options, progress)
+        done = run_job(run, options, args.stop.between(progress))
     if not args.quiet:
         for note in done.notes:
             sys.stderr.write(f"note: {clean(note)}\n")
@@ -204,7 +203,8 @@ def backtest_command(args: argparse.Namespace) -> int:
 
     run = opened(args)
     with progress_of(args.quiet, args.log, cleaner(args)) as progress:
-        done = run_backtest(run, jobs=args.jobs, force=args.force, progress=progress)
+        step = args.stop.between(progress)
+        done = run_backtest(run, jobs=args.jobs, force=args.force, progress=step)
     say(args, f"{done.text}\n{done.folder}")
     return 0
 
@@ -215,7 +215,7 @@ def warm_command(args: argparse.Namespace) -> int:
     from dynchoice.run.warm import warm_up
 
     with progress_of(args.quiet) as progress:
-        found = warm_up(progress)
+        found = warm_up(args.stop.between(progress))
     say(args, f"{sum(found.values())} kernels are ready")
     return 0
 
@@ -256,40 +256,52 @@ def failed(args: argparse.Namespace, text: str, code: int) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run a command and return the exit code; whatever goes wrong becomes a message."""
-    from dynchoice.errors import DynChoiceError
+    from dynchoice.run.say import Interrupted
 
     try:
         return int(args.run_command(args))
-    except DynChoiceError as error:
+    except BaseException as error:
+        if isinstance(error, Interrupted | KeyboardInterrupt) or args.stop.asked:
+            return failed(args, "interrupted; nothing was published", INTERRUPTED)
+        if not isinstance(error, Exception):
+            raise
+        return said(args, error)
+
+
+def said(args: argparse.Namespace, error: Exception) -> int:
+    """Say what went wrong and return the exit code."""
+    from dynchoice.errors import DynChoiceError
+
+    if isinstance(error, DynChoiceError):
         return failed(args, f"{type(error).__name__}: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        return failed(args, "interrupted; nothing was published", INTERRUPTED)
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return failed(args, "out of memory; nothing was published", 1)
-    except BrokenPipeError:  # who reads our output has gone
+    if isinstance(error, BrokenPipeError):  # who reads our output has gone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return 1
-    except OSError as error:
+    if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         where = f" ({error.filename})" if error.filename else ""
-        said = "the disk is full" if full else f"{error.strerror or error}"
-        return failed(args, f"{said}{where}; nothing was published", 1)
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        return failed(
-            args,
-            f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"
-            f" was published. Please report it with {kept_traceback(cleaner(args))}",
-            1,
-        )
+        text = "the disk is full" if full else f"{error.strerror or error}"
+        return failed(args, f"{text}{where}; nothing was published", 1)
+    text = " ".join(str(error).split())[:300]
+    return failed(
+        args,
+        f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"
+        f" was published. Please report it with {kept_traceback(cleaner(args))}",
+        1,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    from dynchoice.run.say import Stop
+
     args = parser().parse_args(argv)
     # a scheduler's SIGTERM should stop like Ctrl-C: temporary files removed, nothing published
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run(args)
+    args.stop = Stop()
+    with args.stop.listening():
+        return run(args)
 
 
 if __name__ == "__main__":

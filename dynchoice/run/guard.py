@@ -125,7 +125,7 @@ def drift_of_estimates(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     old = before.table("estimates")
     name = "drift of estimates"
     if old is None:
-        return nothing(name, f"{before.folder.name} has no estimates")
+        return nothing(name, f"{before.folder.name} has no estimates that can be read")
     keys = ["segment", "parameter"]
     both = new.merge(old, on=keys, suffixes=("", "_old"))
     if both.empty:
@@ -151,7 +151,7 @@ def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Find
     old = before.table("take_up")
     name = "drift of take-up"
     if old is None:
-        return nothing(name, f"{before.folder.name} has no forecast")
+        return nothing(name, f"{before.folder.name} has no forecast that can be read")
     keys = ["segment", "label", "choice"]
     new, old = (t[t["scenario"] == BASELINE] for t in (new, old))
     both = new.merge(old, on=keys, suffixes=("", "_old"))

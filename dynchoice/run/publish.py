@@ -144,11 +144,18 @@ class Published:
             return False
 
     def table(self, name: str) -> Any:
-        """Return one of its tables as a frame, or None where it has none of that name."""
+        """Return one of its tables as a frame, or None where it is not there or not what it was."""
         import pandas as pd
 
+        described = {f["name"]: f for f in self.manifest.get("outputs", ())}
         path = self.folder / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else None
+        try:
+            if manifest.same(path, described[path.name]):
+                return pd.read_parquet(path)
+            logger.warning("%s is damaged: nothing is compared with it", path)
+        except (OSError, KeyError):
+            logger.debug("%s is not there", path)
+        return None
 
 
 def opened(folder: Path) -> Published | None:
@@ -271,7 +278,9 @@ def prune_runs(out: Path, keep: int, kind: str = RUN) -> None:
     for run in runs(out, kind)[:-keep] if keep else []:
         if linked is None or run.folder != linked.folder:
             logger.info("removing %s: output.keep is %d", run.folder, keep)
-            shutil.rmtree(run.folder, ignore_errors=True)
+            gone = Path(tempfile.mkdtemp(dir=out, prefix=WRITING))
+            os.rename(run.folder, gone / run.folder.name)  # what is half removed is no run
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def stages_in_use(out: Path, recent: int) -> set[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,7 +14,64 @@ from typing import Any
 
 from dynchoice.typing import Progress
 
-FORMATS = ("auto", "plain", "json")
+
+class Interrupted(BaseException):
+    """A signal asked to stop.
+
+    No ``KeyboardInterrupt``: where one has passed through ``exec``, as formulas are evaluated,
+    CPython dies of the signal at its end instead of leaving with the exit code.
+    """
+
+
+class Stop:
+    """Whether a signal has asked to stop.
+
+    A signal raises :class:`Interrupted` where it happens to come; a driver may turn that into an
+    error of its own, and a destructor swallows it. So it is written down too, and looked at between
+    steps and when anything goes wrong.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        self.asked = True
+        raise Interrupted(signal.Signals(number).name)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGTERM, as schedulers send it, and SIGINT; they come in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {n: signal.signal(n, self) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def look(self) -> None:
+        """Stop here if that was asked for.
+
+        Raises
+        ------
+        Interrupted
+            It was.
+        """
+        if self.asked:
+            raise Interrupted
+
+    def between(self, progress: Progress | None) -> Progress:
+        """Return progress that looks before every step, whether or not it is shown."""
+
+        def step(done: int, total: int, text: str) -> None:
+            self.look()
+            if progress is not None:
+                progress(done, total, text)
+
+        return step
 
 
 class Lines(logging.Formatter):

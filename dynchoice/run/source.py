@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from dynchoice.errors import (
     ColumnError,
@@ -35,6 +35,7 @@ logger = logging.getLogger("dynchoice.run")
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
+SEPARATORS, SHORTEST = re.compile(r"[/:@?#&=]"), 3
 HIDDEN = "***"
 
 
@@ -65,9 +66,15 @@ def variables(run: Run) -> list[str]:
 
 
 def secrets(run: Run) -> list[str]:
-    """Return what must not be shown: the values of these variables, as they are and quoted."""
-    values = [os.environ.get(name, "") for name in variables(run)]
-    shown = {v for v in values if v} | {quote(v, safe="") for v in values if v}
+    """Return what must not be shown: what these variables hold, as it is, quoted, and in parts.
+
+    Of a whole URL every part counts: a driver may quote any of them, and where a password holds a
+    slash or an at sign nobody can say which part it is.
+    """
+    values = {os.environ.get(name, "") for name in variables(run)}
+    parts = {p for v in values if "://" in v for p in SEPARATORS.split(v.split("://", 1)[1])}
+    whole = {v for v in values if v} | {p for p in parts if len(p) >= SHORTEST}
+    shown = whole | {quote(v, safe="") for v in whole} | {unquote(v) for v in whole}
     return sorted(shown, key=len, reverse=True)
 
 

@@ -17,6 +17,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Leave slow tests to CI: the others take minutes, these as long again."""
+    if os.environ.get("CI"):
+        return
+    skip = pytest.mark.skip(reason="slow: runs where CI=true")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def strict_numpy():
     with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):

@@ -279,9 +279,12 @@ def run_all(
 
 
 def fit_beside(main: int, *task: Any) -> Attempt:
-    """Run :func:`fit_one`; a process of its own ends with the one that started it."""
-    if os.getpid() != main:
-        end_with(os.getppid())
+    """Run :func:`fit_one`; a process of its own ends with the main one that started it.
+
+    A cluster's worker, which somebody else started, is left alone.
+    """
+    if os.getpid() != main and os.getppid() == main:
+        end_with(main)
     return fit_one(*task)
 
 
@@ -323,6 +326,10 @@ def fit_one(
     except (DynChoiceError, ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
         took = time.perf_counter() - begun
         return Attempt(None, f"{type(error).__name__}: {error}", took, type(error).__name__)
-    said = tuple(dict.fromkeys(str(w.message) for w in caught))
+    ours = [w for w in caught if issubclass(w.category, DynChoiceWarning)]
+    said = tuple(dict.fromkeys(str(w.message) for w in ours))
+    for w in caught:
+        if w not in ours:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     took = time.perf_counter() - begun
     return Attempt(results, results.message, took, warnings=said)

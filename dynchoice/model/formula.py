@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dynchoice.errors import SpecificationError, suggest
@@ -19,12 +19,12 @@ NUMPY = (
 )  # fmt: skip
 PLAIN = (
     "I", "C", "Q", "abs", "log", "log1p", "log10", "exp", "sqrt", "scale", "center", "standardize",
-    "poly", "bs", "cs", "cc", "cr", "lag", "hashed",
+    "poly", "bs", "cs", "cc", "cr",
 )  # fmt: skip
 """formulaic's transforms (those that depend on the rows are refused later, by name)."""
 ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Name, ast.Load,
-    ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
+    ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
 )  # fmt: skip
 LONGEST = 20_000
 LARGEST_POWER = 10
@@ -58,12 +58,20 @@ def parse(formula: str) -> Any:
         parsed = Formula(formula, _ordering="none")
     except (FormulaicError, SyntaxError, ValueError, TypeError, RecursionError) as error:
         raise SpecificationError(f"formula {shown(formula)}: {plain_message(error)}") from error
-    for part in parsed._flatten():
-        for term in part:
-            for factor in getattr(term, "factors", ()):
-                if getattr(factor.eval_method, "value", "") == "python":
-                    check_expression(str(factor.expr), formula)
+    for term in terms_of(parsed):
+        for factor in term.factors:
+            if getattr(factor.eval_method, "value", "") == "python":
+                check_expression(str(factor.expr), formula)
     return parsed
+
+
+def terms_of(parsed: Any) -> Iterator[Any]:
+    """Yield the terms of a formula, of all its parts where it has several."""
+    for part in parsed:
+        if hasattr(part, "factors"):
+            yield part
+        else:
+            yield from terms_of(part)
 
 
 def shown(formula: str) -> str:

@@ -152,7 +152,8 @@ def contract_levels(
     plans = {none: 0, **{p.name: i + 1 for i, p in enumerate(club.plans)}}
     choice = df[plan].map(plans)
     if choice.isna().any():
-        bad = df.loc[choice.isna(), plan].astype(str).unique().tolist()
+        held = df.loc[choice.isna(), plan]
+        bad = held.astype(object).where(held.notna(), "missing").astype(str).unique().tolist()
         raise DataError(
             f"{int(choice.isna().sum()):,} row(s) of {plan!r} hold no plan of the programme:"
             f" {first_few(bad)} (first: {at_row(df, choice.isna(), member, time)})."

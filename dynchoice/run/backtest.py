@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.errors import ConfigError, ConvergenceError, SpecificationError, first_few, suggest
+import numpy as np
+
+from dynchoice.errors import (
+    ConfigError,
+    ConvergenceError,
+    DataError,
+    DynChoiceError,
+    first_few,
+    suggest,
+)
 from dynchoice.run import manifest, publish, source
 from dynchoice.run.config import Run
 from dynchoice.run.job import Job, Options, check_extras
@@ -25,6 +34,7 @@ from dynchoice.typing import Progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.estimate.segments import Attempt
     from dynchoice.panel.counts import Counts
 
 logger = logging.getLogger("dynchoice.run")
@@ -156,9 +166,12 @@ class Backtest:
         out = {o: stage for o, stage in found.items() if stage is not None}
         if missing:
             with self.job.watched() as said, source.opened(self.run) as data:
+                from dynchoice.panel.saved import full_digest
                 from dynchoice.run.build import read
 
                 panel = read(self.run, data)
+                if full_digest(panel.counts) != whole.facts["digest"]:
+                    raise DataError("the rows changed while they were used: run again")
                 for o in missing:
                     out[o] = self.origin(panel, o, keys[o])
             for text in said:
@@ -218,9 +231,16 @@ class Backtest:
                 "forecast": self.run.spec.forecast.model_dump(mode="json"),
             },
         )
-        job.estimate(there, len(there) + 3)
-        good = []
+        lost: dict[str, Attempt] = {}
+        job.estimate(there, len(there) + 3, lost)
+        self.failed += [f"{m} as of {label} ({a.message})" for m, a in lost.items()]
+        good, last = [], job.counts.at_period().sum(axis=(1, 2))
         for m in there:
+            if m in lost:
+                continue
+            if not last[job.counts.segments.index(m)] > 0:
+                self.failed.append(f"{m} as of {label} (nobody was seen in that month)")
+                continue
             facts = self.stages.done[f"estimate/{m}"].facts
             if facts["converged"]:
                 good.append(m)
@@ -229,7 +249,9 @@ class Backtest:
         if not good:
             return None
         found = self.stages.find("score", label, key)
-        return found or self.score(job, known, good, label, key)
+        done = found or self.score(job, known, good, label, key)
+        self.failed += done.facts["failed"]
+        return done
 
     def score(self, job: Job, known: Stage, segments: list[str], label: str, key: str) -> Stage:
         """Forecast from an origin and compare."""
@@ -237,8 +259,9 @@ class Backtest:
 
         from dynchoice.counterfactual.forecast import forecast
         from dynchoice.run.evaluate import Known, evaluate
+        from dynchoice.run.tables import forecast_tables
 
-        began = time.perf_counter()
+        began, failed = time.perf_counter(), list[str]()
         job.segments_run = segments
         counts: Counts = job.counts
         tables = {n: pd.read_parquet(known.file(f"{n}.parquet"))
@@ -250,6 +273,7 @@ class Backtest:
                 level=f.level, bands=f.bands if f.bands != "bootstrap" else "draws",
                 long_run="none", seed=f.seed, n_jobs=self.job.options.jobs, strict=True,
             )  # fmt: skip
+            take_up = forecast_tables(ahead)["take_up"]
             kinds: dict[str, list[dict[str, Any]]] = {"errors": [], "scores": [], "bins": []}
             for m in segments:
                 own = {n: t[t["segment"] == m] for n, t in tables.items()}
@@ -257,10 +281,10 @@ class Backtest:
                 if own["followed"].empty:
                     continue
                 told = Known(
-                    job.fits[m], self.static(job, m, part, label), part, own["followed"],
+                    job.fits[m], self.static(m, part, label, failed), part, own["followed"],
                     own["pairs"], own["spells"], known.facts["outside"], tuple(self.spec.against),
                 )  # fmt: skip
-                bands = ahead.take_up[ahead.take_up["segment"] == m]
+                bands = take_up[take_up["segment"] == m]
                 found = evaluate(m, told, bands, H, f.level)
                 for rows, more in zip(kinds.values(), found, strict=True):
                     rows += [{"origin": label, **r} for r in more]
@@ -268,11 +292,11 @@ class Backtest:
         def write(folder: Path) -> Mapping[str, Any]:
             for name, rows in kinds.items():
                 pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
-            return {"warnings": said, "segments": segments}
+            return {"warnings": said, "segments": segments, "failed": failed}
 
         return self.stages.finish("score", label, key, write, began)
 
-    def static(self, job: Job, segment: str, counts: Counts, label: str) -> Any:
+    def static(self, segment: str, counts: Counts, label: str, failed: list[str]) -> Any:
         """Return the same model without a future, or None where it is not asked for."""
         from dynchoice.estimate.nfxp import NFXP
 
@@ -282,11 +306,11 @@ class Backtest:
         model = self.run.model(segment).with_parts(beta=0.0)
         try:
             fit = NFXP(model, counts).fit(cov_type="unadjusted", tol=e.tol, maxiter=e.maxiter)
-        except (SpecificationError, ArithmeticError) as error:
-            self.failed.append(f"static logit of {segment} as of {label} ({error})")
+        except (DynChoiceError, ArithmeticError, np.linalg.LinAlgError) as error:
+            failed.append(f"static logit of {segment} as of {label} ({error})")
             return None
         if not fit.converged:
-            self.failed.append(f"static logit of {segment} as of {label} ({fit.message})")
+            failed.append(f"static logit of {segment} as of {label} ({fit.message})")
             return None
         return fit
 
@@ -303,6 +327,9 @@ class Backtest:
         if not whole:
             raise ConvergenceError(f"no origin has a fit that converged: {first_few(self.failed)}")
         digest = key_of("backtest", {"scores": [s.record["key"] for s in whole],
+                                     "origins": list(scored), "failed": self.failed,
+                                     "output": self.run.spec.output.model_dump(
+                                         mode="json", exclude={"folder", "keep"}),
                                      "title": self.run.spec.title})  # fmt: skip
         raw = {
             name: pd.concat(
@@ -320,7 +347,9 @@ class Backtest:
         }
         text = in_words(summary, list(scored), raw["errors"])
         before = publish.opened(self.run.out / LINK)
-        if before is not None and before.digest == digest and before.whole():
+        again = self.job.options.force and bool(self.stages.fresh)
+        same = before is not None and before.digest == digest and not again
+        if same and before is not None and before.whole():
             return Backtested(before.folder, text, True)
 
         def write(folder: Path) -> Mapping[str, Any]:

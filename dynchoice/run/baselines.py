@@ -21,6 +21,8 @@ logger = logging.getLogger("dynchoice.run")
 
 SMOOTH = 0.5
 """Added to each count of a table of transitions (Krichevsky and Trofimov 1981)."""
+BEFORE = 120
+"""Periods over which members may have come whose beginning was not seen."""
 LEAST = 1e-4
 """Shares are kept this far from 0 before logs of them are taken."""
 
@@ -50,14 +52,17 @@ def markov_table(pairs: pd.DataFrame, J: int, H: int) -> FloatArray:
 def last_month(pairs: pd.DataFrame, J: int, H: int) -> FloatArray:
     """Return what follows each choice if every month repeats the last one (H, J, J).
 
-    That somebody changes all the same has the frequency with which members changed before, spread
-    evenly: a forecast of certainty would have a log score of minus infinity.
+    That somebody changes all the same has the frequency with which members changed before, month
+    after month, spread evenly: a forecast of certainty would have a log score of minus infinity.
     """
     n = pair_counts(pairs, J)
-    moved = (n.sum() - np.trace(n) + SMOOTH) / (n.sum() + 2 * SMOOTH)
-    one = np.full((J, J), moved / max(J - 1, 1))
-    np.fill_diagonal(one, 1 - moved if J > 1 else 1.0)
-    return np.tile(one, (H, 1, 1))
+    moves = (n.sum() - np.trace(n) + SMOOTH) / (n.sum() + 2 * SMOOTH)
+    out = np.empty((H, J, J))
+    for h in range(H):
+        moved = 1 - (1 - moves) ** (h + 1) if J > 1 else 0.0
+        out[h] = moved / max(J - 1, 1)
+        np.fill_diagonal(out[h], 1 - moved)
+    return out
 
 
 def seasonal_series(shares: FloatArray, H: int, season: int) -> FloatArray:
@@ -152,12 +157,14 @@ def retention(age: AnyArray, n: FloatArray, alpha: float, beta: float, H: int) -
 def retention_curve(spells: pd.DataFrame, shares: FloatArray, outside: int, H: int) -> FloatArray:
     """Return shares (H, J) if members leave by a retention curve and nobody comes back.
 
-    ``spells`` as :func:`dynchoice.panel.cohorts.spells` returns them, ``shares`` (J,) at the
-    origin. NaN where no spell's beginning was seen.
+    ``spells`` as :func:`dynchoice.panel.cohorts.spells` returns them, ``shares`` (H, J) at the
+    origin, of the members seen again in each period. NaN where no spell's beginning was seen.
+    Members whose beginning was not seen have been there for at least the age counted; how much
+    longer goes by a steady inflow over :data:`BEFORE` periods.
     """
-    J = len(shares)
+    J = shares.shape[1]
     known = spells[(spells["seen"] == 1) & (spells["lapsed"] >= 0)]
-    holding = spells[spells["last"] == 1].groupby("age")["n"].sum()
+    holding = spells[spells["last"] == 1].groupby(["age", "seen"])["n"].sum()
     inside = np.arange(J) != outside
     if known.empty or holding.empty:
         return np.full((H, J), np.nan)
@@ -167,7 +174,16 @@ def retention_curve(spells: pd.DataFrame, shares: FloatArray, outside: int, H: i
     alpha, beta = fit_retention(
         by_age.index.to_numpy(), by_age[0].to_numpy(float), by_age[1].to_numpy(float)
     )
-    left = retention(holding.index.to_numpy(), holding.to_numpy(float), alpha, beta, H)
+    age, seen = (holding.index.get_level_values(k).to_numpy() for k in ("age", "seen"))
+    n = holding.to_numpy(float)
+    ages, weights = [age[seen == 1]], [n[seen == 1]]
+    for a, size in zip(age[seen == 0], n[seen == 0], strict=True):
+        possible = a + np.arange(BEFORE)
+        alive = np.exp(np.cumsum(np.log1p(-hazard(possible, alpha, beta))))
+        alive = np.r_[1.0, alive[:-1]]  # who is of that age must not have left before
+        ages.append(possible)
+        weights.append(size * alive / alive.sum())
+    left = retention(np.concatenate(ages), np.concatenate(weights), alpha, beta, H)
     out = np.where(inside, left[:, None] * shares, 0.0)
     out[:, outside] = 1 - out.sum(axis=1)
     return out

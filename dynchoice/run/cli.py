@@ -191,9 +191,18 @@ def forecast_command(args: argparse.Namespace) -> int:
         done = run_job(run, options, args.stop.between(progress))
     if not args.quiet:
         for note in done.notes:
-            sys.stderr.write(f"note: {clean(note)}\n")
+            tell_note(args, clean(note))
     say(args, str(done.folder))
     return args.exit_code_unchanged if done.status == "unchanged" else 0
+
+
+def tell_note(args: argparse.Namespace, text: str) -> None:
+    """Write what a reader should know beside the result."""
+    line = f"note: {text}"
+    if args.log == "json":
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": when, "level": "info", "message": line}, ensure_ascii=False)
+    sys.stderr.write(f"{line}\n")
 
 
 def backtest_command(args: argparse.Namespace) -> int:
@@ -284,7 +293,7 @@ def said(args: argparse.Namespace, error: Exception) -> int:
         where = f" ({error.filename})" if error.filename else ""
         text = "the disk is full" if full else f"{error.strerror or error}"
         return failed(args, f"{text}{where}; nothing was published", 1)
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(cleaner(args)(str(error)).split())[:300]
     return failed(
         args,
         f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"

@@ -193,7 +193,11 @@ LAWS: dict[str, tuple[str, ...]] = {
 def of_an_axis(axis: Mapping[str, Any]) -> list[str]:
     """Return what is wrong between the keys of one axis."""
     out = [] if ("levels" in axis) != ("range" in axis) else ["give either levels or range"]
-    law = axis.get("law")
+    law, levels = axis.get("law"), axis.get("levels")
+    if isinstance(levels, list):
+        kinds = {isinstance(x, str) for x in levels if isinstance(x, str | int | float)}
+        out += ["levels mix texts and numbers: make them one or the other"] * (len(kinds) > 1)
+    law = law if isinstance(law, str) else ""
     needed = {"increment": ("max_step", "max_step"), "deterministic": ("table", "table, a CSV")}
     if law in needed and needed[law][0] not in axis:
         out.append(f"law {law!r} needs {needed[law][1]}")

@@ -71,12 +71,21 @@ def compared(known: Known, H: int) -> dict[str, FloatArray]:
 
 
 def of_shares(known: Known, H: int) -> dict[str, FloatArray]:
-    """Return the shares (H, J) that methods say which know of shares only."""
-    last = known.counts.at_period()[0].sum(axis=0)
-    shares = last / last.sum()
+    """Return the shares (H, J) that methods say which know of shares only.
+
+    Of the members seen again in each period, as the other methods' are: all are asked of the same
+    people, and none is told more of who will be seen than the others.
+    """
+    t, J = known.followed, len(known.counts.choices)
+    shares = np.full((H, J), np.nan)
+    for h in range(1, H + 1):
+        own = t[t["period"] == h]
+        n = np.bincount(own["choice"].to_numpy(int), weights=own["n"].to_numpy(float), minlength=J)
+        if n.sum() > 0:
+            shares[h - 1] = n / n.sum()
     out = {}
     if "last month" in known.against:
-        out["last month"] = np.tile(shares, (H, 1))
+        out["last month"] = shares
     if "seasonal series" in known.against:
         season = SEASONS.get(known.counts.period_kind, 1)
         out["seasonal series"] = baselines.seasonal_series(monthly_shares(known.counts), H, season)
@@ -118,6 +127,7 @@ def evaluate(
     ahead = table["period"].to_numpy(int)
     shares = of_shares(known, H)
     errors, scores, bins = [], [], []
+    first = float(known.counts.at_period().sum())
     base = bands.set_index(["period", "choice"])
     for h in range(1, H + 1):
         at = np.flatnonzero(ahead == h)
@@ -134,7 +144,7 @@ def evaluate(
                 row: dict[str, Any] = {
                     "segment": segment, "horizon": h, "choice": choice, "method": method,
                     "forecast": float(forecast[j]), "observed": float(seen[j]),
-                    "members": float(total),
+                    "members": float(total), "seen": float(total) / first,
                 }  # fmt: skip
                 own = base.loc[(h, choice)] if method == MODEL else None
                 errors.append({**row, **band_of(row["forecast"], own, chance[j], level)})
@@ -199,12 +209,20 @@ def calibration_rows(
 def summary_of(errors: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Return by method and months ahead: error of take-up, coverage of bands, log score, gains.
 
+    Errors are over the cells (origin, segment, choice) in which every method has a forecast.
+
     Standard errors of gains take origins (the members are the same ones) and segments as fully
     correlated: they are upper bounds.
     """
     import pandas as pd
 
     order = list(dict.fromkeys(errors["method"]))
+    cell = ["origin", "segment", "horizon", "choice"]
+    told_of = errors[errors["forecast"].notna()].groupby(cell)["method"].nunique()
+    everybody = errors.merge(told_of.rename("methods").reset_index(), on=cell, how="left")
+    errors = everybody[everybody["methods"] == len(order)]
+    if errors.empty:  # some method has none at all: then each over its own
+        errors = everybody[everybody["forecast"].notna()]
     rows = []
     for method in order:
         for h, own in errors[errors["method"] == method].groupby("horizon"):

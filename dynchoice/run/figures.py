@@ -52,8 +52,7 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # names that only this picture uses: a page holds many pictures
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text)
+    text = re.sub(r"<[^>]+>", lambda tag: renamed(tag[0], name), text)
     head = re.search(r"<svg[^>]*>", text)
     assert head is not None
     box = re.search(r'viewBox="[^"]*"', head[0])
@@ -63,6 +62,12 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
         f' xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{escape(title)}">'
     )
     return opening + text[head.end() :]
+
+
+def renamed(tag: str, name: str) -> str:
+    """Return a tag whose names, and references to names, are a picture's own."""
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    return re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", tag)
 
 
 def styled(draw: Any) -> Any:

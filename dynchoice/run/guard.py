@@ -80,7 +80,7 @@ def guard_rails(
     out = [
         judged(
             "refused", "rows", share, guard.refused,
-            f"{count['refused']:,} of {count['rows'] + count['refused']:,} rows refused"
+            f"{count['refused']:,} of {count['rows'] + count['refused']:,} rows refused or left out"
             f" ({share:.2%})",
         )
     ]  # fmt: skip
@@ -131,11 +131,11 @@ def drift_of_estimates(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     if both.empty:
         return nothing(name, "no parameter is in both runs")
     apart = (both["estimate"] - both["estimate_old"]).abs()
-    both["drift"] = np.where(apart == 0, 0.0, apart / both["std_error_old"])
-    usable = both[both["drift"].notna()]
-    if usable.empty:
-        return nothing(name, "no standard error to measure a change by")
-    worst = usable.loc[usable["drift"].idxmax()]
+    unit = both["std_error_old"].where(both["std_error_old"] > 0, both["std_error"])
+    # what has no standard error, or is no number, has no measure in which it stays within a limit
+    drift = np.where(apart == 0, 0.0, apart / unit.where(unit > 0))
+    both["drift"] = np.where(np.isnan(drift), np.inf, drift)
+    worst = both.loc[both["drift"].idxmax()]
     fresh = len(new) - len(both)
     more = f"; {fresh} parameter(s) are new" if fresh else ""
     return judged(
@@ -177,11 +177,24 @@ def lost(guard: Guard, count: Mapping[str, Any], before: Published) -> list[Find
         problems.append(f"data end in {count['last_label']}, ended in {old['last_label']}")
     if count["rows"] < old.get("rows", 0) / 2:
         problems.append(f"{count['rows']:,} rows, there were {old['rows']:,}")
+    old_fits, new_fits = before.manifest.get("fits", {}), count.get("parameters", {})
+    for m in [m for m in old_fits if m in new_fits]:
+        missing = [p for p in old_fits[m].get("params", {}) if p not in new_fits[m]]
+        if missing:
+            problems.append(f"parameter(s) {', '.join(missing[:3])} of {m} are gone")
+            break
     if not problems:
         return [Finding("lost", "", 0.0, 0.0, OK, "no segment, month or half of the rows is gone")]
     hold = guard.lost == "hold"
     text = "; ".join(problems)
     return [Finding("lost", "data", float(len(problems)), 0.0, BREACH if hold else WARNING, text)]
+
+
+def unreadable(guard: Guard) -> Finding:
+    """Return the finding where there was a run before and it cannot be read."""
+    text = "the run published before cannot be read: there is nothing to compare with"
+    status = BREACH if guard.lost == "hold" else WARNING
+    return Finding("lost", "the run before", 1.0, 0.0, status, text)
 
 
 def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> Finding:
@@ -196,7 +209,9 @@ def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> F
         if seen.empty or forecast is None:
             continue
         base = forecast[forecast["scenario"] == BASELINE]
+        size = base[base["period"] == 1].groupby("segment")["members"].sum()
         both = base.merge(seen, on=["segment", "period", "choice"])
+        both["first_members"] = both["segment"].map(size)
         if both.empty:
             continue
         both["gap"] = 100 * (both["share"] - both["observed"]).abs()
@@ -205,12 +220,14 @@ def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> F
         both["noise"] = 100 * np.sqrt(p * (1 - p) / both["members_seen"])
         both["beyond"] = (both["gap"] - 2 * both["noise"]).clip(lower=0)
         worst = both.loc[both["beyond"].idxmax()]
+        seen_again = 100 * worst["members_seen"] / worst["first_members"]
         return judged(
             name, f"{worst['segment']}: {worst['choice']}", float(worst["beyond"]),
             guard.calibration,
             f"{run.folder.name} foresaw {worst['share']:.1%} {worst['choice']} of"
             f" {worst['segment']} in {worst['label']}; it was {worst['observed']:.1%}:"
-            f" {worst['gap']:.1f} points, of which {2 * worst['noise']:.1f} may be chance",
+            f" {worst['gap']:.1f} points, of which {2 * worst['noise']:.1f} may be chance"
+            f" ({seen_again:.0f} % of its members were seen then)",
         )  # fmt: skip
     return nothing(name, "no earlier run foresaw a month that is observed now")
 

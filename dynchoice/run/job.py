@@ -8,12 +8,13 @@ was resumed ends with the same bytes as one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from dynchoice.errors import (
     MissingExtraError,
     first_few,
 )
-from dynchoice.run import manifest, publish, source
+from dynchoice.run import publish, source
 from dynchoice.run.config import Run
 from dynchoice.run.keys import BASELINE, Keys
 from dynchoice.run.publish import Outcome, locked
@@ -47,6 +48,8 @@ __all__ = ["Options", "Outcome", "locked", "run_forecast", "run_job"]
 
 logger = logging.getLogger("dynchoice.run")
 
+LARGEST_GRID = 50_000_000
+"""Regions x periods x states x choices that are looked at for roll-outs, side by side in memory."""
 ORIGINS = 3
 """Earlier months whose members are followed, to calibrate the forecasts made then."""
 
@@ -224,6 +227,7 @@ class Job:
 
         began, run = time.perf_counter(), self.run
         with self.watched() as said, source.opened(run) as data:
+            total = rows_in(data)
             panel = read(run, data)
             counts = panel.counts
             first, last = panel.span
@@ -239,7 +243,8 @@ class Job:
             "regions": [str(r) for r in panel.regions],
             "rows": report["rows"],
             "members": report["members"],
-            "refused": report["rows refused"],
+            # a plan history leaves rows out before the panel sees them
+            "refused": max(total - report["rows"], report["rows refused"]),
             "first": first,
             "last": last,
             "kind": panel.kind,
@@ -249,12 +254,11 @@ class Job:
             "warnings": said,
         }
         if key is None:
-            key = self.keys.counted(full_digest(counts))
+            key = self.keys.counted(facts, hashlib.sha256(since.to_csv().encode()).hexdigest())
             again = self.stages.find("count", "panel", key)
             if again is not None:
                 return again
-        elif [f["sha256"] for f in self.keys.rows] != [manifest.digest(p) for p in run.data_files]:
-            raise DataError("the data files changed while they were read: run again")
+        self.keys.refuse_changes()
 
         def write(folder: Path) -> Mapping[str, Any]:
             save_counts(counts, folder / "counts.npz")
@@ -295,8 +299,13 @@ class Job:
             segments = [m for m in segments if m in [str(w) for w in wanted]]
         return segments
 
-    def estimate(self, segments: list[str], total: int) -> None:
-        """Estimate the segments that have no fit yet, and keep each as soon as it is there."""
+    def estimate(
+        self, segments: list[str], total: int, failed: dict[str, Attempt] | None = None
+    ) -> None:
+        """Estimate the segments that have no fit yet, and keep each as soon as it is there.
+
+        Segments without a fit go into ``failed``, or raise where that is not given.
+        """
         missing = []
         for i, segment in enumerate(segments):
             if self.stages.find("estimate", segment, self.keys.estimate(segment)) is None:
@@ -308,7 +317,8 @@ class Job:
         from dynchoice.estimate.segments import run_all
 
         tasks: dict[Any, tuple[Any, ...]] = {m: self.task(m) for m in missing}
-        failed: dict[str, Attempt] = {}
+        collect = failed is not None
+        failed = {} if failed is None else failed
         waiting = iter(missing)
         self.tell(segments.index(missing[0]) + 1, total, f"estimating {next(waiting)}")
 
@@ -323,7 +333,7 @@ class Job:
                 self.tell(segments.index(follows) + 1, total, f"estimating {follows}")
 
         run_all(tasks, self.options.jobs, done)
-        if failed:
+        if failed and not collect:
             segment, attempt = next(iter(failed.items()))
             kind = getattr(errors, attempt.error, None)
             known = isinstance(kind, type) and issubclass(kind, DynChoiceError)
@@ -345,6 +355,7 @@ class Job:
 
         def write(folder: Path) -> Mapping[str, Any]:
             fit.save(folder / "results.npz")
+            self.keys.refuse_changes()
             own = [f"{segment}: {text}" for text in attempt.warnings]
             return {**fit_facts(fit), "warnings": own}
 
@@ -386,11 +397,11 @@ class Job:
         with self.watched() as said:
             fit, counts = self.fits[segment], self.counts.segment(segment)
             text = what_was_learnt(segment, fit, counts)
-            rows = diagnostics_of(segment, fit, counts)
+            rows, shares = diagnostics_of(segment, fit, counts), fit_table(segment, fit, counts)
 
         def write(folder: Path) -> Mapping[str, Any]:
             (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
-            fit_table(segment, fit, counts).to_parquet(folder / "fit.parquet", index=False)
+            shares.to_parquet(folder / "fit.parquet", index=False)
             rows.to_parquet(folder / "diagnostics.parquet", index=False)
             return {"warnings": said}
 
@@ -402,6 +413,8 @@ class Job:
         missing = [n for n, k in keys.items() if self.stages.find("forecast", n, k) is None]
         if not missing:
             return
+        if self.keys.regional:
+            missing = list(keys)
         from dynchoice.counterfactual.forecast import forecast
         from dynchoice.run.tables import forecast_tables
 
@@ -427,6 +440,7 @@ class Job:
         for name in missing:
 
             def write(folder: Path, name: str = name) -> Mapping[str, Any]:
+                self.keys.refuse_changes()
                 for table, rows in tables.items():
                     own = rows[rows["scenario"] == name].reset_index(drop=True)
                     if len(own):
@@ -474,6 +488,14 @@ class Job:
         return [*out, Step("publish", "current", "done" if done else "to do")]
 
 
+def rows_in(data: Any) -> int:
+    """Return the number of rows of a source that is open."""
+    from dynchoice.panel.source import read_files
+
+    table = read_files(data)[0] if isinstance(data, list) else data
+    return int(table.count().execute())
+
+
 def estimator_of(method: str, transitions: str) -> Callable[..., Any]:
     """Return the estimator of a run file: one that worker processes can be sent."""
     from functools import partial
@@ -505,5 +527,15 @@ def fit_facts(r: Results) -> dict[str, Any]:
 
 def what_was_learnt(segment: Any, fit: Results, counts: Counts) -> str:
     """Return a segment's estimates, what tells them apart, and where the data are thin."""
+    told = ""
+    if counts.regions is not None:
+        periods = counts.last_period - counts.first_period + 1
+        cells = len(counts.regions.labels) * periods * counts.shape[0] * counts.shape[1]
+        if cells > LARGEST_GRID:
+            told = (
+                f"\n\n{len(counts.regions.labels):,} regions are too many for a look at roll-outs:"
+                " name a coarser column as data.region"
+            )
+            counts = replace(counts, regions=None)
     known = fit.identification(counts) if fit.model.horizon is None else fit.identification()
-    return f"Segment: {segment}\n\n{fit.summary}\n\n{known}\n\n{fit.support()}"
+    return f"Segment: {segment}\n\n{fit.summary}\n\n{known}{told}\n\n{fit.support()}"

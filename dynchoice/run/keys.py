@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dynchoice.errors import ConfigError, DataError
+from dynchoice.errors import ConfigError, DataError, first_few
 from dynchoice.run import manifest, source
 from dynchoice.run.config import Run
 from dynchoice.run.stages import key_of
@@ -17,6 +18,15 @@ from dynchoice.run.stages import key_of
 BASELINE = "baseline"
 PLACES = frozenset({"path", "duckdb", "connection", "memory"})
 """Keys of ``[data]`` that say where rows are, not what they mean: the rows' digest counts."""
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return by what a file that has changed is told: size, time of change, number on the disk."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class Keys:
@@ -28,8 +38,8 @@ class Keys:
 
     Attributes
     ----------
-    rows : list of dict
-        The panel's files with their digests, once :meth:`count` has been called.
+    seen : dict
+        Inputs whose digests were taken, with what told that they are as they were.
     facts : mapping
         What the counting stage found, once it is done: later keys go by it.
     key : str
@@ -38,9 +48,41 @@ class Keys:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.rows: list[dict[str, Any]] = []
+        self.seen: dict[Path, tuple[tuple[int, ...], str]] = {}
         self.facts: Mapping[str, Any] = {}
         self.key = ""
+
+    def digest_of(self, path: Path) -> str:
+        """Return the sha256 of an input, taken once: what changes later is another run's."""
+        if path not in self.seen:
+            mark = stamp(path)
+            self.seen[path] = mark, manifest.digest(path)
+        return self.seen[path][1]
+
+    def refuse_changes(self) -> None:
+        """Refuse to keep what may have been made of other inputs than the keys say.
+
+        Raises
+        ------
+        DataError
+            A file is no more what it was when the run began.
+        """
+        changed = [p for p, (mark, _) in self.seen.items() if stamp(p) != mark]
+        if changed:
+            raise DataError(
+                f"{first_few([p.name for p in changed])} changed while it was used: run again"
+            )
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """Return name, size and digest of every file that the run reads, as it was read."""
+        out = []
+        for path in self.run.inputs:
+            if path.is_file():
+                sha = self.digest_of(path)
+                name = os.path.relpath(path, self.run.folder)
+                size = self.seen[path][0][0]
+                out.append({"name": name, "bytes": size, "sha256": sha})
+        return out
 
     @cached_property
     def described(self) -> dict[str, Any]:
@@ -53,7 +95,7 @@ class Keys:
         for path in self.run.tables:
             name = str(path.relative_to(self.run.folder) if self._inside(path) else path)
             if path.is_file() and path != (attributes and self.run.path(attributes)):
-                own["tables"][name] = manifest.digest(path)
+                own["tables"][name] = self.digest_of(path)
         return own
 
     def _inside(self, path: Path) -> bool:
@@ -66,15 +108,22 @@ class Keys:
             return self.described
         return {**self.described, "attributes": self.attribute_digest(segment)}
 
-    def attribute_digest(self, segment: Any) -> str:
-        """Return the digest of a segment's rows of the attributes."""
+    @cached_property
+    def attribute_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the attributes, as texts."""
         assert self.run.spec.utility is not None and self.run.spec.utility.attributes is not None
+        path = self.run.path(self.run.spec.utility.attributes)
         try:
-            path = self.run.path(self.run.spec.utility.attributes)
+            self.digest_of(path)
             with path.open(encoding="utf-8-sig", newline="") as handle:
                 header, *rows = list(csv.reader(handle)) or [[]]
         except (OSError, ValueError, csv.Error) as error:
             raise ConfigError(f"{self.run.source}: utility.attributes: {error}") from error
+        return header, rows
+
+    def attribute_digest(self, segment: Any) -> str:
+        """Return the digest of a segment's rows of the attributes."""
+        header, rows = self.attribute_rows
         if "segment" in header and "segment" not in self.run.states.axes:
             at = header.index("segment")
             rows = [r for r in rows if len(r) <= at or r[at] == str(segment)]
@@ -86,7 +135,7 @@ class Keys:
         inputs = {
             **{k: plain[k] for k in ("membership", "axes", "model", "utility", "scenario")},
             "periods": self.run.spec.forecast.periods,
-            "tables": {str(p): manifest.digest(p) for p in self.run.tables if p.is_file()},
+            "tables": {str(p): self.digest_of(p) for p in self.run.tables if p.is_file()},
         }
         return key_of("check", inputs)
 
@@ -107,19 +156,26 @@ class Keys:
         }  # fmt: skip
 
     def count(self) -> str | None:
-        """Return the key of the counts of files, None for a database: it is counted each time."""
+        """Return the key of the counts of files, None for a database: it is counted each time.
+
+        A DuckDB file is a database: its views read other files, and what was written last may
+        stand beside it.
+        """
+        if self.run.spec.data.path is None:
+            return None
         files = self.run.data_files
         if not files:
-            if self.run.spec.data.connection is None:
-                raise DataError(f"no such file: {self.run.spec.data.path}")
-            return None
+            raise DataError(f"no such file: {self.run.spec.data.path}")
         source.check_readable(files)
-        self.rows = manifest.describe_files(files, self.run.folder)
-        return key_of("count", {**self.meaning, "rows": [f["sha256"] for f in self.rows]})
+        return key_of("count", {**self.meaning, "rows": [self.digest_of(f) for f in files]})
 
-    def counted(self, digest: str) -> str:
-        """Return the key of a database's counts: by what they turned out to be."""
-        return key_of("count", {**self.meaning, "counts": digest})
+    def counted(self, facts: Mapping[str, Any], since: str) -> str:
+        """Return the key of a database's counts: by all that they turned out to be.
+
+        ``since`` stands for what members of earlier months did.
+        """
+        own = {k: v for k, v in facts.items() if k != "warnings"}
+        return key_of("count", {**self.meaning, "facts": own, "since": since})
 
     def estimate(self, segment: str) -> str:
         """Return the key of one segment's fit."""
@@ -156,7 +212,10 @@ class Keys:
 
     def forecast(self, segments: list[str], name: str) -> str:
         """Return the key of one scenario's forecast."""
-        plain = [s.model_dump(mode="json") for s in self.run.spec.scenario if s.name == name]
+        every = self.run.spec.scenario
+        # a roll-out by region has everything computed region by region: other last bits
+        own = [s for s in every if s.name == name or self.regional]
+        plain = [name, *[s.model_dump(mode="json") for s in own]]
         return key_of(
             "forecast",
             {
@@ -167,6 +226,11 @@ class Keys:
                 "scenario": plain,
             },
         )
+
+    @property
+    def regional(self) -> bool:
+        """Whether some scenario is a roll-out by region."""
+        return any(s.ramp for s in self.run.spec.scenario)
 
     @property
     def dated(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 SCHEMA = 2
 PACKAGES = (
     "numpy", "scipy", "numba", "pandas", "pyarrow", "ibis-framework", "duckdb", "formulaic",
-    "statsmodels", "matplotlib",
+    "statsmodels", "matplotlib", "jinja2", "markupsafe", "joblib",
 )  # fmt: skip
 
 
@@ -57,6 +57,13 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def open_to_all(folder: Path) -> None:
+    """Give a temporary folder, made for its owner alone, the rights that the umask gives."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
 
 
 def flush(folder: Path) -> None:

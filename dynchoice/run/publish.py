@@ -226,7 +226,7 @@ def write_run(
         outputs = manifest.describe_files(manifest.files_below(work), work)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         manifest.write(work / MANIFEST, {**facts, "finished": finished, "outputs": outputs})
-        work.chmod(0o755)
+        manifest.open_to_all(work)
         manifest.flush_files(work)
         target = free_name(out, f"{prefix}-{begun:%Y%m%dT%H%M%SZ}")
         os.rename(work, target)
@@ -275,7 +275,10 @@ def free_name(out: Path, name: str) -> Path:
 def prune_runs(out: Path, keep: int, kind: str = RUN) -> None:
     """Remove all but the last ``keep`` runs (or backtests) and the one linked to (0: none)."""
     linked = opened(out / (CURRENT if kind == RUN else BACKTEST))
-    for run in runs(out, kind)[:-keep] if keep else []:
+    every = runs(out, kind)
+    # held and partial runs apart, or many of them would push out those that were published
+    whole = [[r for r in every if (r.status == COMPLETE) is same] for same in (True, False)]
+    for run in [r for group in whole for r in group[:-keep]] if keep else []:
         if linked is None or run.folder != linked.folder:
             logger.info("removing %s: output.keep is %d", run.folder, keep)
             gone = Path(tempfile.mkdtemp(dir=out, prefix=WRITING))

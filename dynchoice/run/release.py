@@ -11,6 +11,7 @@ from dynchoice.errors import CheckError
 from dynchoice.run import manifest, publish, source
 from dynchoice.run.keys import BASELINE
 from dynchoice.run.publish import COMPLETE, HELD, PARTIAL, Outcome, Published
+from dynchoice.run.say import Interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,12 +36,14 @@ class Release:
         out, segments = self.run.out, self.segments
         digest = self.keys.whole(segments)
         partial = segments != self.job.chosen(self.job.counted, by_hand=False)
+        self.keys.refuse_changes()
         before = publish.current_run(out)
         notes = tuple(self.notes())
         force = self.job.options.force
         if partial:
             same = None if force else publish.same_run(out, digest, PARTIAL, before)
             made = same or self.write([], digest, PARTIAL, before)
+            self.tidy()
             self.job.tell(total, total, f"{made.folder}: some segments only, not published")
             return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
         again = force and bool(self.stages.fresh)
@@ -51,22 +54,30 @@ class Release:
         whole = None if again else publish.same_run(out, digest, COMPLETE, before)
         made = whole or self.guarded(digest, before, total)
         publish.point_to(out, made)
-        self.tidy()
-        self.job.tell(total, total, f"published {made.folder}")
+        try:
+            self.tidy()
+            self.job.tell(total, total, f"published {made.folder}")
+        except (OSError, Interrupted) as error:  # nobody listens, or a signal: it is published
+            logger.warning("after the publication: %s", type(error).__name__)
         return Outcome(made.folder, COMPLETE, digest, tuple(self.stages.fresh), notes)
 
     def guarded(self, digest: str, before: Published | None, total: int) -> Published:
         """Write the run if no guard rail holds it; else write it for inspection and say so."""
-        from dynchoice.run.guard import breaches, guard_rails
+        from dynchoice.run.guard import breaches, guard_rails, unreadable
 
         past = [r for r in publish.runs(self.run.out) if r.status == COMPLETE]
         tables = self.tables()
-        count = {**self.job.counted.facts, "chosen": self.segments}
-        findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), before, past)
+        params = {m: list(self.stages.done[f"estimate/{m}"].facts["params"]) for m in self.segments}
+        count = {**self.job.counted.facts, "chosen": self.segments, "parameters": params}
+        known = self.predecessor(before, past, digest)
+        findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), known, past)
+        if known is None and (past or (self.run.out / publish.CURRENT).is_symlink()):
+            findings.append(unreadable(self.run.spec.guard))
         broken = breaches(findings)
         if broken and not self.job.options.accept:
             same = publish.same_run(self.run.out, digest, HELD, before)
             made = same or self.write(findings, digest, HELD, before, tables)
+            self.tidy()
             told = "\n".join(f"- {f.guard}: {f.text} (limit {f.limit:g})" for f in broken)
             raise CheckError(
                 f"{len(broken)} guard rail(s) hold this run:\n{told}\nIt is kept in {made.folder};"
@@ -74,6 +85,15 @@ class Release:
             )
         self.job.tell(total - 1, total, "writing")
         return self.write(findings, digest, COMPLETE, before, tables)
+
+    @staticmethod
+    def predecessor(
+        before: Published | None, past: list[Published], digest: str
+    ) -> Published | None:
+        """Return the run to compare with: the one published, or the newest that is whole."""
+        if before is not None and (before.digest == digest or before.whole()):
+            return before
+        return next((r for r in reversed(past) if r.whole()), None)
 
     def cohorts(self) -> pd.DataFrame:
         """Return what members seen at earlier origins chose since."""
@@ -136,9 +156,7 @@ class Release:
             "config": spec.model_dump(mode="json", by_alias=True),
             "versions": dict(manifest.versions()),
             "source": source.described(self.run),
-            "inputs": manifest.describe_files(
-                [p for p in self.run.inputs if p.is_file()], self.run.folder
-            ),
+            "inputs": self.keys.inputs(),
             "panel": {
                 **{k: count[k] for k in ("rows", "members", "refused", "first", "last", "kind")},
                 **{k: count[k] for k in ("first_label", "last_label", "report")},
@@ -147,7 +165,10 @@ class Release:
             "seed": spec.forecast.seed,
             "jobs": self.job.options.jobs,
             "fits": {m: done[f"estimate/{m}"].facts for m in self.segments},
-            "forecast": {k: base[k] for k in ("message", "draws", "level", "notes")},
+            "forecast": {
+                **{k: base[k] for k in ("message", "draws", "level")},
+                "notes": self.told("notes"),
+            },
             "scenarios": self.keys.names[1:],
             "notes": self.notes(),
             "stages": {name: s.folder.name for name, s in done.items()},
@@ -157,8 +178,14 @@ class Release:
 
     def notes(self) -> list[str]:
         """Return what a reader should know: warnings of all stages, scenarios left out."""
-        said = [w for s in self.stages.done.values() for w in s.facts.get("warnings", ())]
-        return list(dict.fromkeys([*said, *self.keys.left_out]))
+        return list(dict.fromkeys([*self.told("warnings"), *self.keys.left_out]))
+
+    def told(self, kind: str) -> list[str]:
+        """Return notes or warnings of all stages, without those about scenarios that are gone."""
+        said = [w for s in self.stages.done.values() for w in s.facts.get(kind, ())]
+        known = [f"scenario {n!r}" for n in self.keys.names]
+        kept = [w for w in said if "scenario '" not in w or any(n in w for n in known)]
+        return list(dict.fromkeys(kept))
 
     def tidy(self) -> None:
         """Remove runs beyond ``output.keep`` and stages that no run kept goes back to."""

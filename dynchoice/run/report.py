@@ -325,6 +325,7 @@ def write_backtest(
         "origins": record["origins"],
         "failed": record["failed"],
         "level": spec.forecast.level,
+        "seen": float(tables["errors"]["seen"].mean()),
         "short": backtest_in_short(summary),
         "figures": [
             shown("Error of take-up by periods ahead",

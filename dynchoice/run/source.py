@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dynchoice.run")
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
+SECRET = re.compile(r"pass|pwd|secret|token|key|credential|sig|auth", re.IGNORECASE)
 SEPARATORS, SHORTEST = re.compile(r"[/:@?#&=]"), 3
 HIDDEN = "***"
 
@@ -75,6 +75,7 @@ def secrets(run: Run) -> list[str]:
     parts = {p for v in values if "://" in v for p in SEPARATORS.split(v.split("://", 1)[1])}
     whole = {v for v in values if v} | {p for p in parts if len(p) >= SHORTEST}
     shown = whole | {quote(v, safe="") for v in whole} | {unquote(v) for v in whole}
+    shown |= {repr(v)[1:-1] for v in whole}
     return sorted(shown, key=len, reverse=True)
 
 
@@ -156,7 +157,7 @@ def opened(run: Run) -> Iterator[Any]:
         file = run.path(spec.duckdb)
         check_readable([file])
         with told(run, spec.duckdb):
-            con = connected(run, lambda ibis: ibis.duckdb.connect(file, read_only=True))
+            con = connected(run, lambda ibis: ibis.duckdb.connect(file, read_only=True, **OFFLINE))
             try:
                 con.raw_sql("SET enable_progress_bar = false")
                 yield table_of(con, run)
@@ -205,6 +206,10 @@ def connected(run: Run, connect: Any) -> Any:
             ) from None
         text = one_line(hidden(str(error), run))
         if run.spec.data.duckdb is not None:
+            if "lock" in text.lower():
+                raise SourceError(
+                    f"{run.spec.data.duckdb} is being written by another process: {text}"
+                ) from None
             raise DataError(f"cannot open {run.spec.data.duckdb}: {text}") from None
         raise SourceError(f"cannot connect to {run.spec.data.connection}: {text}") from None
 
@@ -264,6 +269,8 @@ def check_readable(paths: list[Path]) -> None:
         raise DataError(f"empty file: {first_few(empty)}")
 
 
+OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+"""A file that is no DuckDB database must not send DuckDB to the network for what might read it."""
 LOST = (
     "connection", "server closed", "terminating", "network", "timeout", "timed out", "broken pipe",
     "could not receive", "ssl",

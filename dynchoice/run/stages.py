@@ -166,7 +166,7 @@ class Stages:
                 "files": manifest.describe_files(manifest.files_below(work), work),
             }
             manifest.write(work / RECORD, record)
-            work.chmod(0o755)
+            manifest.open_to_all(work)
             swap(work, target)
         except OSError as error:
             if isinstance(error, StorageError):

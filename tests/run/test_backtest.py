@@ -160,7 +160,8 @@ def test_tables_of_transitions():
     assert table[0] == pytest.approx(np.array([[8.5 / 11, 2.5 / 11], [0.5 / 6, 5.5 / 6]]))
     assert table[1] == pytest.approx(table[0] @ table[0])
     last = baselines.last_month(pairs, 2, 3)
-    assert last[2, 0, 1] == pytest.approx(2.5 / 16) and last.sum(axis=2) == pytest.approx(1)
+    assert last[0, 0, 1] == pytest.approx(2.5 / 16) and last.sum(axis=2) == pytest.approx(1)
+    assert last[2, 0, 1] == pytest.approx(1 - (1 - 2.5 / 16) ** 3)
 
 
 def test_the_seasonal_series_finds_a_season():
@@ -262,3 +263,81 @@ def test_an_origin_that_does_not_converge_is_named_and_left_out(sample, tmp_path
     errors = pd.read_parquet(tmp_path / "out" / "backtest" / "errors.parquet")
     kept = set(zip(errors["origin"], errors["segment"], strict=True))
     assert ("2025-08", "families") in kept and ("2025-08", "students") not in kept
+
+
+def test_the_retention_curve_does_not_take_the_first_month_for_the_first_age():
+    rng = np.random.default_rng(0)
+    leave = rng.beta(1, 4, 200_000)
+    begun = -rng.integers(0, 120, len(leave))  # a steady inflow before the panel and in it
+    ends = begun + rng.geometric(leave)
+    rows = []
+    for age_seen in range(12):  # twelve months observed, 0 .. 11
+        here = (begun <= age_seen) & (ends > age_seen)
+        age = np.where(begun > 0, age_seen - begun + 1, age_seen + 1)
+        for a, seen, n in zip(
+            *np.unique(np.stack([age[here], begun[here] > 0]), axis=1, return_counts=True)[0],
+            np.unique(np.stack([age[here], begun[here] > 0]), axis=1, return_counts=True)[1],
+            strict=True,
+        ):
+            gone = here & (age == a) & ((begun > 0) == seen) & (ends == age_seen + 1)
+            last = int(age_seen == 11)
+            for lapsed, size in ((1, gone.sum()), (0, n - gone.sum())):
+                rows.append((int(a), int(seen), last, -1 if last else lapsed, float(size)))
+    # those who come during the months observed have known ages
+    later = rng.beta(1, 4, 20_000)
+    stay = rng.geometric(later)
+    for a in range(1, 11):
+        for lapsed, size in ((1, (stay == a).sum()), (0, (stay > a).sum())):
+            rows.append((a, 1, 0, lapsed, float(size)))
+    spells = pd.DataFrame(rows, columns=["age", "seen", "last", "lapsed", "n"])
+    here = ends > 11
+    true = [float((ends[here] > 11 + h).mean()) for h in (1, 2, 3)]
+    shares = np.tile([0.0, 1.0], (3, 1))
+    got = baselines.retention_curve(spells, shares, 0, 3)[:, 1]
+    assert np.abs(got - true).max() < 0.01
+
+
+def test_a_backtest_of_numbered_choices_and_of_a_late_segment(tmp_path, capsys):
+    rows = rows_of(5, members=400, periods=12)
+    rows["c"] = rows["c"].map({"out": 0, "in": 1, "gold": 1})
+    rows = rows.drop(columns="w")
+    late = rows[rows["seg"] == "a"].assign(seg="late", id=lambda r: r["id"] + 10_000)
+    pd.concat([rows, late[late["t"] > 6]]).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "f.csv").write_text("choice,buy\n0,0\n1,1\n")
+    (tmp_path / "run.toml").write_text(
+        """
+[data]
+path = "rows.parquet"
+member = "id"
+time = "t"
+choice = "c"
+segment = "seg"
+[axes.x]
+levels = [0, 1]
+law = "markov"
+[model]
+choices = [0, 1]
+beta = 0.9
+[utility]
+formula = "0 + buy + buy:x"
+attributes = "f.csv"
+[backtest]
+origins = ["5", "8"]
+horizon = 2
+draws = 5
+[output]
+report = false
+picture = false
+"""
+    )
+    run = str(tmp_path / "run.toml")
+    assert cli.main(["backtest", run, "--quiet"]) == 0  # as of 5 the late segment is not there
+    errors = pd.read_parquet(tmp_path / "out" / "backtest" / "errors.parquet")
+    found = set(zip(errors["origin"], errors["segment"], strict=True))
+    assert ("8", "late") in found and ("5", "late") not in found
+    assert set(errors["choice"]) == {"0", "1"} and (errors["seen"] <= 1).all()
+    for _ in range(2):  # the second time nothing is to do, and it is still said
+        assert cli.main(["backtest", run, "--quiet", "--set", "backtest.origins=['7','8']"]) == 3
+        assert "late as of 7" in capsys.readouterr().err
+    errors = pd.read_parquet(tmp_path / "out" / "backtest" / "errors.parquet")
+    assert {("7", "a"), ("8", "late")} <= set(zip(errors["origin"], errors["segment"], strict=True))

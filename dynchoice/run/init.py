@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from importlib.resources import files
 from importlib.util import find_spec
@@ -84,21 +85,37 @@ def write_recipes(folder: Path) -> list[Path]:
         They cannot be written.
     """
     run = (folder / "run.toml").resolve()
-    own = {
-        "@RUN@": str(run),
-        "@OUT@": str(run.parent / "out"),
-        "@HOME@": str(Path.home()),
-        "@COMMAND@": command(),
-    }
+    own = {"@RUN@": [str(run)], "@OUT@": [str(run.parent / "out")], "@HOME@": [str(Path.home())]}
+    own["@COMMAND@"] = command()
     written = []
     for name in RECIPES:
         text = files("dynchoice.run").joinpath(f"templates/recipes/{name}").read_text("utf-8")
-        for mark, value in own.items():
-            text = text.replace(mark, value)
+        for mark, words in own.items():
+            text = text.replace(mark, spelt(words, name))
         # a module that needs Airflow is no module of this package
         target = folder / "recipes" / name.removesuffix(".txt")
         written.append(write_text(target, text))
     return written
+
+
+def spelt(words: list[str], recipe: str) -> str:
+    """Return words as a recipe's language takes them, blanks and signs included."""
+    if recipe == "crontab":  # a percent sign ends cron's command
+        return shlex.join(words).replace("%", "\\%")
+    if recipe == "dynchoice.service":
+        return " ".join(systemd_word(w) for w in words)
+    if recipe == "airflow_dag.py.txt":  # a shell's words within a text of Python
+        return shlex.join(words).replace("\\", "\\\\").replace('"', '\\"')
+    return " ".join(words)
+
+
+def systemd_word(word: str) -> str:
+    """Return a word as a unit file takes it."""
+    plain = word.replace("%", "%%")
+    if not any(c in plain for c in " \t\"'\\"):
+        return plain
+    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}"'
 
 
 def write_text(target: Path, text: str) -> Path:
@@ -106,10 +123,10 @@ def write_text(target: Path, text: str) -> Path:
     return write_atomically(target, lambda handle: handle.write(text.encode()))
 
 
-def command() -> str:
+def command() -> list[str]:
     """Return how a scheduler, which knows no virtual environment, calls the command line."""
     beside = Path(sys.executable).with_name("dynchoice")
-    return str(beside) if beside.exists() else f"{sys.executable} -m dynchoice"
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "dynchoice"]
 
 
 def simulated(club: Membership) -> pd.DataFrame:

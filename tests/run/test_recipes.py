@@ -4,6 +4,7 @@ import ast
 import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -129,3 +130,22 @@ def test_the_container_file(folder):
     command = ast.literal_eval(re.search(r"^CMD (.*)$", text, re.MULTILINE)[1])
     assert cli.parser().parse_args(command).log == "json"
     assert "warm-up" in text and "DYNCHOICE_CACHE" in text
+
+
+def test_paths_with_blanks_and_signs(tmp_path):
+    target = tmp_path / 'my run\'s 100% "best"'
+    assert cli.main(["init", str(target), "--recipes", "--quiet"]) == 0
+    run = str(target / "run.toml")
+    lines = (target / "recipes" / "crontab").read_text().splitlines()
+    job = next(x for x in lines if " forecast " in x).split(maxsplit=5)[5]
+    words = shlex.split(job.replace("\\%", "%"))
+    assert cli.parser().parse_args(words[words.index("forecast") :]).run == run
+    text = (target / "recipes" / "airflow_dag.py").read_text()
+    found = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)]
+    bash = next(x for x in found if isinstance(x, str) and "--exit-code-unchanged" in x)
+    words = shlex.split(bash)
+    assert cli.parser().parse_args(words[words.index("forecast") :]).run == run
+    unit = (target / "recipes" / "dynchoice.service").read_text()
+    start = re.search(r"ExecStart=(.*)", unit)[1].replace("%%", "%")
+    words = shlex.split(start)
+    assert cli.parser().parse_args(words[words.index("forecast") :]).run == run

@@ -30,7 +30,7 @@ PRIME = ROOT / "data" / "prime"
 QUICK = ("forecast.draws=0", "forecast.periods=8", "output.report=false", "output.picture=false")
 BOTH, ONE = ("check", "forecast"), ("forecast",)
 NAN, INF = math.nan, math.inf
-SECONDS = 20
+SECONDS = 60
 BYTES = 6 * 2**30
 PANEL = {"club": "members.parquet", "prime": "prime.parquet"}
 Edit = Callable[[Path], None]

@@ -12,6 +12,7 @@ import numpy as np
 from dynchoice.errors import DynChoiceError, DynChoiceWarning, SpecificationError
 from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.nfxp import NFXP
+from dynchoice.estimate.workers import processes
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.cells import NO_NEXT
@@ -174,9 +175,9 @@ def audit(
         if jobs == 1:
             found += [one_audit(results, counts, estimator, s) for s in todo]
         else:
-            from joblib import Parallel, delayed
+            from joblib import delayed
 
-            found += Parallel(n_jobs=jobs)(
+            found += processes(jobs)(
                 delayed(one_audit)(results, counts, estimator, s) for s in todo
             )
         if progress is not None:

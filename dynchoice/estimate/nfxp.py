@@ -17,6 +17,7 @@ from dynchoice.estimate.optimise import Optimization, check_options, maximise
 from dynchoice.estimate.report import as_results, score_parts
 from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.estimate.start import default_start, probabilities_near
+from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -289,10 +290,10 @@ def side_by_side(
     progress: Progress | None,
 ) -> list[tuple[Evaluation, Optimization]]:
     """Maximise from several points, in ``jobs`` processes (or where joblib is configured to)."""
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     bare = estimator.again(estimator.counts)  # a panel's connection stays here
-    running = Parallel(n_jobs=jobs, return_as="generator")(
+    running = processes(jobs, return_as="generator")(
         delayed(from_start)(bare, point, options) for point in points
     )
     runs = []

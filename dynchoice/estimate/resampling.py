@@ -21,6 +21,7 @@ from dynchoice.errors import (
     DynChoiceWarning,
     SpecificationError,
 )
+from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import FEW_CLUSTERS, check_cluster
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
@@ -155,10 +156,10 @@ def resampled(
         if jobs == 1:
             found += [one_draw(estimator, counts, w, o) for w, o in batch]
         else:
-            from joblib import Parallel, delayed
+            from joblib import delayed
 
             bare = estimator.again(estimator.counts)
-            found += Parallel(n_jobs=jobs)(delayed(one_draw)(bare, counts, w, o) for w, o in batch)
+            found += processes(jobs)(delayed(one_draw)(bare, counts, w, o) for w, o in batch)
         if progress is not None:
             progress(len(found), draws, "bootstrap")
     good = [f for f in found if not isinstance(f, str)]

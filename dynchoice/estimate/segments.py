@@ -8,13 +8,10 @@ fails, or whose worker dies, is reported with its segment; the others are kept.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +26,7 @@ from dynchoice.errors import (
 )
 from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.nfxp import NFXP
+from dynchoice.estimate.workers import processes
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
@@ -251,16 +249,15 @@ def run_all(
     When a worker dies, nobody says which task it had. What is left is run again in two halves,
     until the one that kills its worker is alone.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
-    here = os.getpid()
     waiting = [(list(tasks), n_jobs)]
     while waiting:
         batch, jobs = waiting.pop(0)
         left = list(batch)
-        running = Parallel(n_jobs=jobs, return_as="generator")
+        running = processes(jobs, return_as="generator")
         try:
-            found = running(delayed(fit_beside)(here, *tasks[segment]) for segment in batch)
+            found = running(delayed(fit_one)(*tasks[segment]) for segment in batch)
             for segment, attempt in zip(batch, found, strict=True):
                 left.remove(segment)
                 done(segment, attempt)
@@ -276,32 +273,6 @@ def run_all(
             # two jobs at least: what may kill its process must not run in this one
             again = jobs if jobs is None or jobs < 0 else max(jobs, 2)
             waiting = [(left[:half], again), (left[half:], again), *waiting]
-
-
-def fit_beside(main: int, *task: Any) -> Attempt:
-    """Run :func:`fit_one`; a process of its own ends with the main one that started it.
-
-    A cluster's worker, which somebody else started, is left alone.
-    """
-    if os.getpid() != main and os.getppid() == main:
-        end_with(main)
-    return fit_one(*task)
-
-
-@cache
-def end_with(parent: int) -> None:
-    """Have this process end soon after its parent.
-
-    A worker of a main process that was killed would else wait for work, with all its memory, until
-    joblib's own limit of five minutes.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="ends with its parent").start()
 
 
 def fit_one(

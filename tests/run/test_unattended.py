@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import group
 
 from dynchoice.run import cli
 from dynchoice.run.init import write_sample
@@ -71,17 +72,6 @@ def until(process, word):
         if word in line:
             return
     raise AssertionError(f"it ended without {word!r}")
-
-
-def group(pid):
-    """The processes of a run that live: its own group."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            words = stat.read_text().rsplit(")", 1)[1].split()
-            if words[2] == str(pid) and words[0] != "Z":
-                found.append(int(stat.parent.name))
-    return found
 
 
 # what a folder holds -----------------------------------------------------------------------------

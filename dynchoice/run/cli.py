@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """exit codes: 0 done, 1 unexpected, 2 bad configuration or usage, 3 not converged,
 4 a check failed, 5 data refused, 75 another run holds the lock"""
 INTERRUPTED = 130
+STUCK = "interrupted in a step that did not stop by itself; what is published is whole"
 WIDEST, TALLEST, MOST_LETTERS = 1_500, 40, 5_500
 
 
@@ -308,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = parser().parse_args(argv)
     # a scheduler's SIGTERM should stop like Ctrl-C: temporary files removed, nothing published
-    args.stop = Stop()
+    args.stop = Stop(lambda: failed(args, STUCK, INTERRUPTED))
     with args.stop.listening():
         return run(args)
 

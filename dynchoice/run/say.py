@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +15,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dynchoice.typing import Progress
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 10.0
+"""Seconds that a signal may take to stop the main thread by itself."""
 
 
 class Interrupted(BaseException):
@@ -28,11 +34,20 @@ class Stop:
 
     A signal raises :class:`Interrupted` where it happens to come; a driver may turn that into an
     error of its own, and a destructor swallows it. So it is written down too, and looked at between
-    steps and when anything goes wrong.
+    steps and when anything goes wrong. Where the main thread is in a library that does not return
+    (DuckDB, when a query is one long task), Python's handler never runs: a thread that hears the
+    signal itself then ends the process, which is as safe as a ``kill -9``.
+
+    Parameters
+    ----------
+    stuck : callable, optional
+        Called with no argument before the process is ended so; returns its exit code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stuck: Callable[[], int] | None = None) -> None:
         self.asked = False
+        self.stuck = stuck
+        self.left = threading.Event()
 
     def __call__(self, number: int, frame: Any) -> None:
         """Handle a signal."""
@@ -45,12 +60,26 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {n: signal.signal(n, self) for n in (signal.SIGTERM, signal.SIGINT)}
+        hears, told = socket.socketpair()
+        told.setblocking(False)
+        before = {n: signal.signal(n, self) for n in STOPPING}
+        wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._insist, args=(hears,), daemon=True).start()
         try:
             yield
         finally:
+            self.left.set()
+            signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            told.close()
+
+    def _insist(self, hears: socket.socket) -> None:
+        """End the process if the main thread has not left soon after a signal."""
+        with hears:
+            while number := hears.recv(1):
+                if number[0] in STOPPING and self.stuck and not self.left.wait(PATIENCE):
+                    os._exit(self.stuck())
 
     def look(self) -> None:
         """Stop here if that was asked for.

@@ -39,6 +39,8 @@ _HOME = {
     "NPL": "estimate.npl",
     "CCPEM": "estimate.ccpem",
     "ECCP": "estimate.eccp",
+    "DeepPQR": "estimate.pqr",
+    "GenPQR": "estimate.pqr",
     "select_types": "estimate.ccpem",
     "MixtureResults": "inference.mixture",
     "finite_dependence": "model.dependence",

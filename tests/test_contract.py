@@ -13,6 +13,8 @@ ESTIMATORS = [
     pytest.param(lambda m, p: dc.CCP(m, p, first_stage="logit"), id="CCP, logit"),
     pytest.param(lambda m, p: dc.NPL(m, p), id="NPL"),
     pytest.param(lambda m, p: dc.NPL(m, p, steps=2), id="NPL, 2 steps"),
+    pytest.param(lambda m, p: dc.DeepPQR(m, p), id="DeepPQR"),
+    pytest.param(lambda m, p: dc.GenPQR(m, p, reference="uniform"), id="GenPQR"),
 ]
 
 

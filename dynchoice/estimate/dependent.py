@@ -41,6 +41,32 @@ def unmix(model: DDC, P: FloatArray) -> FloatArray:
     return np.asarray(pi / pi.sum(axis=1, keepdims=True))
 
 
+def psi(model: DDC, P: FloatArray) -> FloatArray:
+    """Return ``V - v = -log pi_a + (1 - attention) log pi_default`` (S, J); 0 where not offered.
+
+    Arcidiacono and Miller (2011, Lemma 1) with mean-zero shocks and inattention.
+    """
+    pi = unmix(model, P)
+    logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
+    at_default = logs[np.arange(len(P)), model.default]
+    out = -logs + ((1 - model.attention) * at_default)[:, None]
+    return np.asarray(np.where(model.available, out, 0.0))
+
+
+def psi_derivative(model: DDC, P: FloatArray, d: FloatArray) -> FloatArray:
+    """Return the derivative of ``sum d psi`` by ``P``, for weights ``d`` (K, S, J)."""
+    s, lost = np.arange(len(P)), 1 - model.attention
+    raw = P.copy()
+    raw[s, model.default] -= lost
+    pi = unmix(model, P)
+    free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
+    steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
+    own = np.where(model.available, d, 0.0)
+    out = -own * steep
+    out[:, s, model.default] += lost * own.sum(axis=2) * steep[s, model.default]
+    return np.asarray(out)
+
+
 @dataclass
 class DependentEvaluation:
     """The pseudo-likelihood at one parameter vector; arrays by seen row (R, J) as in Likelihood."""
@@ -198,11 +224,7 @@ class DependentLikelihood:
         model = self.model
         if self.everywhere:
             return np.asarray(-np.log(P))
-        pi = unmix(model, P)
-        logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
-        at_default = logs[np.arange(len(P)), model.default]
-        out = -logs + ((1 - model.attention) * at_default)[:, None]
-        return np.asarray(np.where(model.available, out, 0.0))
+        return psi(model, P)
 
     def discount(self, params: FloatArray) -> float:
         """Return the discount factor at a parameter vector."""
@@ -280,18 +302,8 @@ class DependentLikelihood:
                 D[period] += beta**depth * np.asarray(W.T @ g)
         out = np.empty((K, self.P.shape[0] * S, J))
         for period, P in enumerate(self.P):
-            pi = unmix(model, P)
-            d = D[period].reshape(S, J, K)
-            raw = P.copy()
-            raw[np.arange(S), model.default] -= 1 - model.attention
-            free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
-            steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
-            by_P = -d * steep[:, :, None]
-            lost = ((1 - model.attention)[:, None] * d.sum(axis=1)) * steep[
-                np.arange(S), model.default
-            ][:, None]
-            by_P[np.arange(S), model.default] += lost
-            out[:, period * S : (period + 1) * S] = np.moveaxis(by_P, 2, 0)
+            d = np.moveaxis(D[period].reshape(S, J, K), 2, 0)
+            out[:, period * S : (period + 1) * S] = psi_derivative(model, P, d)
         return out
 
     def transition_derivative(

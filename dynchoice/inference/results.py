@@ -146,16 +146,21 @@ class Results(Estimates):
     # fit -------------------------------------------------------------------------------------
 
     @property
+    def free(self) -> int:
+        """Free parameters of the choice likelihood: the estimates, and a reward's own numbers."""
+        return len(self.vector) + int(self.uses.get("rewards", 0))
+
+    @property
     def aic(self) -> float:
         """Akaike's criterion of the choice likelihood."""
-        return 2 * len(self.vector) - 2 * self.loglik
+        return 2 * self.free - 2 * self.loglik
 
     @property
     def bic(self) -> float:
         """Bayes' criterion of the choice likelihood."""
         if self.nobs <= 0:  # a prior's law for a market without data
             return float("nan")
-        return float(np.log(self.nobs)) * len(self.vector) - 2 * self.loglik
+        return float(np.log(self.nobs)) * self.free - 2 * self.loglik
 
     @property
     def rsquared_mcfadden(self) -> float:
@@ -201,6 +206,19 @@ class Results(Estimates):
         frame = states.frame() if df is None else df
         codes = states.codes(frame)
         return pd.DataFrame(self.ccp[codes], index=frame.index, columns=list(self.model.choices))
+
+    def reward(self) -> pd.DataFrame:
+        """Return the flow utility at the estimates, a row a state, in utils.
+
+        Of inverse reinforcement learning (:class:`dynchoice.DeepPQR`) this is the estimated reward,
+        whatever its projection on the features misses included. NaN where a choice is not offered.
+        """
+        import pandas as pd
+
+        model = self.model
+        u = np.where(model.available, model.utility.flow(self.theta), np.nan)
+        index = pd.MultiIndex.from_frame(model.states.frame())
+        return pd.DataFrame(u, index=index, columns=list(model.choices))
 
     # tests -----------------------------------------------------------------------------------
 

@@ -1,180 +1,111 @@
-"""Deep PQR and GenPQR on states that are levels: rewards without a functional form.
+"""Deep PQR and GenPQR: rewards from choices, given one choice whose reward is known.
 
-Policy (choice probabilities), value of the normalised choice, reward: three steps, each a smooth
-function of the one before, so the sampling error of probabilities and laws goes through to the
-parameters in closed form. The parameters are the projection of the reward on the model's features,
-``theta = E[x x']^{-1} E[x r]``; what the features miss is kept as the known part of the utility of
-``results.model``, whose solution therefore has the estimated probabilities exactly.
+States that are levels (a :class:`dynchoice.DDC` and its Panel) take closed forms
+(:mod:`dynchoice.estimate.table_pqr`); states that are numbers (a :class:`dynchoice.RewardModel` and
+:class:`dynchoice.Trajectories`) take regressions (:mod:`dynchoice.estimate.rows_pqr`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, IdentificationError, SpecificationError, suggest
-from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.choice_probabilities import ChoiceProbabilities, FirstStageChoice
-from dynchoice.estimate.dependent import psi_derivative
-from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
-from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.normalised import Normalised, normalised
-from dynchoice.estimate.optimise import Optimization
-from dynchoice.estimate.report import ScoreParts, as_results
-from dynchoice.estimate.resampling import Estimator, resampled
-from dynchoice.inference.covariance import check_cov_type
-from dynchoice.inference.diagnostics import Identification
+from dynchoice.errors import SpecificationError
+from dynchoice.estimate.rows_pqr import RowsReward
+from dynchoice.estimate.table_pqr import TableReward
 from dynchoice.inference.results import Results
+from dynchoice.inference.rewards import RewardResults
 from dynchoice.model.ddc import DDC
-from dynchoice.panel.states import as_floats
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.model.reward import RewardModel
+from dynchoice.panel.counts import Counts
+from dynchoice.panel.panel import Panel
+from dynchoice.panel.trajectories import Trajectories
+from dynchoice.typing import FloatArray, Level, Progress
 
 SUPPORT = 30
 """Least number of member-months with a reference choice, below which no reward is estimated."""
+POOL = 10.0
+"""Rows that the columns which choices share are worth against those of one choice (GenPQR)."""
 
 
-class GenPQR(Estimator):
-    """Inverse reinforcement learning under a general normalisation (GenPQR), tabular states.
+class DeepPQR:
+    """Inverse reinforcement learning with an anchor choice of known reward (Deep PQR).
 
     Parameters
     ----------
-    model : DDC
-        Infinite horizon. Its utility says on which features the reward is projected; laws without
-        probabilities are estimated.
-    data : Panel or Counts
-    reference : label, array (S, J) or "uniform"
-        The policy whose expected reward is known: a choice, or probabilities over choices that
-        are offered. Default: the choice whose features are zero in every state.
-    reward : float or array (S,)
-        Its known expected reward ``g``, in utils. Default: the model's known part (``offset``).
+    model : DDC or RewardModel
+        States that are levels, infinite horizon: its utility says on which features the reward is
+        projected, laws without probabilities are estimated. Or states that are numbers.
+    data : Panel or Counts; or Trajectories
+    anchor : label, optional
+        With a DDC: the choice whose reward is known, offered wherever there is a choice. Default:
+        the choice whose features are zero in every state ("not a member"). A RewardModel names it.
+    reward : float or array (S,), optional
+        With a DDC: the anchor's reward, in utils. Default: what its features and parameters say,
+        zero where it has none.
     first_stage : str or Utility
-        Of the choice probabilities; see :class:`dynchoice.CCP`.
+        With a DDC: of the choice probabilities; see :class:`dynchoice.CCP`.
+    degree : int
+        With a RewardModel: highest power in the sieve of policy and values.
+    pairs : bool, optional
+        With a RewardModel: products of two features in the sieve. Default: up to 8 features.
     support : int
-        Member-months that must have taken a choice of the reference's.
+        Rows that must have taken the anchor.
 
     Raises
     ------
     SpecificationError
-        Finite horizon; no default reference; a reference that states do not offer.
+        Finite horizon; no default anchor; an anchor that states do not offer; options of the other
+        kind of model.
     DataError
-        Fewer than ``support`` member-months with a choice of the reference's.
+        Fewer than ``support`` rows with the anchor.
     IdentificationError
-        The features are collinear where the panel has rows.
+        The features are collinear where there are rows.
 
     Notes
     -----
-    The reward is a table of ``S x J`` numbers, ``results.reward()``. Standard errors are those of
-    its projection, from the influence of every choice and move (van der Laan, Bibaut and Kallus;
-    analytic here, for the first stage is a table), or ``cov_type="bootstrap"``.
+    P: choice probabilities. Q: ``W = g + beta E[W' - log pi'_anchor | s, anchor]`` from the rows
+    with the anchor, ``Q_a = W + log pi_a - log pi_anchor``. R: ``r_a = Q_a - beta E[V' | s, a]``
+    (Geng et al. 2020, (i)-(iii)). A wrong ``reward``, off by ``c``, moves the rewards of every
+    other choice by ``A_a c``, ``A_a = (I - beta F_a)(I - beta F_anchor)^{-1}``: which
+    counterfactuals do not depend on it, ``counterfactual(...).identified`` says.
+
+    The parameters are the projection of the reward on the features, ``E[x x']^{-1} E[x r]``;
+    standard errors go through every step, by the influence of every choice and move.
 
     References
     ----------
-    van der Laan, Kallus and Bibaut (2025), arXiv 2509.21172. Geng, Nassif, Manzanares, Reppen and
-    Sircar (2020), ICML 119.
+    Geng, Nassif, Manzanares, Reppen and Sircar (2020), ICML 119.
 
     Examples
     --------
     >>> from dynchoice.run.config import load_run
     >>> run = load_run("data/prime/run.toml")  # doctest: +SKIP
-    >>> GenPQR(run.model, run.panel(), reference="none").fit()  # doctest: +SKIP
+    >>> DeepPQR(run.model, run.panel(), anchor="none").fit()  # doctest: +SKIP
     """
 
-    name: ClassVar[str] = "GenPQR"
+    name = "DeepPQR"
 
     def __init__(
         self,
-        model: DDC,
+        model: DDC | RewardModel,
         data: Any,
         *,
-        reference: Level | FloatArray | None = None,
+        anchor: Level | None = None,
         reward: Any = None,
-        first_stage: Any = "smoothed",
+        first_stage: Any = None,
+        degree: int | None = None,
+        pairs: bool | None = None,
         support: int = SUPPORT,
     ) -> None:
-        if model.horizon is not None:
-            raise SpecificationError(f"{self.name} is for infinite horizons")
+        if anchor is not None and not isinstance(anchor, Hashable):
+            raise SpecificationError("anchor is one choice; GenPQR takes probabilities (S, J)")
+        table = {"anchor": anchor, "reward": reward, "first_stage": first_stage}
+        rows = {"degree": degree, "pairs": pairs}
         self.model = model
-        self.options = {
-            "reference": reference, "reward": reward, "first_stage": first_stage,
-            "support": support,
-        }  # fmt: skip
-        self.counts, self.panel = counts_of(data)
-        self.mu = self._reference(reference)
-        self.known = reward
-        self.g = self._reward(reward)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
-        taken = float((self.counts.n_sj() * (self.mu > 0)).sum())
-        if taken < support:
-            raise DataError(
-                f"{taken:,.0f} member-months take a choice of the reference policy; its value needs"
-                f" support={support:,} at least. Take another reference (GenPQR averages over"
-                " several choices)"
-            )
-
-    # the normalisation -----------------------------------------------------------------------
-
-    def _reference(self, reference: Any) -> FloatArray:
-        """Return the reference policy (S, J) of the argument."""
-        model = self.model
-        S, J, _ = model.shape
-        if reference is None:
-            reference = self._outside()
-        if isinstance(reference, str) and reference == "uniform" and "uniform" not in model.choices:
-            return np.asarray(model.available / model.available.sum(axis=1, keepdims=True))
-        if np.ndim(reference) == 0:
-            if reference not in model.choices:
-                raise SpecificationError(
-                    f"the reference {reference!r} is no choice.{suggest(reference, model.choices)}"
-                    f" Choices: {', '.join(map(str, model.choices))}; or 'uniform', or an array"
-                )
-            mu = np.zeros((S, J))
-            mu[:, model.choices.index(reference)] = 1.0
-            forced = model.available.sum(axis=1) == 1  # inside a contract: nothing else is chosen
-            mu[forced] = model.available[forced]
-        else:
-            mu = as_floats(reference, "reference")
-            if mu.shape != (S, J) or (mu < 0).any() or np.abs(mu.sum(axis=1) - 1).max() > 1e-9:
-                raise SpecificationError(
-                    f"reference must hold probabilities (S, J) = {(S, J)} that sum to one in every"
-                    f" state, got shape {mu.shape}"
-                )
-        bad = (mu > 0) & ~model.available
-        if bad.any():
-            s, j = np.argwhere(bad)[0]
-            raise SpecificationError(
-                f"the reference policy takes {model.choices[j]!r}, which {int(bad.any(1).sum()):,}"
-                f" of {S:,} states do not offer, for instance ({model.states.describe(int(s))}):"
-                " there is no such reward. GenPQR takes probabilities (S, J) over what is offered"
-            )
-        return mu
-
-    def _outside(self) -> Level:
-        """Return the choice whose features are zero wherever it is offered."""
-        empty = (self.model.utility.x == 0).all(axis=(0, 2))
-        if empty.sum() != 1:
-            raise SpecificationError(
-                f"{self.name}: name the choice with a known reward; the features are zero for"
-                f" {int(empty.sum())} of the choices {', '.join(map(str, self.model.choices))}"
-            )
-        return self.model.choices[int(empty.argmax())]
-
-    def _reward(self, reward: Any) -> FloatArray:
-        """Return the reference's expected reward (S,) of the argument."""
-        S = self.model.states.size
-        if reward is None:
-            return np.asarray((self.mu * self.model.utility.offset).sum(axis=1))
-        g = as_floats(reward, "reward")
-        if g.ndim > 1 or (g.ndim == 1 and len(g) != S) or not np.isfinite(g).all():
-            raise SpecificationError(
-                f"reward is the reference's expected reward: one finite number, or {S:,} by state;"
-                f" got shape {g.shape}"
-            )
-        return np.asarray(np.broadcast_to(g, (S,)), dtype=np.float64)
-
-    # estimation ------------------------------------------------------------------------------
+        self._made = made(self.name, model, data, table, rows, anchor, support, 0.0)
 
     def fit(
         self,
@@ -189,169 +120,106 @@ class GenPQR(Estimator):
         seed: int | None = None,
         progress: Progress | None = None,
         strict: bool = False,
-    ) -> Results:
+    ) -> Results | RewardResults:
         """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
 
-        Nothing is iterated: ``start``, ``tol`` and ``maxiter`` are there for the signature.
+        ``start`` is ignored: nothing here has more than one optimum. With a RewardModel, ``tol``
+        and ``maxiter`` bound Newton's method on the policy.
         """
-        del start, tol, maxiter
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(self, {}, cluster, draws, jobs, seed, progress, strict)
-        n, model = self.counts.n_sj(), self._first.model
-        probabilities = self._stage.estimate(self.model, n)
-        zero = normalised(model, probabilities.P, self.mu, self.g)
-        x, h = zero.features(model.utility.x) if self.known is None else (model.utility.x, None)
-        gram, theta = self._project(x, zero.r - model.utility.offset, n)
-        found = (
-            zero if h is None else normalised(model, zero.P, self.mu, self.g + self._earned(theta))
-        )
-        rest = np.where(model.available, found.r - model.utility.flow(theta), 0.0)
-        own = model.with_parts(utility=model.utility.with_offset(rest))
-        parts = self._parts(found, probabilities, x, h, rest, n)
-        likelihood = Likelihood(own, n, found.V)
-        at = likelihood.evaluate(theta)
-        missed = float(np.abs(at.P - probabilities.P).max())
-        done = Optimization(
-            missed <= 1e-6,
-            "converged: solved in closed form"
-            if missed <= 1e-6
-            else f"not converged: the reward's own choice probabilities are {missed:.1e} off",
-            1, 1, missed, 0.0, np.zeros(0),
-        )  # fmt: skip
-        return as_results(
-            self.name, self._first, self.counts, at, parts, done, cov_type,
-            cluster=cluster, seed=seed, strict=strict, model=own, pseudo_loglik=at.loglik,
-            notes=self._notes(probabilities, n), extra_params=int(own.available.sum()),
-            uses=self._uses(n),
+        return self._made.fit(
+            start=start, cov_type=cov_type, cluster=cluster, tol=tol, maxiter=maxiter, draws=draws,
+            jobs=jobs, seed=seed, progress=progress, strict=strict,
         )  # fmt: skip
 
-    def _earned(self, theta: FloatArray) -> FloatArray:
-        """Return what the reference's features are worth (S,)."""
-        return np.asarray((self.mu * (self.model.utility.x @ theta)).sum(axis=1))
 
-    def _project(
-        self, x: FloatArray, r: FloatArray, n: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return the features' second moments (K, K), summed over rows, and the projection."""
-        gram = np.einsum("sj,sjk,sjl->kl", n, x, x)
-        flat = Identification.of(self.model.names, gram).flat
-        if flat or (np.diag(gram) <= 0).any():
-            dead = [k for k, v in zip(self.model.names, np.diag(gram), strict=True) if v <= 0]
-            what = "; ".join(flat) if flat else ", ".join(map(repr, dead))
-            raise IdentificationError(
-                f"the reward cannot be projected on features that are collinear where the panel has"
-                f" rows: {what}. Drop one of them or combine them"
-            )
-        return gram, np.linalg.solve(gram, np.einsum("sj,sjk,sj->k", n, x, r))
-
-    def _parts(
-        self,
-        found: Normalised,
-        first: ChoiceProbabilities,
-        x: FloatArray,
-        h: FloatArray | None,
-        rest: FloatArray,
-        n: FloatArray,
-    ) -> ScoreParts:
-        """Return what a member-month adds to ``sum n x rest``, by cell."""
-        model, K = found.model, x.shape[2]
-        gram = np.einsum("sj,sjk,sjl->kl", n, x, x)
-        d = np.stack([found.adjoint(n * x[:, :, k]) for k in range(K)])
-        table = x * rest[:, :, None] + first.influence(psi_derivative(model, first.P, -d))
-        by_cell, V1, label = None, np.zeros((K, K)), "choice probabilities included"
-        if self._first.estimates and model.beta > 0:
-            law: Any = model.transitions
-            each = [law.law_gradient(-model.beta * d[k], found.V) for k in range(K)]
-            if h is not None:
-                # features normalised through estimated laws, where the reward is not their sum
-                missed = found.adjoint(n * rest)
-                for k in range(K):
-                    for name, g in law.law_gradient(model.beta * missed, h[:, k]).items():
-                        each[k][name] = each[k][name] + g
-            cross = {name: np.stack([g[name] for g in each]) for name in each[0]}
-            by_cell, V1 = influence(model, self._first.estimates, cross)
-            label = "included"
-        meat = np.einsum("sj,sjk,sjl->kl", n, table, table)
-
-        def psi(cells: IntArray) -> FloatArray:
-            out = table[cells[:, 0], cells[:, 1]] * cells[:, 3, None]
-            return np.asarray(out if by_cell is None else out + by_cell(cells))
-
-        return ScoreParts(-gram, gram, psi, V1, label, choice_meat=meat)
-
-    # what the summary says -------------------------------------------------------------------
-
-    def _uses(self, n: FloatArray) -> dict[str, float]:
-        taken, seen = n * (self.mu > 0), n.sum(axis=1) > 0
-        free = self.model.available[seen].sum() - seen.sum()
-        return {
-            "share": 1.0,
-            "rewards": float(max(free - len(self.model.names), 0)),
-            "states": int(seen.sum()),
-            "reference rows": float(taken.sum()),
-            "reference share": float(taken.sum() / n.sum()),
-        }
-
-    def _notes(self, first: ChoiceProbabilities, n: FloatArray) -> tuple[str, ...]:
-        uses = self._uses(n)
-        seen = n.sum(axis=1) > 0
-        never = seen & ((n * (self.mu > 0)).sum(axis=1) == 0)
-        ratio = float((self.mu / np.maximum(first.P, 1e-300))[self.model.available].max())
-        notes = [
-            f"The reference policy's choices are {uses['reference rows']:,.0f} member-months"
-            f" ({uses['reference share']:.1%}); in {int(never.sum()):,} of {int(seen.sum()):,} seen"
-            f" states nobody took them; largest ratio of reference to observed probability"
-            f" {ratio:,.0f}",
-            "The parameters are a projection of the estimated reward on the features; what they"
-            " miss is in the model's offset, so the log-likelihood is that of the first stage",
-        ]
-        if first.empty:
-            notes.append(
-                f"{first.empty:,} available choices were never taken in seen states: the first"
-                f" stage is {first.kind} there"
-            )
-        return tuple(notes)
-
-
-class DeepPQR(GenPQR):
-    """Inverse reinforcement learning with an anchor choice of known reward (Deep PQR), tabular.
+class GenPQR:
+    """Inverse reinforcement learning under a general normalisation (GenPQR).
 
     Parameters
     ----------
-    model, data, first_stage, support
-        As of :class:`GenPQR`.
-    anchor : label
-        The choice whose reward is known, offered in every state. Default: the choice whose
-        features are zero in every state ("not a member").
-    reward : float or array (S,)
-        The anchor's reward, in utils. Default: the model's known part of its utility.
+    model, data, reward, first_stage, degree, pairs, support
+        As of :class:`DeepPQR`.
+    reference : label, array (S, J) or "uniform", optional
+        With a DDC: the policy whose expected reward is known: a choice, or probabilities over
+        choices that are offered. Default: as the anchor of :class:`DeepPQR`.
+    pool : float
+        With a RewardModel: all rows inform the value of the reference, for choices share columns
+        of the sieve; this many rows of prior pull what a choice does not share towards zero.
+
+    Raises
+    ------
+    SpecificationError, DataError, IdentificationError
+        As of :class:`DeepPQR`.
 
     Notes
     -----
-    Policy, Q and reward as in Geng et al. (2020): ``W = g + beta E[W' - log pi'_anchor]`` along
-    the anchor, ``Q_a = W + log pi_a - log pi_anchor``, ``r_a = Q_a - beta E[V' | s, a]``. A wrong
-    ``reward`` by ``c`` moves the rewards of every other choice by ``A_a c`` with
-    ``A_a = (I - beta F_a)(I - beta F_anchor)^{-1}``: which counterfactuals do not depend on it,
-    ``counterfactual(...).identified`` says.
+    ``q(s, a) = log pi(a|s) - g(s) + beta E[sum_b mu(b|s') q(s', b) | s, a]``, evaluation of the
+    reference policy ``mu``; then ``r(s, a) = q(s, a) - sum_b mu(b|s) q(s, b) + g(s)``.
+
+    References
+    ----------
+    van der Laan, Kallus and Bibaut (2025), arXiv 2509.21172.
     """
 
-    name = "DeepPQR"
+    name = "GenPQR"
 
     def __init__(
         self,
-        model: DDC,
+        model: DDC | RewardModel,
         data: Any,
         *,
-        anchor: Level | None = None,
+        reference: Level | FloatArray | None = None,
         reward: Any = None,
-        first_stage: Any = "smoothed",
+        first_stage: Any = None,
+        degree: int | None = None,
+        pairs: bool | None = None,
+        pool: float | None = None,
         support: int = SUPPORT,
     ) -> None:
-        if anchor is not None and not isinstance(anchor, Hashable):
-            raise SpecificationError("anchor is one choice; GenPQR takes probabilities (S, J)")
-        super().__init__(
-            model, data, reference=anchor, reward=reward, first_stage=first_stage, support=support
+        table = {"reference": reference, "reward": reward, "first_stage": first_stage}
+        rows = {"degree": degree, "pairs": pairs, "pool": pool}
+        pull = POOL if pool is None else float(pool)
+        if not 0 < pull < np.inf:
+            raise SpecificationError(f"pool={pool!r}: a positive number of rows")
+        self.model = model
+        self._made = made(self.name, model, data, table, rows, reference, support, pull)
+
+    fit = DeepPQR.fit
+
+
+def made(
+    name: str,
+    model: Any,
+    data: Any,
+    table: dict[str, Any],
+    rows: dict[str, Any],
+    reference: Any,
+    support: int,
+    pool: float,
+) -> TableReward | RowsReward:
+    """Return the estimator for the kind of states, or say which options the other kind takes."""
+    numbers = isinstance(model, RewardModel)
+    if not numbers and not isinstance(model, DDC):
+        raise SpecificationError(f"model is a {type(model).__name__}; pass a DDC or a RewardModel")
+    wanted: tuple[type, ...] = (Trajectories,) if numbers else (Panel, Counts)
+    if not isinstance(data, wanted):
+        raise SpecificationError(
+            f"data is a {type(data).__name__}; a {type(model).__name__} takes"
+            f" {' or '.join(t.__name__ for t in wanted)}"
         )
-        self.options = {
-            "anchor": anchor, "reward": reward, "first_stage": first_stage, "support": support
-        }  # fmt: skip
+    for option, value in (table if numbers else rows).items():
+        if value is not None:
+            where = "a DDC" if numbers else "a RewardModel"
+            raise SpecificationError(f"{name}: {option}= is for {where} only")
+    if numbers:
+        assert isinstance(data, Trajectories)
+        degree = 2 if rows["degree"] is None else rows["degree"]
+        return RowsReward(
+            name, model, data, general=name == "GenPQR", degree=degree, pairs=rows["pairs"],
+            pool=pool, support=support,
+        )  # fmt: skip
+    first_stage = "smoothed" if table["first_stage"] is None else table["first_stage"]
+    return TableReward(
+        model, data, name=name, reference=reference, reward=table["reward"],
+        first_stage=first_stage, support=support,
+    )  # fmt: skip

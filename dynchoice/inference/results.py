@@ -387,7 +387,7 @@ def refuse_not_nested(large: Results, small: Results) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """Load a fit saved by its ``save``: :class:`Results` or :class:`MixtureResults`.
+    """Load a fit saved by its ``save``: Results, MixtureResults or RewardResults.
 
     Raises
     ------
@@ -395,8 +395,12 @@ def load(path: str | os.PathLike[str]) -> Any:
         No such file, damaged, or no results of this package.
     """
     tree = dict(load_tree(path, KIND))
-    mixture = tree.pop("mixture", False)
+    mixture, rewards = tree.pop("mixture", False), tree.pop("rewards", False)
     try:
+        if rewards:
+            from dynchoice.inference.rewards import RewardResults
+
+            return RewardResults.from_tree(tree)
         if mixture:
             from dynchoice.inference.mixture import MixtureResults
 

@@ -18,6 +18,7 @@ from dynchoice import count_kernels as kernels
 from dynchoice.errors import DataError
 from dynchoice.panel import query
 from dynchoice.panel.cells import members_worth
+from dynchoice.panel.source import stream
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
@@ -312,12 +313,3 @@ def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, .
 def _label_code(con: Any, rows: ir.Table, name: str, labels: tuple[Level, ...]) -> Any:
     """Return the code of a text column among its labels."""
     return query.level_code(rows[name], [str(x) for x in labels])
-
-
-def stream(con: Any, table: ir.Table) -> Iterator[Any]:
-    """Yield a query's result as Arrow batches, whatever the version of DuckDB."""
-    import ibis
-    import pyarrow as pa
-
-    relation = con.con.sql(str(ibis.to_sql(table, dialect="duckdb")))
-    yield from pa.RecordBatchReader.from_stream(relation)

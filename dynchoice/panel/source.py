@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,3 +108,18 @@ def read_files(
         return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
     except Exception as error:
         raise DataError(f"cannot read {first_few(found)}: {error}") from error
+
+
+def stream(con: Any, table: ir.Table) -> Iterator[Any]:
+    """Yield a query's result as Arrow batches, whatever the version of DuckDB.
+
+    ``con`` is the DuckDB connection that holds the table, or None: some engine of the user's.
+    """
+    import ibis
+    import pyarrow as pa
+
+    if con is None:
+        yield from table.to_pyarrow().to_batches()
+        return
+    relation = con.con.sql(str(ibis.to_sql(table, dialect="duckdb")))
+    yield from pa.RecordBatchReader.from_stream(relation)

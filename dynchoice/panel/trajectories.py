@@ -23,7 +23,7 @@ import numpy as np
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import query
-from dynchoice.panel.source import as_table
+from dynchoice.panel.source import as_table, stream
 from dynchoice.panel.states import check_labels
 from dynchoice.typing import FloatArray, IntArray, Level, Progress
 
@@ -136,9 +136,10 @@ class Trajectories:
         used = [member, time, choice, *self.features]
         used += [c for c in (weights, terminal) if c]
         self._bytes = limit() // 4 if memory is None else in_bytes(memory)
-        table, _ = as_table(data, used, self._bytes)
+        table, self._engine = as_table(data, used, self._bytes)
         self._read(self._coded(table), progress)
         self._refuse()
+        self._engine = None
 
     # reading ---------------------------------------------------------------------------------
 
@@ -182,31 +183,29 @@ class Trajectories:
         self.choice = np.empty(N, dtype=np.int64)
         self.period, self.member = np.empty(N, dtype=np.int64), np.empty(N, dtype=np.int64)
         self.weight, self.ended = np.empty(N), np.empty(N, dtype=bool)
-        missing = {"choice": 0, "period": 0, "member": 0}
+        roles = {"member": "member", "period": "time", "choice": "choice", "ended": "terminal"}
+        missing = dict.fromkeys(roles, 0)
         at, members, last = 0, -1, None
-        ordered = rows.order_by([rows.member, rows.period])
-        for batch in ordered.to_pyarrow_batches(chunk_size=BLOCK):
+        for batch in stream(self._engine, rows.order_by([rows.member, rows.period])):
+            if not batch.num_rows:
+                continue
             part = slice(at, at + batch.num_rows)
-            for name in ("choice", "period"):
-                column = batch.column(name)
-                missing[name] += column.null_count
-                getattr(self, name)[part] = column.fill_null(-1).to_numpy(zero_copy_only=False)
-            missing["member"] += batch.column("member").null_count
+            for name in roles:
+                missing[name] += batch.column(name).null_count
+            for name in ("choice", "period", "ended"):
+                column = batch.column(name).fill_null(-1)
+                getattr(self, name)[part] = column.to_numpy(zero_copy_only=False)
             who = batch.column("member").to_numpy(zero_copy_only=False)
             new = np.r_[last is None or who[0] != last, who[1:] != who[:-1]]
             self.member[part] = members + np.cumsum(new)
             members, last = int(self.member[part][-1]), who[-1]
-            for name in ("weight", "ended"):
-                values = batch.column(name).to_numpy(zero_copy_only=False)
-                getattr(self, name)[part] = np.nan_to_num(values, nan=-1)
+            self.weight[part] = batch.column("weight").to_numpy(zero_copy_only=False)
             for k in range(p):
                 self.x[part, k] = batch.column(f"x_{k}").to_numpy(zero_copy_only=False)
             at += batch.num_rows
             if progress is not None:
                 progress(at, N, "rows")
-        names = {name: self.spec[role] for name, role in
-                 (("choice", "choice"), ("period", "time"), ("member", "member"))}  # fmt: skip
-        bad = [f"{n:,} in {names[name]!r} ({name})" for name, n in missing.items() if n]
+        bad = [f"{n:,} in {self.spec[roles[m]]!r} ({roles[m]})" for m, n in missing.items() if n]
         if bad:
             raise DataError(
                 f"{sum(missing.values()):,} value(s) in {N:,} rows are missing or unknown:"
@@ -287,10 +286,11 @@ class Trajectories:
     def digest(self) -> str:
         """SHA-256 of everything that estimates rest on."""
         found = hashlib.sha256(repr((self.features, self.choices)).encode())
-        for array in (self.choice, self.next, self.member, self.weight, self.ended):
-            found.update(np.ascontiguousarray(array))
+        parts: tuple[Any, ...] = (self.choice, self.next, self.member, self.weight, self.ended)
+        for array in parts:
+            found.update(np.ascontiguousarray(array).tobytes())
         for i in range(0, len(self.x), BLOCK):
-            found.update(np.ascontiguousarray(self.x[i : i + BLOCK]))
+            found.update(np.ascontiguousarray(self.x[i : i + BLOCK]).tobytes())
         return found.hexdigest()
 
     def frame(self, rows: Any = None) -> pd.DataFrame:

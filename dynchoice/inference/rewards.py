@@ -1,0 +1,227 @@
+"""Results of inverse reinforcement learning on rows whose states are numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import StorageError
+from dynchoice.inference.estimates import Estimates
+from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
+from dynchoice.model.reward import RewardModel
+from dynchoice.model.sieve import Sieve, by_choice, logit_logs
+from dynchoice.storage import save_tree
+from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIND = "dynchoice results"
+
+
+@dataclass(frozen=True)
+class RewardResults(Estimates):
+    """A reward over continuous states, its policy and values, and its projection on features.
+
+    Attributes
+    ----------
+    estimator : str
+    model : RewardModel
+    features : tuple of str
+        Columns of a state, in order.
+    theta : FloatArray, shape (K,)
+        Projection of the reward on the model's features, in utils.
+    cov_matrix, cov_type, cov_config
+        Of ``theta``: clustered by member, through policy and values.
+    loglik, loglik_null : float
+        Log-likelihood of the choices under the estimated policy (not of ``theta``).
+    sieve : Sieve
+    policy_coefficients : FloatArray, shape (J - 1, G)
+    value_coefficients : FloatArray
+        Of ``W(s)`` (Deep PQR, (G,)) or ``q(s, a)`` (GenPQR, ((1 + J) G,)).
+    ahead_coefficients : FloatArray, shape (J, G), or None
+        Deep PQR: of ``E[V(s') | s, a]``.
+    uses : dict
+        Rows and share of the anchor.
+    """
+
+    estimator: str
+    model: RewardModel
+    features: tuple[str, ...]
+    names_: tuple[str, ...]
+    theta: FloatArray
+    cov_matrix: FloatArray
+    cov_type: str
+    cov_config: dict[str, Any]
+    loglik: float
+    loglik_null: float
+    nobs: float
+    nmembers: int
+    converged: bool
+    message: str
+    optimization: dict[str, Any]
+    sieve: Sieve
+    policy_coefficients: FloatArray
+    value_coefficients: FloatArray
+    ahead_coefficients: FloatArray | None
+    data_digest: str
+    package_version: str
+    seed: int | None = None
+    notes: tuple[str, ...] = ()
+    uses: dict[str, float] = field(default_factory=dict, repr=False)
+    bootstrap: FloatArray | None = field(default=None, repr=False)
+    influence: FloatArray | None = field(default=None, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features."""
+        return self.names_
+
+    @property
+    def vector(self) -> FloatArray:
+        """:attr:`theta`."""
+        return self.theta
+
+    @property
+    def free(self) -> int:
+        """Free parameters of the choice likelihood: the policy's coefficients."""
+        return int(self.policy_coefficients.size)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion of the policy."""
+        return 2 * self.free - 2 * self.loglik
+
+    @property
+    def bic(self) -> float:
+        """Bayes' criterion of the policy."""
+        return float(np.log(self.nobs)) * self.free - 2 * self.loglik
+
+    # at states -------------------------------------------------------------------------------
+
+    def _at(self, table: pd.DataFrame) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return log probabilities, values and rewards (n, J); NaN where not offered."""
+        for name in self.features:
+            RewardModel._column(table, name, "state")
+        x = np.ascontiguousarray(table[list(self.features)].to_numpy(dtype=np.float64))
+        phi, offered = self.sieve(x), self.model.offered(table)
+        o, i = self.model.reference(offered, len(x)), np.arange(len(x))
+        logs = logit_logs(self.policy_coefficients, phi, offered)
+        J = len(self.model.choices)
+        if self.ahead_coefficients is None:
+            everyone = (by_choice(phi, np.full(len(x), j), J) for j in range(J))
+            q = np.stack([f @ self.value_coefficients for f in everyone], axis=1)
+            values = logs - q[i, o][:, None]
+            r = q - q[i, o][:, None] + self.model.known(table)[:, None]
+        else:
+            W = (phi @ self.value_coefficients)[:, None]
+            values = logs - logs[i, o][:, None] + W
+            r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
+        if offered is not None:
+            logs, values, r = (np.where(offered, a, np.nan) for a in (logs, values, r))
+        return logs, values, r
+
+    def _table(self, values: FloatArray, table: pd.DataFrame) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(values, index=table.index, columns=list(self.model.choices))
+
+    def predict(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return choice probabilities at states (a table with the features' columns)."""
+        return self._table(np.nan_to_num(np.exp(self._at(table)[0])), table)
+
+    def reward(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the estimated reward ``r(s, a)`` at states, in utils."""
+        return self._table(self._at(table)[2], table)
+
+    def values(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return choice-specific values ``Q(s, a)`` at states, in utils."""
+        return self._table(self._at(table)[1], table)
+
+    # output ----------------------------------------------------------------------------------
+
+    @property
+    def summary(self) -> Summary:
+        """The projection of the reward on the features, with what it rests on."""
+        cov = self.cov_type
+        if "clusters" in self.cov_config:
+            cov += f" ({self.cov_config['clusters']:,} by {self.cov_config['by']})"
+        share = self.uses["anchor share"]
+        facts = (
+            ("Estimator:", self.estimator),
+            ("Member-months:", f"{self.nobs:,.0f}"),
+            ("Members:", f"{self.nmembers:,}"),
+            ("State features:", f"{len(self.features)}"),
+            ("Columns of the sieve:", f"{self.sieve.size}"),
+            ("Discount factor:", f"{self.model.beta:g}"),
+            ("Converged:", "yes" if self.converged else "NO"),
+            ("Covariance:", cov),
+            ("First-stage error:", self.cov_config.get("first_stage_label", "none")),
+            ("Rows with the anchor:", f"{self.uses['anchor rows']:,.0f} ({share:.1%})"),
+            ("Log-lik. of the policy:", number(self.loglik)),
+            ("AIC of the policy:", number(self.aic, 2)),
+        )
+        notes = [] if self.converged else [f"NOT CONVERGED: {self.message}"]
+        return Summary(
+            f"{self.estimator} estimation summary", facts, HEADER, parameter_rows(self),
+            (*notes, *self.notes),
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save to one file; :func:`dynchoice.load` reads it.
+
+        Raises
+        ------
+        StorageError
+            The features are a function, which no file can hold.
+        """
+        if not isinstance(self.model.features, str):
+            raise StorageError("features given as a function cannot be saved: use a formula")
+        plain = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("model", "sieve", "features", "names_", "notes")
+        }
+        m = self.model
+        attributes = None if m.attributes is None else m.attributes.to_dict(orient="list")
+        tree = {
+            **plain,
+            "rewards": True,
+            "features": list(self.features),
+            "names_": list(self.names_),
+            "notes": list(self.notes),
+            "sieve": [self.sieve.centre, self.sieve.spread, self.sieve.powers],
+            "model": {
+                "choices": list(m.choices), "beta": m.beta, "anchor": m.choices[m.anchor],
+                "features": m.features, "attributes": attributes, "reward": m.reward,
+                "available": [[k, v] for k, v in m.available.items()],
+            },
+        }  # fmt: skip
+        return save_tree(path, KIND, tree)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> RewardResults:
+        """Rebuild what :meth:`save` wrote."""
+        import pandas as pd
+
+        own = dict(tree)
+        m = dict(own["model"])
+        if m["attributes"] is not None:
+            m["attributes"] = pd.DataFrame(dict(m["attributes"]))
+        m["available"] = dict(m["available"])
+        own["model"] = RewardModel(m.pop("choices"), **m)
+        own["sieve"] = Sieve(*own["sieve"])
+        for name in ("features", "names_", "notes"):
+            own[name] = tuple(own[name])
+        return cls(**own)
+
+    def __repr__(self) -> str:
+        return (
+            f"RewardResults({self.estimator}: {len(self.theta)} parameters, {self.nobs:,.0f}"
+            f" member-months, {'converged' if self.converged else 'NOT CONVERGED'})"
+        )

@@ -1,0 +1,192 @@
+"""RewardModel: what inverse reinforcement learning assumes where states are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.model.utility import evaluate
+from dynchoice.panel.states import check_labels
+from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHOICE = "choice"
+
+
+@dataclass(frozen=True, init=False)
+class RewardModel:
+    """Choices, discount factor, the choice of known reward, and features to read the reward by.
+
+    Parameters
+    ----------
+    choices : sequence of labels
+        ``J`` choices.
+    beta : float
+        Discount factor per period, in [0, 1).
+    anchor : label
+        The choice whose reward is known in every state ("not a member").
+    features : str or callable
+        On what the reward is projected: a formula over the state's columns and ``choice``, as
+        ``"0 + member + member:hours"`` with ``attributes``; or a function of a table of states
+        that returns an array (rows, J, K), with ``names``.
+    names : sequence of str, optional
+        Of the features of a callable.
+    attributes : pandas.DataFrame, optional
+        One row a choice (column ``choice``): columns that formulas may use.
+    reward : float or str
+        The anchor's known reward, in utils: a number or a column. Default 0.
+    available : mapping, optional
+        Choice -> column of 0/1: where it is offered. Inside a contract a single choice is: its
+        reward takes the place of the anchor's and is taken to be ``reward`` too, so the whole
+        contract's reward is booked at the moment it is bought. Default: every choice everywhere.
+
+    Raises
+    ------
+    SpecificationError
+        Anything that does not fit; the message names it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> model = RewardModel(["out", "in"], beta=0.9, anchor="out", features="0 + member:hours",
+    ...                     attributes=pd.DataFrame({"choice": ["out", "in"], "member": [0, 1]}))
+    >>> model.design(pd.DataFrame({"hours": [2.0]}))[0].tolist()
+    [[0.0], [2.0]]
+    """
+
+    choices: tuple[Level, ...]
+    beta: float
+    anchor: int
+    features: str | Callable[[pd.DataFrame], FloatArray]
+    names: tuple[str, ...]
+    attributes: Any = field(repr=False)
+    reward: float | str
+    available: dict[Level, str]
+
+    def __init__(
+        self,
+        choices: Iterable[Level],
+        *,
+        beta: float,
+        anchor: Level,
+        features: str | Callable[[pd.DataFrame], FloatArray],
+        names: Iterable[str] | None = None,
+        attributes: pd.DataFrame | None = None,
+        reward: float | str = 0.0,
+        available: Mapping[Level, str] | None = None,
+    ) -> None:
+        labels = check_labels(choices, "choices")
+        if not isinstance(beta, int | float) or isinstance(beta, bool) or not 0 <= beta < 1:
+            raise SpecificationError(f"beta={beta!r}: a discount factor in [0, 1)")
+        for what, label in [("anchor", anchor), *(("available", c) for c in available or {})]:
+            if label not in labels:
+                raise SpecificationError(
+                    f"{what}: {label!r} is no choice.{suggest(label, labels)} Choices:"
+                    f" {', '.join(map(str, labels))}"
+                )
+        if not isinstance(features, str) and (not callable(features) or names is None):
+            raise SpecificationError("features: a formula, or a function with names= beside it")
+        if isinstance(reward, bool) or not isinstance(reward, int | float | str):
+            raise SpecificationError(f"reward={reward!r}: a number, or a column's name")
+        own = (
+            ("choices", labels), ("beta", float(beta)), ("anchor", labels.index(anchor)),
+            ("features", features), ("names", () if names is None else tuple(map(str, names))),
+            ("attributes", attributes), ("reward", reward), ("available", dict(available or {})),
+        )  # fmt: skip
+        for name, value in own:
+            object.__setattr__(self, name, value)
+        if attributes is not None and (
+            CHOICE not in attributes or set(attributes[CHOICE]) != set(labels)
+            or attributes[CHOICE].duplicated().any()
+        ):  # fmt: skip
+            raise SpecificationError(
+                f"attributes: one row a choice is needed, with a column {CHOICE!r} of"
+                f" {', '.join(map(str, labels))}"
+            )
+
+    def design(self, table: pd.DataFrame) -> tuple[FloatArray, tuple[str, ...]]:
+        """Return the features (n, J, K) of ``n`` states, and their names.
+
+        Raises
+        ------
+        SpecificationError
+            The formula cannot be evaluated; a callable returns another shape; features are not
+            finite.
+        """
+        n, J = len(table), len(self.choices)
+        if callable(self.features):
+            x, names = np.asarray(self.features(table), dtype=np.float64), self.names
+            if x.shape != (n, J, len(names)):
+                raise SpecificationError(
+                    f"features returned shape {x.shape}; (rows, J, K) = {(n, J, len(names))} is"
+                    " needed"
+                )
+        else:
+            long = table.loc[table.index.repeat(J)].reset_index(drop=True)
+            for name in () if self.attributes is None else self.attributes.columns:
+                if name != CHOICE:
+                    own = self.attributes.set_index(CHOICE)[name].loc[list(self.choices)]
+                    long[name] = np.tile(own.to_numpy(), n)
+            long[CHOICE] = list(self.choices) * n
+            flat, found = evaluate(self.features, long)
+            x, names = flat.reshape(n, J, -1), tuple(found)
+        if not np.isfinite(x).all():
+            k = int(np.argwhere(~np.isfinite(x))[0][2])
+            raise SpecificationError(f"feature {names[k]!r} is not finite in some states")
+        return np.ascontiguousarray(x), names
+
+    def offered(self, table: pd.DataFrame) -> BoolArray | None:
+        """Return which choices are offered (n, J), or None where all are everywhere.
+
+        Raises
+        ------
+        SpecificationError
+            No such column; values other than 0 and 1; the anchor missing among several choices.
+        """
+        if not self.available:
+            return None
+        out = np.ones((len(table), len(self.choices)), dtype=bool)
+        for label, name in self.available.items():
+            values = self._column(table, name, "available").to_numpy(dtype=np.float64)
+            if not np.isin(values, (0, 1)).all():
+                raise SpecificationError(f"available: column {name!r} must hold 0 and 1")
+            out[:, self.choices.index(label)] = values == 1
+        count = out.sum(axis=1)
+        if (count == 0).any():
+            raise SpecificationError(f"available: {int((count == 0).sum()):,} rows offer no choice")
+        lacking = (count > 1) & ~out[:, self.anchor]
+        if lacking.any():
+            raise SpecificationError(
+                f"available: {int(lacking.sum()):,} rows offer several choices, the anchor"
+                f" {self.choices[self.anchor]!r} not among them: their reward is not identified"
+            )
+        return out
+
+    def reference(self, offered: BoolArray | None, n: int) -> IntArray:
+        """Return the choice of known reward (n,): the anchor, or the only one offered."""
+        out = np.full(n, self.anchor, dtype=np.int64)
+        if offered is not None:
+            forced = ~offered[:, self.anchor]
+            out[forced] = offered[forced].argmax(axis=1)
+        return out
+
+    def known(self, table: pd.DataFrame) -> FloatArray:
+        """Return the reference's reward (n,)."""
+        if not isinstance(self.reward, str):
+            return np.full(len(table), float(self.reward))
+        return np.asarray(self._column(table, self.reward, "reward"), dtype=np.float64)
+
+    @staticmethod
+    def _column(table: pd.DataFrame, name: str, role: str) -> pd.Series:
+        if name not in table:
+            raise SpecificationError(
+                f"{role}: {name!r} is no feature of the rows.{suggest(name, table.columns)}"
+                f" Features: {', '.join(map(str, table.columns))}"
+            )
+        return table[name]

@@ -44,6 +44,7 @@ _HOME = {
     "Trajectories": "panel.trajectories",
     "DeepPQR": "estimate.pqr",
     "GenPQR": "estimate.pqr",
+    "TDCCP": "estimate.tdccp",
     "select_types": "estimate.ccpem",
     "MixtureResults": "inference.mixture",
     "finite_dependence": "model.dependence",

@@ -35,23 +35,19 @@ from dynchoice.errors import (
     IdentificationError,
     SpecificationError,
 )
-from dynchoice.estimate.choice_logit import FIRST_ROWS, ChoiceLogit, Choices, fit_logit, taken
+from dynchoice.estimate.choice_logit import ChoiceLogit, taken
 from dynchoice.estimate.optimise import check_options
+from dynchoice.estimate.rows import SievedRows, solved, well_conditioned
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.rewards import RewardResults
 from dynchoice.model.reward import RewardModel
-from dynchoice.model.sieve import Sieve, by_choice
+from dynchoice.model.sieve import by_choice
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
 
 FEW = 10
 """Anchor rows a column below which the summary warns of its intervals."""
-
-
-def solved(A: FloatArray, b: FloatArray) -> FloatArray:
-    """Return ``A^{-1} b``."""
-    return np.asarray(np.linalg.solve(A, b), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class RowsFit:
 
     policy: ChoiceLogit
     c: FloatArray
-    h: FloatArray | None
+    h: FloatArray
     theta: FloatArray
     names: tuple[str, ...]
     gram: FloatArray
@@ -119,65 +115,28 @@ class RowsPQR:
         self, model: RewardModel, rows: Trajectories, *, general: bool, degree: int,
         pairs: bool | None, pool: float, support: int,
     ) -> None:  # fmt: skip
-        if model.choices != rows.choices:
-            raise SpecificationError(
-                f"the rows' choices {list(rows.choices)} are not the model's"
-                f" {list(model.choices)} (the order counts)"
-            )
+        self.sieved = SievedRows(model, rows, degree, pairs)
         self.model, self.rows, self.general = model, rows, general
         self.pool, self.J = float(pool), len(model.choices)
-        rng = np.random.default_rng(0)
-        N = len(rows.x)
-        some = np.sort(rng.choice(N, min(N, FIRST_ROWS), replace=False))
-        self.some: IntArray | None = some if N > 2 * FIRST_ROWS else None
-        self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs)
-        self._refuse(support)
-
-    def _refuse(self, support: int) -> None:
-        """Raise for choices that are not offered, and where the reference is too rare."""
-        bad, anchored, total = 0, 0, 0
-        for b in self.rows.blocks():
-            table = self._table(b.x)
-            offered = self.model.offered(table)
-            o = self.model.reference(offered, len(table))
-            if offered is not None:
-                bad += int((~offered[np.arange(len(table)), b.choice]).sum())
-                free = offered.sum(axis=1) > 1
-            else:
-                free = np.ones(len(table), dtype=bool)
-            anchored += int(((b.choice == o) & free).sum())
-            total += int(free.sum())
-        if bad:
-            raise DataError(f"{bad:,} rows take a choice that available= says is not offered there")
-        self.anchored, self.share = anchored, anchored / max(total, 1)
-        if anchored < support:
+        self.sieve, self.anchored = self.sieved.sieve, self.sieved.anchored
+        if self.anchored < support:
             raise DataError(
-                f"{anchored:,} rows take the anchor {self.model.choices[self.model.anchor]!r}; its"
-                f" value needs support={support:,} at least. Take another anchor"
-                + ("" if self.general else ", or GenPQR, which learns from all rows")
+                f"{self.anchored:,} rows take the anchor {model.choices[model.anchor]!r}; its value"
+                f" needs support={support:,} at least. Take another anchor"
+                + ("" if general else ", or GenPQR, which learns from all rows")
             )
 
-    def _table(self, x: FloatArray) -> Any:
-        import pandas as pd
-
-        return pd.DataFrame(x, columns=list(self.rows.features))
-
     # rows ------------------------------------------------------------------------------------
-
-    def _choices(self, rows: IntArray | None) -> Iterator[Choices]:
-        for b in self.rows.blocks(rows):
-            offered = self.model.offered(self._table(b.x)) if self.model.available else None
-            yield Choices(self.sieve(b.x), b.choice, b.weight, offered)
 
     def _slabs(self, policy: ChoiceLogit, features: bool = True) -> Iterator[Slab]:
         """Yield all rows with what follows them."""
         J = self.J
         for b in self.rows.blocks():
-            table = self._table(b.x)
+            table = self.sieved.table(b.x)
             offered = self.model.offered(table)
             phi = self.sieve(b.x)
             x = self.model.design(table)[0] if features else np.zeros((len(table), J, 0))
-            after = self._table(b.x_next)
+            after = self.sieved.table(b.x_next)
             offered_next = self.model.offered(after)
             o_next = self.model.reference(offered_next, len(after))
             phi_moved = self.sieve(b.x_next)
@@ -204,11 +163,7 @@ class RowsPQR:
         """Run the three steps and the projection, with the influence of every member."""
         tell = progress or (lambda done, total, text: None)
         tell(0, 4, "policy")
-        J, G = self.J, self.sieve.size
-        start = None
-        if self.some is not None:
-            start = fit_logit(lambda: self._choices(self.some), J, G).coefficients
-        policy = fit_logit(lambda: self._choices(None), J, G, start=start, tol=tol, maxiter=maxiter)
+        policy = self.sieved.policy(tol, maxiter)
         tell(1, 4, "value of the reference")
         A, b, C = self._value(policy)
         c = solved(A, b)
@@ -244,13 +199,7 @@ class RowsPQR:
                     C[:, j] -= beta * ((phi * own[:, None]).T @ ahead)
         if self.general:
             A[np.arange(G, D), np.arange(G, D)] += self.pool
-        size = np.sqrt(np.maximum(np.abs(np.diag(A)), 1e-300))
-        self.condition = float(np.linalg.cond(A / np.outer(size, size)))
-        if not np.isfinite(self.condition) or self.condition > 1e13:
-            raise IdentificationError(
-                f"the value of the reference is not determined by its rows (condition"
-                f" {self.condition:.0e}): fewer columns (degree=), or more rows with the anchor"
-            )
+        self.condition = well_conditioned(A, "values of the reference")
         return A, b, C.reshape(D, -1)
 
     @staticmethod
@@ -262,7 +211,7 @@ class RowsPQR:
     ) -> RowsFit:
         """Return everything after the Q step: two more passes over the rows."""
         J, G, beta = self.J, self.sieve.size, self.model.beta
-        K, names = self._features()
+        K, names = self.sieved.features()
         gram, q = np.zeros((K, K)), np.zeros(K)
         D_c, D_e = np.zeros((K, len(c))), np.zeros((K, J - 1, G))
         cells, target = np.zeros((J, G, G)), np.zeros((J, G))
@@ -285,10 +234,10 @@ class RowsPQR:
                     cells[j] += p.T @ phi[own]
                     target[j] += p.T @ z[own]
         theta = self._projected(gram, q, names)
-        h = None
+        h = np.zeros((0, 0))
         if not self.general:
             little = 1e-9 * np.trace(cells, axis1=1, axis2=2).max() / G * np.eye(G)
-            h = np.linalg.solve(cells + little, target[:, :, None])[:, :, 0]
+            h = solved(cells + little, target[:, :, None])[:, :, 0]
         tell(3, 4, "standard errors")
         Lc = np.linalg.solve(A.T, D_c.T).T
         Le = np.linalg.solve(policy.information, (D_e.reshape(K, -1) + Lc @ C).T).T
@@ -309,15 +258,9 @@ class RowsPQR:
         tell(4, 4, "done")
         return RowsFit(
             policy, c, h, theta, names, gram, solved(gram, sums.T).T, weight,
-            {
-                "share": 1.0, "anchor rows": float(self.anchored), "anchor share": self.share,
-            },
+            {"anchor rows": float(self.anchored), "anchor share": self.sieved.share},
             self.condition,
         )  # fmt: skip
-
-    def _features(self) -> tuple[int, tuple[str, ...]]:
-        _, names = self.model.design(self._table(np.asarray(self.rows.x[:2])))
-        return len(names), names
 
     def _rewards(
         self, s: Slab, c: FloatArray
@@ -414,6 +357,7 @@ class RowsReward:
                           "condition": found.condition},
             sieve=self.steps.sieve, policy_coefficients=policy.coefficients,
             value_coefficients=found.c, ahead_coefficients=found.h,
+            form="general" if self.steps.general else "anchor",
             data_digest=self.rows.digest, package_version=__version__, seed=seed,
             notes=self._notes(found), uses=found.uses,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from dynchoice.errors import StorageError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
 from dynchoice.model.reward import RewardModel
-from dynchoice.model.sieve import Sieve, by_choice, logit_logs
+from dynchoice.model.sieve import Sieve, by_choice, log_softmax, logit_logs
 from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray
 
@@ -43,9 +43,10 @@ class RewardResults(Estimates):
     sieve : Sieve
     policy_coefficients : FloatArray, shape (J - 1, G)
     value_coefficients : FloatArray
-        Of ``W(s)`` (Deep PQR, (G,)) or ``q(s, a)`` (GenPQR, ((1 + J) G,)).
-    ahead_coefficients : FloatArray, shape (J, G), or None
-        Deep PQR: of ``E[V(s') | s, a]``.
+        Of ``W(s)`` (Deep PQR, (G,)), ``q(s, a)`` (GenPQR, ((1 + J) G,)) or the choice-specific
+        value (TD-CCP, (J, G)).
+    ahead_coefficients : FloatArray, shape (J, G)
+        Deep PQR (else empty): of ``E[V(s') | s, a]``.
     uses : dict
         Rows and share of the anchor.
     """
@@ -68,9 +69,11 @@ class RewardResults(Estimates):
     sieve: Sieve
     policy_coefficients: FloatArray
     value_coefficients: FloatArray
-    ahead_coefficients: FloatArray | None
+    ahead_coefficients: FloatArray
     data_digest: str
     package_version: str
+    form: str
+    """Where values and reward come from: "anchor" (Deep PQR), "general" (GenPQR), "linear"."""
     seed: int | None = None
     notes: tuple[str, ...] = ()
     uses: dict[str, float] = field(default_factory=dict, repr=False)
@@ -111,16 +114,21 @@ class RewardResults(Estimates):
         x = np.ascontiguousarray(table[list(self.features)].to_numpy(dtype=np.float64))
         phi, offered = self.sieve(x), self.model.offered(table)
         o, i = self.model.reference(offered, len(x)), np.arange(len(x))
-        logs = logit_logs(self.policy_coefficients, phi, offered)
-        J = len(self.model.choices)
-        if self.ahead_coefficients is None:
+        J, known = len(self.model.choices), self.model.known(table)
+        if self.form == "linear":
+            values = phi @ self.value_coefficients.T
+            logs = log_softmax(values, offered)
+            r = self.model.design(table)[0] @ self.theta
+            r[i, o] += known
+        elif self.form == "general":
+            logs = logit_logs(self.policy_coefficients, phi, offered)
             everyone = (by_choice(phi, np.full(len(x), j), J) for j in range(J))
             q = np.stack([f @ self.value_coefficients for f in everyone], axis=1)
             values = logs - q[i, o][:, None]
-            r = q - q[i, o][:, None] + self.model.known(table)[:, None]
+            r = q - q[i, o][:, None] + known[:, None]
         else:
-            W = (phi @ self.value_coefficients)[:, None]
-            values = logs - logs[i, o][:, None] + W
+            logs = logit_logs(self.policy_coefficients, phi, offered)
+            values = logs - logs[i, o][:, None] + (phi @ self.value_coefficients)[:, None]
             r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
         if offered is not None:
             logs, values, r = (np.where(offered, a, np.nan) for a in (logs, values, r))

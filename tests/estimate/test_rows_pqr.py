@@ -130,7 +130,7 @@ def line():
     return F, u, np.exp(v - V[:, None])
 
 
-def members_on(line, members, periods, seed, terminal=False):
+def members_on(line, members, periods, seed):
     F, _, P = line
     rng = np.random.default_rng(seed)
     i, parts = rng.integers(0, len(GRID), members), []

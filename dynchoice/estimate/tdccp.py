@@ -1,0 +1,297 @@
+"""TD-CCP: a pseudo-likelihood whose values come from temporal differences, without laws of motion.
+
+Utility is linear, ``u = x(s,a)'theta``. With ``f(s,a)`` a linear basis, ``e = -log pi`` and primes
+the member's next row,
+
+    omega = {sum f (f - beta f')'}^{-1} sum f x',        h(s,a) = f'omega,
+    xi    = {sum f (f - beta f')'}^{-1} sum f beta e',   g(s,a) = f'xi,
+
+estimate the discounted sums of features and of entropies that follow ``(s,a)`` (the semi-gradient
+of temporal differences, whose fixed point is one solve), and ``theta`` maximises
+``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only ``(s, a, s', a')`` are used.
+
+The scores are corrected to be locally robust: what a row adds to omega and xi adds to them through
+``Gamma f (x theta + beta e' - (f - beta f')'v)``, ``v = omega theta + xi``. The first stage ``pi``
+needs no correction: entropy is at its maximum there (Adusumilli and Eckardt 2025).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    IdentificationError,
+    SpecificationError,
+)
+from dynchoice.estimate.choice_logit import ChoiceLogit
+from dynchoice.estimate.optimise import check_options
+from dynchoice.estimate.rows import SievedRows, solved, well_conditioned
+from dynchoice.inference.covariance import check_cov_type
+from dynchoice.inference.diagnostics import Identification
+from dynchoice.inference.rewards import RewardResults
+from dynchoice.model.reward import RewardModel
+from dynchoice.model.sieve import log_softmax
+from dynchoice.panel.trajectories import Trajectories
+from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some rows: basis, features, choices; and those among them with a next row."""
+
+    rows: slice
+    phi: FloatArray
+    x: FloatArray
+    choice: IntArray
+    weight: FloatArray
+    offered: BoolArray | None
+    known: IntArray
+    phi_next: FloatArray
+    choice_next: IntArray
+    e_next: FloatArray
+    """``-log pi(a'|s')``; 0 after a terminal row."""
+
+
+class TDCCP:
+    """Conditional choice probabilities by temporal differences (Adusumilli and Eckardt 2025).
+
+    Parameters
+    ----------
+    model : RewardModel
+        Its features are those of the utility, zero for the anchor.
+    data : Trajectories
+    degree : int
+        Highest power in the basis ``f`` of values, which every choice has for itself.
+    pairs : bool, optional
+        Products of two features in it. Default: up to 8 features.
+    policy_degree : int, optional
+        Of the first-stage probabilities' sieve. Default: ``degree``.
+
+    Raises
+    ------
+    SpecificationError
+        Other data; choices that differ.
+    IdentificationError
+        Values that the rows do not determine; parameters that move no choice.
+
+    Notes
+    -----
+    With a full set of cell dummies this is the classical estimator by cells. Standard errors treat
+    the basis as flexible enough (Ackerberg, Chen and Hahn 2012) and are clustered by member.
+
+    References
+    ----------
+    Adusumilli and Eckardt (2025), Temporal-difference estimation of dynamic discrete choice models.
+    """
+
+    name = "TDCCP"
+
+    def __init__(
+        self, model: RewardModel, data: Any, *, degree: int = 2, pairs: bool | None = None,
+        policy_degree: int | None = None,
+    ) -> None:  # fmt: skip
+        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
+            raise SpecificationError(
+                f"TDCCP takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
+                f" {type(data).__name__}"
+            )
+        if model.reward != 0:
+            raise SpecificationError("TDCCP: the anchor's reward is zero; drop reward=")
+        self.model, self.rows = model, data
+        self.values = SievedRows(model, data, degree, pairs)
+        own = degree if policy_degree is None else policy_degree
+        self.policy = SievedRows(model, data, own, pairs) if own != degree else self.values
+
+    def fit(
+        self,
+        *,
+        start: Any = None,
+        cov_type: str = "clustered",
+        cluster: str = "member",
+        tol: float = 1e-8,
+        maxiter: int = 100,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        strict: bool = False,
+    ) -> RewardResults:
+        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
+        from dynchoice import __version__
+
+        del start
+        check_options(tol, maxiter, progress)
+        if check_cov_type(cov_type) not in ("clustered", "robust") or cluster != "member":
+            raise SpecificationError(
+                f"cov_type={cov_type!r}, cluster={cluster!r}: errors are clustered by member only"
+            )
+        tell = progress or (lambda done, total, text: None)
+        tell(0, 3, "choice probabilities")
+        policy = self.policy.policy(tol, maxiter)
+        tell(1, 3, "values")
+        A, omega, xi, condition = self._differences(policy)
+        tell(2, 3, "pseudo-likelihood")
+        theta, H, gamma, steps, size, loglik = self._climb(policy, omega, xi, tol, maxiter)
+        converged = size <= tol * 100 and policy.converged
+        message = (
+            f"converged: {steps} steps, scaled gradient {size:.1e}"
+            if converged
+            else f"not converged: scaled gradient {size:.1e} after {steps} steps"
+        )
+        if not converged:
+            if strict:
+                raise ConvergenceError(message)
+            warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
+        sums, weight = self._influence(policy, omega, xi, theta, A, gamma)
+        sums = solved(H, sums.T).T
+        _, names = self.values.features()
+        tell(3, 3, "done")
+        return RewardResults(
+            estimator=self.name, model=self.model, features=self.rows.features, names_=names,
+            theta=theta, cov_matrix=(sums * weight[:, None]).T @ sums, cov_type="clustered",
+            cov_config={"clusters": self.rows.nmembers, "by": "member",
+                        "first_stage_label": "included"},
+            loglik=loglik, loglik_null=policy.loglik_null, nobs=self.rows.nobs,
+            nmembers=self.rows.nmembers, converged=converged, message=message,
+            optimization={"iterations": steps, "gradient": size, "condition": condition},
+            sieve=self.values.sieve, policy_coefficients=policy.coefficients,
+            value_coefficients=(omega @ theta + xi).reshape(len(self.model.choices), -1),
+            ahead_coefficients=np.zeros((0, 0)), data_digest=self.rows.digest,
+            package_version=__version__, seed=seed, form="linear",
+            notes=("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
+                   " probabilities",),
+            uses={"anchor rows": float(self.values.anchored), "anchor share": self.values.share},
+        )  # fmt: skip
+
+    # rows ------------------------------------------------------------------------------------
+
+    def _steps(self, policy: ChoiceLogit) -> Iterator[Step]:
+        rows, values = self.rows, self.values
+        for b in rows.blocks():
+            table = values.table(b.x)
+            offered = self.model.offered(table)
+            after = values.table(b.x_next)
+            following = rows.next[b.rows][b.moved]
+            a_next = rows.choice[following]
+            phi_policy = self.policy.sieve(b.x_next)
+            logs = policy.log_probabilities(phi_policy, self.model.offered(after))
+            known = np.sort(np.r_[b.moved, np.flatnonzero(b.ended)])
+            put = np.searchsorted(known, b.moved)
+            phi_next = np.zeros((len(known), values.sieve.size))
+            to, e = np.zeros(len(known), dtype=np.int64), np.zeros(len(known))
+            phi_next[put], to[put] = values.sieve(b.x_next), a_next
+            e[put] = -logs[np.arange(len(after)), a_next]
+            yield Step(
+                b.rows, values.sieve(b.x), self.model.design(table)[0], b.choice, b.weight, offered,
+                known, phi_next, to, e,
+            )  # fmt: skip
+
+    def _own(self, phi: FloatArray, choice: IntArray) -> FloatArray:
+        """Return ``f(s,a)`` (n, J G): the basis in the place of the choice."""
+        out = np.zeros((len(phi), len(self.model.choices), phi.shape[1]))
+        out[np.arange(len(phi)), choice] = phi
+        return out.reshape(len(phi), -1)
+
+    def _differences(self, policy: ChoiceLogit) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+        """Return ``A = sum f (f - beta f')'``, ``omega`` (D, K), ``xi`` (D,) and the condition."""
+        J, G, beta = len(self.model.choices), self.values.sieve.size, self.model.beta
+        K, _ = self.values.features()
+        A, b = np.zeros((J * G, J * G)), np.zeros((J * G, K + 1))
+        for s in self._steps(policy):
+            at = s.known
+            f = self._own(s.phi[at], s.choice[at])
+            fw = f * s.weight[at, None]
+            A += fw.T @ (f - beta * self._own(s.phi_next, s.choice_next))
+            x = s.x[at, s.choice[at]]
+            b += fw.T @ np.column_stack([x, beta * s.e_next])
+        condition = well_conditioned(A, "values of features and entropies")
+        both = solved(A, b)
+        return A, both[:, :-1], both[:, -1], condition
+
+    # pseudo-likelihood -----------------------------------------------------------------------
+
+    def _at(
+        self, s: Step, omega: FloatArray, xi: FloatArray, theta: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return features ``h`` (n, J, K), probabilities and their logs at ``theta``."""
+        n, G = s.phi.shape
+        J, K = len(self.model.choices), omega.shape[1]
+        h = (s.phi @ np.moveaxis(omega.reshape(J, G, K), 1, 0).reshape(G, J * K)).reshape(n, J, K)
+        index = h @ theta + s.phi @ xi.reshape(J, G).T
+        logs = log_softmax(index, s.offered)
+        pi = np.exp(logs) if s.offered is None else np.exp(logs) * s.offered
+        return h, pi, logs
+
+    def _climb(
+        self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, tol: float, maxiter: int
+    ) -> tuple[FloatArray, FloatArray, FloatArray, int, float, float]:
+        """Maximise by Newton steps: theta, information, ``Gamma`` (D, K), steps, gradient, loglik.
+
+        ``Gamma = sum_s sum_j pi_j f_j (h_j - sum pi h)'`` is what the index moves the scores by.
+        """
+        D, K = omega.shape
+        theta = np.zeros(K)
+
+        def look(theta: FloatArray) -> tuple[float, FloatArray, FloatArray, FloatArray]:
+            loglik, score, H, gamma = 0.0, np.zeros(K), np.zeros((K, K)), np.zeros((D, K))
+            J, G = len(self.model.choices), self.values.sieve.size
+            for s in self._steps(policy):
+                h, pi, logs = self._at(s, omega, xi, theta)
+                i, w = np.arange(len(h)), s.weight
+                loglik += float(w @ logs[i, s.choice])
+                centred = h - np.einsum("nj,njk->nk", pi, h)[:, None, :]
+                score += w @ centred[i, s.choice]
+                weighted = centred * (pi * w[:, None])[:, :, None]
+                H += np.einsum("njk,njl->kl", weighted, centred)
+                gamma += np.stack([s.phi.T @ weighted[:, j] for j in range(J)]).reshape(J * G, K)
+            return loglik, score, H, gamma
+
+        loglik, score, H, gamma = look(theta)
+        flat = Identification.of(self.values.features()[1], H).flat
+        if flat or (np.diag(H) <= 0).any():
+            raise IdentificationError(
+                "parameters move no choice, or only together: "
+                + ("; ".join(flat) if flat else "a feature whose discounted sums do not differ")
+            )
+        steps = 0
+        for steps in range(1, maxiter + 1):  # noqa: B007
+            move = np.linalg.solve(H, score)
+            if float(score @ move) <= tol**2 * max(self.rows.nobs, 1.0):
+                break
+            for halving in range(20):
+                found = look(theta + move / 2**halving)
+                if found[0] >= loglik - 1e-12 * abs(loglik):
+                    break
+            theta = theta + move / 2**halving
+            loglik, score, H, gamma = found
+        size = float(np.abs(score / np.sqrt(np.diag(H) * max(self.rows.nobs, 1.0))).max())
+        return theta, H, gamma, steps, size, loglik
+
+    def _influence(
+        self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, theta: FloatArray,
+        A: FloatArray, gamma: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+        """Return every member's locally robust score (N, K) and weight (N,)."""
+        K, beta, v = len(theta), self.model.beta, omega @ theta + xi
+        # the score falls as the index of a choice rises: - Gamma' A^{-1}
+        L = np.linalg.solve(A.T, gamma)
+        sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
+        for s in self._steps(policy):
+            h, pi, _ = self._at(s, omega, xi, theta)
+            i = np.arange(len(h))
+            own = h[i, s.choice] - np.einsum("nj,njk->nk", pi, h)
+            at = s.known
+            f = self._own(s.phi[at], s.choice[at])
+            ahead = self._own(s.phi_next, s.choice_next)
+            miss = s.x[at, s.choice[at]] @ theta + beta * s.e_next - (f - beta * ahead) @ v
+            own[at] -= (f * miss[:, None]) @ L
+            who = self.rows.member[s.rows]
+            first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
+            sums[who[first]] += np.add.reduceat(own, first, axis=0)
+            weight[who[first]] = s.weight[first]
+        return sums, weight

@@ -45,6 +45,7 @@ _HOME = {
     "DeepPQR": "estimate.pqr",
     "GenPQR": "estimate.pqr",
     "TDCCP": "estimate.tdccp",
+    "SAmQ": "estimate.samq",
     "select_types": "estimate.ccpem",
     "MixtureResults": "inference.mixture",
     "finite_dependence": "model.dependence",

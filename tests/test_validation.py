@@ -24,6 +24,7 @@ def test_quick_study(name, shared_data, monkeypatch):
         "su_judd2012",
         "iskhakov2016",
         "eccp",
+        "pqr",
         "inference_coverage",
         "primelike",
     ],

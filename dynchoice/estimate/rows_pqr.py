@@ -61,6 +61,8 @@ class Slab:
     rows: slice
     phi: FloatArray
     x: FloatArray
+    base: FloatArray
+    """Known part of the reward (n, J)."""
     g: FloatArray
     choice: IntArray
     weight: FloatArray
@@ -150,7 +152,8 @@ class RowsPQR:
             phi_next[put], gap_next[put], to[put] = phi_moved, gap, o_next
             l_next[put] = logs[np.arange(len(after)), o_next]
             yield Slab(
-                b.rows, phi, x, self.model.known(table), b.choice, b.weight, offered,
+                b.rows, phi, x, self.model.base(table), self.model.known(table), b.choice, b.weight,
+                offered,
                 self.model.reference(offered, len(table)),
                 policy.log_probabilities(phi, offered), known, phi_next, to, l_next, gap_next,
             )  # fmt: skip
@@ -265,17 +268,18 @@ class RowsPQR:
     def _rewards(
         self, s: Slab, c: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Return, for known rows, features, reward, its derivative by ``c``, and ``V'``."""
+        """Return features, reward less its known part, its slope by ``c``, and ``V'``."""
         at, beta, J = s.known, self.model.beta, self.J
         i = np.arange(len(at))
         x = s.x[at][i, s.choice[at]]
         if self.general:
             by_c = by_choice(s.phi[at], s.choice[at], J) - by_choice(s.phi[at], s.o[at], J)
-            return x, by_c @ c + s.g[at], by_c, np.zeros(0)
+            return x, by_c @ c + s.g[at] - s.base[at, s.choice[at]], by_c, np.zeros(0)
         by_c = s.phi[at] - beta * s.phi_next
         z = s.phi_next @ c - s.l_next
         odds = s.logs[at, s.choice[at]] - s.logs[at, s.o[at]]
-        return x, odds + s.phi[at] @ c - beta * z, by_c, z
+        known = s.base[at, s.choice[at]]
+        return x, odds + s.phi[at] @ c - beta * z - known, by_c, z
 
     def _value_miss(self, s: Slab, c: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return the rows of the Q step, their columns, and its residuals at ``c``."""

@@ -4,11 +4,12 @@ Utility is linear, ``u = x(s,a)'theta``. With ``f(s,a)`` a linear basis, ``e = -
 the member's next row,
 
     omega = {sum f (f - beta f')'}^{-1} sum f x',        h(s,a) = f'omega,
-    xi    = {sum f (f - beta f')'}^{-1} sum f beta e',   g(s,a) = f'xi,
+    xi    = {sum f (f - beta f')'}^{-1} sum f beta e',   g(s,a) = f'xi
 
-estimate the discounted sums of features and of entropies that follow ``(s,a)`` (the semi-gradient
-of temporal differences, whose fixed point is one solve), and ``theta`` maximises
-``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only ``(s, a, s', a')`` are used.
+(a known part of the utility stands beside ``beta e'``) estimate the discounted sums of features and
+of entropies that follow ``(s,a)`` (the semi-gradient of temporal differences, whose fixed point is
+one solve), and ``theta`` maximises ``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only
+``(s, a, s', a')`` are used.
 
 The scores are corrected to be locally robust: what a row adds to omega and xi adds to them through
 ``Gamma f (x theta + beta e' - (f - beta f')'v)``, ``v = omega theta + xi``. The first stage ``pi``
@@ -49,6 +50,7 @@ class Step:
     rows: slice
     phi: FloatArray
     x: FloatArray
+    base: FloatArray
     choice: IntArray
     weight: FloatArray
     offered: BoolArray | None
@@ -187,7 +189,8 @@ class TDCCP:
             phi_next[put], to[put] = values.sieve(b.x_next), a_next
             e[put] = -logs[np.arange(len(after)), a_next]
             yield Step(
-                b.rows, values.sieve(b.x), self.model.design(table)[0], b.choice, b.weight, offered,
+                b.rows, values.sieve(b.x), self.model.design(table)[0], self.model.base(table),
+                b.choice, b.weight, offered,
                 known, phi_next, to, e,
             )  # fmt: skip
 
@@ -208,7 +211,8 @@ class TDCCP:
             fw = f * s.weight[at, None]
             A += fw.T @ (f - beta * self._own(s.phi_next, s.choice_next))
             x = s.x[at, s.choice[at]]
-            b += fw.T @ np.column_stack([x, beta * s.e_next])
+            known = s.base[at, s.choice[at]] + beta * s.e_next
+            b += fw.T @ np.column_stack([x, known])
         condition = well_conditioned(A, "values of features and entropies")
         both = solved(A, b)
         return A, both[:, :-1], both[:, -1], condition
@@ -288,7 +292,8 @@ class TDCCP:
             at = s.known
             f = self._own(s.phi[at], s.choice[at])
             ahead = self._own(s.phi_next, s.choice_next)
-            miss = s.x[at, s.choice[at]] @ theta + beta * s.e_next - (f - beta * ahead) @ v
+            flow = s.x[at, s.choice[at]] @ theta + s.base[at, s.choice[at]]
+            miss = flow + beta * s.e_next - (f - beta * ahead) @ v
             own[at] -= (f * miss[:, None]) @ L
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])

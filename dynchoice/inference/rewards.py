@@ -118,7 +118,7 @@ class RewardResults(Estimates):
         if self.form == "linear":
             values = phi @ self.value_coefficients.T
             logs = log_softmax(values, offered)
-            r = self.model.design(table)[0] @ self.theta
+            r = self.model.design(table)[0] @ self.theta + self.model.base(table)
             r[i, o] += known
         elif self.form == "general":
             logs = logit_logs(self.policy_coefficients, phi, offered)
@@ -207,7 +207,7 @@ class RewardResults(Estimates):
             "model": {
                 "choices": list(m.choices), "beta": m.beta, "anchor": m.choices[m.anchor],
                 "features": m.features, "attributes": attributes, "reward": m.reward,
-                "available": [[k, v] for k, v in m.available.items()],
+                "available": [[k, v] for k, v in m.available.items()], "offset": m.offset,
             },
         }  # fmt: skip
         return save_tree(path, KIND, tree)

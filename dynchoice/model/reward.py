@@ -39,6 +39,9 @@ class RewardModel:
         Of the features of a callable.
     attributes : pandas.DataFrame, optional
         One row a choice (column ``choice``): columns that formulas may use.
+    offset : str, optional
+        Formula of one column that is a known part of every choice's reward, in utils: what the
+        features add to.
     reward : float or str
         The anchor's known reward, in utils: a number or a column. Default 0.
     available : mapping, optional
@@ -68,6 +71,7 @@ class RewardModel:
     attributes: Any = field(repr=False)
     reward: float | str
     available: dict[Level, str]
+    offset: str | None
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class RewardModel:
         attributes: pd.DataFrame | None = None,
         reward: float | str = 0.0,
         available: Mapping[Level, str] | None = None,
+        offset: str | None = None,
     ) -> None:
         labels = check_labels(choices, "choices")
         if not isinstance(beta, int | float) or isinstance(beta, bool) or not 0 <= beta < 1:
@@ -98,6 +103,7 @@ class RewardModel:
             ("choices", labels), ("beta", float(beta)), ("anchor", labels.index(anchor)),
             ("features", features), ("names", () if names is None else tuple(map(str, names))),
             ("attributes", attributes), ("reward", reward), ("available", dict(available or {})),
+            ("offset", offset),
         )  # fmt: skip
         for name, value in own:
             object.__setattr__(self, name, value)
@@ -128,18 +134,41 @@ class RewardModel:
                     " needed"
                 )
         else:
-            long = table.loc[table.index.repeat(J)].reset_index(drop=True)
-            for name in () if self.attributes is None else self.attributes.columns:
-                if name != CHOICE:
-                    own = self.attributes.set_index(CHOICE)[name].loc[list(self.choices)]
-                    long[name] = np.tile(own.to_numpy(), n)
-            long[CHOICE] = list(self.choices) * n
-            flat, found = evaluate(self.features, long)
+            flat, found = evaluate(self.features, self._long(table))
             x, names = flat.reshape(n, J, -1), tuple(found)
         if not np.isfinite(x).all():
             k = int(np.argwhere(~np.isfinite(x))[0][2])
             raise SpecificationError(f"feature {names[k]!r} is not finite in some states")
         return np.ascontiguousarray(x), names
+
+    def _long(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return one row a state and choice, with the choices' attributes."""
+        n, J = len(table), len(self.choices)
+        long = table.loc[table.index.repeat(J)].reset_index(drop=True)
+        for name in () if self.attributes is None else self.attributes.columns:
+            if name != CHOICE:
+                own = self.attributes.set_index(CHOICE)[name].loc[list(self.choices)]
+                long[name] = np.tile(own.to_numpy(), n)
+        long[CHOICE] = list(self.choices) * n
+        return long
+
+    def base(self, table: pd.DataFrame) -> FloatArray:
+        """Return the known part of the reward (n, J): the offset.
+
+        Raises
+        ------
+        SpecificationError
+            The formula cannot be evaluated, or has more than one column.
+        """
+        if self.offset is None:
+            return np.zeros((len(table), len(self.choices)))
+        flat, names = evaluate(self.offset, self._long(table))
+        if flat.shape[1] != 1:
+            raise SpecificationError(
+                f"offset {self.offset!r} has {flat.shape[1]} columns ({', '.join(names)}): write"
+                " one, as '0 + I(5 * run)'"
+            )
+        return np.ascontiguousarray(flat.reshape(len(table), -1))
 
     def offered(self, table: pd.DataFrame) -> BoolArray | None:
         """Return which choices are offered (n, J), or None where all are everywhere.

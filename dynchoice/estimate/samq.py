@@ -1,0 +1,213 @@
+"""SAmQ: states aggregated by their values, then nested fixed point on the clusters.
+
+1. Values ``Q(s, .)`` of a reward fit (Deep PQR or GenPQR), anchored, not only their differences.
+2. Clusters of states with like values (k-means on ``Q``, one set a pattern of offered choices).
+3. Rust's nested fixed point on the clusters, solved exactly: features of a cluster and choice are
+   means over the rows that took it there, laws are the moves between clusters.
+
+The bias falls with the spread of values within clusters, the variance grows with their number
+(Geng, Nassif and Manzanares 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+from dynchoice.estimate.nfxp import NFXP
+from dynchoice.estimate.pqr import DeepPQR
+from dynchoice.inference.results import Results
+from dynchoice.inference.rewards import RewardResults
+from dynchoice.model.ddc import DDC
+from dynchoice.model.laws import Markov
+from dynchoice.model.reward import RewardModel
+from dynchoice.model.transitions import Transitions
+from dynchoice.model.utility import Utility
+from dynchoice.panel.panel import Panel
+from dynchoice.panel.states import StateSpace
+from dynchoice.panel.trajectories import BLOCK, Trajectories
+from dynchoice.typing import FloatArray, IntArray
+
+CLUSTER_ROWS = 20_000
+"""Rows that the clusters' centres are found on."""
+AXIS = "cluster"
+
+
+class SAmQ:
+    """State aggregation by values, then NFXP (Geng, Nassif and Manzanares 2023).
+
+    Parameters
+    ----------
+    model : RewardModel
+        Its features are those of the utility.
+    data : Trajectories
+    clusters : int
+        Number of clusters in all.
+    first : RewardResults, optional
+        Whose values to aggregate by. Default: :class:`dynchoice.DeepPQR` of ``degree``.
+    degree : int
+        Of the default first fit.
+    seed : int
+        Of the clusters' first centres.
+
+    Attributes
+    ----------
+    labels : IntArray, shape (N,)
+        Cluster of every row.
+    aggregated : DDC
+        The model on clusters; counterfactuals of the fit are solved on it.
+    panel : Panel
+
+    Raises
+    ------
+    SpecificationError
+        Other data; fewer clusters than two, or than patterns of offered choices; more than rows.
+
+    Notes
+    -----
+    Standard errors are those of NFXP with the clusters taken as given.
+    """
+
+    name = "SAmQ"
+
+    def __init__(
+        self, model: RewardModel, data: Any, *, clusters: int = 50,
+        first: RewardResults | None = None, degree: int = 2, seed: int = 0,
+    ) -> None:  # fmt: skip
+        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
+            raise SpecificationError(
+                f"SAmQ takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
+                f" {type(data).__name__}"
+            )
+        if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < 2:
+            raise SpecificationError(f"clusters={clusters!r}: a whole number, two at least")
+        if clusters > len(data.x):
+            raise SpecificationError(f"clusters={clusters:,} of {len(data.x):,} rows")
+        self.model, self.rows = model, data
+        found = DeepPQR(model, data, degree=degree).fit() if first is None else first
+        assert isinstance(found, RewardResults)
+        self.first = found
+        self.labels, self._offered = self._clusters(clusters, seed)
+        self.aggregated, self.panel = self._aggregate()
+
+    # clusters --------------------------------------------------------------------------------
+
+    def _values(self, rows: Any) -> tuple[FloatArray, IntArray]:
+        """Return values (n, J), 0 where not offered, and the pattern of what is offered."""
+        table = self.rows.frame(rows)
+        offered = self.model.offered(table)
+        J = len(self.model.choices)
+        q = np.nan_to_num(self.first.values(table).to_numpy())
+        if offered is None:
+            return q, np.full(len(table), 2**J - 1, dtype=np.int64)
+        return q, (offered * 2 ** np.arange(J)).sum(axis=1)
+
+    def _clusters(self, clusters: int, seed: int) -> tuple[IntArray, FloatArray]:
+        """Return every row's cluster, and what each cluster offers (S, J)."""
+        from scipy.cluster.vq import kmeans2, vq
+
+        N, J = len(self.rows.x), len(self.model.choices)
+        rng = np.random.default_rng(seed)
+        some = np.sort(rng.choice(N, min(N, CLUSTER_ROWS), replace=False))
+        q, pattern = self._values(some)
+        kinds, count = np.unique(pattern, return_counts=True)
+        if clusters < len(kinds):
+            raise SpecificationError(
+                f"clusters={clusters}: {len(kinds)} patterns of offered choices need one each"
+            )
+        # as many clusters as rows say, one at least
+        share = np.maximum(np.floor(clusters * count / count.sum()).astype(int), 1)
+        share[share.argmax()] += clusters - share.sum()
+        centres: dict[int, FloatArray] = {}
+        for kind, k in zip(kinds, share, strict=True):
+            own = q[pattern == kind]
+            k = min(int(k), len(np.unique(own, axis=0)))
+            centres[int(kind)] = kmeans2(own, k, minit="++", rng=rng, missing="warn")[0]
+        sizes = [len(c) for c in centres.values()]
+        first = dict(zip(centres, np.cumsum([0, *sizes[:-1]]), strict=True))
+        labels = np.empty(N, dtype=np.int64)
+        for i in range(0, N, BLOCK):
+            part = slice(i, min(i + BLOCK, N))
+            q, pattern = self._values(part)
+            lost = ~np.isin(pattern, list(centres))
+            if lost.any():
+                raise SpecificationError(
+                    f"{int(lost.sum()):,} rows offer a set of choices so rare that no row of the"
+                    " sample has it: leave them out"
+                )
+            for kind, at in centres.items():
+                own = pattern == kind
+                labels[i : part.stop][own] = first[kind] + vq(q[own], at)[0]
+        used, labels = np.unique(labels, return_inverse=True)
+        kind_of = np.repeat(list(centres), sizes)[used]
+        return labels, (kind_of[:, None] // 2 ** np.arange(J) % 2).astype(np.float64)
+
+    # the model on clusters -------------------------------------------------------------------
+
+    def _aggregate(self) -> tuple[DDC, Panel]:
+        """Return the model on clusters and its panel."""
+        import pandas as pd
+
+        model, rows, labels = self.model, self.rows, self.labels
+        S, J = len(self._offered), len(model.choices)
+        x0, names = model.design(rows.frame(slice(0, 1)))
+        K = x0.shape[2]
+        taken, everyone = np.zeros((S, J, K + 1)), np.zeros((S, J, K + 1))
+        n, total = np.zeros((S, J)), np.zeros(S)
+        for i in range(0, len(labels), BLOCK):
+            part = slice(i, min(i + BLOCK, len(labels)))
+            table = rows.frame(part)
+            x = np.concatenate([model.design(table)[0], model.base(table)[:, :, None]], axis=2)
+            c, a, w = labels[part], rows.choice[part], rows.weight[part]
+            own = np.arange(len(c))
+            np.add.at(taken, (c, a), x[own, a] * w[:, None])
+            np.add.at(everyone, c, x * w[:, None, None])
+            np.add.at(n, (c, a), w)
+            np.add.at(total, c, w)
+        # where nobody took a choice, its features over everybody in the cluster
+        mean = everyone / total[:, None, None]
+        features = np.where(n[:, :, None] > 0, taken / np.maximum(n, 1e-300)[:, :, None], mean)
+        states = StateSpace(**{AXIS: range(S)})
+        law: dict[Any, Any] = {AXIS: Markov(given=("choice",))}
+        built = DDC(
+            states=states,
+            choices=model.choices,
+            utility=Utility.from_array(features[:, :, :-1], names, features[:, :, -1]),
+            transitions=Transitions.factored(states, model.choices, law),
+            beta=model.beta,
+            available=self._offered.astype(bool),
+        )
+        frame = pd.DataFrame(
+            {
+                "member": rows.member, "time": rows.period, AXIS: labels, "weight": rows.weight,
+                "choice": np.array(model.choices, dtype=object)[rows.choice],
+            }
+        )  # fmt: skip
+        panel = Panel(
+            frame, member="member", time="time", choice="choice", states=states,
+            choices=model.choices, weights="weight",
+        )  # fmt: skip
+        return built, panel
+
+    def fit(self, **options: Any) -> Results:
+        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
+        fit = NFXP(self.aggregated, self.panel).fit(**options)
+        spread = self._spread()
+        note = (
+            f"States are {len(self._offered):,} clusters of like values (largest distance of a"
+            f" value from its cluster's mean {spread:.2g}), taken as given in the standard errors"
+        )
+        return replace(fit, estimator=self.name, notes=(*fit.notes, note))
+
+    def _spread(self) -> float:
+        """Return ``eps_Q``: the largest distance of a sampled row's values from its cluster's."""
+        N = len(self.labels)
+        rng = np.random.default_rng(0)
+        some = np.sort(rng.choice(N, min(N, CLUSTER_ROWS), replace=False))
+        q, c = self._values(some)[0], self.labels[some]
+        total = np.maximum(np.bincount(c, minlength=len(self._offered)), 1)
+        mean = np.stack([np.bincount(c, v, minlength=len(total)) / total for v in q.T], axis=1)
+        return float(np.abs(q - mean[c]).max())

@@ -34,6 +34,16 @@ from dynchoice.typing import FloatArray, IntArray
 CLUSTER_ROWS = 20_000
 """Rows that the clusters' centres are found on."""
 AXIS = "cluster"
+TRIES, ROUNDS = 4, 50
+"""Random starts of k-means, of which the best is kept, and its rounds."""
+
+
+def best_centres(q: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
+    """Return ``k`` centres (k, J) of values (n, J): the least sum of squares of several starts."""
+    from scipy.cluster.vq import kmeans2, vq
+
+    tries = [kmeans2(q, k, iter=ROUNDS, minit="++", rng=rng, missing="warn") for _ in range(TRIES)]
+    return np.asarray(min((c for c, _ in tries), key=lambda c: float((vq(q, c)[1] ** 2).sum())))
 
 
 class SAmQ:
@@ -107,7 +117,7 @@ class SAmQ:
 
     def _clusters(self, clusters: int, seed: int) -> tuple[IntArray, FloatArray]:
         """Return every row's cluster, and what each cluster offers (S, J)."""
-        from scipy.cluster.vq import kmeans2, vq
+        from scipy.cluster.vq import vq
 
         N, J = len(self.rows.x), len(self.model.choices)
         rng = np.random.default_rng(seed)
@@ -125,7 +135,7 @@ class SAmQ:
         for kind, k in zip(kinds, share, strict=True):
             own = q[pattern == kind]
             k = min(int(k), len(np.unique(own, axis=0)))
-            centres[int(kind)] = kmeans2(own, k, minit="++", rng=rng, missing="warn")[0]
+            centres[int(kind)] = best_centres(own, k, rng)
         sizes = [len(c) for c in centres.values()]
         first = dict(zip(centres, np.cumsum([0, *sizes[:-1]]), strict=True))
         labels = np.empty(N, dtype=np.int64)

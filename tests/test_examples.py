@@ -53,16 +53,30 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
     monkeypatch.chdir(ROOT)
     names, printed = run_scripts(0, 1)
     fits = names["fits"]
-    assert len(SCRIPTS) == 5 and all(f.converged for k, f in fits.items() if k != "two types")
+    assert len(SCRIPTS) == 6 and all(f.converged for k, f in fits.items() if k != "two types")
     gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
     assert gap.max() < 1e-6
     assert "Model comparison" in printed and "baseline" in printed
     assert "Finite dependence in 24 states" in printed
 
 
+def test_rewards_are_learned_without_levels(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names, printed = run_scripts(0, 2)
+    fits = names["fits"]
+    assert all(f.converged for f in fits.values()) and "Model comparison" in printed
+    nested, others = fits["NFXP"].params, ("levels", "rows", "TD-CCP")
+    for name in others:
+        fit = fits[name]
+        own = fit.params.rename({"paid:held_none": "join"})
+        own["join"] = abs(own["join"])  # a cost there, a reward here
+        gap = (own - nested) / fit.std_errors.rename({"paid:held_none": "join"})
+        assert gap.abs().max() < 3, (name, gap)
+
+
 def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(2)
+    names, printed = run_scripts(3)
     fit, forecast = names["fit"], names["forecast"]
     truth = tomllib.loads((ROOT / "data" / "prime" / "truth.toml").read_text(encoding="utf-8"))
     known = dict(truth["segments"]["India rural"]["params"])
@@ -77,9 +91,10 @@ def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
     assert "penetration" in printed and "Elasticities of shares by prices" in printed
 
 
+@pytest.mark.slow
 def test_months_are_added_and_segments_fitted(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(3)
+    names, printed = run_scripts(4)
     fits, store, rows = names["fits"], names["store"], names["rows"]
     assert fits.converged and len(fits) == 4
     assert store.rows == len(rows) and f"'rows': {int(names['last'].sum())}" in printed
@@ -89,9 +104,10 @@ def test_months_are_added_and_segments_fitted(monkeypatch):
     assert whole.counts.digest == store.counts.digest
 
 
+@pytest.mark.slow
 def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, printed = run_scripts(4)
+    _, printed = run_scripts(5)
     printed = " ".join(printed.split())
     flat = " ".join(README.split())
     said = flat[flat.index("It prints, of the simulated sample:") :]

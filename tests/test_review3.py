@@ -92,6 +92,7 @@ def test_buckets_do_not_deal_consecutive_ids_out_evenly():
         assert 0.6 < size.var() / size.mean() < 1.6
 
 
+@pytest.mark.slow
 def test_eccp_bootstrap_keeps_the_cells():
     model = renewal()
     data = panel(model, regions=30, members=150)

@@ -11,12 +11,15 @@ HERE = Path(__file__).resolve().parents[1] / "validation"
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["rust1987", "houston", "museum"])
+@pytest.mark.parametrize(
+    "name", ["rust1987", pytest.param("houston", marks=pytest.mark.slow), "museum"]
+)
 def test_quick_study(name, shared_data, monkeypatch):
     monkeypatch.setenv("DYNCHOICE_DATA", os.fspath(shared_data))
     run_study(name, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -25,6 +28,7 @@ def test_quick_study(name, shared_data, monkeypatch):
         "iskhakov2016",
         "eccp",
         "pqr",
+        "samq2023",
         "inference_coverage",
         "primelike",
     ],

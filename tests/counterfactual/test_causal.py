@@ -45,6 +45,7 @@ def test_events_are_found_with_their_dates(study, fitted):
     assert not event.everywhere and "10 of 16 regions (6 to 18)" in event.label
 
 
+@pytest.mark.slow
 def test_the_check_agrees_and_its_parts_are_right(study, fitted):
     frame, panel, fit = fitted
     report = dc.causal_check(fit, panel)

@@ -315,6 +315,7 @@ def simulated(seed, members=250, spec=SPEC):
     return builders.simulated_counts(spec, members, T, seed)[1]
 
 
+@pytest.mark.slow
 def test_hausman_is_uniform_under_the_truth():
     tests = []
     for seed in range(100):

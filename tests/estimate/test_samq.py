@@ -32,6 +32,7 @@ def test_with_a_cluster_a_level_it_is_nfxp_on_the_levels():
     assert "5 clusters of like values" in str(fit.summary)
 
 
+@pytest.mark.slow
 def test_bias_falls_with_the_number_of_clusters(line):
     rows = loaded(members_on(line, 6000, 10, 2), ["hours"])
     first = dc.DeepPQR(spec(), rows, degree=3).fit()

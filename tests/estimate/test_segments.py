@@ -138,6 +138,7 @@ def test_starts_side_by_side_are_those_one_by_one(club):
         dc.NFXP(model, part).fit(jobs=0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_reported_and_the_rest_kept(club):
     model, counts, _ = club
     with pytest.warns(ConvergenceWarning, match=r"5 segments: 4 converged, 1 not: s2 \(its worker"):

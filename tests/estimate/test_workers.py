@@ -63,6 +63,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 4])
 def test_workers_of_a_killed_process_end_whether_they_have_begun_or_not(tmp_path, seconds):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))

@@ -62,6 +62,7 @@ def options(lag):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [False, True])
 @pytest.mark.parametrize("how", ["parquet", "csv", "arrow", "files"])
 def test_parts_are_counted_as_the_whole_is(long, how, lag, tmp_path, folders):
@@ -239,6 +240,7 @@ def alike(whole, parts):
     assert cells(parts) == cells(whole) and parts.segments == whole.segments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [False, True])
 def test_numbers_are_months_or_not_for_all_members_alike(club, lag, tmp_path):
     """Weeks as YYYYWW: only one member has weeks that are no months."""

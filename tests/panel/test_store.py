@@ -18,7 +18,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("ids", "options"), [*(("int", o) for o in OPTIONS), ("text", OPTIONS[2]), ("sparse", {})]
+    ("ids", "options"),
+    [
+        *(pytest.param("int", o, marks=pytest.mark.slow) for o in OPTIONS),
+        ("text", OPTIONS[2]),
+        pytest.param("sparse", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_months_added_one_by_one_are_a_recount(tmp_path, ids, options):
     df = history(len(options), ids=ids)

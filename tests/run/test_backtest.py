@@ -217,6 +217,7 @@ def test_a_backtest_is_written_and_found_again(sample, capsys):
     assert not list((sample / "out").glob(".writing-*"))
 
 
+@pytest.mark.slow
 def test_an_origin_is_estimated_once_for_forecast_and_backtest(sample, tmp_path):
     rows = pd.read_parquet(sample / "members.parquet")
     for name in ("run.toml",):
@@ -247,6 +248,7 @@ def test_what_a_backtest_refuses(sample, capsys, setting, text):
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_origin_that_does_not_converge_is_named_and_left_out(sample, tmp_path, capsys):
     (tmp_path / "run.toml").write_text((sample / "run.toml").read_text())
     rows = pd.read_parquet(sample / "members.parquet")
@@ -297,6 +299,7 @@ def test_the_retention_curve_does_not_take_the_first_month_for_the_first_age():
     assert np.abs(got - true).max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_backtest_of_numbered_choices_and_of_a_late_segment(tmp_path, capsys):
     rows = rows_of(5, members=400, periods=12)
     rows["c"] = rows["c"].map({"out": 0, "in": 1, "gold": 1})

@@ -892,6 +892,7 @@ def mutated(text: str, rng: random.Random) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150,
     deadline=None,

@@ -70,6 +70,7 @@ def test_a_second_run_gives_the_same_numbers_and_moves_current(prime):
         assert (first / f"{name}.parquet").read_bytes() == (second / f"{name}.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_sample_estimates_agree_with_the_truth_beside_it(prime):
     import tomllib
 
@@ -193,6 +194,7 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_sweeps(prime):
     assert not list(out.glob(".writing-*")) and not (out / "current").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_scenario_added_later_has_the_bytes_of_one_that_was_there(tmp_path, jobs):
     from dynchoice.run.init import write_sample
@@ -218,6 +220,7 @@ def test_a_scenario_added_later_has_the_bytes_of_one_that_was_there(tmp_path, jo
             assert path.read_bytes() == (tmp_path / "later/out/current" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_dates_of_scenarios_move_with_the_data(tmp_path, capsys):
     from dynchoice.run.init import write_sample
 

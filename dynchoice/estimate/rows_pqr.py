@@ -17,6 +17,12 @@ R. Deep PQR: ``r_a = Q_a - beta E[V' | s, a]``, a regression on ``phi`` for each
 
 Parameters: ``theta = (sum x x')^{-1} sum x r`` over the rows taken, with ``beta V'`` as observed in
 place of its regression. The influence of a row goes through all three solves.
+
+Where learners stand in for the sieve in P and Q, ``theta`` is corrected by the mean of that
+influence at their predictions (zero for the sieve itself): weights ``L_c = (dtheta/dc) A^{-1}`` on
+what Q misses and ``L_e`` on what P misses, the sieve's representers of the efficient influence
+function of van der Laan, Bibaut and Kallus (their weights ``alpha``). First-stage errors then
+enter by products only.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ from dynchoice.errors import (
 from dynchoice.estimate.choice_logit import ChoiceLogit, taken
 from dynchoice.estimate.optimise import check_options
 from dynchoice.estimate.rows import SievedRows, solved, well_conditioned
+from dynchoice.estimate.stages import FirstStages, SieveStages
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.rewards import RewardResults
@@ -46,6 +53,8 @@ from dynchoice.model.sieve import by_choice
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
 
+RIDGE = 1e-6
+"""Observations that the representer of P is worth against: keeps separated directions finite."""
 FEW = 10
 """Anchor rows a column below which the summary warns of its intervals."""
 
@@ -77,6 +86,10 @@ class Slab:
     """``log pi(o'|s')`` of known rows; 0 after a terminal one."""
     gap_next: FloatArray
     """``1{o' = j} - pi_j(s')`` (known, J - 1): derivative of ``l_next`` by the logit's index."""
+    value: FloatArray
+    """``W`` (n,) or ``q`` (n, J); empty before the Q step."""
+    value_next: FloatArray
+    """``W`` or ``q_o`` of the next row (known,); 0 after a terminal one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ class RowsFit:
     c: FloatArray
     h: FloatArray
     theta: FloatArray
+    correction: FloatArray
+    """What the sieve's representers add to ``theta`` for learners' errors (K,)."""
     names: tuple[str, ...]
     gram: FloatArray
     sums: FloatArray
@@ -130,7 +145,9 @@ class RowsPQR:
 
     # rows ------------------------------------------------------------------------------------
 
-    def _slabs(self, policy: ChoiceLogit, features: bool = True) -> Iterator[Slab]:
+    def _slabs(
+        self, stages: FirstStages, features: bool = True, values: bool = True
+    ) -> Iterator[Slab]:
         """Yield all rows with what follows them."""
         J = self.J
         for b in self.rows.blocks():
@@ -141,8 +158,8 @@ class RowsPQR:
             after = self.sieved.table(b.x_next)
             offered_next = self.model.offered(after)
             o_next = self.model.reference(offered_next, len(after))
-            phi_moved = self.sieve(b.x_next)
-            logs = policy.log_probabilities(phi_moved, offered_next)
+            phi_moved, following = self.sieve(b.x_next), self.rows.next[b.rows][b.moved]
+            logs = stages.logs(following, phi_moved, offered_next)
             pi = np.exp(logs) if offered_next is None else np.exp(logs) * offered_next
             gap = taken(o_next, J) - pi[:, 1:]
             known = np.sort(np.r_[b.moved, np.flatnonzero(b.ended)])
@@ -151,86 +168,115 @@ class RowsPQR:
             l_next, to = np.zeros(len(known)), np.zeros(len(known), dtype=np.int64)
             phi_next[put], gap_next[put], to[put] = phi_moved, gap, o_next
             l_next[put] = logs[np.arange(len(after)), o_next]
+            value, value_next = np.zeros(0), np.zeros(len(known) if values else 0)
+            if values:
+                value = stages.values(b.rows, phi)
+                moved = stages.values(following, phi_moved)
+                value_next[put] = moved[np.arange(len(after)), o_next] if self.general else moved
             yield Slab(
                 b.rows, phi, x, self.model.base(table), self.model.known(table), b.choice, b.weight,
                 offered,
                 self.model.reference(offered, len(table)),
-                policy.log_probabilities(phi, offered), known, phi_next, to, l_next, gap_next,
+                stages.logs(b.rows, phi, offered), known, phi_next, to, l_next, gap_next,
+                value, value_next,
             )  # fmt: skip
 
     # the steps -------------------------------------------------------------------------------
 
     def fit(
-        self, tol: float = 1e-8, maxiter: int = 100, progress: Progress | None = None
-    ) -> RowsFit:
-        """Run the three steps and the projection, with the influence of every member."""
+        self, tol: float = 1e-8, maxiter: int = 100, progress: Progress | None = None,
+        learned: FirstStages | None = None,
+    ) -> RowsFit:  # fmt: skip
+        """Run the three steps and the projection, with the influence of every member.
+
+        Parameters
+        ----------
+        tol, maxiter, progress
+            See :meth:`dynchoice.NFXP.fit`.
+        learned : FirstStages, optional
+            In place of the sieve's probabilities and values.
+        """
         tell = progress or (lambda done, total, text: None)
         tell(0, 4, "policy")
         policy = self.sieved.policy(tol, maxiter)
         tell(1, 4, "value of the reference")
-        A, b, C = self._value(policy)
+        own = SieveStages(policy, np.zeros(0), self.general)
+        A, b, C = self._value(own if learned is None else learned)
         c = solved(A, b)
         tell(2, 4, "reward")
-        return self._reward(policy, A, c, C, tell)
+        stages = SieveStages(policy, c, self.general) if learned is None else learned
+        return self._reward(stages, policy, A, c, C, tell)
 
-    def _value(self, policy: ChoiceLogit) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def _value(self, stages: FirstStages) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the Q step's system ``A``, right side ``b``, and ``db`` by the logit's index."""
         J, G, beta = self.J, self.sieve.size, self.model.beta
         D = (1 + J) * G if self.general else G
         A, b, C = np.zeros((D, D)), np.zeros(D), np.zeros((D, J - 1, G))
-        for s in self._slabs(policy, features=False):
+        for s in self._slabs(stages, features=False, values=False):
+            at, f, ahead, mine = self._value_rows(s)
+            w = s.weight[at]
+            fw = f * w[:, None]
+            A += fw.T @ (f - beta * ahead)
+            b += fw.T @ self._value_target(s, at, mine)
             if self.general:
-                at = s.known
-                w = s.weight[at]
-                f = by_choice(s.phi[at], s.choice[at], J)
-                ahead = by_choice(s.phi_next, s.o_next, J)
-                own = s.logs[at, s.choice[at]]
-                A += (f * w[:, None]).T @ (f - beta * ahead)
-                b += (f * w[:, None]).T @ (own - s.g[at])
-                pi = self._probabilities(s)[at]
-                gap = taken(s.choice[at], J) - pi[:, 1:]
+                gap = taken(s.choice[at], J) - self._probabilities(s)[at][:, 1:]
                 for j in range(J - 1):
                     C[:, j] += (f * (w * gap[:, j])[:, None]).T @ s.phi[at]
             else:
-                mine = s.choice[s.known] == s.o[s.known]
-                at = s.known[mine]
-                w, phi, ahead = s.weight[at], s.phi[at], s.phi_next[mine]
-                A += (phi * w[:, None]).T @ (phi - beta * ahead)
-                b += (phi * w[:, None]).T @ (s.g[at] - beta * s.l_next[mine])
                 for j in range(J - 1):
-                    own = w * s.gap_next[mine, j]
-                    C[:, j] -= beta * ((phi * own[:, None]).T @ ahead)
+                    C[:, j] -= beta * ((f * (w * s.gap_next[mine, j])[:, None]).T @ ahead)
         if self.general:
             A[np.arange(G, D), np.arange(G, D)] += self.pool
         self.condition = well_conditioned(A, "values of the reference")
         return A, b, C.reshape(D, -1)
+
+    def _value_rows(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray, BoolArray]:
+        """Return the rows of the Q step, their columns, the next rows', and which known ones."""
+        if self.general:
+            at = s.known
+            f = by_choice(s.phi[at], s.choice[at], self.J)
+            return at, f, by_choice(s.phi_next, s.o_next, self.J), np.ones(len(at), dtype=bool)
+        mine = s.choice[s.known] == s.o[s.known]
+        at = s.known[mine]
+        return at, s.phi[at], s.phi_next[mine], mine
+
+    def _value_target(self, s: Slab, at: IntArray, mine: BoolArray) -> FloatArray:
+        """Return what the Q step regresses, before the next row's value."""
+        if self.general:
+            return np.asarray(s.logs[at, s.choice[at]] - s.g[at])
+        return np.asarray(s.g[at] - self.model.beta * s.l_next[mine])
 
     @staticmethod
     def _probabilities(s: Slab) -> FloatArray:
         return np.exp(s.logs) if s.offered is None else np.exp(s.logs) * s.offered
 
     def _reward(
-        self, policy: ChoiceLogit, A: FloatArray, c: FloatArray, C: FloatArray, tell: Progress
-    ) -> RowsFit:
+        self, stages: FirstStages, policy: ChoiceLogit, A: FloatArray, c: FloatArray,
+        C: FloatArray, tell: Progress,
+    ) -> RowsFit:  # fmt: skip
         """Return everything after the Q step: two more passes over the rows."""
-        J, G, beta = self.J, self.sieve.size, self.model.beta
+        J, G = self.J, self.sieve.size
         K, names = self.sieved.features()
         gram, q = np.zeros((K, K)), np.zeros(K)
         D_c, D_e = np.zeros((K, len(c))), np.zeros((K, J - 1, G))
         cells, target = np.zeros((J, G, G)), np.zeros((J, G))
-        for s in self._slabs(policy):
-            x, r, by_c, z = self._rewards(s, c)
+        sieved = isinstance(stages, SieveStages)
+        information = policy.information if sieved else RIDGE * np.eye((J - 1) * G)
+        for s in self._slabs(stages):
+            x, r, by_c, z = self._rewards(s)
             w = s.weight[s.known]
             xw = x * w[:, None]
             gram += xw.T @ x
             q += xw.T @ r
             D_c += xw.T @ by_c
+            if not sieved:
+                information += self._information(s)
             if not self.general:
                 phi = s.phi[s.known]
                 both = taken(s.choice[s.known], J) - taken(s.o[s.known], J)
                 for j in range(J - 1):
                     D_e[:, j] += (xw * both[:, [j]]).T @ phi
-                    D_e[:, j] += beta * (xw * s.gap_next[:, [j]]).T @ s.phi_next
+                    D_e[:, j] += self.model.beta * (xw * s.gap_next[:, [j]]).T @ s.phi_next
                 for j in range(J):
                     own = s.choice[s.known] == j
                     p = phi[own] * w[own, None]
@@ -243,57 +289,71 @@ class RowsPQR:
             h = solved(cells + little, target[:, :, None])[:, :, 0]
         tell(3, 4, "standard errors")
         Lc = np.linalg.solve(A.T, D_c.T).T
-        Le = np.linalg.solve(policy.information, (D_e.reshape(K, -1) + Lc @ C).T).T
+        Le = solved(information, (D_e.reshape(K, -1) + Lc @ C).T).T
+        correction = np.zeros(K)
+        if not sieved:
+            missed = np.zeros(K)
+            for s in self._slabs(stages, features=False):
+                missed += s.weight @ self._first_stage_influence(s, Lc, Le)
+            correction = solved(gram, missed)
+            theta = theta + correction
         sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
-        for s in self._slabs(policy):
-            x, r, by_c, _ = self._rewards(s, c)
-            own = np.zeros((len(s.phi), K))
-            own[s.known] = x * (r - x @ theta)[:, None]
-            at, f, miss = self._value_miss(s, c)
-            own[at] += (f * miss[:, None]) @ Lc.T
-            gap = taken(s.choice, J) - self._probabilities(s)[:, 1:]
-            for j in range(J - 1):
-                own += gap[:, [j]] * (s.phi @ Le[:, j * G : (j + 1) * G].T)
+        for s in self._slabs(stages):
+            x, r, _, _ = self._rewards(s)
+            own = self._first_stage_influence(s, Lc, Le)
+            own[s.known] += x * (r - x @ theta)[:, None]
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
             sums[who[first]] += np.add.reduceat(own, first, axis=0)
             weight[who[first]] = s.weight[first]
         tell(4, 4, "done")
         return RowsFit(
-            policy, c, h, theta, names, gram, solved(gram, sums.T).T, weight,
+            policy, c, h, theta, correction, names, gram, solved(gram, sums.T).T, weight,
             {"anchor rows": float(self.anchored), "anchor share": self.sieved.share},
             self.condition,
         )  # fmt: skip
 
-    def _rewards(
-        self, s: Slab, c: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def _information(self, s: Slab) -> FloatArray:
+        """Return the sieve logit's information at the rows' probabilities."""
+        J, G = self.J, self.sieve.size
+        pi, out = self._probabilities(s), np.zeros((J - 1, G, J - 1, G))
+        for a in range(J - 1):
+            for b in range(J - 1):
+                w = s.weight * pi[:, a + 1] * ((a == b) - pi[:, b + 1])
+                out[a, :, b] = (s.phi * w[:, None]).T @ s.phi
+        return out.reshape((J - 1) * G, -1)
+
+    def _first_stage_influence(self, s: Slab, Lc: FloatArray, Le: FloatArray) -> FloatArray:
+        """Return what rows' misses in Q and P do to ``sum x r`` (n, K)."""
+        own, G = np.zeros((len(s.phi), len(Lc))), self.sieve.size
+        at, f, miss = self._value_miss(s)
+        own[at] += (f * miss[:, None]) @ Lc.T
+        gap = taken(s.choice, self.J) - self._probabilities(s)[:, 1:]
+        for j in range(self.J - 1):
+            own += gap[:, [j]] * (s.phi @ Le[:, j * G : (j + 1) * G].T)
+        return own
+
+    def _rewards(self, s: Slab) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """Return features, reward less its known part, its slope by ``c``, and ``V'``."""
         at, beta, J = s.known, self.model.beta, self.J
         i = np.arange(len(at))
-        x = s.x[at][i, s.choice[at]]
+        a, o = s.choice[at], s.o[at]
+        x = s.x[at][i, a]
         if self.general:
-            by_c = by_choice(s.phi[at], s.choice[at], J) - by_choice(s.phi[at], s.o[at], J)
-            return x, by_c @ c + s.g[at] - s.base[at, s.choice[at]], by_c, np.zeros(0)
+            by_c = by_choice(s.phi[at], a, J) - by_choice(s.phi[at], o, J)
+            q = s.value[at]
+            return x, q[i, a] - q[i, o] + s.g[at] - s.base[at, a], by_c, np.zeros(0)
         by_c = s.phi[at] - beta * s.phi_next
-        z = s.phi_next @ c - s.l_next
-        odds = s.logs[at, s.choice[at]] - s.logs[at, s.o[at]]
-        known = s.base[at, s.choice[at]]
-        return x, odds + s.phi[at] @ c - beta * z - known, by_c, z
+        z = s.value_next - s.l_next
+        odds = s.logs[at, a] - s.logs[at, o]
+        return x, odds + s.value[at] - beta * z - s.base[at, a], by_c, z
 
-    def _value_miss(self, s: Slab, c: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Return the rows of the Q step, their columns, and its residuals at ``c``."""
-        beta, J = self.model.beta, self.J
-        if self.general:
-            at = s.known
-            f = by_choice(s.phi[at], s.choice[at], J)
-            ahead = by_choice(s.phi_next, s.o_next, J)
-            own = s.logs[at, s.choice[at]]
-            return at, f, own - s.g[at] - (f - beta * ahead) @ c
-        mine = s.choice[s.known] == s.o[s.known]
-        at = s.known[mine]
-        y = s.g[at] - beta * s.l_next[mine]
-        return at, s.phi[at], y - (s.phi[at] - beta * s.phi_next[mine]) @ c
+    def _value_miss(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return the rows of the Q step, their columns, and its residuals."""
+        at, f, _, mine = self._value_rows(s)
+        value = s.value[at, s.choice[at]] if self.general else s.value[at]
+        miss = self._value_target(s, at, mine) - value + self.model.beta * s.value_next[mine]
+        return at, f, miss
 
     def _projected(self, gram: FloatArray, q: FloatArray, names: tuple[str, ...]) -> FloatArray:
         flat = Identification.of(names, gram).flat

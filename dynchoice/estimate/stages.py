@@ -1,0 +1,81 @@
+"""The first two steps at rows: log choice probabilities, and values, of a sieve or of any learner.
+
+Deep PQR needs ``W(s)``, the value of the reference choice; GenPQR ``q(s, a)`` of every choice. What
+the later steps do with them does not depend on who estimated them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dynchoice.estimate.choice_logit import ChoiceLogit
+from dynchoice.model.sieve import by_choice
+from dynchoice.typing import BoolArray, FloatArray
+
+
+class FirstStages(Protocol):
+    """Probabilities and values at rows; ``rows`` are positions in the trajectories."""
+
+    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+        """Return ``log pi`` (n, J); 0 where a choice is not offered."""
+        ...
+
+    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+        """Return ``W`` (n,) (Deep PQR) or ``q`` (n, J) (GenPQR)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SieveStages:
+    """A logit and a linear value function on one sieve.
+
+    Attributes
+    ----------
+    policy : ChoiceLogit
+    c : FloatArray, shape (G,) or ((1 + J) G,)
+    """
+
+    policy: ChoiceLogit
+    c: FloatArray
+    general: bool
+
+    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+        """See :class:`FirstStages`."""
+        del rows
+        return self.policy.log_probabilities(phi, offered)
+
+    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+        """See :class:`FirstStages`."""
+        del rows
+        if not self.general:
+            return np.asarray(phi @ self.c)
+        J, n = len(self.policy.coefficients) + 1, len(phi)
+        each = (by_choice(phi, np.full(n, j, dtype=np.int64), J) @ self.c for j in range(J))
+        return np.stack(list(each), axis=1)
+
+
+@dataclass(frozen=True)
+class LearnedStages:
+    """Out-of-fold predictions of learners, kept by row.
+
+    Attributes
+    ----------
+    log_pi : FloatArray, shape (N, J)
+    value : FloatArray, shape (N,) or (N, J)
+    """
+
+    log_pi: FloatArray
+    value: FloatArray
+
+    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+        """See :class:`FirstStages`."""
+        del phi, offered
+        return np.asarray(self.log_pi[rows])
+
+    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+        """See :class:`FirstStages`."""
+        del phi
+        return np.asarray(self.value[rows])

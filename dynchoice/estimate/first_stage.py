@@ -123,7 +123,12 @@ def first_stage(
             if e.borrowed:
                 notes.append(
                     f"law {e.name!r}: {e.borrowed} of {len(e.counts)} rows were never observed and"
-                    " take the frequencies pooled over choices and parents"
+                    " take the frequencies "
+                    + (
+                        "pooled over choices and parents"
+                        if e.sources is None
+                        else "of the same choice in the state like theirs"
+                    )
                 )
     elif len(moves):
         refuse_moves(model, ~reachable(transitions.stacked(), moves, model), moves, n, panel)
@@ -209,6 +214,11 @@ def influence(
     V1 = np.zeros((K, K))
     for e in estimates:
         C = cross[e.name]
+        if e.sources is not None:
+            # what rows do that others stand in for, they do
+            stood_in = np.zeros((C.shape[1], len(C), C.shape[2]))
+            np.add.at(stood_in, e.sources, np.moveaxis(C, 1, 0))
+            C = np.moveaxis(stood_in, 0, 1)
         total = e.counts.sum(axis=1)
         centred = C - np.einsum("krm,rm->kr", C, e.probabilities)[:, :, None]
         c = np.divide(

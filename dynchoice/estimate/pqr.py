@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate.rows_pqr import RowsReward
+from dynchoice.estimate.learners import CrossFitted, checked
+from dynchoice.estimate.rows_reward import RowsReward
 from dynchoice.estimate.table_pqr import TableReward
 from dynchoice.inference.results import Results
 from dynchoice.inference.rewards import RewardResults
@@ -53,6 +54,14 @@ class DeepPQR:
         With a RewardModel: products of two features in the sieve. Default: up to 8 features.
     support : int
         Rows that must have taken the anchor.
+    regressor, classifier : learners, optional
+        With a RewardModel: what estimates values and choice probabilities in place of the sieve.
+        Objects with ``fit(X, y)`` and ``predict(X)``, or ``predict_proba(X)``: scikit-learn's, or
+        :class:`dynchoice.Network`. They are cross-fitted: a member's rows are predicted by copies
+        that did not see the member. Without a classifier, probabilities stay a logit on the sieve.
+    folds, rounds : int
+        With a regressor: folds of members (5), and at most so many rounds of fitted-Q iteration
+        (50).
 
     Raises
     ------
@@ -99,11 +108,18 @@ class DeepPQR:
         degree: int | None = None,
         pairs: bool | None = None,
         support: int = SUPPORT,
+        regressor: Any = None,
+        classifier: Any = None,
+        folds: int | None = None,
+        rounds: int | None = None,
     ) -> None:
         if anchor is not None and not isinstance(anchor, Hashable):
             raise SpecificationError("anchor is one choice; GenPQR takes probabilities (S, J)")
         table = {"anchor": anchor, "reward": reward, "first_stage": first_stage}
-        rows = {"degree": degree, "pairs": pairs}
+        rows = {
+            "degree": degree, "pairs": pairs, "regressor": regressor, "classifier": classifier,
+            "folds": folds, "rounds": rounds,
+        }  # fmt: skip
         self.model = model
         self._made = made(self.name, model, data, table, rows, anchor, support, 0.0)
 
@@ -137,8 +153,9 @@ class GenPQR:
 
     Parameters
     ----------
-    model, data, reward, first_stage, degree, pairs, support
-        As of :class:`DeepPQR`.
+    model, data, reward, first_stage, degree, pairs, support, regressor, classifier, folds, rounds
+        As of :class:`DeepPQR`. A regressor learns ``q(s, a)`` from states with indicators of the
+        choice beside them.
     reference : label, array (S, J) or "uniform", optional
         With a DDC: the policy whose expected reward is known: a choice, or probabilities over
         choices that are offered. Default: as the anchor of :class:`DeepPQR`.
@@ -175,9 +192,16 @@ class GenPQR:
         pairs: bool | None = None,
         pool: float | None = None,
         support: int = SUPPORT,
+        regressor: Any = None,
+        classifier: Any = None,
+        folds: int | None = None,
+        rounds: int | None = None,
     ) -> None:
         table = {"reference": reference, "reward": reward, "first_stage": first_stage}
-        rows = {"degree": degree, "pairs": pairs, "pool": pool}
+        rows = {
+            "degree": degree, "pairs": pairs, "pool": pool, "regressor": regressor,
+            "classifier": classifier, "folds": folds, "rounds": rounds,
+        }  # fmt: skip
         pull = POOL if pool is None else float(pool)
         if not 0 < pull < np.inf:
             raise SpecificationError(f"pool={pool!r}: a positive number of rows")
@@ -215,11 +239,26 @@ def made(
         assert isinstance(data, Trajectories)
         degree = 2 if rows["degree"] is None else rows["degree"]
         return RowsReward(
-            name, model, data, general=name == "GenPQR", degree=degree, pairs=rows["pairs"],
-            pool=pool, support=support,
+            name, model, data, learner_of(name, rows), general=name == "GenPQR", degree=degree,
+            pairs=rows["pairs"], pool=pool, support=support,
         )  # fmt: skip
     first_stage = "smoothed" if table["first_stage"] is None else table["first_stage"]
     return TableReward(
         model, data, name=name, reference=reference, reward=table["reward"],
         first_stage=first_stage, support=support,
     )  # fmt: skip
+
+
+def learner_of(name: str, options: dict[str, Any]) -> Any:
+    """Return what estimates the first two steps in place of the sieve, or None."""
+    regressor, classifier = options["regressor"], options["classifier"]
+    if regressor is None:
+        for option in ("classifier", "folds", "rounds"):
+            if options[option] is not None:
+                raise SpecificationError(f"{name}: {option}= goes with a regressor=")
+        return None
+    checked(regressor, ("fit", "predict"), "regressor")
+    folds = 5 if options["folds"] is None else options["folds"]
+    rounds = 50 if options["rounds"] is None else options["rounds"]
+
+    return CrossFitted(classifier, regressor, folds, rounds)

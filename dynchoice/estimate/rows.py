@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from dynchoice.typing import FloatArray, IntArray
 
 WORST = 1e13
 """Condition number from which on a system of value coefficients is not solved."""
+LEFT = 1e-10
+"""Share of a column's square that others must leave, for the column to stay in a Q step."""
 
 
 class SievedRows:
@@ -50,11 +53,17 @@ class SievedRows:
         some = np.sort(rng.choice(N, min(N, FIRST_ROWS), replace=False))
         self.some: IntArray | None = some if N > 2 * FIRST_ROWS else None
         self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs)
-        self.anchored, self.share = self._anchored()
+        self.anchored, self.share, self.followed = self._anchored()
+        if not self.followed:
+            raise DataError(
+                f"none of {N:,} rows has a next row (a member's next period, or terminal=): nothing"
+                " says what choices lead to"
+            )
 
-    def _anchored(self) -> tuple[int, float]:
-        """Return how many rows take the anchor where there is a choice, and their share."""
-        bad, anchored, total = 0, 0, 0
+    def _anchored(self) -> tuple[int, float, float]:
+        """Return how many rows take the anchor where there is a choice and have a next row, the
+        anchor's share of rows with a choice, and the weighted share of rows with a next row."""
+        bad, usable, anchored, total, followed = 0, 0, 0, 0, 0.0
         for b in self.rows.blocks():
             table = self.table(b.x)
             offered = self.model.offered(table)
@@ -63,11 +72,15 @@ class SievedRows:
             if offered is not None:
                 bad += int((~offered[np.arange(len(table)), b.choice]).sum())
                 free = offered.sum(axis=1) > 1
+            known = b.ended.copy()
+            known[b.moved] = True
             anchored += int(((b.choice == o) & free).sum())
+            usable += int(((b.choice == o) & free & known).sum())
             total += int(free.sum())
+            followed += float(b.weight[known].sum())
         if bad:
             raise DataError(f"{bad:,} rows take a choice that available= says is not offered there")
-        return anchored, anchored / max(total, 1)
+        return usable, anchored / max(total, 1), followed / self.rows.nobs
 
     def table(self, x: FloatArray) -> Any:
         """Return states as a table with the features' names."""
@@ -80,7 +93,8 @@ class SievedRows:
         _, names = self.model.design(self.table(np.asarray(self.rows.x[:2])))
         return len(names), names
 
-    def _choices(self, rows: IntArray | None) -> Iterator[Choices]:
+    def choices(self, rows: IntArray | None) -> Iterator[Choices]:
+        """Yield rows as the logit sees them; with ``rows`` (sorted), only these."""
         for b in self.rows.blocks(rows):
             offered = self.model.offered(self.table(b.x)) if self.model.available else None
             yield Choices(self.sieve(b.x), b.choice, b.weight, offered)
@@ -89,29 +103,88 @@ class SievedRows:
         """Return the choice probabilities; long tables start from a sample of their rows."""
         start = None
         if self.some is not None:
-            start = fit_logit(lambda: self._choices(self.some), self.J, self.sieve.size)
+            start = fit_logit(lambda: self.choices(self.some), self.J, self.sieve.size)
         return fit_logit(
-            lambda: self._choices(None), self.J, self.sieve.size, tol=tol, maxiter=maxiter,
+            lambda: self.choices(None), self.J, self.sieve.size, tol=tol, maxiter=maxiter,
             start=None if start is None else start.coefficients,
         )  # fmt: skip
 
 
-def well_conditioned(A: FloatArray, what: str) -> float:
-    """Return the condition number of a system, its diagonal scaled to one.
+@dataclass(frozen=True)
+class ValueSystem:
+    """A Q step's normal equations ``(M - beta N) c = b``, on columns that its rows tell apart.
 
-    Raises
-    ------
-    IdentificationError
-        The system does not determine its solution.
+    ``M = sum w f f'`` and ``N = sum w f f_next'``, so ``M^{-1} N`` is the law of motion projected
+    on the columns. Where ``beta`` times its spectral radius reaches one, repeating the regression
+    would diverge, and the solution of the equations is no value of anything.
+
+    Attributes
+    ----------
+    A : FloatArray, shape (D, D)
+        Of the columns kept.
+    kept : IntArray, shape (D,)
+        Positions among all ``size`` columns; the others have coefficient zero.
+    condition : float
+        Of ``A`` with columns of unit length.
+    radius : float
+        Spectral radius of ``M^{-1} N``.
     """
-    size = np.sqrt(np.maximum(np.abs(np.diag(A)), 1e-300))
-    condition = float(np.linalg.cond(A / np.outer(size, size)))
-    if not condition < WORST:
-        raise IdentificationError(
-            f"the {what} are not determined by the rows (condition {condition:.0e}): fewer columns"
-            " (degree=), or more rows with the anchor"
-        )
-    return condition
+
+    A: FloatArray
+    kept: IntArray
+    size: int
+    condition: float
+    radius: float
+
+    @classmethod
+    def of(cls, M: FloatArray, N: FloatArray, beta: float, what: str) -> ValueSystem:
+        """Check and build.
+
+        Raises
+        ------
+        IdentificationError
+            Rows that determine no value: a singular system, or one that does not contract.
+        """
+        kept, size_of = independent(M), len(M)
+        M, N = M[np.ix_(kept, kept)], N[np.ix_(kept, kept)]
+        A = M - beta * N
+        size = np.sqrt(np.maximum(np.diag(M), 1e-300))
+        condition = float(np.linalg.cond(A / np.outer(size, size)))
+        radius = float(np.abs(np.linalg.eigvals(solved(M, N))).max()) if len(kept) else 0.0
+        if not len(kept) or not condition < WORST:
+            raise IdentificationError(
+                f"the {what} are not determined by the rows (condition {condition:.0e}): fewer"
+                " columns (degree=), or more rows with the anchor"
+            )
+        if beta * radius >= 1:
+            raise IdentificationError(
+                f"the {what} do not settle on this sieve: beta = {beta:g} times the spectral radius"
+                f" of the projected law, {radius:.3f}, is not below one, so the regression repeated"
+                " would diverge. Fewer columns (degree=, pairs=False), more rows, or GenPQR in"
+                " place of Deep PQR"
+            )
+        return cls(A, kept, size_of, condition, radius)
+
+    def solve(self, b: FloatArray, transposed: bool = False) -> FloatArray:
+        """Return ``A^{-1} b`` (or ``A^{-T} b``) over all columns; zero for those left out."""
+        out = np.zeros((self.size, *b.shape[1:]))
+        out[self.kept] = solved(self.A.T if transposed else self.A, b[self.kept])
+        return out
+
+
+def independent(M: FloatArray) -> IntArray:
+    """Return columns, in order, that those kept before them do not add up to (``M = F'F``)."""
+    length = np.sqrt(np.diag(M))
+    kept: list[int] = []
+    for g in np.flatnonzero(length > 0):
+        left = 1.0
+        if kept:
+            inner = M[np.ix_(kept, kept)] / np.outer(length[kept], length[kept])
+            along = M[kept, g] / (length[kept] * length[g])
+            left = 1.0 - float(along @ np.linalg.solve(inner, along))
+        if left > LEFT:
+            kept.append(int(g))
+    return np.array(kept, dtype=np.int64)
 
 
 def solved(A: FloatArray, b: FloatArray) -> FloatArray:

@@ -8,9 +8,10 @@ P. ``pi`` by a multinomial logit on ``phi``.
 Q. Deep PQR, equation (ii): ``W = phi c`` solves, over rows with ``a = o``,
    ``sum phi (phi - beta phi')' c = sum phi (g - beta l'_o)``: the fixed point of fitted-Q iteration
    (its limit in one solve). ``Q_a = l_a - l_o + W``, ``V = W - l_o``.
-   GenPQR: ``q = f(s,a) c`` solves, over all rows,
-   ``sum f (f - beta f'_o)' c = sum f (l_a - g)`` with ``f(s,a)`` = columns shared by all choices
-   and columns of each, a ridge on the latter. ``V = -q_o``.
+   GenPQR: ``q_a = l_a - g + beta h_a``, ``h_a = E[q'_o | s, a]``, and ``h = f(s,a) c`` solves,
+   over all rows, ``sum f (f - beta f'_o)' c = sum f (l'_o - g')`` with ``f(s,a)`` = columns shared
+   by all choices and columns of each, a ridge on the latter. ``V = -q_o``. (``log pi`` itself is no
+   function of the sieve; it stays as it is.)
 
 R. Deep PQR: ``r_a = Q_a - beta E[V' | s, a]``, a regression on ``phi`` for each choice.
    GenPQR: ``r_a = q_a - q_o + g``, no further regression.
@@ -27,27 +28,17 @@ enter by products only.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import (
-    ConvergenceError,
-    ConvergenceWarning,
-    DataError,
-    IdentificationError,
-    SpecificationError,
-)
+from dynchoice.errors import DataError, IdentificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit, taken
-from dynchoice.estimate.optimise import check_options
-from dynchoice.estimate.rows import SievedRows, solved, well_conditioned
+from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
 from dynchoice.estimate.stages import FirstStages, SieveStages
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
-from dynchoice.inference.rewards import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import by_choice
 from dynchoice.panel.trajectories import Trajectories
@@ -55,8 +46,6 @@ from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
 
 RIDGE = 1e-6
 """Observations that the representer of P is worth against: keeps separated directions finite."""
-FEW = 10
-"""Anchor rows a column below which the summary warns of its intervals."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +76,11 @@ class Slab:
     gap_next: FloatArray
     """``1{o' = j} - pi_j(s')`` (known, J - 1): derivative of ``l_next`` by the logit's index."""
     value: FloatArray
-    """``W`` (n,) or ``q`` (n, J); empty before the Q step."""
+    """``W`` (n,) or ``h`` (n, J); empty before the Q step."""
     value_next: FloatArray
-    """``W`` or ``q_o`` of the next row (known,); 0 after a terminal one."""
+    """``W`` or ``h_o`` of the next row (known,); 0 after a terminal one."""
+    g_next: FloatArray
+    """Reward of the next row's reference (known,); 0 after a terminal one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,9 @@ class RowsFit:
     """Influence of every member on ``theta`` (N_members, K)."""
     member_weight: FloatArray
     uses: dict[str, float]
-    condition: float
+    system: ValueSystem
+    loglik: float
+    """Of the choices under the stages' probabilities."""
 
 
 class RowsPQR:
@@ -132,6 +125,9 @@ class RowsPQR:
         self, model: RewardModel, rows: Trajectories, *, general: bool, degree: int,
         pairs: bool | None, pool: float, support: int,
     ) -> None:  # fmt: skip
+        self.options: dict[str, Any] = {
+            "general": general, "degree": degree, "pairs": pairs, "pool": pool, "support": support,
+        }  # fmt: skip
         self.sieved = SievedRows(model, rows, degree, pairs)
         self.model, self.rows, self.general = model, rows, general
         self.pool, self.J = float(pool), len(model.choices)
@@ -145,7 +141,7 @@ class RowsPQR:
 
     # rows ------------------------------------------------------------------------------------
 
-    def _slabs(
+    def slabs(
         self, stages: FirstStages, features: bool = True, values: bool = True
     ) -> Iterator[Slab]:
         """Yield all rows with what follows them."""
@@ -168,18 +164,26 @@ class RowsPQR:
             l_next, to = np.zeros(len(known)), np.zeros(len(known), dtype=np.int64)
             phi_next[put], gap_next[put], to[put] = phi_moved, gap, o_next
             l_next[put] = logs[np.arange(len(after)), o_next]
+            g_next = np.zeros(len(known))
+            g_next[put] = self.model.known(after)
             value, value_next = np.zeros(0), np.zeros(len(known) if values else 0)
             if values:
                 value = stages.values(b.rows, phi)
                 moved = stages.values(following, phi_moved)
-                value_next[put] = moved[np.arange(len(after)), o_next] if self.general else moved
+                value_next[put] = moved[np.arange(len(after)), o_next] if moved.ndim > 1 else moved
             yield Slab(
                 b.rows, phi, x, self.model.base(table), self.model.known(table), b.choice, b.weight,
                 offered,
                 self.model.reference(offered, len(table)),
                 stages.logs(b.rows, phi, offered), known, phi_next, to, l_next, gap_next,
-                value, value_next,
+                value, value_next, g_next,
             )  # fmt: skip
+
+    def without(self, members: BoolArray) -> RowsPQR:
+        """Return the same steps on the rows of other members (``members``: who is left out)."""
+        return RowsPQR(
+            self.model, self.rows.reweighted((~members).astype(np.float64)), **self.options
+        )
 
     # the steps -------------------------------------------------------------------------------
 
@@ -201,34 +205,31 @@ class RowsPQR:
         policy = self.sieved.policy(tol, maxiter)
         tell(1, 4, "value of the reference")
         own = SieveStages(policy, np.zeros(0), self.general)
-        A, b, C = self._value(own if learned is None else learned)
-        c = solved(A, b)
+        system, b, C = self.system(own if learned is None else learned)
+        c = system.solve(b)
         tell(2, 4, "reward")
         stages = SieveStages(policy, c, self.general) if learned is None else learned
-        return self._reward(stages, policy, A, c, C, tell)
+        return self._reward(stages, policy, system, c, C, tell)
 
-    def _value(self, stages: FirstStages) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the Q step's system ``A``, right side ``b``, and ``db`` by the logit's index."""
+    def system(self, stages: FirstStages) -> tuple[ValueSystem, FloatArray, FloatArray]:
+        """Return the Q step's system, right side ``b``, and ``db`` by the logit's index."""
         J, G, beta = self.J, self.sieve.size, self.model.beta
         D = (1 + J) * G if self.general else G
-        A, b, C = np.zeros((D, D)), np.zeros(D), np.zeros((D, J - 1, G))
-        for s in self._slabs(stages, features=False, values=False):
+        M, N = np.zeros((D, D)), np.zeros((D, D))
+        b, C = np.zeros(D), np.zeros((D, J - 1, G))
+        for s in self.slabs(stages, features=False, values=False):
             at, f, ahead, mine = self._value_rows(s)
             w = s.weight[at]
             fw = f * w[:, None]
-            A += fw.T @ (f - beta * ahead)
+            M += fw.T @ f
+            N += fw.T @ ahead
             b += fw.T @ self._value_target(s, at, mine)
-            if self.general:
-                gap = taken(s.choice[at], J) - self._probabilities(s)[at][:, 1:]
-                for j in range(J - 1):
-                    C[:, j] += (f * (w * gap[:, j])[:, None]).T @ s.phi[at]
-            else:
-                for j in range(J - 1):
-                    C[:, j] -= beta * ((f * (w * s.gap_next[mine, j])[:, None]).T @ ahead)
+            sign, follow = (1.0, s.phi_next) if self.general else (-beta, ahead)
+            for j in range(J - 1):
+                C[:, j] += sign * ((f * (w * s.gap_next[mine, j])[:, None]).T @ follow)
         if self.general:
-            A[np.arange(G, D), np.arange(G, D)] += self.pool
-        self.condition = well_conditioned(A, "values of the reference")
-        return A, b, C.reshape(D, -1)
+            M[np.arange(G, D), np.arange(G, D)] += self.pool
+        return ValueSystem.of(M, N, beta, "values of the reference"), b, C.reshape(D, -1)
 
     def _value_rows(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray, BoolArray]:
         """Return the rows of the Q step, their columns, the next rows', and which known ones."""
@@ -243,7 +244,7 @@ class RowsPQR:
     def _value_target(self, s: Slab, at: IntArray, mine: BoolArray) -> FloatArray:
         """Return what the Q step regresses, before the next row's value."""
         if self.general:
-            return np.asarray(s.logs[at, s.choice[at]] - s.g[at])
+            return np.asarray(s.l_next - s.g_next)
         return np.asarray(s.g[at] - self.model.beta * s.l_next[mine])
 
     @staticmethod
@@ -251,7 +252,7 @@ class RowsPQR:
         return np.exp(s.logs) if s.offered is None else np.exp(s.logs) * s.offered
 
     def _reward(
-        self, stages: FirstStages, policy: ChoiceLogit, A: FloatArray, c: FloatArray,
+        self, stages: FirstStages, policy: ChoiceLogit, system: ValueSystem, c: FloatArray,
         C: FloatArray, tell: Progress,
     ) -> RowsFit:  # fmt: skip
         """Return everything after the Q step: two more passes over the rows."""
@@ -262,7 +263,7 @@ class RowsPQR:
         cells, target = np.zeros((J, G, G)), np.zeros((J, G))
         sieved = isinstance(stages, SieveStages)
         information = policy.information if sieved else RIDGE * np.eye((J - 1) * G)
-        for s in self._slabs(stages):
+        for s in self.slabs(stages):
             x, r, by_c, z = self._rewards(s)
             w = s.weight[s.known]
             xw = x * w[:, None]
@@ -271,11 +272,12 @@ class RowsPQR:
             D_c += xw.T @ by_c
             if not sieved:
                 information += self._information(s)
+            phi = s.phi[s.known]
+            both = taken(s.choice[s.known], J) - taken(s.o[s.known], J)
+            for j in range(J - 1):
+                D_e[:, j] += (xw * both[:, [j]]).T @ phi
             if not self.general:
-                phi = s.phi[s.known]
-                both = taken(s.choice[s.known], J) - taken(s.o[s.known], J)
                 for j in range(J - 1):
-                    D_e[:, j] += (xw * both[:, [j]]).T @ phi
                     D_e[:, j] += self.model.beta * (xw * s.gap_next[:, [j]]).T @ s.phi_next
                 for j in range(J):
                     own = s.choice[s.known] == j
@@ -288,19 +290,21 @@ class RowsPQR:
             little = 1e-9 * np.trace(cells, axis1=1, axis2=2).max() / G * np.eye(G)
             h = solved(cells + little, target[:, :, None])[:, :, 0]
         tell(3, 4, "standard errors")
-        Lc = np.linalg.solve(A.T, D_c.T).T
+        Lc = system.solve(D_c.T, transposed=True).T
         Le = solved(information, (D_e.reshape(K, -1) + Lc @ C).T).T
         correction = np.zeros(K)
         if not sieved:
             missed = np.zeros(K)
-            for s in self._slabs(stages, features=False):
+            for s in self.slabs(stages, features=False):
                 missed += s.weight @ self._first_stage_influence(s, Lc, Le)
             correction = solved(gram, missed)
             theta = theta + correction
         sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
-        for s in self._slabs(stages):
+        loglik = 0.0
+        for s in self.slabs(stages):
             x, r, _, _ = self._rewards(s)
             own = self._first_stage_influence(s, Lc, Le)
+            loglik += float(s.weight @ s.logs[np.arange(len(s.phi)), s.choice])
             own[s.known] += x * (r - x @ theta)[:, None]
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
@@ -309,8 +313,11 @@ class RowsPQR:
         tell(4, 4, "done")
         return RowsFit(
             policy, c, h, theta, correction, names, gram, solved(gram, sums.T).T, weight,
-            {"anchor rows": float(self.anchored), "anchor share": self.sieved.share},
-            self.condition,
+            {
+                "share": self.sieved.followed, "anchor rows": float(self.anchored),
+                "anchor share": self.sieved.share,
+            },
+            system, loglik,
         )  # fmt: skip
 
     def _information(self, s: Slab) -> FloatArray:
@@ -339,13 +346,13 @@ class RowsPQR:
         i = np.arange(len(at))
         a, o = s.choice[at], s.o[at]
         x = s.x[at][i, a]
+        odds = s.logs[at, a] - s.logs[at, o]
         if self.general:
-            by_c = by_choice(s.phi[at], a, J) - by_choice(s.phi[at], o, J)
-            q = s.value[at]
-            return x, q[i, a] - q[i, o] + s.g[at] - s.base[at, a], by_c, np.zeros(0)
+            by_c = beta * (by_choice(s.phi[at], a, J) - by_choice(s.phi[at], o, J))
+            h = beta * (s.value[at][i, a] - s.value[at][i, o])
+            return x, odds + h + s.g[at] - s.base[at, a], by_c, np.zeros(0)
         by_c = s.phi[at] - beta * s.phi_next
         z = s.value_next - s.l_next
-        odds = s.logs[at, a] - s.logs[at, o]
         return x, odds + s.value[at] - beta * z - s.base[at, a], by_c, z
 
     def _value_miss(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray]:
@@ -365,76 +372,3 @@ class RowsPQR:
                 " them or combine them"
             )
         return solved(gram, q)
-
-
-class RowsReward:
-    """Deep PQR or GenPQR on rows, as an estimator: options, covariance, results."""
-
-    def __init__(self, name: str, model: RewardModel, rows: Trajectories, **options: Any) -> None:
-        self.name, self.model, self.rows = name, model, rows
-        self.steps = RowsPQR(model, rows, **options)
-
-    def fit(
-        self,
-        *,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-        **unused: Any,
-    ) -> RewardResults:
-        """Estimate; see :meth:`dynchoice.DeepPQR.fit`."""
-        from dynchoice import __version__
-
-        del unused
-        check_options(tol, maxiter, progress)
-        if check_cov_type(cov_type) not in ("clustered", "robust") or cluster != "member":
-            raise SpecificationError(
-                f"cov_type={cov_type!r}, cluster={cluster!r}: rewards over numbers have errors"
-                " clustered by member only"
-            )
-        found = self.steps.fit(tol, maxiter, progress)
-        meat = (found.sums * found.member_weight[:, None]).T @ found.sums
-        policy = found.policy
-        message = (
-            f"converged: policy in {policy.steps} steps, then closed forms"
-            if policy.converged
-            else f"not converged: the policy's gradient is {policy.gradient:.1e} after"
-            f" {policy.steps} steps"
-        )
-        if not policy.converged:
-            if strict:
-                raise ConvergenceError(message)
-            warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
-        N = self.rows.nmembers
-        return RewardResults(
-            estimator=self.name, model=self.model, features=self.rows.features,
-            names_=found.names, theta=found.theta, cov_matrix=meat,
-            cov_type="clustered",
-            cov_config={"clusters": N, "by": "member", "first_stage_label": "included"},
-            loglik=policy.loglik, loglik_null=policy.loglik_null, nobs=self.rows.nobs, nmembers=N,
-            converged=policy.converged, message=message,
-            optimization={"iterations": policy.steps, "gradient": policy.gradient,
-                          "condition": found.condition},
-            sieve=self.steps.sieve, policy_coefficients=policy.coefficients,
-            value_coefficients=found.c, ahead_coefficients=found.h,
-            form="general" if self.steps.general else "anchor",
-            data_digest=self.rows.digest, package_version=__version__, seed=seed,
-            notes=self._notes(found), uses=found.uses,
-        )  # fmt: skip
-
-    def _notes(self, found: RowsFit) -> tuple[str, ...]:
-        few = self.steps.anchored < FEW * len(found.c)
-        notes = [
-            "The parameters are a projection of the estimated reward on the features; the sieve is"
-            " taken as flexible enough (compare degree=)",
-        ]
-        if few:
-            notes.append(
-                f"Only {self.steps.anchored:,} rows take the anchor, for {len(found.c)} columns of"
-                " its value: expect intervals that are too narrow"
-            )
-        return tuple(notes)

@@ -28,7 +28,7 @@ from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import StateSpace
-from dynchoice.panel.trajectories import BLOCK, Trajectories
+from dynchoice.panel.trajectories import BLOCK, NO_ROW, Trajectories
 from dynchoice.typing import FloatArray, IntArray
 
 CLUSTER_ROWS = 20_000
@@ -170,7 +170,10 @@ class SAmQ:
         for i in range(0, len(labels), BLOCK):
             part = slice(i, min(i + BLOCK, len(labels)))
             table = rows.frame(part)
-            x = np.concatenate([model.design(table)[0], model.base(table)[:, :, None]], axis=2)
+            base = model.base(table)
+            o = model.reference(model.offered(table), len(table))
+            base[np.arange(len(o)), o] += model.known(table)
+            x = np.concatenate([model.design(table)[0], base[:, :, None]], axis=2)
             c, a, w = labels[part], rows.choice[part], rows.weight[part]
             own = np.arange(len(c))
             np.add.at(taken, (c, a), x[own, a] * w[:, None])
@@ -181,7 +184,7 @@ class SAmQ:
         mean = everyone / total[:, None, None]
         features = np.where(n[:, :, None] > 0, taken / np.maximum(n, 1e-300)[:, :, None], mean)
         states = StateSpace(**{AXIS: range(S)})
-        law: dict[Any, Any] = {AXIS: Markov(given=("choice",))}
+        law: dict[Any, Any] = {AXIS: Markov(given=("choice",), stand_ins=self._stand_ins())}
         built = DDC(
             states=states,
             choices=model.choices,
@@ -202,6 +205,30 @@ class SAmQ:
         )  # fmt: skip
         return built, panel
 
+    def _stand_ins(self) -> IntArray:
+        """Return the cluster (J, S) whose moves after a choice stand in where nobody made it.
+
+        The nearest by values among clusters that offer the same and saw the choice followed.
+        """
+        S, J = self._offered.shape
+        rows, labels = self.rows, self.labels
+        moved = np.flatnonzero(rows.next != NO_ROW)
+        n = np.bincount(labels[moved] * J + rows.choice[moved], minlength=S * J).reshape(S, J)
+        centre, size = np.zeros((S, J)), np.bincount(labels, minlength=S)
+        for i in range(0, len(labels), BLOCK):
+            part = slice(i, min(i + BLOCK, len(labels)))
+            np.add.at(centre, labels[part], self._values(part)[0])
+        centre /= size[:, None]
+        alike = (self._offered[:, None] == self._offered[None]).all(axis=2)
+        away = np.abs(centre[:, None] - centre[None]).max(axis=2)
+        out = np.tile(np.arange(S), (J, 1))
+        for j in range(J):
+            for s in np.flatnonzero((n[:, j] == 0) & (self._offered[:, j] > 0)):
+                able = np.flatnonzero(alike[s] & (n[:, j] > 0))
+                if len(able):
+                    out[j, s] = able[away[s, able].argmin()]
+        return out
+
     def fit(self, **options: Any) -> Results:
         """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
         fit = NFXP(self.aggregated, self.panel).fit(**options)
@@ -210,7 +237,9 @@ class SAmQ:
             f"States are {len(self._offered):,} clusters of like values (largest distance of a"
             f" value from its cluster's mean {spread:.2g}), taken as given in the standard errors"
         )
-        return replace(fit, estimator=self.name, notes=(*fit.notes, note))
+        return replace(
+            fit, estimator=self.name, notes=(*fit.notes, note), rows_digest=self.rows.digest
+        )
 
     def _spread(self) -> float:
         """Return ``eps_Q``: the largest distance of a sampled row's values from its cluster's."""

@@ -1,7 +1,7 @@
 """The first two steps at rows: log choice probabilities, and values, of a sieve or of any learner.
 
-Deep PQR needs ``W(s)``, the value of the reference choice; GenPQR ``q(s, a)`` of every choice. What
-the later steps do with them does not depend on who estimated them.
+Deep PQR needs ``W(s)``, the value of the reference choice; GenPQR ``h(s, a) = E[q(s', o') | s, a]``
+of every choice. What the later steps do with them does not depend on who estimated them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FirstStages(Protocol):
         ...
 
     def values(self, rows: Any, phi: FloatArray) -> FloatArray:
-        """Return ``W`` (n,) (Deep PQR) or ``q`` (n, J) (GenPQR)."""
+        """Return ``W`` (n,) (Deep PQR) or ``h`` (n, J) (GenPQR)."""
         ...
 
 

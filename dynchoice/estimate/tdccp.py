@@ -33,8 +33,8 @@ from dynchoice.errors import (
 )
 from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.optimise import check_options
-from dynchoice.estimate.rows import SievedRows, solved, well_conditioned
-from dynchoice.inference.covariance import check_cov_type
+from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
+from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.rewards import RewardResults
 from dynchoice.model.reward import RewardModel
@@ -107,9 +107,18 @@ class TDCCP:
         if model.reward != 0:
             raise SpecificationError("TDCCP: the anchor's reward is zero; drop reward=")
         self.model, self.rows = model, data
+        self.options: dict[str, Any] = {
+            "degree": degree,
+            "pairs": pairs,
+            "policy_degree": policy_degree,
+        }
         self.values = SievedRows(model, data, degree, pairs)
         own = degree if policy_degree is None else policy_degree
         self.policy = SievedRows(model, data, own, pairs) if own != degree else self.values
+
+    def on(self, rows: Trajectories) -> TDCCP:
+        """Return the same estimator on other rows."""
+        return TDCCP(self.model, rows, **self.options)
 
     def fit(
         self,
@@ -122,21 +131,24 @@ class TDCCP:
         seed: int | None = None,
         progress: Progress | None = None,
         strict: bool = False,
+        draws: int = 199,
+        jobs: int = 1,
     ) -> RewardResults:
         """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
         from dynchoice import __version__
 
         del start
         check_options(tol, maxiter, progress)
-        if check_cov_type(cov_type) not in ("clustered", "robust") or cluster != "member":
-            raise SpecificationError(
-                f"cov_type={cov_type!r}, cluster={cluster!r}: errors are clustered by member only"
+        if check_cov(cov_type, cluster, self.rows):
+            options = {"tol": tol, "maxiter": maxiter, "cluster": cluster}
+            return bootstrapped(
+                self, options, draws=draws, jobs=jobs, seed=seed, progress=progress, strict=strict
             )
         tell = progress or (lambda done, total, text: None)
         tell(0, 3, "choice probabilities")
         policy = self.policy.policy(tol, maxiter)
         tell(1, 3, "values")
-        A, omega, xi, condition = self._differences(policy)
+        system, omega, xi = self._differences(policy)
         tell(2, 3, "pseudo-likelihood")
         theta, H, gamma, steps, size, loglik = self._climb(policy, omega, xi, tol, maxiter)
         converged = size <= tol * 100 and policy.converged
@@ -149,25 +161,26 @@ class TDCCP:
             if strict:
                 raise ConvergenceError(message)
             warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
-        sums, weight = self._influence(policy, omega, xi, theta, A, gamma)
-        sums = solved(H, sums.T).T
+        sums, weight = self._influence(policy, omega, xi, theta, system, gamma)
+        errors = clustered(self.rows, solved(H, sums.T).T, weight, cluster)
         _, names = self.values.features()
         tell(3, 3, "done")
         return RewardResults(
             estimator=self.name, model=self.model, features=self.rows.features, names_=names,
-            theta=theta, cov_matrix=(sums * weight[:, None]).T @ sums, cov_type="clustered",
-            cov_config={"clusters": self.rows.nmembers, "by": "member",
-                        "first_stage_label": "included"},
+            theta=theta, cov_matrix=errors.cov, cov_type="clustered",
+            cov_config=errors.config, influence=errors.influence,
             loglik=loglik, loglik_null=policy.loglik_null, nobs=self.rows.nobs,
             nmembers=self.rows.nmembers, converged=converged, message=message,
-            optimization={"iterations": steps, "gradient": size, "condition": condition},
+            optimization={"iterations": steps, "gradient": size, "condition": system.condition,
+                          "contraction": self.model.beta * system.radius},
             sieve=self.values.sieve, policy_coefficients=policy.coefficients,
             value_coefficients=(omega @ theta + xi).reshape(len(self.model.choices), -1),
             ahead_coefficients=np.zeros((0, 0)), data_digest=self.rows.digest,
             package_version=__version__, seed=seed, form="linear",
             notes=("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
                    " probabilities",),
-            uses={"anchor rows": float(self.values.anchored), "anchor share": self.values.share},
+            uses={"share": 1.0, "rows with a next one": self.values.followed,
+                  "anchor rows": float(self.values.anchored), "anchor share": self.values.share},
         )  # fmt: skip
 
     # rows ------------------------------------------------------------------------------------
@@ -200,22 +213,23 @@ class TDCCP:
         out[np.arange(len(phi)), choice] = phi
         return out.reshape(len(phi), -1)
 
-    def _differences(self, policy: ChoiceLogit) -> tuple[FloatArray, FloatArray, FloatArray, float]:
-        """Return ``A = sum f (f - beta f')'``, ``omega`` (D, K), ``xi`` (D,) and the condition."""
+    def _differences(self, policy: ChoiceLogit) -> tuple[ValueSystem, FloatArray, FloatArray]:
+        """Return the system of ``sum f (f - beta f')'``, ``omega`` (D, K) and ``xi`` (D,)."""
         J, G, beta = len(self.model.choices), self.values.sieve.size, self.model.beta
         K, _ = self.values.features()
-        A, b = np.zeros((J * G, J * G)), np.zeros((J * G, K + 1))
+        M, N, b = np.zeros((J * G, J * G)), np.zeros((J * G, J * G)), np.zeros((J * G, K + 1))
         for s in self._steps(policy):
             at = s.known
             f = self._own(s.phi[at], s.choice[at])
             fw = f * s.weight[at, None]
-            A += fw.T @ (f - beta * self._own(s.phi_next, s.choice_next))
+            M += fw.T @ f
+            N += fw.T @ self._own(s.phi_next, s.choice_next)
             x = s.x[at, s.choice[at]]
             known = s.base[at, s.choice[at]] + beta * s.e_next
             b += fw.T @ np.column_stack([x, known])
-        condition = well_conditioned(A, "values of features and entropies")
-        both = solved(A, b)
-        return A, both[:, :-1], both[:, -1], condition
+        system = ValueSystem.of(M, N, beta, "values of features and entropies")
+        both = system.solve(b)
+        return system, both[:, :-1], both[:, -1]
 
     # pseudo-likelihood -----------------------------------------------------------------------
 
@@ -278,12 +292,12 @@ class TDCCP:
 
     def _influence(
         self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, theta: FloatArray,
-        A: FloatArray, gamma: FloatArray,
+        system: ValueSystem, gamma: FloatArray,
     ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
         """Return every member's locally robust score (N, K) and weight (N,)."""
         K, beta, v = len(theta), self.model.beta, omega @ theta + xi
         # the score falls as the index of a choice rises: - Gamma' A^{-1}
-        L = np.linalg.solve(A.T, gamma)
+        L = system.solve(gamma, transposed=True)
         sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
         for s in self._steps(policy):
             h, pi, _ = self._at(s, omega, xi, theta)

@@ -39,6 +39,10 @@ class Estimates(ABC):
     data_digest: str
     bootstrap: FloatArray | None
     influence: FloatArray | None
+    likelihood_of = "parameters"
+    """What the log-likelihood is of; criteria of other things are not compared."""
+    rows_digest = ""
+    """Digest of the rows that states were made from, where states are no column of the data."""
 
     @property
     @abstractmethod

@@ -108,6 +108,7 @@ class Results(Estimates):
     uses: dict[str, float] = field(default_factory=dict, repr=False)
     market: tuple[str, ...] = ()
     bootstrap_laws: tuple[dict[str, FloatArray], ...] = field(default=(), repr=False)
+    rows_digest: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,7 +127,12 @@ class Results(Estimates):
     @property
     def maximum_likelihood(self) -> bool:
         """Whether the estimate maximises the likelihood (not a pseudo-likelihood, not IV)."""
-        return self.pseudo_loglik is None and self.estimator.split(" ")[0] in ("NFXP", "NPL")
+        return self.pseudo_loglik is None and self.estimator.split(" ")[0] in (
+            "NFXP",
+            "NPL",
+            "MCEIRL",
+            "SAmQ",
+        )
 
     def require_model(self, what: str) -> None:
         """Raise where the estimates do not determine a model that can be solved.

@@ -12,6 +12,7 @@ import numpy as np
 
 from dynchoice.errors import StorageError
 from dynchoice.inference.estimates import Estimates
+from dynchoice.inference.learned import Predictor
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import Sieve, by_choice, log_softmax, logit_logs
@@ -43,7 +44,8 @@ class RewardResults(Estimates):
     sieve : Sieve
     policy_coefficients : FloatArray, shape (J - 1, G)
     value_coefficients : FloatArray
-        Of ``W(s)`` (Deep PQR, (G,)), ``q(s, a)`` (GenPQR, ((1 + J) G,)) or the choice-specific
+        Of ``W(s)`` (Deep PQR, (G,)), ``E[q(s', o') | s, a]`` (GenPQR,
+        ((1 + J) G,)) or the choice-specific
         value (TD-CCP, (J, G)).
     ahead_coefficients : FloatArray, shape (J, G)
         Deep PQR (else empty): of ``E[V(s') | s, a]``.
@@ -73,12 +75,19 @@ class RewardResults(Estimates):
     data_digest: str
     package_version: str
     form: str
-    """Where values and reward come from: "anchor" (Deep PQR), "general" (GenPQR), "linear"."""
+    """Of values: "anchor" (Deep PQR), "joint" (GLADIUS), "general" (GenPQR), "linear" (TD-CCP)."""
     seed: int | None = None
     notes: tuple[str, ...] = ()
     uses: dict[str, float] = field(default_factory=dict, repr=False)
     bootstrap: FloatArray | None = field(default=None, repr=False)
     influence: FloatArray | None = field(default=None, repr=False)
+    predictor: Predictor | None = field(default=None, repr=False)
+    """Fitted learners, where they stood in for the sieve; such fits cannot be saved."""
+
+    @property
+    def likelihood_of(self) -> str:  # type: ignore[override]
+        """The policy, but for TD-CCP, whose pseudo-likelihood the parameters maximise."""
+        return "parameters" if self.form == "linear" else "policy"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,8 +101,8 @@ class RewardResults(Estimates):
 
     @property
     def free(self) -> int:
-        """Free parameters of the choice likelihood: the policy's coefficients."""
-        return int(self.policy_coefficients.size)
+        """Free parameters of the choice likelihood: the policy's coefficients (TD-CCP: its own)."""
+        return len(self.theta) if self.form == "linear" else int(self.policy_coefficients.size)
 
     @property
     def aic(self) -> float:
@@ -115,15 +124,23 @@ class RewardResults(Estimates):
         phi, offered = self.sieve(x), self.model.offered(table)
         o, i = self.model.reference(offered, len(x)), np.arange(len(x))
         J, known = len(self.model.choices), self.model.known(table)
-        if self.form == "linear":
+        if self.predictor is not None:
+            logs, values, r = self.predictor.at(x, offered, o, known, self.model.beta)
+        elif self.form == "linear":
             values = phi @ self.value_coefficients.T
             logs = log_softmax(values, offered)
             r = self.model.design(table)[0] @ self.theta + self.model.base(table)
             r[i, o] += known
+        elif self.form == "joint":
+            shared, own = np.split(self.value_coefficients, [phi.shape[1]])
+            values = (phi @ shared)[:, None] + phi @ own.reshape(J, -1).T
+            logs = log_softmax(values, offered)
+            r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
         elif self.form == "general":
             logs = logit_logs(self.policy_coefficients, phi, offered)
             everyone = (by_choice(phi, np.full(len(x), j), J) for j in range(J))
-            q = np.stack([f @ self.value_coefficients for f in everyone], axis=1)
+            h = np.stack([f @ self.value_coefficients for f in everyone], axis=1)
+            q = logs - known[:, None] + self.model.beta * h
             values = logs - q[i, o][:, None]
             r = q - q[i, o][:, None] + known[:, None]
         else:
@@ -186,14 +203,19 @@ class RewardResults(Estimates):
         Raises
         ------
         StorageError
-            The features are a function, which no file can hold.
+            The features are a function, or learners were used, which no file can hold.
         """
+        if self.predictor is not None:
+            raise StorageError(
+                "a fit with learners cannot be saved: no file holds them without pickle. Save what"
+                " you need of it (params, cov, reward(table)) as tables"
+            )
         if not isinstance(self.model.features, str):
             raise StorageError("features given as a function cannot be saved: use a formula")
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("model", "sieve", "features", "names_", "notes")
+            if name not in ("model", "sieve", "features", "names_", "notes", "predictor")
         }
         m = self.model
         attributes = None if m.attributes is None else m.attributes.to_dict(orient="list")

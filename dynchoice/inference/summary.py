@@ -256,7 +256,7 @@ class Comparison:
         values = {
             name: float(getattr(r, by))
             for name, r in self.results.items()
-            if r.converged  # type: ignore[attr-defined]
+            if r.converged and r.likelihood_of == "parameters"  # type: ignore[attr-defined]
         }
         values = {name: v for name, v in values.items() if np.isfinite(v)}
         if not values:
@@ -291,14 +291,20 @@ class Comparison:
             ("Member-months", lambda r: f"{r.nobs:,.0f}"),
             ("Covariance", lambda r: r.cov_type),
             ("Converged", lambda r: "yes" if r.converged else "NO"),
-            ("AIC", lambda r: number(r.aic, 2)),
-            ("BIC", lambda r: number(r.bic, 2)),
+            ("AIC", lambda r: number(r.aic, 2) if r.likelihood_of == "parameters" else ""),
+            ("BIC", lambda r: number(r.bic, 2) if r.likelihood_of == "parameters" else ""),
             ("Rows used", lambda r: f"{(getattr(r, 'uses', {}) or {}).get('share', 1.0):.1%}"),
         ]
         for label, read in facts:
             rows.append((label, *(read(r) for r in self.results.values())))
-        data = {r.data_digest for r in self.results.values()}
+        data = {r.rows_digest or r.data_digest for r in self.results.values()}
         notes = [] if len(data) == 1 else ["The fits do not use the same data."]
+        other = [n for n, r in self.results.items() if r.likelihood_of != "parameters"]
+        if other:
+            notes.append(
+                f"The log-likelihood of {', '.join(other)} is that of its first-stage policy, not"
+                " of the parameters"
+            )
         notes.append(f"{self.precision} in brackets")
         return Summary("Model comparison", (), ("", *self.results), tuple(rows), tuple(notes))
 

@@ -37,7 +37,10 @@ class LawEstimate:
     counts: FloatArray
     probabilities: FloatArray
     borrowed: int
-    """Rows never observed: they take the frequencies pooled over choices and parents."""
+    """Rows never observed: they take the frequencies pooled over choices and parents, or those
+    of their stand-ins."""
+    sources: IntArray | None = None
+    """Row (R,) whose frequencies each row has, where stand-ins were named."""
 
     @property
     def loglik(self) -> float:
@@ -372,7 +375,13 @@ class Factored(Transitions):
                     " two consecutive periods. Give probabilities="
                 )
             probabilities, borrowed = _frequencies(counts, law)
-            estimates.append(LawEstimate(law.name, counts, probabilities, borrowed))
+            sources = None
+            if law.stand_ins is not None:
+                seen_row = counts.sum(axis=1) > 0
+                told = ~seen_row & seen_row[law.stand_ins]
+                sources = np.where(told, law.stand_ins, np.arange(len(counts)))
+                probabilities = probabilities[sources]
+            estimates.append(LawEstimate(law.name, counts, probabilities, borrowed, sources))
             bound.append(replace(law, table=law.fill(probabilities)))
         return self.with_bound(tuple(bound)), estimates
 

@@ -70,10 +70,15 @@ class Markov:
     probabilities : array, optional
         Shape ``(levels of each given ..., own levels, own levels)``, rows sum to one. Without
         it the law is estimated from the counts by frequencies.
+    stand_ins : integer array, optional
+        Shape ``(levels of each given ..., own levels)``: the own level whose row, with the same
+        choice and parents, stands in for one that was never observed. Default: frequencies
+        pooled over choices and parents do.
     """
 
     given: tuple[str, ...] = ("choice",)
     probabilities: Any = None
+    stand_ins: Any = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class BoundLaw:
     table: FloatArray | None = None
     undefined: AnyArray | None = None
     resets: tuple[int, ...] = field(default=())
+    stand_ins: IntArray | None = None
+    """Row (R,) that stands in for each that was never observed."""
 
     @property
     def estimated(self) -> bool:
@@ -250,6 +257,8 @@ def bind(
             f"law {name!r}: max_step={law.max_step} does not fit an axis of {n} levels"
         )
     if law.probabilities is None:
+        if isinstance(law, Markov) and law.stand_ins is not None:
+            return _with(bound, stand_ins=_stand_ins(bound, states, choices, given, law))
         return bound
     return _with(bound, table=bound.fill(_probabilities(bound, states, choices, given, law)))
 
@@ -300,6 +309,24 @@ def _probabilities(
         )
     # what rounding has left is worth 1 / (1 - beta) times as much in values
     return rows / sums[:, None]
+
+
+def _stand_ins(
+    bound: BoundLaw, states: StateSpace, choices: Sequence[Level], given: Sequence[str], law: Markov
+) -> IntArray:
+    """Return the row (R,) that stands in for each multinomial row."""
+    sizes = [len(choices) if g == "choice" else states.shape[states.axis(g)] for g in given]
+    at = np.asarray(law.stand_ins)
+    shape = (*sizes, bound.n)
+    if at.shape != shape or at.dtype.kind not in "iu" or ((at < 0) | (at >= bound.n)).any():
+        raise SpecificationError(
+            f"law {bound.name!r}: stand_ins must hold own levels 0 to {bound.n - 1}, shape {shape}"
+            f" ({', '.join([*given, 'own level'])}); got shape {at.shape}"
+        )
+    order = [given.index("choice")] if "choice" in given else []
+    order += [i for i, g in enumerate(given) if g != "choice"]
+    flat = at.transpose(*order, at.ndim - 1).reshape(-1, bound.n)
+    return np.asarray(flat + bound.n * np.arange(len(flat))[:, None], dtype=np.int64).reshape(-1)
 
 
 def _levels(states: StateSpace, names: tuple[str, ...]) -> list[Any]:

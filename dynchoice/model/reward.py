@@ -135,7 +135,7 @@ class RewardModel:
                 )
         else:
             flat, found = evaluate(self.features, self._long(table))
-            x, names = flat.reshape(n, J, -1), tuple(found)
+            x, names = flat.reshape(n, J, flat.shape[1]), tuple(found)
         if not np.isfinite(x).all():
             k = int(np.argwhere(~np.isfinite(x))[0][2])
             raise SpecificationError(f"feature {names[k]!r} is not finite in some states")

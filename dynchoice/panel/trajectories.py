@@ -8,6 +8,7 @@ sorted by DuckDB and kept in a file that the system pages in as it is read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import tempfile
@@ -69,6 +70,9 @@ class Trajectories:
     terminal : str, optional
         Column of 0/1: after a row with 1 nothing follows, and its continuation is worth zero. A
         member's last row without it is censored: it informs choices, not transitions.
+    region : str, optional
+        Column by which errors may be clustered, ``fit(cluster="region")``; constant within a
+        member.
     freq : {"integer", "month", "quarter", "year"}, optional
         As of :class:`dynchoice.Panel`.
     memory : str or int, optional
@@ -86,6 +90,8 @@ class Trajectories:
         Row of the member's next period, -1 where it is not observed (or after a terminal row).
     ended : array of bool, shape (N,)
     weight : FloatArray, shape (N,)
+    region : IntArray, shape (members,), or None
+        Code of every member's region.
 
     Raises
     ------
@@ -117,6 +123,7 @@ class Trajectories:
         choices: Iterable[Level],
         weights: str | None = None,
         terminal: str | None = None,
+        region: str | None = None,
         freq: str | None = None,
         memory: str | int | None = None,
         progress: Progress | None = None,
@@ -131,10 +138,10 @@ class Trajectories:
             raise SpecificationError(f"two choices at least, got {list(self.choices)}")
         self.spec = {
             "member": member, "time": time, "choice": choice, "weights": weights,
-            "terminal": terminal, "freq": freq,
+            "terminal": terminal, "region": region, "freq": freq,
         }  # fmt: skip
         used = [member, time, choice, *self.features]
-        used += [c for c in (weights, terminal) if c]
+        used += [c for c in (weights, terminal, region) if c]
         self._bytes = limit() // 4 if memory is None else in_bytes(memory)
         table, self._engine = as_table(data, used, self._bytes)
         self._read(self._coded(table), progress)
@@ -164,6 +171,8 @@ class Trajectories:
             if s["terminal"]
             else ibis.literal(0, "int64"),
         }
+        if s["region"]:
+            fields["region"] = query.column(table, s["region"], "region")
         for k, name in enumerate(self.features):
             col = query.column(table, name, "feature")
             if not (col.type().is_numeric() or col.type().is_boolean()):
@@ -185,6 +194,7 @@ class Trajectories:
         self.weight, self.ended = np.empty(N), np.empty(N, dtype=bool)
         roles = {"member": "member", "period": "time", "choice": "choice", "ended": "terminal"}
         missing = dict.fromkeys(roles, 0)
+        regions: list[Any] = []
         at, members, last = 0, -1, None
         for batch in stream(self._engine, rows.order_by([rows.member, rows.period])):
             if not batch.num_rows:
@@ -199,6 +209,10 @@ class Trajectories:
             new = np.r_[last is None or who[0] != last, who[1:] != who[:-1]]
             self.member[part] = members + np.cumsum(new)
             members, last = int(self.member[part][-1]), who[-1]
+            if self.spec["region"]:
+                where = np.asarray(batch.column("region").to_pylist(), dtype=object)
+                regions += where[new].tolist()
+                self._refuse_moved(where, np.array(regions, dtype=object)[self.member[part]], who)
             self.weight[part] = batch.column("weight").to_numpy(zero_copy_only=False)
             for k in range(p):
                 self.x[part, k] = batch.column(f"x_{k}").to_numpy(zero_copy_only=False)
@@ -211,10 +225,23 @@ class Trajectories:
                 f"{sum(missing.values()):,} value(s) in {N:,} rows are missing or unknown:"
                 f" {'; '.join(bad)}. Choices: {', '.join(map(str, self.choices))}"
             )
+        self.region = None
+        if regions:
+            self.region = np.unique(np.array(list(map(str, regions))), return_inverse=True)[1]
         follows = (self.member[1:] == self.member[:-1]) & (self.period[1:] == self.period[:-1] + 1)
         self.next = np.full(N, NO_ROW, dtype=np.int64)
         on = np.flatnonzero(follows & ~self.ended[:-1])
         self.next[on] = on + 1
+
+    def _refuse_moved(self, found: Any, first: Any, who: Any) -> None:
+        """Raise for members whose region changes or is missing."""
+        bad = (found != first) | (found == None)  # noqa: E711
+        if bad.any():
+            raise DataError(
+                f"the region in {self.spec['region']!r} changes or is missing for"
+                f" {len(np.unique(who[bad])):,} member(s), first: member {who[bad][0]}. Errors are"
+                " clustered by whole members: give each one region"
+            )
 
     def _room(self, N: int, p: int) -> FloatArray:
         """Return an array for the features: in memory, or in a file that goes with this object."""
@@ -247,6 +274,14 @@ class Trajectories:
             raise DataError(
                 f"{int((~(self.weight > 0)).sum()):,} weights in {self.spec['weights']!r} are not"
                 " positive numbers"
+            )
+        uneven = (self.member[1:] == self.member[:-1]) & (self.weight[1:] != self.weight[:-1])
+        if uneven.any():
+            count = len(np.unique(self.member[1:][uneven]))
+            raise DataError(
+                f"the weight in {self.spec['weights']!r} of {count:,} member(s) changes over time."
+                " A weight says how many members a history stands for: make it constant within a"
+                " member"
             )
         taken = np.bincount(self.choice, minlength=len(self.choices))
         if (taken == 0).any():
@@ -281,6 +316,16 @@ class Trajectories:
                 part, np.ascontiguousarray(self.x[own]), self.choice[own], self.weight[own],
                 np.ascontiguousarray(self.x[following[moved]]), moved, self.ended[own],
             )  # fmt: skip
+
+    def reweighted(self, times: FloatArray) -> Trajectories:
+        """Return the same rows with each member's weight multiplied (``times``, by member).
+
+        What a bootstrap of members resamples; zero leaves a member out of every sum.
+        """
+        out = copy.copy(self)
+        out.weight = self.weight * times[self.member]
+        out.__dict__.pop("digest", None)
+        return out
 
     @cached_property
     def digest(self) -> str:

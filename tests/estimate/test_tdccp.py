@@ -80,7 +80,7 @@ def test_results_come_back_from_a_file(line, tmp_path):
         ({"model": 3}, "takes a RewardModel and Trajectories"),
         ({"reward": 1.0}, "reward is zero"),
         ({"degree": 0}, "degree=0"),
-        ({"cov_type": "bootstrap"}, "clustered by member"),
+        ({"cov_type": "opg"}, "clustered by member"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

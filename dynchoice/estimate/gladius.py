@@ -1,0 +1,92 @@
+"""GLADIUS: one minimisation for choices and Bellman residuals of the anchor, then the reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import SpecificationError
+from dynchoice.estimate.gladius_steps import JointNetworks, JointSieve
+from dynchoice.estimate.network import Network, torch_module
+from dynchoice.estimate.pqr import POOL, SUPPORT, DeepPQR
+from dynchoice.estimate.rows_reward import RowsReward
+from dynchoice.model.reward import RewardModel
+from dynchoice.panel.trajectories import Trajectories
+
+
+class GLADIUS:
+    """Empirical-risk-minimising inverse reinforcement learning (GLADIUS).
+
+    Parameters
+    ----------
+    model : RewardModel
+    data : Trajectories
+    network : Network, optional
+        Layers and training of ``Q`` and ``zeta`` (needs torch). Default: a sieve.
+    weight : float
+        Of the anchor's squared Bellman residuals against the log-likelihood.
+    folds : int, optional
+        With a network: folds of members, each predicted by networks that did not see it (2).
+    degree, pairs, support
+        As of :class:`dynchoice.DeepPQR`; with a network, of the sieve that corrects it.
+    pool : float, optional
+        On a sieve: rows that pull what choices do not share towards zero (10).
+
+    Raises
+    ------
+    SpecificationError
+        Other data; options that cannot be.
+    DataError
+        Fewer than ``support`` rows with the anchor.
+    MissingExtraError
+        A network without torch.
+
+    Notes
+    -----
+    On a sieve whose columns choices do not share (``pool`` towards 0) it is Deep PQR: the
+    likelihood fixes differences of values, the residuals then their level, exactly. What is new
+    comes from restrictions on ``Q``: pooled columns, or a network. The parameters are the
+    projection of the reward, corrected for the first steps' errors as those of Deep PQR are.
+
+    References
+    ----------
+    Kang, Yoganarasimhan and Jain (2025), An empirical risk minimization approach for offline
+    inverse RL and dynamic discrete choice models.
+    """
+
+    name = "GLADIUS"
+
+    def __init__(
+        self, model: RewardModel, data: Any, *, network: Network | None = None,
+        weight: float = 1.0, folds: int | None = None, degree: int = 2,
+        pairs: bool | None = None, pool: float | None = None, support: int = SUPPORT,
+    ) -> None:  # fmt: skip
+        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
+            raise SpecificationError(
+                f"GLADIUS takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
+                f" {type(data).__name__}"
+            )
+        for name, value in (("weight", weight), ("pool", POOL if pool is None else pool)):
+            if isinstance(value, bool) or not 0 < float(value) < np.inf:
+                raise SpecificationError(f"{name}={value!r}: a positive number")
+        if network is None and folds is not None:
+            raise SpecificationError("GLADIUS: folds= goes with a network=")
+        if network is not None:
+            if not isinstance(network, Network):
+                raise SpecificationError(f"network={network!r}: a dynchoice.Network is needed")
+            if pool is not None:
+                raise SpecificationError("GLADIUS: pool= is for the sieve, without network=")
+            torch_module()
+        learner: Any = (
+            JointSieve(weight, POOL if pool is None else float(pool))
+            if network is None
+            else JointNetworks(network, weight, 2 if folds is None else folds)
+        )
+        self.model = model
+        self._made = RowsReward(
+            self.name, model, data, learner, general=False, degree=degree, pairs=pairs, pool=POOL,
+            support=support,
+        )  # fmt: skip
+
+    fit = DeepPQR.fit

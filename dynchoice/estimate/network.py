@@ -1,0 +1,216 @@
+"""Network: a small multilayer perceptron as a learner, in torch (extra ``deep``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynchoice.errors import MissingExtraError, SpecificationError
+from dynchoice.typing import FloatArray
+
+HOW = (
+    "pip install torch --index-url https://download.pytorch.org/whl/cpu (the CPU wheel, 200 MB;"
+    " a plain 'pip install dynchoice[deep]' takes the CUDA build, over 5 GB)"
+)
+
+
+def torch_module() -> Any:
+    """Return torch, or say how to install it.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(
+            f"dynchoice.Network needs torch, which is not installed: {HOW}. Without it, pass any"
+            " regressor with fit and predict, or none for the sieve"
+        ) from error
+    return torch
+
+
+class Network:
+    """A multilayer perceptron with ReLUs, trained in minibatches with early stopping.
+
+    Fitted to whole numbers it is a classifier (``predict_proba``), to floats a regressor
+    (``predict``). States and targets are standardised inside.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Sizes of the hidden layers.
+    epochs : int
+        At most so many passes over the rows.
+    batch : int
+        Rows a step.
+    rate : float
+        Of Adam.
+    decay : float
+        Weight decay.
+    holdout : float
+        Share of the rows on which the loss is watched; they are not trained on.
+    patience : int
+        Epochs without a better loss there after which training stops; the best epoch's weights
+        are kept.
+    seed : int
+
+    Raises
+    ------
+    SpecificationError
+        Options that cannot be.
+    MissingExtraError
+        ``fit`` without torch; the message names the CPU wheel.
+
+    Examples
+    --------
+    >>> learner = Network(hidden=(32, 32))
+    >>> learner.fit(X, y).predict(X)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, hidden: Any = (64, 64), *, epochs: int = 100, batch: int = 512, rate: float = 3e-3,
+        decay: float = 0.0, holdout: float = 0.1, patience: int = 5, seed: int = 0,
+    ) -> None:  # fmt: skip
+        sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        if not sizes or not all(isinstance(h, int) and h > 0 for h in sizes):
+            raise SpecificationError(f"hidden={hidden!r}: positive whole numbers, as (64, 64)")
+        whole = {"epochs": epochs, "batch": batch, "patience": patience}
+        for name, value in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SpecificationError(f"{name}={value!r}: a whole number, one at least")
+        if not 0 < holdout < 1 or not 0 < rate < 1 or not decay >= 0:
+            raise SpecificationError(
+                f"holdout={holdout!r}, rate={rate!r}, decay={decay!r}: shares between 0 and 1, and"
+                " a decay that is not negative"
+            )
+        self.hidden, self.epochs, self.batch, self.patience = sizes, epochs, batch, patience
+        self.rate, self.decay, self.holdout, self.seed = rate, decay, holdout, seed
+
+    # training --------------------------------------------------------------------------------
+
+    def layers(self, inputs: int, outputs: int) -> Any:
+        """Return an untrained torch module; its weights follow from the seed."""
+        torch = torch_module()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            parts: list[Any] = []
+            for a, b in zip((inputs, *self.hidden), self.hidden, strict=False):
+                parts += [torch.nn.Linear(a, b), torch.nn.ReLU()]
+            return torch.nn.Sequential(*parts, torch.nn.Linear(self.hidden[-1], outputs)).double()
+
+    def fit(self, X: FloatArray, y: Any, sample_weight: FloatArray | None = None) -> Network:
+        """Train on rows (n, p) and targets (n,)."""
+        torch = torch_module()
+        X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
+        classes = np.issubdtype(y.dtype, np.integer)
+        self.centre, spread = X.mean(axis=0), X.std(axis=0)
+        self.spread = np.where(spread > 0, spread, 1.0)
+        if classes:
+            self.classes_, target = np.unique(y, return_inverse=True)
+            outputs = len(self.classes_)
+        else:
+            self.shift, scale = float(y.mean()), float(y.std())
+            self.scale = scale if scale > 0 else 1.0
+            target, outputs = (y - self.shift) / self.scale, 1
+        self.net = self.layers(X.shape[1], outputs)
+        w = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+
+        def loss(rows: Any) -> Any:
+            found = self.net(self._inputs(X[rows]))
+            of, weight = torch.from_numpy(target[rows]), torch.from_numpy(w[rows])
+            if classes:
+                each = torch.nn.functional.cross_entropy(found, of, reduction="none")
+            else:
+                each = (found[:, 0] - of) ** 2
+            return (each * weight).sum() / weight.sum()
+
+        self.epochs_run = train(
+            [self.net], loss, len(X), batch=self.batch, rate=self.rate, decay=self.decay,
+            epochs=self.epochs, holdout=self.holdout, patience=self.patience, seed=self.seed,
+        )  # fmt: skip
+        return self
+
+    def _inputs(self, X: FloatArray) -> Any:
+        return torch_module().from_numpy((X - self.centre) / self.spread)
+
+    def _outputs(self, X: FloatArray) -> FloatArray:
+        with torch_module().no_grad():
+            return np.asarray(self.net(self._inputs(np.asarray(X, dtype=np.float64))).numpy())
+
+    def predict(self, X: FloatArray) -> FloatArray:
+        """Return predictions (n,) of a regressor."""
+        return np.asarray(self._outputs(X)[:, 0] * self.scale + self.shift)
+
+    def predict_proba(self, X: FloatArray) -> FloatArray:
+        """Return probabilities (n, classes) of a classifier."""
+        v = self._outputs(X)
+        p = np.exp(v - v.max(axis=1, keepdims=True))
+        return np.asarray(p / p.sum(axis=1, keepdims=True))
+
+    def __repr__(self) -> str:
+        return f"Network(hidden={self.hidden})"
+
+
+def train(
+    modules: list[Any], loss: Any, rows: int, *, batch: int, rate: float, decay: float,
+    epochs: int, holdout: float, patience: int, seed: int, ascent: Any = None,
+    descend: list[Any] | None = None, watch: Any = None,
+) -> int:  # fmt: skip
+    """Minimise ``loss(rows)`` by Adam in minibatches, and keep the best held-out epoch's weights.
+
+    Parameters
+    ----------
+    modules : list of torch modules
+        Whose best weights are kept.
+    loss : callable
+        Takes positions of rows and returns a scalar.
+    rows : int
+    ascent : callable, optional
+        Called with a batch's positions before every step on ``loss`` (GLADIUS's other network).
+    descend : list of torch modules, optional
+        Whose weights ``loss`` descends on. Default: all.
+
+    watch : callable, optional
+        What is watched on held-out rows, in place of ``loss``.
+
+    Returns
+    -------
+    int
+        Epochs run.
+    """
+    import copy
+
+    torch = torch_module()
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(rows)
+    held = np.sort(order[: max(int(holdout * rows), 1)])
+    kept = order[len(held) :] if rows > 1 else order
+    weights = [p for m in modules if descend is None or m in descend for p in m.parameters()]
+    steps = torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+    best, since, epoch = np.inf, 0, 0
+    state = [copy.deepcopy(m.state_dict()) for m in modules]
+    for epoch in range(1, epochs + 1):  # noqa: B007
+        rng.shuffle(kept)
+        for i in range(0, len(kept), batch):
+            part = kept[i : i + batch]
+            if ascent is not None:
+                ascent(part)
+            steps.zero_grad()
+            loss(part).backward()
+            steps.step()
+        with torch.no_grad():
+            now = float((watch or loss)(held))
+        if now < best - 1e-7 * max(abs(best), 1e-12) if np.isfinite(best) else True:
+            best, since = now, 0
+            state = [copy.deepcopy(m.state_dict()) for m in modules]
+        else:
+            since += 1
+            if since >= patience:
+                break
+    for m, s in zip(modules, state, strict=True):
+        m.load_state_dict(s)
+    return epoch

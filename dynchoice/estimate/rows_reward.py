@@ -1,0 +1,171 @@
+"""Deep PQR, GenPQR and GLADIUS on rows as estimators: options, covariance, results."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+
+from dynchoice.errors import ConvergenceError, ConvergenceWarning, SpecificationError
+from dynchoice.estimate.learners import Learned
+from dynchoice.estimate.optimise import check_options
+from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
+from dynchoice.estimate.rows_pqr import RowsFit, RowsPQR
+from dynchoice.inference.rewards import RewardResults
+from dynchoice.model.reward import RewardModel
+from dynchoice.panel.trajectories import Trajectories
+from dynchoice.typing import FloatArray, Progress
+
+FEW = 10
+"""Anchor rows a column below which the summary warns of its intervals."""
+
+
+class Learner(Protocol):
+    """What estimates the first two steps in place of the sieve.
+
+    Attributes
+    ----------
+    trains : bool
+        Whether it trains learners that a bootstrap must not refit.
+    """
+
+    trains: bool
+
+    def __call__(self, steps: RowsPQR, seed: int | None, progress: Progress | None) -> Learned:
+        """Return the stages of all rows."""
+        ...
+
+
+class RowsReward:
+    """A reward on rows.
+
+    Parameters
+    ----------
+    name : str
+    model : RewardModel
+    rows : Trajectories
+    learner : Learner, optional
+        Of probabilities and values; default the sieve's solves.
+    **options
+        Of :class:`RowsPQR`.
+    """
+
+    def __init__(
+        self, name: str, model: RewardModel, rows: Trajectories, learner: Learner | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.model, self.rows, self.learner = name, model, rows, learner
+        self.options = options
+        self.steps = RowsPQR(model, rows, **options)
+
+    def on(self, rows: Trajectories) -> RowsReward:
+        """Return the same estimator on other rows."""
+        return RowsReward(self.name, self.model, rows, self.learner, **self.options)
+
+    def fit(
+        self,
+        *,
+        cov_type: str = "clustered",
+        cluster: str = "member",
+        tol: float = 1e-8,
+        maxiter: int = 100,
+        draws: int = 199,
+        jobs: int = 1,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        strict: bool = False,
+        start: Any = None,
+    ) -> RewardResults:
+        """Estimate; see :meth:`dynchoice.DeepPQR.fit`."""
+        from dynchoice import __version__
+
+        del start
+        check_options(tol, maxiter, progress)
+        if check_cov(cov_type, cluster, self.rows):
+            if self.learner is not None and self.learner.trains:
+                raise SpecificationError(
+                    "cov_type='bootstrap': learners are not refitted to resampled members (a"
+                    " bootstrap of learners is not valid in general); their errors come from"
+                    " cross-fitting and influence functions, cov_type='clustered'"
+                )
+            options = {"tol": tol, "maxiter": maxiter, "cluster": cluster}
+            return bootstrapped(
+                self, options, draws=draws, jobs=jobs, seed=seed, progress=progress, strict=strict
+            )
+        learned = None if self.learner is None else self.learner(self.steps, seed, progress)
+        stages = None if learned is None else learned.stages
+        found = self.steps.fit(tol, maxiter, progress, stages)
+        errors = clustered(self.rows, found.sums, found.member_weight, cluster)
+        policy = found.policy
+        done, message = _status(found, learned)
+        if not done:
+            if strict:
+                raise ConvergenceError(message)
+            warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
+        N, own = self.rows.nmembers, learned is None
+        joint = None if learned is None else learned.coefficients
+        return RewardResults(
+            estimator=self.name, model=self.model, features=self.rows.features,
+            names_=found.names, theta=found.theta, cov_matrix=errors.cov,
+            cov_type="clustered",
+            cov_config=errors.config, influence=errors.influence,
+            loglik=policy.loglik if own else found.loglik, loglik_null=policy.loglik_null,
+            nobs=self.rows.nobs, nmembers=N, converged=done, message=message,
+            optimization={"iterations": policy.steps, "gradient": policy.gradient,
+                          "condition": found.system.condition,
+                          "contraction": self.model.beta * found.system.radius},
+            sieve=self.steps.sieve, policy_coefficients=policy.coefficients,
+            value_coefficients=found.c if joint is None else joint, ahead_coefficients=found.h,
+            form="general" if self.steps.general else "anchor" if joint is None else "joint",
+            data_digest=self.rows.digest, package_version=__version__, seed=seed,
+            notes=self._notes(found, learned, errors.cov), uses=found.uses,
+            predictor=None if learned is None else learned.predictor,
+        )  # fmt: skip
+
+    def _notes(self, found: RowsFit, learned: Learned | None, cov: FloatArray) -> tuple[str, ...]:
+        few = self.steps.anchored < FEW * len(found.c)
+        notes = [
+            "The parameters are a projection of the estimated reward on the features; the sieve is"
+            " taken as flexible enough (compare degree=)",
+        ]
+        if learned is not None:
+            size = np.sqrt(np.diag(cov))
+            moved = float(np.abs(found.correction / np.where(size > 0, size, np.inf)).max())
+            notes = [
+                "The parameters are a projection of the learned reward on the features, corrected"
+                f" for the learners' errors through a sieve of {self.steps.sieve.size} columns (by"
+                f" up to {moved:.1f} standard errors)",
+                *learned.notes,
+            ]
+        left = found.system.size - len(found.system.kept)
+        if left:
+            notes.append(
+                f"{left} of {found.system.size} columns of the values add nothing where the rows of"
+                " the Q step are and are left out of them"
+            )
+        if self.model.beta * found.system.radius > 1 - (1 - self.model.beta) / FEW:
+            notes.append(
+                f"The regression of values hardly contracts (by {self.model.beta:g} x"
+                f" {found.system.radius:.3f} a round): values and their errors lean on the sieve;"
+                " compare degree="
+            )
+        if few:
+            notes.append(
+                f"Only {self.steps.anchored:,} rows take the anchor, for {len(found.c)} columns of"
+                " its value: expect intervals that are too narrow"
+            )
+        return tuple(notes)
+
+
+def _status(found: RowsFit, learned: Learned | None) -> tuple[bool, str]:
+    """Return whether everything converged, and in words."""
+    policy = found.policy
+    if not policy.converged:
+        text = f"the policy's gradient is {policy.gradient:.1e} after {policy.steps} steps"
+        return False, f"not converged: {text}"
+    if learned is None:
+        return True, f"converged: policy in {policy.steps} steps, then closed forms"
+    if not learned.settled:
+        return False, f"not converged: {learned.message}"
+    return True, f"converged: {learned.message}"

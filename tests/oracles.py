@@ -1010,3 +1010,45 @@ def push_cells(F, P, mu, periods, worth, group, groups):
         if t < periods:
             mu = pushed(F, P, mu)
     return cells, values, mu
+
+
+def maximum_causal_entropy(F, x, offset, available, beta, n, iterations=4000):
+    """Ziebart, Bagnell and Dey (2010): match discounted features, by the textbook.
+
+    F (S, J, S), x (S, J, K), offset and available (S, J), n (S, J) counts. A backward pass gives
+    the soft policy, a forward pass the discounted visits that start where the data do; theta
+    climbs on the difference of features (scipy's L-BFGS on the dual, whose gradient it is).
+    """
+    from scipy.optimize import minimize as climb
+
+    S, J, K = x.shape
+    start, total = n.sum(axis=1), n.sum()
+
+    def visits(first, P):
+        """Discounted (state, choice) visits: first choices given, then the policy."""
+        seen = first.copy()
+        now = np.einsum("sj,sjt->t", first, F)
+        for t in range(1, iterations):
+            flow = beta**t * now[:, None] * P
+            seen += flow
+            now = np.einsum("s,sj,sjt->t", now, P, F)
+            if beta**t < 1e-13:
+                break
+        return seen
+
+    def dual(theta):
+        u = np.where(available, x @ theta + offset, -np.inf)
+        V = np.zeros(S)
+        for _ in range(iterations):
+            v = u + beta * F @ V
+            top = v.max(axis=1)
+            new = top + np.log(np.exp(v - top[:, None]).sum(axis=1))
+            if np.abs(new - V).max() < 1e-12:
+                break
+            V = new
+        P = np.exp(v - new[:, None])
+        observed, expected = visits(n, P), visits(start[:, None] * P, P)
+        logs = np.where(n > 0, v - new[:, None], 0.0)
+        return -(n * logs).sum() / total, -np.einsum("sj,sjk->k", observed - expected, x) / total
+
+    return climb(dual, np.zeros(K), jac=True, method="BFGS", options={"gtol": 1e-9}).x

@@ -30,18 +30,21 @@ class SievedRows:
     rows : Trajectories
     degree, pairs
         Of the sieve; see :meth:`Sieve.of`.
+    columns : sequence of str, optional
+        Features that the sieve is of. Default: all.
 
     Raises
     ------
     SpecificationError
-        Other choices; a degree below one.
+        Other choices; a degree below one; columns that are no features.
     DataError
         Rows that take a choice which is not offered.
     """
 
     def __init__(
-        self, model: RewardModel, rows: Trajectories, degree: int, pairs: bool | None
-    ) -> None:
+        self, model: RewardModel, rows: Trajectories, degree: int, pairs: bool | None,
+        columns: Any = None,
+    ) -> None:  # fmt: skip
         if model.choices != rows.choices:
             raise SpecificationError(
                 f"the rows' choices {list(rows.choices)} are not the model's"
@@ -52,7 +55,16 @@ class SievedRows:
         rng = np.random.default_rng(0)
         some = np.sort(rng.choice(N, min(N, FIRST_ROWS), replace=False))
         self.some: IntArray | None = some if N > 2 * FIRST_ROWS else None
-        self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs)
+        used = None
+        if columns is not None:
+            strange = [c for c in columns if c not in rows.features]
+            if strange or isinstance(columns, str):
+                raise SpecificationError(
+                    f"{columns!r}: a list of features of the rows, which are"
+                    f" {', '.join(rows.features)}"
+                )
+            used = np.array([name in columns for name in rows.features])
+        self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs, used)
         self.anchored, self.share, self.followed = self._anchored()
         if not self.followed:
             raise DataError(

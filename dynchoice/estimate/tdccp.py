@@ -3,17 +3,17 @@
 Utility is linear, ``u = x(s,a)'theta``. With ``f(s,a)`` a linear basis, ``e = -log pi`` and primes
 the member's next row,
 
-    omega = {sum f (f - beta f')'}^{-1} sum f x',        h(s,a) = f'omega,
-    xi    = {sum f (f - beta f')'}^{-1} sum f beta e',   g(s,a) = f'xi
+    omega = {sum f (f - beta f')'}^{-1} sum f beta x'',   h(s,a) = x + f'omega,
+    xi    = {sum f (f - beta f')'}^{-1} sum f beta e',    g(s,a) = f'xi
 
-(a known part of the utility stands beside ``beta e'``) estimate the discounted sums of features and
-of entropies that follow ``(s,a)`` (the semi-gradient of temporal differences, whose fixed point is
-one solve), and ``theta`` maximises ``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only
-``(s, a, s', a')`` are used.
+(a known part of the utility stands beside ``e'``) estimate the discounted sums of features and of
+entropies that follow ``(s,a)`` (the semi-gradient of temporal differences, whose fixed point is one
+solve; what is earned today is known and stays out of the basis), and ``theta`` maximises
+``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only ``(s, a, s', a')`` are used.
 
 The scores are corrected to be locally robust: what a row adds to omega and xi adds to them through
-``Gamma f (x theta + beta e' - (f - beta f')'v)``, ``v = omega theta + xi``. The first stage ``pi``
-needs no correction: entropy is at its maximum there (Adusumilli and Eckardt 2025).
+``Gamma f (beta (x' theta + e') - (f - beta f')'v)``, ``v = omega theta + xi``. The first stage
+``pi`` needs no correction: entropy is at its maximum there (Adusumilli and Eckardt 2025).
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Step:
     phi_next: FloatArray
     choice_next: IntArray
     e_next: FloatArray
-    """``-log pi(a'|s')``; 0 after a terminal row."""
+    """``-log pi(a'|s')`` and the known part of the utility; 0 after a terminal row."""
+    x_next: FloatArray
+    """Features of the next row's choice (known, K); 0 after a terminal row."""
 
 
 class TDCCP:
@@ -75,6 +77,12 @@ class TDCCP:
         Products of two features in it. Default: up to 8 features.
     policy_degree : int, optional
         Of the first-stage probabilities' sieve. Default: ``degree``.
+    ahead : sequence of str, optional
+        Features of the state on which its future depends once the choice is given; the basis is
+        of these only. (What was chosen last month, where it only moves today's cost, is none.)
+    followed : bool
+        Whether only rows with a next one enter the pseudo-likelihood, as in the paper. Default:
+        all rows do.
 
     Raises
     ------
@@ -97,7 +105,7 @@ class TDCCP:
 
     def __init__(
         self, model: RewardModel, data: Any, *, degree: int = 2, pairs: bool | None = None,
-        policy_degree: int | None = None,
+        policy_degree: int | None = None, ahead: Any = None, followed: bool = False,
     ) -> None:  # fmt: skip
         if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
             raise SpecificationError(
@@ -111,14 +119,17 @@ class TDCCP:
             "degree": degree,
             "pairs": pairs,
             "policy_degree": policy_degree,
+            "ahead": ahead,
+            "followed": followed,
         }
-        self.values = SievedRows(model, data, degree, pairs)
+        self.values = SievedRows(model, data, degree, pairs, ahead)
         own = degree if policy_degree is None else policy_degree
-        self.policy = SievedRows(model, data, own, pairs) if own != degree else self.values
+        same = own == degree and ahead is None
+        self.policy = self.values if same else SievedRows(model, data, own, pairs)
 
     def on(self, rows: Trajectories) -> TDCCP:
         """Return the same estimator on other rows."""
-        return TDCCP(self.model, rows, **self.options)
+        return type(self)(self.model, rows, **self.options)
 
     def fit(
         self,
@@ -179,7 +190,8 @@ class TDCCP:
             package_version=__version__, seed=seed, form="linear",
             notes=("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
                    " probabilities",),
-            uses={"share": 1.0, "rows with a next one": self.values.followed,
+            uses={"share": self.values.followed if self.options["followed"] else 1.0,
+                  "rows with a next one": self.values.followed,
                   "anchor rows": float(self.values.anchored), "anchor share": self.values.share},
         )  # fmt: skip
 
@@ -200,12 +212,23 @@ class TDCCP:
             phi_next = np.zeros((len(known), values.sieve.size))
             to, e = np.zeros(len(known), dtype=np.int64), np.zeros(len(known))
             phi_next[put], to[put] = values.sieve(b.x_next), a_next
-            e[put] = -logs[np.arange(len(after)), a_next]
+            at = np.arange(len(after))
+            e[put] = self.model.base(after)[at, a_next] - logs[at, a_next]
+            x = self.model.design(table)[0]
+            x_next = np.zeros((len(known), x.shape[2]))
+            x_next[put] = self.model.design(after)[0][at, a_next]
             yield Step(
-                b.rows, values.sieve(b.x), self.model.design(table)[0], self.model.base(table),
-                b.choice, b.weight, offered,
-                known, phi_next, to, e,
+                b.rows, values.sieve(b.x), x, self.model.base(table), b.choice,
+                self._weights(b.weight, known), offered, known, phi_next, to, e, x_next,
             )  # fmt: skip
+
+    def _weights(self, weight: FloatArray, known: IntArray) -> FloatArray:
+        """Return the rows' weights; 0 for those that are not followed, where they are left out."""
+        if not self.options["followed"]:
+            return weight
+        out = np.zeros_like(weight)
+        out[known] = weight[known]
+        return out
 
     def _own(self, phi: FloatArray, choice: IntArray) -> FloatArray:
         """Return ``f(s,a)`` (n, J G): the basis in the place of the choice."""
@@ -224,9 +247,7 @@ class TDCCP:
             fw = f * s.weight[at, None]
             M += fw.T @ f
             N += fw.T @ self._own(s.phi_next, s.choice_next)
-            x = s.x[at, s.choice[at]]
-            known = s.base[at, s.choice[at]] + beta * s.e_next
-            b += fw.T @ np.column_stack([x, known])
+            b += beta * (fw.T @ np.column_stack([s.x_next, s.e_next]))
         system = ValueSystem.of(M, N, beta, "values of features and entropies")
         both = system.solve(b)
         return system, both[:, :-1], both[:, -1]
@@ -239,8 +260,9 @@ class TDCCP:
         """Return features ``h`` (n, J, K), probabilities and their logs at ``theta``."""
         n, G = s.phi.shape
         J, K = len(self.model.choices), omega.shape[1]
-        h = (s.phi @ np.moveaxis(omega.reshape(J, G, K), 1, 0).reshape(G, J * K)).reshape(n, J, K)
-        index = h @ theta + s.phi @ xi.reshape(J, G).T
+        ahead = s.phi @ np.moveaxis(omega.reshape(J, G, K), 1, 0).reshape(G, J * K)
+        h = s.x + ahead.reshape(n, J, K)
+        index = h @ theta + s.base + s.phi @ xi.reshape(J, G).T
         logs = log_softmax(index, s.offered)
         pi = np.exp(logs) if s.offered is None else np.exp(logs) * s.offered
         return h, pi, logs
@@ -303,14 +325,14 @@ class TDCCP:
             h, pi, _ = self._at(s, omega, xi, theta)
             i = np.arange(len(h))
             own = h[i, s.choice] - np.einsum("nj,njk->nk", pi, h)
+            own *= (s.weight > 0)[:, None]
             at = s.known
             f = self._own(s.phi[at], s.choice[at])
             ahead = self._own(s.phi_next, s.choice_next)
-            flow = s.x[at, s.choice[at]] @ theta + s.base[at, s.choice[at]]
-            miss = flow + beta * s.e_next - (f - beta * ahead) @ v
+            miss = beta * (s.x_next @ theta + s.e_next) - (f - beta * ahead) @ v
             own[at] -= (f * miss[:, None]) @ L
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
             sums[who[first]] += np.add.reduceat(own, first, axis=0)
-            weight[who[first]] = s.weight[first]
+            weight[who[first]] = self.rows.weight[s.rows][first]
         return sums, weight

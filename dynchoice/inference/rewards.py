@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import StorageError
+from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.learned import Predictor
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
@@ -21,6 +21,10 @@ from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dynchoice.model.ddc import DDC
+    from dynchoice.model.transitions import Transitions
+    from dynchoice.panel.states import StateSpace
 
 KIND = "dynchoice results"
 
@@ -45,8 +49,8 @@ class RewardResults(Estimates):
     policy_coefficients : FloatArray, shape (J - 1, G)
     value_coefficients : FloatArray
         Of ``W(s)`` (Deep PQR, (G,)), ``E[q(s', o') | s, a]`` (GenPQR,
-        ((1 + J) G,)) or the choice-specific
-        value (TD-CCP, (J, G)).
+        ((1 + J) G,)) or what follows
+        a choice (TD-CCP, (J, G)).
     ahead_coefficients : FloatArray, shape (J, G)
         Deep PQR (else empty): of ``E[V(s') | s, a]``.
     uses : dict
@@ -127,10 +131,9 @@ class RewardResults(Estimates):
         if self.predictor is not None:
             logs, values, r = self.predictor.at(x, offered, o, known, self.model.beta)
         elif self.form == "linear":
-            values = phi @ self.value_coefficients.T
-            logs = log_softmax(values, offered)
             r = self.model.design(table)[0] @ self.theta + self.model.base(table)
-            r[i, o] += known
+            values = r + phi @ self.value_coefficients.T
+            logs = log_softmax(values, offered)
         elif self.form == "joint":
             shared, own = np.split(self.value_coefficients, [phi.shape[1]])
             values = (phi @ shared)[:, None] + phi @ own.reshape(J, -1).T
@@ -167,6 +170,49 @@ class RewardResults(Estimates):
     def values(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return choice-specific values ``Q(s, a)`` at states, in utils."""
         return self._table(self._at(table)[1], table)
+
+    def on_levels(self, states: StateSpace, transitions: Transitions, available: Any = None) -> DDC:
+        """Return the estimated reward as a model on a grid of levels, to be solved again.
+
+        Parameters
+        ----------
+        states : StateSpace
+            Axes of numbers named like the state's features.
+        transitions : Transitions
+            Laws of motion of the levels.
+        available : BoolArray, shape (S, J), optional
+            Default: the model's.
+
+        Returns
+        -------
+        DDC
+            Its parameters are :attr:`params`; what the features miss of the reward is its known
+            part. ``dc.solve(model, fit.params)``, ``dc.check_identified``.
+
+        Raises
+        ------
+        SpecificationError
+            A feature that no axis is named after, or levels that are no numbers.
+        """
+        from dynchoice.model.ddc import DDC
+        from dynchoice.model.utility import Utility
+
+        table = states.frame()
+        for name in self.features:
+            RewardModel._column(table, name, "states")
+        try:
+            table = table[list(self.features)].astype(float)
+        except (TypeError, ValueError) as error:
+            raise SpecificationError(f"levels of states must be numbers: {error}") from error
+        r = self._at(table)[2]
+        x, names = self.model.design(table)
+        can = np.isfinite(r) if available is None else np.asarray(available, dtype=bool)
+        rest = np.where(np.isfinite(r), r - x @ self.theta, 0.0)
+        return DDC(
+            states=states, choices=list(self.model.choices), beta=self.model.beta,
+            utility=Utility.from_array(x, list(names), rest), transitions=transitions,
+            available=can,
+        )  # fmt: skip
 
     # output ----------------------------------------------------------------------------------
 

@@ -134,14 +134,14 @@ class RewardModel:
                     " needed"
                 )
         else:
-            flat, found = evaluate(self.features, self._long(table))
+            flat, found = evaluate(self.features, self.long(table))
             x, names = flat.reshape(n, J, flat.shape[1]), tuple(found)
         if not np.isfinite(x).all():
             k = int(np.argwhere(~np.isfinite(x))[0][2])
             raise SpecificationError(f"feature {names[k]!r} is not finite in some states")
         return np.ascontiguousarray(x), names
 
-    def _long(self, table: pd.DataFrame) -> pd.DataFrame:
+    def long(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return one row a state and choice, with the choices' attributes."""
         n, J = len(table), len(self.choices)
         long = table.loc[table.index.repeat(J)].reset_index(drop=True)
@@ -162,7 +162,7 @@ class RewardModel:
         """
         if self.offset is None:
             return np.zeros((len(table), len(self.choices)))
-        flat, names = evaluate(self.offset, self._long(table))
+        flat, names = evaluate(self.offset, self.long(table))
         if flat.shape[1] != 1:
             raise SpecificationError(
                 f"offset {self.offset!r} has {flat.shape[1]} columns ({', '.join(names)}): write"

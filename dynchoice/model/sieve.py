@@ -43,7 +43,10 @@ class Sieve:
         return len(self.powers)
 
     @classmethod
-    def of(cls, x: FloatArray, degree: int = 2, pairs: bool | None = None) -> Sieve:
+    def of(
+        cls, x: FloatArray, degree: int = 2, pairs: bool | None = None,
+        used: BoolArray | None = None,
+    ) -> Sieve:  # fmt: skip
         """Choose the columns for a sample of states.
 
         Parameters
@@ -53,6 +56,8 @@ class Sieve:
             Highest power of a feature (one, for features with two values), and of a product.
         pairs : bool, optional
             Whether products of two features are in. Default: up to ``PAIRS_UP_TO`` features.
+        used : BoolArray, shape (p,), optional
+            Which features the columns are of. Default: all.
 
         Raises
         ------
@@ -64,12 +69,14 @@ class Sieve:
         p = x.shape[1]
         spread = x.std(axis=0)
         moving = spread > 1e-12 * np.maximum(np.abs(x).max(axis=0), 1e-300)
+        if used is not None:
+            moving &= used
         two = np.array([len(np.unique(c[:50_000])) <= 2 for c in x.T])
         rows: list[IntArray] = [np.zeros(p, dtype=np.int64)]
         alone = np.eye(p, dtype=np.int64)
         for d in range(1, degree + 1):
             rows += [d * alone[k] for k in range(p) if moving[k] and (d == 1 or not two[k])]
-        if degree > 1 and (p <= PAIRS_UP_TO if pairs is None else pairs):
+        if degree > 1 and (moving.sum() <= PAIRS_UP_TO if pairs is None else pairs):
             for i in range(p):
                 for k in range(i):
                     for a in range(1, degree):

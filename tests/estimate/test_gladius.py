@@ -236,4 +236,4 @@ def test_all_agree_on_a_table_of_levels():
     # GenPQR was told the truth's mean reward, so it need not be less efficient
     assert near.drop(columns="GenPQR").all(axis=None), away / lost**0.5
     assert "DeepPQR, rows" in str(table) and "first-stage policy" in str(table)
-    assert table.best("aic") in ("NFXP", "MCE-IRL", "NPL", "CCP", "TDCCP")
+    assert table.best("aic") not in ("DeepPQR, rows", "GenPQR, rows", "GLADIUS")

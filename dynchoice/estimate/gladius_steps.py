@@ -106,9 +106,9 @@ class JointSieve:
     def _start(self, steps: RowsPQR) -> FloatArray:
         """Return Deep PQR's values as coefficients: the minimum where nothing is pooled."""
         policy = steps.sieved.policy(1e-8, 100)
-        system, right, _ = steps.system(SieveStages(policy, np.zeros(0), False))
+        q = steps.system(SieveStages(policy, np.zeros(0), False))
         odds = np.vstack([np.zeros(steps.sieve.size), policy.coefficients])
-        return np.r_[system.solve(right), (odds - odds[steps.model.anchor]).reshape(-1)]
+        return np.r_[q.system.solve(q.b), (odds - odds[steps.model.anchor]).reshape(-1)]
 
     def _look(self, steps: RowsPQR, b: FloatArray) -> tuple[float, FloatArray, FloatArray]:
         """Return the objective, its gradient and Gauss-Newton Hessian at ``b``."""
@@ -247,7 +247,8 @@ class JointNetworks:
         x = np.asarray(rows.x)
         table = steps.sieved.table(x)
         offered = model.offered(table)
-        o, g = model.reference(offered, len(x)), model.known(table)
+        o = model.reference(offered, len(x))
+        g = model.paid(table, o)
         folds = folds_of(rows.nmembers, self.folds, 0 if seed is None else seed)
         fold = folds[rows.member]
         log_pi, W = np.zeros((len(x), J)), np.zeros(len(x))

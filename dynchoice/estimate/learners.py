@@ -158,7 +158,8 @@ class CrossFit:
         N, tell = len(rows.x), progress or (lambda done, total, text: None)
         table = self.sieved.table(np.asarray(rows.x))
         offered = self.model.offered(table)
-        o, g = self.model.reference(offered, N), self.model.known(table)
+        o = self.model.reference(offered, N)
+        g = self.model.paid(table, o)
         log_pi, value = np.zeros((N, J)), np.zeros((N, J) if self.general else N)
         policies: list[Any] = []
         values: list[Any] = []
@@ -205,9 +206,9 @@ class CrossFit:
         """Return the sieve's logit and values for the rows outside a fold."""
         steps = self.steps.without(self.fold == k)
         logit = steps.sieved.policy(1e-8, 100)
-        system, b, _ = steps.system(SieveStages(logit, np.zeros(0), self.general))
+        q = steps.system(SieveStages(logit, np.zeros(0), self.general))
         J = len(self.model.choices)
-        return logit, SieveValue(self.sieved.sieve, system.solve(b), J if self.general else 0)
+        return logit, SieveValue(self.sieved.sieve, q.system.solve(q.b), J if self.general else 0)
 
     def _policy(self, used: IntArray, offered: BoolArray | None, logit: ChoiceLogit) -> Any:
         """Return the choice probabilities of some rows."""

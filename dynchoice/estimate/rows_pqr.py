@@ -19,6 +19,13 @@ R. Deep PQR: ``r_a = Q_a - beta E[V' | s, a]``, a regression on ``phi`` for each
 Parameters: ``theta = (sum x x')^{-1} sum x r`` over the rows taken, with ``beta V'`` as observed in
 place of its regression. The influence of a row goes through all three solves.
 
+Where the reference itself has features (inside a contract, the cost of leaving), its reward is
+``g + x_o theta``. Values are linear in it: ``H``, ``A H = sum phi x_o`` (GenPQR: ``-sum f x'_o``),
+is what they gain by ``theta``. ``theta`` solves ``sum z (r - (x - dr/dtheta)' theta) = 0``, where
+``z`` is ``x - dr/dtheta`` as the sieve expects it: the features normalised as the reward is
+(:meth:`dynchoice.estimate.normalised.Normalised.features`). Everything else follows at that
+``theta``. Without such features ``z = x``.
+
 Where learners stand in for the sieve in P and Q, ``theta`` is corrected by the mean of that
 influence at their predictions (zero for the sieve itself): weights ``L_c = (dtheta/dc) A^{-1}`` on
 what Q misses and ``L_e`` on what P misses, the sieve's representers of the efficient influence
@@ -29,7 +36,7 @@ enter by products only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +51,8 @@ from dynchoice.model.sieve import by_choice
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
 
+DEAD = 1e-10
+"""Share of a feature's square that must be left once the reference earns it as well."""
 RIDGE = 1e-6
 """Observations that the representer of P is worth against: keeps separated directions finite."""
 
@@ -81,6 +90,10 @@ class Slab:
     """``W`` or ``h_o`` of the next row (known,); 0 after a terminal one."""
     g_next: FloatArray
     """Reward of the next row's reference (known,); 0 after a terminal one."""
+    paid: FloatArray
+    """``g`` without the offset (n,)."""
+    xo_next: FloatArray
+    """GenPQR: features of the next row's reference (known, K); 0 after a terminal one."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,30 @@ class RowsFit:
     system: ValueSystem
     loglik: float
     """Of the choices under the stages' probabilities."""
+    moved: FloatArray
+    """What the references' features add to the coefficients of values."""
+
+
+@dataclass(frozen=True)
+class QStep:
+    """Equations of the Q step, ``system c = b``, and what they move with.
+
+    Attributes
+    ----------
+    gain : FloatArray, shape (D, K)
+        ``db / dtheta``: what the references' features earn.
+    C : FloatArray, shape (D, (J - 1) G)
+        ``db`` by the policy's coefficients.
+    cells, follow : FloatArray, shape (J, G, G)
+        Deep PQR: ``sum w phi phi'`` and ``sum w phi phi_next'`` of the rows with each choice.
+    """
+
+    system: ValueSystem
+    b: FloatArray
+    gain: FloatArray
+    C: FloatArray
+    cells: FloatArray
+    follow: FloatArray
 
 
 class RowsPQR:
@@ -165,18 +202,22 @@ class RowsPQR:
             phi_next[put], gap_next[put], to[put] = phi_moved, gap, o_next
             l_next[put] = logs[np.arange(len(after)), o_next]
             g_next = np.zeros(len(known))
-            g_next[put] = self.model.known(after)
+            g_next[put] = self.model.paid(after, o_next)
+            xo_next = np.zeros((len(known), x.shape[2] if self.general else 0))
+            if features and self.general:
+                xo_next[put] = self.model.design(after)[0][np.arange(len(after)), o_next]
+            o, base = self.model.reference(offered, len(table)), self.model.base(table)
+            paid = self.model.known(table)
             value, value_next = np.zeros(0), np.zeros(len(known) if values else 0)
             if values:
                 value = stages.values(b.rows, phi)
                 moved = stages.values(following, phi_moved)
                 value_next[put] = moved[np.arange(len(after)), o_next] if moved.ndim > 1 else moved
             yield Slab(
-                b.rows, phi, x, self.model.base(table), self.model.known(table), b.choice, b.weight,
-                offered,
-                self.model.reference(offered, len(table)),
+                b.rows, phi, x, base, paid + base[np.arange(len(o)), o], b.choice, b.weight,
+                offered, o,
                 stages.logs(b.rows, phi, offered), known, phi_next, to, l_next, gap_next,
-                value, value_next, g_next,
+                value, value_next, g_next, paid, xo_next,
             )  # fmt: skip
 
     def without(self, members: BoolArray) -> RowsPQR:
@@ -205,31 +246,41 @@ class RowsPQR:
         policy = self.sieved.policy(tol, maxiter)
         tell(1, 4, "value of the reference")
         own = SieveStages(policy, np.zeros(0), self.general)
-        system, b, C = self.system(own if learned is None else learned)
-        c = system.solve(b)
+        q = self.system(own if learned is None else learned)
+        c, H = q.system.solve(q.b), q.system.solve(q.gain)
         tell(2, 4, "reward")
         stages = SieveStages(policy, c, self.general) if learned is None else learned
-        return self._reward(stages, policy, system, c, C, tell)
+        return self._reward(stages, policy, q, c, H, tell)
 
-    def system(self, stages: FirstStages) -> tuple[ValueSystem, FloatArray, FloatArray]:
-        """Return the Q step's system, right side ``b``, and ``db`` by the logit's index."""
+    def system(self, stages: FirstStages) -> QStep:
+        """Return the Q step's equations."""
         J, G, beta = self.J, self.sieve.size, self.model.beta
         D = (1 + J) * G if self.general else G
         M, N = np.zeros((D, D)), np.zeros((D, D))
         b, C = np.zeros(D), np.zeros((D, J - 1, G))
-        for s in self.slabs(stages, features=False, values=False):
+        gain = np.zeros((D, self.sieved.features()[0]))
+        cells, follow = np.zeros((J, G, G)), np.zeros((J, G, G))
+        for s in self.slabs(stages, values=False):
             at, f, ahead, mine = self._value_rows(s)
             w = s.weight[at]
             fw = f * w[:, None]
             M += fw.T @ f
             N += fw.T @ ahead
             b += fw.T @ self._value_target(s, at, mine)
-            sign, follow = (1.0, s.phi_next) if self.general else (-beta, ahead)
+            gain += fw.T @ (-s.xo_next if self.general else s.x[at, s.o[at]])
+            sign, ahead_of = (1.0, s.phi_next) if self.general else (-beta, ahead)
             for j in range(J - 1):
-                C[:, j] += sign * ((f * (w * s.gap_next[mine, j])[:, None]).T @ follow)
+                C[:, j] += sign * ((f * (w * s.gap_next[mine, j])[:, None]).T @ ahead_of)
+            for j in range(0 if self.general else J):
+                own = s.choice[s.known] == j
+                p = s.phi[s.known[own]] * s.weight[s.known[own], None]
+                cells[j] += p.T @ s.phi[s.known[own]]
+                follow[j] += p.T @ s.phi_next[own]
         if self.general:
             M[np.arange(G, D), np.arange(G, D)] += self.pool
-        return ValueSystem.of(M, N, beta, "values of the reference"), b, C.reshape(D, -1)
+        cells += 1e-9 * np.trace(cells, axis1=1, axis2=2).max() / G * np.eye(G)
+        system = ValueSystem.of(M, N, beta, "values of the reference")
+        return QStep(system, b, gain, C.reshape(D, -1), cells, follow)
 
     def _value_rows(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray, BoolArray]:
         """Return the rows of the Q step, their columns, the next rows', and which known ones."""
@@ -252,22 +303,28 @@ class RowsPQR:
         return np.exp(s.logs) if s.offered is None else np.exp(s.logs) * s.offered
 
     def _reward(
-        self, stages: FirstStages, policy: ChoiceLogit, system: ValueSystem, c: FloatArray,
-        C: FloatArray, tell: Progress,
+        self, stages: FirstStages, policy: ChoiceLogit, step: QStep, c: FloatArray, H: FloatArray,
+        tell: Progress,
     ) -> RowsFit:  # fmt: skip
         """Return everything after the Q step: two more passes over the rows."""
         J, G = self.J, self.sieve.size
         K, names = self.sieved.features()
-        gram, q = np.zeros((K, K)), np.zeros(K)
+        gram, inner, normal = (np.zeros((K, K)) for _ in range(3))
+        q = np.zeros(K)
         D_c, D_e = np.zeros((K, len(c))), np.zeros((K, J - 1, G))
-        cells, target = np.zeros((J, G, G)), np.zeros((J, G))
+        target, system = np.zeros((J, G)), step.system
+        law = None if self.general else solved(step.cells, step.follow @ H)
         sieved = isinstance(stages, SieveStages)
         information = policy.information if sieved else RIDGE * np.eye((J - 1) * G)
         for s in self.slabs(stages):
             x, r, by_c, z = self._rewards(s)
             w = s.weight[s.known]
-            xw = x * w[:, None]
-            gram += xw.T @ x
+            z_x = self._normalised(s, x, H, law)
+            xw = z_x * w[:, None]
+            gram += (x * w[:, None]).T @ x
+            inner += xw.T @ z_x
+            own = x - by_c @ H
+            normal += xw.T @ (own - s.x[s.known, s.o[s.known]] if self.general else own)
             q += xw.T @ r
             D_c += xw.T @ by_c
             if not sieved:
@@ -280,44 +337,73 @@ class RowsPQR:
                 for j in range(J - 1):
                     D_e[:, j] += self.model.beta * (xw * s.gap_next[:, [j]]).T @ s.phi_next
                 for j in range(J):
-                    own = s.choice[s.known] == j
-                    p = phi[own] * w[own, None]
-                    cells[j] += p.T @ phi[own]
-                    target[j] += p.T @ z[own]
-        theta = self._projected(gram, q, names)
-        h = np.zeros((0, 0))
-        if not self.general:
-            little = 1e-9 * np.trace(cells, axis1=1, axis2=2).max() / G * np.eye(G)
-            h = solved(cells + little, target[:, :, None])[:, :, 0]
+                    mine = s.choice[s.known] == j
+                    p = phi[mine] * w[mine, None]
+                    target[j] += p.T @ z[mine]
+        theta = self._projected(gram, inner, normal, q, names)
         tell(3, 4, "standard errors")
         Lc = system.solve(D_c.T, transposed=True).T
-        Le = solved(information, (D_e.reshape(K, -1) + Lc @ C).T).T
+        Le = solved(information, (D_e.reshape(K, -1) + Lc @ step.C).T).T
         correction = np.zeros(K)
         if not sieved:
             missed = np.zeros(K)
             for s in self.slabs(stages, features=False):
                 missed += s.weight @ self._first_stage_influence(s, Lc, Le)
-            correction = solved(gram, missed)
+            correction = solved(normal, missed)
             theta = theta + correction
+        moved = H @ theta
+        h = np.zeros((0, 0))
+        if not self.general:
+            h = solved(step.cells, (target + step.follow @ moved)[:, :, None])[:, :, 0]
         sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
         loglik = 0.0
-        for s in self.slabs(stages):
+        for slab in self.slabs(stages):
+            s = self._earning(slab, moved, theta) if moved.any() else slab
             x, r, _, _ = self._rewards(s)
+            z = self._normalised(s, x, H, law)
             own = self._first_stage_influence(s, Lc, Le)
             loglik += float(s.weight @ s.logs[np.arange(len(s.phi)), s.choice])
-            own[s.known] += x * (r - x @ theta)[:, None]
+            own[s.known] += z * (r - x @ theta)[:, None]
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
             sums[who[first]] += np.add.reduceat(own, first, axis=0)
             weight[who[first]] = s.weight[first]
         tell(4, 4, "done")
         return RowsFit(
-            policy, c, h, theta, correction, names, gram, solved(gram, sums.T).T, weight,
+            policy, c + moved, h, theta, correction, names, gram, solved(normal, sums.T).T, weight,
             {
                 "share": self.sieved.followed, "anchor rows": float(self.anchored),
                 "anchor share": self.sieved.share,
             },
-            system, loglik,
+            system, loglik, moved,
+        )  # fmt: skip
+
+    def _normalised(
+        self, s: Slab, x: FloatArray, H: FloatArray, law: FloatArray | None
+    ) -> FloatArray:
+        """Return the features normalised as the reward is (known, K); ``x`` without ``H``."""
+        if not H.any():
+            return x
+        at, a, o = s.known, s.choice[s.known], s.o[s.known]
+        if law is None:
+            ahead = by_choice(s.phi[at], a, self.J) - by_choice(s.phi[at], o, self.J)
+            return np.asarray(x - s.x[at, o] - self.model.beta * (ahead @ H))
+        follows = np.einsum("ng,ngk->nk", s.phi[at], law[a])
+        return np.asarray(x - s.phi[at] @ H + self.model.beta * follows)
+
+    def _earning(self, s: Slab, moved: FloatArray, theta: FloatArray) -> Slab:
+        """Return rows whose reference earns what its features say; ``moved = H theta``."""
+        i = np.arange(len(s.o))
+        g = s.g + s.x[i, s.o] @ theta
+        if not self.general:
+            value, ahead = s.value + s.phi @ moved, s.value_next + s.phi_next @ moved
+            return replace(s, g=g, value=value, value_next=ahead)
+        J = self.J
+        each = [by_choice(s.phi, np.full(len(i), j, dtype=np.int64), J) @ moved for j in range(J)]
+        ahead = s.value_next + by_choice(s.phi_next, s.o_next, J) @ moved
+        return replace(
+            s, g=g, value=s.value + np.stack(each, axis=1), value_next=ahead,
+            g_next=s.g_next + s.xo_next @ theta,
         )  # fmt: skip
 
     def _information(self, s: Slab) -> FloatArray:
@@ -347,13 +433,14 @@ class RowsPQR:
         a, o = s.choice[at], s.o[at]
         x = s.x[at][i, a]
         odds = s.logs[at, a] - s.logs[at, o]
+        known = s.base[at, a] + np.where(a == o, s.paid[at], 0.0)
         if self.general:
             by_c = beta * (by_choice(s.phi[at], a, J) - by_choice(s.phi[at], o, J))
             h = beta * (s.value[at][i, a] - s.value[at][i, o])
-            return x, odds + h + s.g[at] - s.base[at, a], by_c, np.zeros(0)
+            return x, odds + h + s.g[at] - known, by_c, np.zeros(0)
         by_c = s.phi[at] - beta * s.phi_next
         z = s.value_next - s.l_next
-        return x, odds + s.value[at] - beta * z - s.base[at, a], by_c, z
+        return x, odds + s.value[at] - beta * z - known, by_c, z
 
     def _value_miss(self, s: Slab) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return the rows of the Q step, their columns, and its residuals."""
@@ -362,13 +449,22 @@ class RowsPQR:
         miss = self._value_target(s, at, mine) - value + self.model.beta * s.value_next[mine]
         return at, f, miss
 
-    def _projected(self, gram: FloatArray, q: FloatArray, names: tuple[str, ...]) -> FloatArray:
-        flat = Identification.of(names, gram).flat
-        dead = [k for k, v in zip(names, np.diag(gram), strict=True) if v <= 0]
+    @staticmethod
+    def _projected(
+        gram: FloatArray, inner: FloatArray, normal: FloatArray, q: FloatArray,
+        names: tuple[str, ...],
+    ) -> FloatArray:  # fmt: skip
+        """Return the projection; ``inner`` holds second moments of the normalised features."""
+        size = np.diag(inner)
+        dead = [
+            k for k, v, x in zip(names, size, np.diag(gram), strict=True) if v <= DEAD * x or x <= 0
+        ]
+        flat = [] if dead else Identification.of(names, inner).flat
         if flat or dead:
             raise IdentificationError(
                 "the reward cannot be projected on features that are collinear where there are"
-                f" rows: {'; '.join(flat) if flat else ', '.join(map(repr, dead))}. Drop one of"
-                " them or combine them"
+                f" rows, or that the anchor (or a contract's only choice) earns alike:"
+                f" {'; '.join(flat) if flat else ', '.join(map(repr, dead))}. Drop one of them or"
+                " combine them"
             )
-        return solved(gram, q)
+        return solved(normal, q)

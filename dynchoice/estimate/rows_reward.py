@@ -96,6 +96,15 @@ class RowsReward:
         learned = None if self.learner is None else self.learner(self.steps, seed, progress)
         stages = None if learned is None else learned.stages
         found = self.steps.fit(tol, maxiter, progress, stages)
+        joint = None if learned is None else learned.coefficients
+        if learned is not None:
+            if found.moved.any() and self.learner is not None and self.learner.trains:
+                raise SpecificationError(
+                    f"{self.name}: learners need a reference without features (the anchor, and the"
+                    " only choice inside a contract): say what it is paid by reward= or offset="
+                )
+            if joint is not None:
+                joint = joint + np.r_[found.moved, np.zeros(len(joint) - len(found.moved))]
         errors = clustered(self.rows, found.sums, found.member_weight, cluster)
         policy = found.policy
         done, message = _status(found, learned)
@@ -104,7 +113,6 @@ class RowsReward:
                 raise ConvergenceError(message)
             warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
         N, own = self.rows.nmembers, learned is None
-        joint = None if learned is None else learned.coefficients
         return RewardResults(
             estimator=self.name, model=self.model, features=self.rows.features,
             names_=found.names, theta=found.theta, cov_matrix=errors.cov,

@@ -127,11 +127,14 @@ class RewardResults(Estimates):
         x = np.ascontiguousarray(table[list(self.features)].to_numpy(dtype=np.float64))
         phi, offered = self.sieve(x), self.model.offered(table)
         o, i = self.model.reference(offered, len(x)), np.arange(len(x))
-        J, known = len(self.model.choices), self.model.known(table)
+        J, known = len(self.model.choices), self.model.paid(table, o)
+        if self.form == "general" and self.predictor is None:
+            known = known + self.model.design(table)[0][i, o] @ self.theta
         if self.predictor is not None:
             logs, values, r = self.predictor.at(x, offered, o, known, self.model.beta)
         elif self.form == "linear":
             r = self.model.design(table)[0] @ self.theta + self.model.base(table)
+            r[i, o] += self.model.known(table)
             values = r + phi @ self.value_coefficients.T
             logs = log_softmax(values, offered)
         elif self.form == "joint":

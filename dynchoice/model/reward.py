@@ -43,11 +43,13 @@ class RewardModel:
         Formula of one column that is a known part of every choice's reward, in utils: what the
         features add to.
     reward : float or str
-        The anchor's known reward, in utils: a number or a column. Default 0.
+        What the anchor is paid beside its features and offset, in utils: a number or a column.
+        Default 0, so that an anchor without features earns nothing.
     available : mapping, optional
         Choice -> column of 0/1: where it is offered. Inside a contract a single choice is: its
-        reward takes the place of the anchor's and is taken to be ``reward`` too, so the whole
-        contract's reward is booked at the moment it is bought. Default: every choice everywhere.
+        reward takes the place of the anchor's. It is what its features say (the parameters are
+        found jointly); without features the whole contract's reward is booked at the moment it is
+        bought. Default: every choice everywhere.
 
     Raises
     ------
@@ -205,8 +207,12 @@ class RewardModel:
             out[forced] = offered[forced].argmax(axis=1)
         return out
 
+    def paid(self, table: pd.DataFrame, o: IntArray) -> FloatArray:
+        """Return the reference's reward (n,) but for what its features earn."""
+        return self.known(table) + self.base(table)[np.arange(len(o)), o]
+
     def known(self, table: pd.DataFrame) -> FloatArray:
-        """Return the reference's reward (n,)."""
+        """Return ``reward`` (n,): what the reference is paid beside offset and features."""
         if not isinstance(self.reward, str):
             return np.full(len(table), float(self.reward))
         return np.asarray(self._column(table, self.reward, "reward"), dtype=np.float64)

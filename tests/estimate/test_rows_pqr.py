@@ -221,6 +221,91 @@ def test_a_contract_books_its_reward_when_it_is_bought():
     assert np.isnan(fit.reward(frame.head(50))["out"][frame["locked"].head(50) == 1]).all()
 
 
+def two_periods(members, seed, theta=0.4, leave=-0.7):
+    """A contract of two periods whose second is earned as well, and a cost of leaving it."""
+    rng, rows = np.random.default_rng(seed), []
+    V = np.zeros(3)  # free and new, locked, free after a contract
+    for _ in range(3000):
+        out = np.array([0.0, -np.inf, leave]) + BETA * V[0]
+        stay = np.array([theta + BETA * V[1], theta + BETA * V[2], theta + BETA * V[1]])
+        V = np.logaddexp(out, stay)
+    p = np.exp(out - V)
+    for m in range(members):
+        state = 0
+        for t in range(12):
+            a = "out" if rng.random() < p[state] else "in"
+            rows.append((m, t, float(state == 1), float(state == 2), a))
+            state = 0 if a == "out" else (2 if state == 1 else 1)
+    frame = pd.DataFrame(rows, columns=["id", "t", "locked", "after", "plan"])
+    frame["free"] = 1 - frame["locked"]
+    model = dc.RewardModel(
+        ["out", "in"], beta=BETA, anchor="out", names=["member", "leave"],
+        available={"out": "free"},
+        features=lambda t: np.stack([
+            np.stack([np.zeros(len(t)), -t["after"].to_numpy()], axis=1),
+            np.stack([np.ones(len(t)), np.zeros(len(t))], axis=1)], axis=1),
+    )  # fmt: skip
+    return frame, model
+
+
+def in_contracts(frame, **options):
+    return dc.Trajectories(
+        frame, member="id", time="t", choice="plan", features=["locked", "free", "after"],
+        choices=["out", "in"], **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR, dc.GLADIUS])
+def test_what_a_contract_earns_and_what_leaving_costs_are_features_of_the_reference(kind):
+    """The anchor pays for leaving, the locked month earns: both are the parameters' to say."""
+    frame, model = two_periods(4000, 0)
+    fit = kind(model, in_contracts(frame), degree=1).fit()
+    assert np.abs((fit.vector - [0.4, 0.7]) / fit.std_errors).max() < 3
+    assert fit.std_errors.max() < 0.1
+    states = frame.drop_duplicates(["locked", "after"]).sort_values(["locked", "after"])
+    found = fit.reward(states).to_numpy()  # new, after, locked
+    want = np.array([[0, 0.4], [-0.7, 0.4], [np.nan, 0.4]])
+    seen = np.isfinite(want)
+    assert (np.isfinite(found) == seen).all() and np.abs(found - want)[seen].max() < 0.2
+    assert np.allclose(fit.predict(states)["out"], np.nan_to_num(
+        np.exp(fit.values(states)["out"] - np.log(np.exp(fit.values(states)).sum(axis=1)))
+    ), atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR])
+def test_errors_go_through_the_references_features(kind):
+    """Against the spread over samples: the contract's month is worth more than the month itself."""
+    found, errors = [], []
+    for seed in range(40):
+        frame, model = two_periods(500, 100 + seed)
+        fit = kind(model, in_contracts(frame), degree=1).fit()
+        found.append(fit.vector)
+        errors.append(fit.std_errors.to_numpy())
+    ratio = np.mean(errors, axis=0) / np.std(found, axis=0, ddof=1)
+    assert (np.abs(ratio - 1) < 0.35).all(), ratio
+    bias = (np.mean(found, axis=0) - [0.4, 0.7]) / (np.std(found, axis=0, ddof=1) / 40**0.5)
+    assert (np.abs(bias) < 3.5).all()
+
+
+def test_learners_and_features_of_the_reference_do_not_go_together():
+    frame, model = two_periods(200, 2)
+
+    class Zero:
+        def fit(self, X, y):
+            return self
+
+        def predict(self, X):
+            return np.zeros(len(X))
+
+    with pytest.raises(dc.SpecificationError, match="need a reference without features"):
+        dc.DeepPQR(model, in_contracts(frame), degree=1, regressor=Zero(), folds=2).fit()
+    both = lambda t: np.ones((len(t), 2, 1))  # noqa: E731
+    same = dc.RewardModel(["out", "in"], beta=BETA, anchor="out", features=both, names=["all"],
+                          available={"out": "free"})  # fmt: skip
+    with pytest.raises(dc.IdentificationError, match="earns alike: 'all'"):
+        dc.DeepPQR(same, in_contracts(frame), degree=1).fit()
+
+
 def test_after_a_terminal_row_nothing_follows():
     """Members who leave for good: the value of leaving is its reward and no more."""
     rng, rows = np.random.default_rng(1), []

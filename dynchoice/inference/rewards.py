@@ -94,6 +94,11 @@ class RewardResults(Estimates):
         return "parameters" if self.form == "linear" else "policy"
 
     @property
+    def rows_digest(self) -> str:  # type: ignore[override]
+        """:attr:`data_digest`: states are made from rows of numbers."""
+        return self.data_digest
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the features."""
         return self.names_

@@ -298,7 +298,16 @@ class Comparison:
         for label, read in facts:
             rows.append((label, *(read(r) for r in self.results.values())))
         data = {r.rows_digest or r.data_digest for r in self.results.values()}
-        notes = [] if len(data) == 1 else ["The fits do not use the same data."]
+        notes = []
+        if len(data) > 1:
+            # counts of levels and rows of numbers have digests of their own kinds
+            kinds = {bool(r.rows_digest) for r in self.results.values()}
+            notes.append(
+                "The fits do not use the same data."
+                if len(kinds) == 1
+                else "Some fits are of rows of numbers, some of counts of levels: whether of the"
+                " same data, their digests cannot tell."
+            )
         other = [n for n, r in self.results.items() if r.likelihood_of != "parameters"]
         if other:
             notes.append(

@@ -181,43 +181,46 @@ class RowsPQR:
     def slabs(
         self, stages: FirstStages, features: bool = True, values: bool = True
     ) -> Iterator[Slab]:
-        """Yield all rows with what follows them."""
-        J = self.J
-        for b in self.rows.blocks():
-            table = self.sieved.table(b.x)
-            offered = self.model.offered(table)
-            phi = self.sieve(b.x)
-            x = self.model.design(table)[0] if features else np.zeros((len(table), J, 0))
-            after = self.sieved.table(b.x_next)
-            offered_next = self.model.offered(after)
-            o_next = self.model.reference(offered_next, len(after))
-            phi_moved, following = self.sieve(b.x_next), self.rows.next[b.rows][b.moved]
-            logs = stages.logs(following, phi_moved, offered_next)
-            pi = np.exp(logs) if offered_next is None else np.exp(logs) * offered_next
-            gap = taken(o_next, J) - pi[:, 1:]
+        """Yield all rows with what follows them.
+
+        A row's next one is the row after it, so everything is evaluated once, on a block and the
+        row after its last.
+        """
+        J, rows, model = self.J, self.rows, self.model
+        for b in rows.blocks():
+            n, here = len(b.choice), slice(b.rows.start, min(b.rows.stop + 1, len(rows.x)))
+            whole = np.ascontiguousarray(rows.x[here])
+            table, all_phi = self.sieved.table(whole), self.sieve(whole)
+            all_offered = model.offered(table)
+            all_o, all_base = model.reference(all_offered, len(table)), model.base(table)
+            all_paid, i = model.known(table), np.arange(len(table))
+            all_g = all_paid + all_base[i, all_o]
+            all_x = model.design(table)[0] if features else np.zeros((len(table), J, 0))
+            all_logs = stages.logs(here, all_phi, all_offered)
             known = np.sort(np.r_[b.moved, np.flatnonzero(b.ended)])
-            put = np.searchsorted(known, b.moved)
-            phi_next, gap_next = np.zeros((len(known), phi.shape[1])), np.zeros((len(known), J - 1))
-            l_next, to = np.zeros(len(known)), np.zeros(len(known), dtype=np.int64)
-            phi_next[put], gap_next[put], to[put] = phi_moved, gap, o_next
-            l_next[put] = logs[np.arange(len(after)), o_next]
-            g_next = np.zeros(len(known))
-            g_next[put] = self.model.paid(after, o_next)
-            xo_next = np.zeros((len(known), x.shape[2] if self.general else 0))
-            if features and self.general:
-                xo_next[put] = self.model.design(after)[0][np.arange(len(after)), o_next]
-            o, base = self.model.reference(offered, len(table)), self.model.base(table)
-            paid = self.model.known(table)
+            put, at = np.searchsorted(known, b.moved), b.moved + 1
+            o_next, logs = all_o[at], all_logs[at]
+            pi = np.exp(logs) if all_offered is None else np.exp(logs) * all_offered[at]
+            m = np.arange(len(at))
+
+            def after(values: Any, put: IntArray = put, size: int = len(known)) -> Any:
+                out = np.zeros((size, *values.shape[1:]), dtype=values.dtype)
+                out[put] = values
+                return out
+
             value, value_next = np.zeros(0), np.zeros(len(known) if values else 0)
             if values:
-                value = stages.values(b.rows, phi)
-                moved = stages.values(following, phi_moved)
-                value_next[put] = moved[np.arange(len(after)), o_next] if moved.ndim > 1 else moved
+                all_values = stages.values(here, all_phi)
+                moved = all_values[at]
+                value = all_values[:n]
+                value_next = after(moved[m, o_next] if moved.ndim > 1 else moved)
+            earned = all_x[at, o_next] if self.general else np.zeros((len(at), 0))
             yield Slab(
-                b.rows, phi, x, base, paid + base[np.arange(len(o)), o], b.choice, b.weight,
-                offered, o,
-                stages.logs(b.rows, phi, offered), known, phi_next, to, l_next, gap_next,
-                value, value_next, g_next, paid, xo_next,
+                b.rows, all_phi[:n], all_x[:n], all_base[:n], all_g[:n], b.choice, b.weight,
+                None if all_offered is None else all_offered[:n], all_o[:n], all_logs[:n], known,
+                after(all_phi[at]), after(o_next), after(logs[m, o_next]),
+                after(taken(o_next, J) - pi[:, 1:]), value, value_next, after(all_g[at]),
+                all_paid[:n], after(earned),
             )  # fmt: skip
 
     def without(self, members: BoolArray) -> RowsPQR:

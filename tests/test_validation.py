@@ -12,7 +12,13 @@ HERE = Path(__file__).resolve().parents[1] / "validation"
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    "name", ["rust1987", pytest.param("houston", marks=pytest.mark.slow), "museum"]
+    "name",
+    [
+        "rust1987",
+        pytest.param("houston", marks=pytest.mark.slow),
+        "museum",
+        pytest.param("airline_entry", marks=pytest.mark.slow),
+    ],
 )
 def test_quick_study(name, shared_data, monkeypatch):
     monkeypatch.setenv("DYNCHOICE_DATA", os.fspath(shared_data))
@@ -29,6 +35,10 @@ def test_quick_study(name, shared_data, monkeypatch):
         "eccp",
         "pqr",
         "samq2023",
+        "tdccp2025",
+        "gladius2025",
+        "genpqr2025",
+        "prime_rewards",
         "inference_coverage",
         "primelike",
     ],

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
+LETTERS = 9
+"""Letters of a legend to an inch, at the least."""
+
+
+def fitting(name: str, width: float) -> str:
+    """Return a label cut to what one column of a legend holds."""
+    most = int(LETTERS * width) - 8
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def legend_columns(names: Sequence[str], width: float, most: int = 5) -> int:
+    """Return how many columns of a legend fit into a picture of some inches."""
+    longest = max((len(str(n)) for n in names), default=1)
+    return max(1, min(len(names), most, int(LETTERS * width / (longest + 7))))
+
+
 def line_style(i: int) -> dict[str, Any]:
     """Return how the i-th scenario is drawn beside its colour: colours come back with dots."""
     if i == 0:
@@ -68,7 +84,8 @@ def plot_forecast(
                 x = range(len(line))
                 # the baseline lies on top, dashed, so that a scenario without effect shows
                 style = line_style(i)
-                ax.plot(x, 100 * line["share"], color=colour, label=scenario, lw=1.6, **style)
+                label = fitting(scenario, figure.get_figwidth())
+                ax.plot(x, 100 * line["share"], color=colour, label=label, lw=1.6, **style)
                 if line["lower"].notna().all():
                     ax.fill_between(
                         x, 100 * line["lower"], 100 * line["upper"], color=colour, alpha=0.15, lw=0
@@ -90,7 +107,7 @@ def plot_forecast(
         handles,
         names,
         loc="outside upper center",
-        ncols=min(len(names), 5),
+        ncols=legend_columns(names, figure.get_figwidth()),
         frameon=False,
         title=f"Take-up{band}",
     )

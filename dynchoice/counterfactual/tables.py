@@ -60,7 +60,11 @@ def bands_of(point: FloatArray, drawn: Any, level: float, kind: str, parts: Sequ
     sample = np.where(none, 0.0, sample)
     quantile = np.nanquantile if np.isnan(sample).any() else np.quantile  # the first is slow
     low, high = quantile(sample, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    se = np.nanstd(sample, axis=0, ddof=1) if len(sample) > 1 else np.zeros(point.shape)
+    # where one draw alone has a number there is no spread to speak of
+    few = (~np.isnan(sample)).sum(axis=0) < 2
+    se = np.zeros(point.shape)
+    if not few.all():
+        se = np.where(few, 0.0, np.nanstd(np.where(few, 0.0, sample), axis=0, ddof=1))
     q = sup_t(sample - point, se, level)
     ends = (low, high, point - q * se, point + q * se)
     return Bands(*(np.where(none, np.nan, x) for x in ends))

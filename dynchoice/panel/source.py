@@ -104,8 +104,9 @@ def read_files(
     if len(kinds) > 1:
         raise DataError(f"files mix Parquet and CSV: {first_few(found)}")
     con = own_engine(memory)
+    literal = [glob.escape(f) for f in found]  # DuckDB takes [ ] ? in names for patterns
     try:
-        return (con.read_csv(found) if kinds == {"csv"} else con.read_parquet(found)), con
+        return (con.read_csv(literal) if kinds == {"csv"} else con.read_parquet(literal)), con
     except Exception as error:
         raise DataError(f"cannot read {first_few(found)}: {error}") from error
 

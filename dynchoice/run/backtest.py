@@ -8,6 +8,7 @@ the forecast: an origin at which a scheduled run forecast before is not estimate
 from __future__ import annotations
 
 import logging
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -401,7 +402,11 @@ def in_words(summary: pd.DataFrame, origins: list[str], errors: pd.DataFrame) ->
             number(r.score, 9), number(r.model_gains, 13), number(r.std_error, 8),
         ]  # fmt: skip
         lines.append(f"{r.method:<18}{r.horizon:>6}{''.join(cells)}")
+    from dynchoice.run.evaluate import cells_in_words
+
+    over = cells_in_words(errors)
     lines += [
+        *(["", *textwrap.wrap(over, 90)] if over else []),
         "",
         "error: mean absolute difference of shares, points; in band: share of what happened that",
         "lies in the model's bands (estimation error only), and with the chance of so many people;",

@@ -165,7 +165,10 @@ def read_csv(run: Run, name: str, key: str) -> pd.DataFrame:
 
     try:
         # a level may be called None or NA
-        return pd.read_csv(run.path(name), keep_default_na=False, na_values=[""])
+        # segments are compared as texts: "01" is not "1"
+        return pd.read_csv(
+            run.path(name), keep_default_na=False, na_values=[""], dtype={"segment": str}
+        )
     except (OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError(f"{run.source}: {key}: cannot read {name!r}: {text}") from error

@@ -188,6 +188,7 @@ def forecast_command(args: argparse.Namespace) -> int:
         say(args, "\n".join(f"{s.status:<8} {s.stage} {s.name}".rstrip() for s in steps))
         return 0
     clean = cleaner(args)
+    args.published = published_since(run)
     with progress_of(args.quiet, args.log, clean) as progress:
         done = run_job(run, options, args.stop.between(progress))
     if not args.quiet:
@@ -195,6 +196,32 @@ def forecast_command(args: argparse.Namespace) -> int:
             tell_note(args, clean(note))
     say(args, str(done.folder))
     return args.exit_code_unchanged if done.status == "unchanged" else 0
+
+
+def published_since(run: Any) -> Callable[[], str | None]:
+    """Return what says which folder ``current`` has come to point to since now, if another."""
+
+    def target() -> str | None:
+        try:
+            return os.readlink(run.out / "current")
+        except OSError:
+            return None
+
+    before = target()
+
+    def found() -> str | None:
+        now = target()
+        return None if now == before else now
+
+    return found
+
+
+def outcome_of(args: argparse.Namespace) -> tuple[str, bool]:
+    """Return whether the command published, in words and as a truth value."""
+    new = args.published() if hasattr(args, "published") else None
+    if new is None:
+        return "nothing was published", False
+    return f"{new} had been published and is whole", True
 
 
 def tell_note(args: argparse.Namespace, text: str) -> None:
@@ -272,7 +299,8 @@ def run(args: argparse.Namespace) -> int:
         return int(args.run_command(args))
     except BaseException as error:
         if isinstance(error, Interrupted | KeyboardInterrupt) or args.stop.asked:
-            return failed(args, "interrupted; nothing was published", INTERRUPTED)
+            text, published = outcome_of(args)
+            return failed(args, f"interrupted; {text}", 0 if published else INTERRUPTED)
         if not isinstance(error, Exception):
             raise
         return said(args, error)
@@ -284,21 +312,24 @@ def said(args: argparse.Namespace, error: Exception) -> int:
 
     if isinstance(error, DynChoiceError):
         return failed(args, f"{type(error).__name__}: {error}", error.exit_code)
+    text, published = outcome_of(args)
     if isinstance(error, MemoryError):
-        return failed(args, "out of memory; nothing was published", 1)
+        return failed(args, f"out of memory; {text}", 0 if published else 1)
     if isinstance(error, BrokenPipeError):  # who reads our output has gone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        return 1
+        return 0 if published else 1
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         where = f" ({error.filename})" if error.filename else ""
-        text = "the disk is full" if full else f"{error.strerror or error}"
-        return failed(args, f"{text}{where}; nothing was published", 1)
-    text = " ".join(cleaner(args)(str(error)).split())[:300]
+        why = "the disk is full" if full else f"{error.strerror or error}"
+        if published:  # what could not be written is what it said
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return failed(args, f"{why}{where}; {text}", 0 if published else 1)
+    said = " ".join(cleaner(args)(str(error)).split())[:300]
     return failed(
         args,
-        f"unexpected {type(error).__name__}: {text}\nThis is a mistake in dynchoice; nothing"
-        f" was published. Please report it with {kept_traceback(cleaner(args))}",
+        f"unexpected {type(error).__name__}: {said}\nThis is a mistake in dynchoice; {text}."
+        f" Please report it with {kept_traceback(cleaner(args))}",
         1,
     )
 

@@ -74,6 +74,8 @@ def read_toml(source: Path) -> dict[str, Any]:
         if source.stat().st_size > LARGEST:
             raise ConfigError(f"{source} is larger than {LARGEST:,} bytes: is it a run file?")
         return tomllib.loads(source.read_text(encoding="utf-8-sig"))
+    except ConfigError:
+        raise
     except FileNotFoundError:
         near = (
             sorted(p.name for p in source.parent.glob("*.toml")) if source.parent.is_dir() else ()
@@ -224,6 +226,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     found: dict[str, list[str]] = {}
     for item in error.errors():
         where = path_in(item["loc"], raw, item["type"])
+        secret = "connection" in where  # a password may stand there, wrongly: never shown
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             text = "unknown key." + suggest(where[-1], known_keys(where[:-1]))
@@ -234,7 +237,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             text += f", not {short(item['input'])}.{suggest(item['input'], allowed)}"
         elif item["type"] == "string_pattern_mismatch":
             text = f"{short(item['input'])} is not of the form {item['ctx']['pattern']}"
-        elif not isinstance(item["input"], Mapping) and "loc" in item:
+        elif not isinstance(item["input"], Mapping) and "loc" in item and not secret:
             text += f", got {short(item['input'])}"
         parts = [f"[{p}]" if isinstance(p, int) else f".{cut(p)}" for p in where]
         name = "".join(parts).lstrip(".")

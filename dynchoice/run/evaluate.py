@@ -206,6 +206,33 @@ def calibration_rows(
     ]  # fmt: skip
 
 
+CELL = ["origin", "segment", "horizon", "choice"]
+
+
+def in_common(errors: pd.DataFrame) -> pd.DataFrame:
+    """Return the errors in cells where every method has a forecast (or, if none, where any has)."""
+    told_of = errors[errors["forecast"].notna()].groupby(CELL)["method"].nunique()
+    everybody = errors.merge(told_of.rename("methods").reset_index(), on=CELL, how="left")
+    same = everybody[everybody["methods"] == errors["method"].nunique()]
+    return everybody[everybody["forecast"].notna()] if same.empty else same
+
+
+def cells_in_words(errors: pd.DataFrame) -> str:
+    """Return over how many of the cells methods are compared, and the model's error over all."""
+    own = errors[errors["method"] == errors["method"].iloc[0]]
+    told = own[own["forecast"].notna()]
+    used = in_common(errors)[CELL].drop_duplicates()
+    if len(used) == len(told):
+        return ""
+    gap = 100 * (told["forecast"] - told["observed"]).abs().groupby(told["horizon"]).mean()
+    each = ", ".join(f"{v:.2f} at {h}" for h, v in gap.items())
+    return (
+        f"errors are over the {len(used):,} of {len(told):,} cells (origin, segment, month ahead,"
+        f" choice) in which every method has a forecast; over all of them the"
+        f" {own['method'].iloc[0]}'s are {each} months ahead"
+    )
+
+
 def summary_of(errors: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Return by method and months ahead: error of take-up, coverage of bands, log score, gains.
 
@@ -217,12 +244,7 @@ def summary_of(errors: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     order = list(dict.fromkeys(errors["method"]))
-    cell = ["origin", "segment", "horizon", "choice"]
-    told_of = errors[errors["forecast"].notna()].groupby(cell)["method"].nunique()
-    everybody = errors.merge(told_of.rename("methods").reset_index(), on=cell, how="left")
-    errors = everybody[everybody["methods"] == len(order)]
-    if errors.empty:  # some method has none at all: then each over its own
-        errors = everybody[everybody["forecast"].notna()]
+    errors = in_common(errors)
     rows = []
     for method in order:
         for h, own in errors[errors["method"] == method].groupby("horizon"):
@@ -261,7 +283,8 @@ def pooled_bins(bins: pd.DataFrame) -> pd.DataFrame:
 
 def by_segment(errors: pd.DataFrame) -> pd.DataFrame:
     """Return the error of take-up by segment, method and months ahead, in points."""
-    own = errors.assign(error=100 * (errors["forecast"] - errors["observed"]).abs())
+    own = in_common(errors)
+    own = own.assign(error=100 * (own["forecast"] - own["observed"]).abs())
     out: pd.DataFrame = own.groupby(["segment", "method", "horizon"], sort=False, as_index=False)[
         "error"
     ].mean()

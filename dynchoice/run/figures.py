@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.counterfactual.plot import COLOURS, line_style
+from dynchoice.counterfactual.plot import COLOURS, legend_columns, line_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,8 @@ def take_up(table: pd.DataFrame, segment: str, choices: Sequence[str], name: str
         ax.set_ylabel(f"{cut(choice, 16)}, %")
     month_ticks(axes[-1][0], labels)
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False)
+    ncols = legend_columns(names, figure.get_figwidth(), 2)
+    figure.legend(handles, names, loc="outside upper left", ncols=ncols, frameon=False)
     return svg_of(figure, name, f"Take-up by month, {segment}")
 
 

@@ -7,7 +7,7 @@ happened; rows refused and directions that the data leave flat are looked at eac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,11 +87,12 @@ def guard_rails(
     out += identification(guard, tables["diagnostics"])
     if before is None:
         out += [nothing(g, "no run before this one") for g in ("drift of estimates",
-                "drift of take-up", "lost")]  # fmt: skip
+                "drift of take-up", "drift of scenarios", "lost")]  # fmt: skip
     else:
         out += [
             drift_of_estimates(guard, tables["estimates"], before),
             drift_of_take_up(guard, tables["take_up"], before),
+            drift_of_scenarios(guard, tables["take_up"], before),
             *lost(guard, count, before),
         ]
     out.append(calibration(guard, cohorts, past))
@@ -164,6 +165,30 @@ def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Find
         f"{worst['segment']}: {worst['choice']} in {worst['label']} was {worst['share_old']:.1%},"
         f" is {worst['share']:.1%}: {worst['drift']:.1f} points",
     )  # fmt: skip
+
+
+def drift_of_scenarios(guard: Guard, new: pd.DataFrame, before: Published) -> Finding:
+    """Return the largest change of a scenario of the same name, in points: told, never held.
+
+    The run file may mean another scenario by it, on purpose or by a slip.
+    """
+    old, name = before.table("take_up"), "drift of scenarios"
+    if old is None:
+        return nothing(name, f"{before.folder.name} has no forecast that can be read")
+    keys = ["scenario", "segment", "label", "choice"]
+    new, old = (t[t["scenario"] != BASELINE] for t in (new, old))
+    both = new.merge(old, on=keys, suffixes=("", "_old"))
+    if both.empty:
+        return nothing(name, "no scenario is in both forecasts")
+    both["drift"] = 100 * (both["share"] - both["share_old"]).abs()
+    worst = both.loc[both["drift"].idxmax()]
+    found = judged(
+        name, f"{worst['scenario']}: {worst['segment']}: {worst['choice']}", float(worst["drift"]),
+        guard.drift_take_up,
+        f"{worst['scenario']}: {worst['segment']}: {worst['choice']} in {worst['label']} was"
+        f" {worst['share_old']:.1%}, is {worst['share']:.1%}: {worst['drift']:.1f} points",
+    )  # fmt: skip
+    return replace(found, status=WARNING) if found.status == BREACH else found
 
 
 def lost(guard: Guard, count: Mapping[str, Any], before: Published) -> list[Finding]:

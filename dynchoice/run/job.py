@@ -177,8 +177,8 @@ class Job:
             yield own
         own += dict.fromkeys(str(w.message) for w in caught if self.ours(w))
         for w in caught:
-            if not self.ours(w):
-                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+            if not self.ours(w):  # of other packages: by the log, as --quiet and --log say
+                logger.warning("%s: %s", w.category.__name__, w.message)
 
     @staticmethod
     def ours(w: warnings.WarningMessage) -> bool:
@@ -483,6 +483,8 @@ class Job:
             found = self.stages.find("forecast", name, self.keys.forecast(segments, name))
             out.append(Step("forecast", name, "done" if found else "to do"))
         before = publish.current_run(self.run.out)
+        if segments != self.chosen(count, by_hand=False):
+            return [*out, Step("write", "some segments only, not published", "to do")]
         same = before is not None and before.digest == self.keys.whole(segments)
         done = same and before is not None and before.whole() and not self.options.force
         return [*out, Step("publish", "current", "done" if done else "to do")]

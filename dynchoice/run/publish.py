@@ -50,6 +50,9 @@ def check_folder(out: Path) -> None:
                     )
                 break
         current_run(out)
+        link = out / BACKTEST
+        if link.exists() and not link.is_symlink():
+            raise ConfigError(f"{link} is in the way: backtests are published by such a link")
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dynchoice.run")
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-SECRET = re.compile(r"pass|pwd|secret|token|key|credential|sig|auth", re.IGNORECASE)
+SECRET = re.compile(r"pass|pw|secret|token|key|credential|sig|auth", re.IGNORECASE)
 SEPARATORS, SHORTEST = re.compile(r"[/:@?#&=]"), 3
 HIDDEN = "***"
 
@@ -111,19 +111,27 @@ def address(run: Run) -> str:
 def refuse_secrets(text: str, run: Run) -> None:
     """Raise where a connection holds a password, or is no URL."""
     plain = VARIABLE.sub("VARIABLE", text)
+    how = (
+        "Take it from the environment: postgres://user:${DATABASE_PASSWORD}@host/database (with"
+        " letters such as / # ? in it, too)"
+    )
+    # what stands between user and host, whatever a reader of URLs makes of it
+    inside = re.search(r"^[^/@:]*:(.*)@", re.sub(r"^[^/@:]*://", "", plain))
+    if inside and inside[1] not in ("", "VARIABLE"):
+        raise ConfigError(f"{run.source}: data.connection holds a password. {how}")
     try:
         parts = urlsplit(plain)
         password, query = parts.password, parse_qsl(parts.query)
         parts.port  # noqa: B018  raises where it is no number
-    except ValueError as error:
-        raise ConfigError(f"{run.source}: data.connection is no URL: {error}") from None
+    except ValueError:  # its text may hold what must not be shown
+        raise ConfigError(
+            f"{run.source}: data.connection is no URL such as"
+            " postgres://user:${DATABASE_PASSWORD}@host/database"
+        ) from None
     given = [password] if password else []
     given += [v for k, v in query if SECRET.search(k)]
     if any(v != "VARIABLE" for v in given):
-        raise ConfigError(
-            f"{run.source}: data.connection holds a password. Take it from the environment:"
-            " postgres://user:${DATABASE_PASSWORD}@host/database"
-        )
+        raise ConfigError(f"{run.source}: data.connection holds a password. {how}")
     if not parts.scheme and not VARIABLE.fullmatch(text):
         raise ConfigError(
             f"{run.source}: data.connection is no URL such as"

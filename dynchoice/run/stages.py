@@ -185,12 +185,13 @@ class Stages:
         for stale in (self.out / FOLDER).glob(f"{WRITING}*"):
             shutil.rmtree(stale, ignore_errors=True)
 
-    def prune(self, kept: Iterable[str]) -> int:
-        """Remove stages that neither this run nor the runs kept go back to."""
+    def prune(self, kept: Iterable[str], since: float) -> int:
+        """Remove stages done before ``since`` that neither this run nor the runs kept need."""
         wanted = {s.folder.name for s in self.done.values()} | set(kept)
         gone = 0
         for folder in (self.out / FOLDER).iterdir():
-            if folder.name not in wanted and not folder.name.startswith(WRITING):
+            old = folder.stat().st_mtime < since or not (folder / RECORD).exists()
+            if old and folder.name not in wanted and not folder.name.startswith(WRITING):
                 shutil.rmtree(folder, ignore_errors=True)
                 gone += 1
         return gone

@@ -221,7 +221,10 @@ class CrossFit:
         return ClassifierPolicy(fit, J)
 
     def _ahead(self, stages: LearnedStages, o: IntArray) -> tuple[Any, ...]:
-        """Return the R step: a regressor of ``V(s')`` on the state for every choice."""
+        """Return the R step: ``E[V(s') | s, a]`` on the state for every choice.
+
+        Like the values, on the sieve and by a learner of what that misses.
+        """
         rows, out = self.rows, []
         moved = np.flatnonzero(rows.next != NO_ROW)
         z = np.zeros(len(rows.x))
@@ -232,7 +235,13 @@ class CrossFit:
             at = np.flatnonzero(known & (rows.choice == j))
             if not len(at):
                 raise DataError(f"no row that takes {name!r} has a next row: its reward is unknown")
-            out.append(fitted(self.regressor, np.asarray(rows.x[at]), z[at], rows.weight[at]))
+            x, w = np.asarray(rows.x[at]), rows.weight[at]
+            phi, sieve = self.sieved.sieve(x), self.sieved.sieve
+            gram = (phi * w[:, None]).T @ phi
+            gram += 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram))
+            base = SieveValue(sieve, np.linalg.solve(gram, phi.T @ (w * z[at])), 0)
+            learner = fitted(self.regressor, x, z[at] - phi @ base.c, w)
+            out.append(Corrected(base, learner, 0.0))
         return tuple(out)
 
     def _predict(self, learner: Any, x: FloatArray) -> FloatArray:

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
-from dynchoice.inference.rewards import RewardResults
-from dynchoice.model.reward import RewardModel
+from dynchoice.inference.rewards import RewardResults, numbers_of
 from dynchoice.model.sieve import Sieve
 from dynchoice.model.utility import evaluate
 from dynchoice.panel.trajectories import NO_ROW, Trajectories
@@ -274,9 +273,7 @@ class SoftQ:
         """Return probabilities or choice-specific values at states."""
         import pandas as pd
 
-        for name in self.fit.features:
-            RewardModel._column(table, name, "state")
-        x = np.ascontiguousarray(table[list(self.fit.features)].to_numpy(dtype=np.float64))
+        x = numbers_of(table, self.fit.features)
         r, can = self._reward(x)
         phi = self.sieve(x)
         if probabilities:

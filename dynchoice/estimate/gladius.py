@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.gladius_steps import JointNetworks, JointSieve
 from dynchoice.estimate.network import Network, torch_module
-from dynchoice.estimate.pqr import POOL, SUPPORT, DeepPQR
+from dynchoice.estimate.pqr import POOL, SUPPORT, DeepPQR, positive
 from dynchoice.estimate.rows_reward import RowsReward
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
+
+LITTLE = 0.1
+"""Rows that pull on what choices do not share, by default."""
 
 
 class GLADIUS:
@@ -31,7 +32,8 @@ class GLADIUS:
     degree, pairs, support
         As of :class:`dynchoice.DeepPQR`; with a network, of the sieve that corrects it.
     pool : float, optional
-        On a sieve: rows that pull what choices do not share towards zero (10).
+        On a sieve: rows that pull what choices do not share towards zero (.1: more of them pull
+        the choice probabilities towards each other).
 
     Raises
     ------
@@ -67,9 +69,8 @@ class GLADIUS:
                 f"GLADIUS takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
                 f" {type(data).__name__}"
             )
-        for name, value in (("weight", weight), ("pool", POOL if pool is None else pool)):
-            if isinstance(value, bool) or not 0 < float(value) < np.inf:
-                raise SpecificationError(f"{name}={value!r}: a positive number")
+        positive("weight", weight)
+        positive("pool", LITTLE if pool is None else pool)
         if network is None and folds is not None:
             raise SpecificationError("GLADIUS: folds= goes with a network=")
         if network is not None:
@@ -79,7 +80,7 @@ class GLADIUS:
                 raise SpecificationError("GLADIUS: pool= is for the sieve, without network=")
             torch_module()
         learner: Any = (
-            JointSieve(weight, POOL if pool is None else float(pool))
+            JointSieve(weight, LITTLE if pool is None else float(pool))
             if network is None
             else JointNetworks(network, weight, 2 if folds is None else folds)
         )

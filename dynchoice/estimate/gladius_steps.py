@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import DataError
-from dynchoice.estimate.learners import Learned, folds_of
+from dynchoice.estimate.learners import Learned, folds_of, named_fold
 from dynchoice.estimate.network import Network, torch_module, train
 from dynchoice.estimate.rows import solved
-from dynchoice.estimate.rows_pqr import RowsPQR, Slab
+from dynchoice.estimate.rows_pqr import RowsFit, RowsPQR, Slab
 from dynchoice.estimate.stages import LearnedStages, SieveStages
 from dynchoice.model.sieve import Sieve, log_softmax
 from dynchoice.panel.trajectories import NO_ROW
@@ -256,8 +256,10 @@ class JointNetworks:
         for k in range(self.folds):
             if progress is not None:
                 progress(k, self.folds, f"networks without fold {k + 1}")
-            away = steps.without(folds == k)
-            fit, epochs = self._train(away, x, offered, o, g, np.flatnonzero(fold != k))
+            with named_fold(k, self.folds):
+                away = steps.without(folds == k)
+                found = away.fit()
+            fit, epochs = self._train(found, away, x, offered, o, g, np.flatnonzero(fold != k))
             out = np.flatnonzero(fold == k)
             q = fit.q(x[out])
             log_pi[out] = log_softmax(q, None if offered is None else offered[out])
@@ -275,7 +277,7 @@ class JointNetworks:
         )  # fmt: skip
 
     def _train(
-        self, steps: RowsPQR, x: FloatArray, offered: BoolArray | None, o: IntArray,
+        self, found: RowsFit, steps: RowsPQR, x: FloatArray, offered: BoolArray | None, o: IntArray,
         g: FloatArray, used: IntArray,
     ) -> tuple[JointFit, int]:  # fmt: skip
         """Return networks trained on some rows, and the epochs that took."""
@@ -293,7 +295,6 @@ class JointNetworks:
         known_row, anchor_row = torch.from_numpy(followed), torch.from_numpy(anchored)
         moved = torch.from_numpy((after != NO_ROW).astype(np.float64))
         to, ref = torch.from_numpy(np.maximum(after, 0)), torch.from_numpy(o)
-        found = steps.fit()
         odds = np.vstack([np.zeros(steps.sieve.size), found.policy.coefficients])
         b = np.r_[found.c, (odds - odds[steps.model.anchor]).reshape(-1)]
         nets = tuple(zero_output(self.network.layers(x.shape[1], J)) for _ in range(2))

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError
+from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit
+from dynchoice.estimate.rows import solved
 from dynchoice.estimate.rows_pqr import RowsPQR
 from dynchoice.estimate.stages import LearnedStages, SieveStages
 from dynchoice.inference.learned import (
@@ -83,6 +86,17 @@ def fitted(learner: Any, X: FloatArray, y: Any, weight: FloatArray) -> Any:
     return own
 
 
+@contextmanager
+def named_fold(k: int, folds: int) -> Iterator[None]:
+    """Say in an error about identification which fold's members were left out."""
+    try:
+        yield
+    except IdentificationError as error:
+        raise IdentificationError(
+            f"without the members of fold {k + 1} of {folds}: {error}. Or fewer folds="
+        ) from error
+
+
 def folds_of(members: int, folds: int, seed: int | None) -> IntArray:
     """Return the fold of every member.
 
@@ -95,6 +109,8 @@ def folds_of(members: int, folds: int, seed: int | None) -> IntArray:
         raise SpecificationError(
             f"folds={folds!r}: a whole number from 2 to the number of members ({members:,})"
         )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise SpecificationError(f"seed={seed!r}: a whole number, zero at least")
     out = np.empty(members, dtype=np.int64)
     out[np.random.default_rng(seed).permutation(members)] = np.arange(members) % folds
     return out
@@ -206,7 +222,8 @@ class CrossFit:
         """Return the sieve's logit and values for the rows outside a fold."""
         steps = self.steps.without(self.fold == k)
         logit = steps.sieved.policy(1e-8, 100)
-        q = steps.system(SieveStages(logit, np.zeros(0), self.general))
+        with named_fold(k, self.folds):
+            q = steps.system(SieveStages(logit, np.zeros(0), self.general))
         J = len(self.model.choices)
         return logit, SieveValue(self.sieved.sieve, q.system.solve(q.b), J if self.general else 0)
 
@@ -239,7 +256,7 @@ class CrossFit:
             phi, sieve = self.sieved.sieve(x), self.sieved.sieve
             gram = (phi * w[:, None]).T @ phi
             gram += 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram))
-            base = SieveValue(sieve, np.linalg.solve(gram, phi.T @ (w * z[at])), 0)
+            base = SieveValue(sieve, solved(gram, phi.T @ (w * z[at])), 0)
             learner = fitted(self.regressor, x, z[at] - phi @ base.c, w)
             out.append(Corrected(base, learner, 0.0))
         return tuple(out)

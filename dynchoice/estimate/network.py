@@ -33,6 +33,12 @@ def torch_module() -> Any:
     return torch
 
 
+def whole_number(value: Any, least: int) -> bool:
+    """Return whether a value is a whole number, ``least`` or more."""
+    kind = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return bool(kind and value >= least)
+
+
 class Network:
     """A multilayer perceptron with ReLUs, trained in minibatches with early stopping.
 
@@ -75,18 +81,20 @@ class Network:
         self, hidden: Any = (64, 64), *, epochs: int = 100, batch: int = 512, rate: float = 3e-3,
         decay: float = 0.0, holdout: float = 0.1, patience: int = 5, seed: int = 0,
     ) -> None:  # fmt: skip
-        sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        if not sizes or not all(isinstance(h, int) and h > 0 for h in sizes):
+        sizes = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
+        if not sizes or not all(whole_number(h, 1) for h in sizes):
             raise SpecificationError(f"hidden={hidden!r}: positive whole numbers, as (64, 64)")
-        whole = {"epochs": epochs, "batch": batch, "patience": patience}
-        for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SpecificationError(f"{name}={value!r}: a whole number, one at least")
-        if not 0 < holdout < 1 or not 0 < rate < 1 or not decay >= 0:
+        whole = {"epochs": (epochs, 1), "batch": (batch, 1), "patience": (patience, 1)}
+        for name, (value, least) in {**whole, "seed": (seed, 0)}.items():
+            if not whole_number(value, least):
+                raise SpecificationError(f"{name}={value!r}: a whole number, {least} at least")
+        shares = all(isinstance(v, int | float) for v in (holdout, rate, decay))
+        if not shares or not (0 < holdout < 1 and 0 < rate < 1 and 0 <= decay < np.inf):
             raise SpecificationError(
                 f"holdout={holdout!r}, rate={rate!r}, decay={decay!r}: shares between 0 and 1, and"
                 " a decay that is not negative"
             )
+        sizes = tuple(int(h) for h in sizes)
         self.hidden, self.epochs, self.batch, self.patience = sizes, epochs, batch, patience
         self.rate, self.decay, self.holdout, self.seed = rate, decay, holdout, seed
 
@@ -191,7 +199,8 @@ def train(
     kept = order[len(held) :] if rows > 1 else order
     weights = [p for m in modules if descend is None or m in descend for p in m.parameters()]
     steps = torch.optim.Adam(weights, lr=rate, weight_decay=decay)
-    best, since, epoch = np.inf, 0, 0
+    with torch.no_grad():
+        best, since, epoch = float((watch or loss)(held)), 0, 0
     state = [copy.deepcopy(m.state_dict()) for m in modules]
     for epoch in range(1, epochs + 1):  # noqa: B007
         rng.shuffle(kept)
@@ -204,7 +213,7 @@ def train(
             steps.step()
         with torch.no_grad():
             now = float((watch or loss)(held))
-        if now < best - 1e-7 * max(abs(best), 1e-12) if np.isfinite(best) else True:
+        if now < best - 1e-7 * max(abs(best), 1e-12):
             best, since = now, 0
             state = [copy.deepcopy(m.state_dict()) for m in modules]
         else:

@@ -31,6 +31,21 @@ POOL = 10.0
 """Rows that the columns which choices share are worth against those of one choice (GenPQR)."""
 
 
+def positive(name: str, value: Any) -> float:
+    """Return a positive finite number.
+
+    Raises
+    ------
+    SpecificationError
+        It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise SpecificationError(f"{name}={value!r}: a positive number")
+    if not 0 < value < np.inf:
+        raise SpecificationError(f"{name}={value!r}: a positive number")
+    return float(value)
+
+
 class DeepPQR:
     """Inverse reinforcement learning with an anchor choice of known reward (Deep PQR).
 
@@ -202,9 +217,7 @@ class GenPQR:
             "degree": degree, "pairs": pairs, "pool": pool, "regressor": regressor,
             "classifier": classifier, "folds": folds, "rounds": rounds,
         }  # fmt: skip
-        pull = POOL if pool is None else float(pool)
-        if not 0 < pull < np.inf:
-            raise SpecificationError(f"pool={pool!r}: a positive number of rows")
+        pull = positive("pool", POOL if pool is None else pool)
         self.model = model
         self._made = made(self.name, model, data, table, rows, reference, support, pull)
 

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, IdentificationError
+from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit, taken
 from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
 from dynchoice.estimate.stages import FirstStages, SieveStages
@@ -165,6 +165,8 @@ class RowsPQR:
         self.options: dict[str, Any] = {
             "general": general, "degree": degree, "pairs": pairs, "pool": pool, "support": support,
         }  # fmt: skip
+        if isinstance(support, bool) or not isinstance(support, int) or support < 1:
+            raise SpecificationError(f"support={support!r}: a whole number of rows, one at least")
         self.sieved = SievedRows(model, rows, degree, pairs)
         self.model, self.rows, self.general = model, rows, general
         self.pool, self.J = float(pool), len(model.choices)
@@ -172,8 +174,8 @@ class RowsPQR:
         if self.anchored < support:
             raise DataError(
                 f"{self.anchored:,} rows take the anchor {model.choices[model.anchor]!r}; its value"
-                f" needs support={support:,} at least. Take another anchor"
-                + ("" if general else ", or GenPQR, which learns from all rows")
+                f" needs support={support:,} at least. Take another anchor, or lower support= and"
+                " read the intervals with care"
             )
 
     # rows ------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import FloatArray, Progress
 
+MISSED = 5.0
+"""Standard errors that a correction for learners' errors may move parameters by."""
 FEW = 10
 """Anchor rows a column below which the summary warns of its intervals."""
 
@@ -95,6 +97,13 @@ class RowsReward:
             )
         learned = None if self.learner is None else self.learner(self.steps, seed, progress)
         stages = None if learned is None else learned.stages
+        if stages is not None and not (
+            np.isfinite(stages.log_pi).all() and np.isfinite(stages.value).all()
+        ):
+            raise ConvergenceError(
+                f"{self.name}: the learners' values are no numbers; nothing can be estimated from"
+                " them (a smaller rate=, for a Network)"
+            )
         found = self.steps.fit(tol, maxiter, progress, stages)
         joint = None if learned is None else learned.coefficients
         if learned is not None:
@@ -176,4 +185,12 @@ def _status(found: RowsFit, learned: Learned | None) -> tuple[bool, str]:
         return True, f"converged: policy in {policy.steps} steps, then closed forms"
     if not learned.settled:
         return False, f"not converged: {learned.message}"
+    if learned.coefficients is None:
+        size = np.sqrt(np.diag((found.sums * found.member_weight[:, None]).T @ found.sums))
+        moved = float(np.abs(found.correction / np.where(size > 0, size, np.inf)).max())
+        if moved > MISSED:
+            return False, (
+                f"not converged: what the learners miss moves the parameters by {moved:.1f}"
+                f" standard errors ({learned.message})"
+            )
     return True, f"converged: {learned.message}"

@@ -29,6 +29,28 @@ if TYPE_CHECKING:
 KIND = "dynchoice results"
 
 
+def numbers_of(table: Any, features: tuple[str, ...]) -> FloatArray:
+    """Return a table's states (n, p), or say what is none.
+
+    Raises
+    ------
+    SpecificationError
+        No table; a feature that is missing, no number or not finite.
+    """
+    if not hasattr(table, "columns"):
+        raise SpecificationError(f"states: a pandas table is needed, not a {type(table).__name__}")
+    for name in features:
+        RewardModel._column(table, name, "state")
+    try:
+        x = np.ascontiguousarray(table[list(features)].to_numpy(dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise SpecificationError(f"states must be numbers: {error}") from error
+    if not np.isfinite(x).all():
+        bad = [n for n, ok in zip(features, np.isfinite(x).all(axis=0), strict=True) if not ok]
+        raise SpecificationError(f"state {bad[0]!r} is missing or infinite in some rows")
+    return x
+
+
 @dataclass(frozen=True)
 class RewardResults(Estimates):
     """A reward over continuous states, its policy and values, and its projection on features.
@@ -127,9 +149,7 @@ class RewardResults(Estimates):
 
     def _at(self, table: pd.DataFrame) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return log probabilities, values and rewards (n, J); NaN where not offered."""
-        for name in self.features:
-            RewardModel._column(table, name, "state")
-        x = np.ascontiguousarray(table[list(self.features)].to_numpy(dtype=np.float64))
+        x = numbers_of(table, self.features)
         phi, offered = self.sieve(x), self.model.offered(table)
         o, i = self.model.reference(offered, len(x)), np.arange(len(x))
         J, known = len(self.model.choices), self.model.paid(table, o)
@@ -158,6 +178,9 @@ class RewardResults(Estimates):
             logs = logit_logs(self.policy_coefficients, phi, offered)
             values = logs - logs[i, o][:, None] + (phi @ self.value_coefficients)[:, None]
             r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
+        # what the reference earns is known, but for its features; TD-CCP's is in r already
+        if self.form != "linear":
+            r[i, o] = self.model.paid(table, o) + self.model.design(table)[0][i, o] @ self.theta
         if offered is not None:
             logs, values, r = (np.where(offered, a, np.nan) for a in (logs, values, r))
         return logs, values, r

@@ -66,6 +66,8 @@ class Sieve:
         """
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
             raise SpecificationError(f"degree={degree!r}: a whole number, one at least")
+        if pairs is not None and not isinstance(pairs, bool):
+            raise SpecificationError(f"pairs={pairs!r}: True, False or None")
         p = x.shape[1]
         spread = x.std(axis=0)
         moving = spread > 1e-12 * np.maximum(np.abs(x).max(axis=0), 1e-300)

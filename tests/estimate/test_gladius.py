@@ -77,6 +77,12 @@ def test_the_truth_is_within_its_errors_and_a_file_brings_it_back(line, tmp_path
     ("options", "message"),
     [
         ({"weight": 0}, "weight=0"),
+        ({"weight": "a"}, "weight='a'"),
+        ({"weight": None}, "weight=None"),
+        ({"pool": [1]}, r"pool=\[1\]"),
+        ({"pairs": "yes"}, "pairs='yes'"),
+        ({"support": 0}, "support=0"),
+        ({"support": 1.5}, "support=1.5"),
         ({"pool": -1}, "pool=-1"),
         ({"folds": 2}, "folds= goes with a network="),
         ({"network": 3}, "a dynchoice.Network is needed"),
@@ -114,6 +120,11 @@ def test_without_torch_the_message_names_the_cpu_wheel():
         ({"epochs": 0}, "epochs=0"),
         ({"holdout": 1.0}, "holdout=1.0"),
         ({"rate": -1}, "rate=-1"),
+        ({"rate": "fast"}, "rate='fast'"),
+        ({"decay": float("inf")}, "decay=inf"),
+        ({"hidden": True}, "hidden=True"),
+        ({"hidden": None}, "hidden=None"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_networks_are_named(options, message):
@@ -151,6 +162,20 @@ def test_networks_in_every_step(line):
     ):
         assert np.abs((fit.vector - plain.vector) / plain.std_errors).max() < 1
         assert np.abs(fit.reward(table) - line[1][30:160]).mean().max() < 0.25
+
+
+@pytest.mark.slow
+def test_a_network_that_diverges_is_no_worse_than_the_sieve_or_says_so(line):
+    pytest.importorskip("torch", reason="the extra 'deep' is not installed")
+    import warnings
+
+    rows = loaded(members_on(line, 500, 8, 1), ["hours"])
+    plain = dc.DeepPQR(spec(), rows, degree=2).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.ConvergenceWarning)
+        fit = dc.GLADIUS(spec(), rows, network=dc.Network((16,), rate=0.99)).fit(seed=0)
+    away = np.abs((fit.vector - plain.vector) / plain.std_errors).max()
+    assert away < 1 or not fit.converged
 
 
 # maximum causal entropy --------------------------------------------------------------------------

@@ -66,6 +66,24 @@ def test_the_correction_repairs_a_crude_learner(rows, kind):
     assert "corrected" in crude.notes[0] and "Means and Nothing in 2 folds" in crude.notes[1]
 
 
+@pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR])
+def test_rewards_of_a_learner_that_learns_nothing_are_the_sieves(rows, line, kind):
+    """Every step starts beside the sieve, and what the anchor earns is known."""
+    import pandas as pd
+
+    table = pd.DataFrame({"hours": GRID[20:180:10]})
+    fit = kind(spec(), rows, degree=3, regressor=Nothing(), folds=2).fit(seed=0)
+    plain = kind(spec(), rows, degree=3).fit()
+    assert (fit.reward(table)["out"] == 0).all() and (plain.reward(table)["out"] == 0).all()
+    assert np.abs(fit.reward(table) - plain.reward(table)).max().max() < 0.1
+    with pytest.raises(dc.SpecificationError, match="must be numbers"):
+        fit.reward(pd.DataFrame({"hours": ["many"]}))
+    with pytest.raises(dc.SpecificationError, match="missing or infinite"):
+        fit.reward(pd.DataFrame({"hours": [np.nan]}))
+    with pytest.raises(dc.SpecificationError, match="a pandas table"):
+        fit.reward({"hours": 1})
+
+
 @pytest.mark.slow
 def test_intervals_with_learners_hold_the_truth_as_often_as_they_say(line):
     held, draws = [], 60
@@ -140,6 +158,8 @@ class WrongShares(Means):
         ({"regressor": Means(), "folds": 1}, "folds=1"),
         ({"regressor": Means(), "folds": 10**6}, "number of members"),
         ({"regressor": Means(), "rounds": 0}, "rounds=0"),
+        ({"pairs": "yes"}, "pairs='yes'"),
+        ({"support": "a"}, "support='a'"),
         ({"classifier": Means()}, "classifier= goes with a regressor="),
         ({"folds": 3}, "folds= goes with a regressor="),
         ({"regressor": Wrong()}, "not finite"),

@@ -170,7 +170,7 @@ class SAmQ:
         for i in range(0, len(labels), BLOCK):
             part = slice(i, min(i + BLOCK, len(labels)))
             table = rows.frame(part)
-            base = model.base(table)
+            base = model.base(table).copy()
             o = model.reference(model.offered(table), len(table))
             base[np.arange(len(o)), o] += model.known(table)
             x = np.concatenate([model.design(table)[0], base[:, :, None]], axis=2)

@@ -109,3 +109,88 @@ def test_bad_arguments_are_named(options, message):
         dc.SAmQ(spec(), loaded(chain(0)), **{"degree": 1, **options})
     with pytest.raises(dc.SpecificationError, match="takes a RewardModel and Trajectories"):
         dc.SAmQ(spec(), chain(0))
+
+
+def test_what_the_anchor_is_paid_is_part_of_the_model(line):
+    """The same choices with an anchor paid one util: every membership is worth one more."""
+    rows = loaded(members_on(line, 3000, 8, 2), ["hours"])
+    offset = "0 + I(0.3 * member)"
+    plain, paid, moved = (
+        dc.SAmQ(spec(**own), rows, clusters=20, degree=3).fit()
+        for own in ({}, {"reward": 1.0}, {"offset": offset})
+    )
+    gap = paid.params - plain.params
+    assert abs(gap["member"] - 1) < 0.05 and gap.drop("member").abs().max() < 0.05
+    assert np.allclose(moved.params["member"], plain.params["member"] - 0.3, atol=1e-3)
+
+
+def test_a_choice_that_a_cluster_never_saw_moves_as_in_the_cluster_like_it():
+    """Two clusters of "in"-goers never go out; what out leads to is known from the third."""
+    rng, rows = np.random.default_rng(0), []
+    for m in range(300):
+        s = m % 3
+        for t in range(6):
+            a = "in" if s < 2 else str(rng.choice(["out", "in", "more"]))
+            a = str(rng.choice(["in", "more"])) if s < 2 else a
+            rows.append((m, t, float(s), a))
+            s = int(rng.integers(3)) if a != "out" else 2
+    frame = pd.DataFrame(rows, columns=["id", "t", "hours", "plan"])
+    states = dc.StateSpace(s=range(3))
+    law = dc.Markov(given=("choice",), stand_ins=[[2, 2, 2], [0, 1, 2], [0, 1, 2]])
+    choices = ["out", "in", "more"]
+    model = dc.DDC(
+        states=states, choices=choices, beta=0.9,
+        utility=dc.Utility.from_array(np.stack([np.zeros((3, 1)), *np.ones((2, 3, 1))], 1), ["m"]),
+        transitions=dc.Transitions.factored(states, choices, {"s": law}),
+    )  # fmt: skip
+    panel = dc.Panel(
+        frame.assign(s=frame["hours"].astype(int)), member="id", time="t", choice="plan",
+        states=states, choices=choices,
+    )  # fmt: skip
+    fit = dc.NFXP(model, panel).fit()
+    F = np.asarray(fit.transitions.dense())
+    assert (F[0, 0] == F[2, 0]).all() and (F[1, 0] == F[2, 0]).all()
+    assert F[0, 0, 2] > 0.95 and any("in the state like theirs" in n for n in fit.notes)
+    pooled = dc.DDC(
+        states=states, choices=choices, beta=0.9, utility=model.utility,
+        transitions=dc.Transitions.factored(states, choices, {"s": dc.Markov(given=("choice",))}),
+    )  # fmt: skip
+    assert np.asarray(dc.NFXP(pooled, panel).fit().transitions.dense())[0, 0, 2] < 0.6
+    with pytest.raises(dc.SpecificationError, match="stand_ins"):
+        dc.Transitions.factored(
+            states, choices, {"s": dc.Markov(given=("choice",), stand_ins=[[0, 1, 2]])}
+        )
+
+
+def test_errors_go_through_stand_ins():
+    """The law of a row that another stands in for moves with the other's counts."""
+    from dynchoice.estimate.first_stage import first_stage, influence
+
+    states, choices = dc.StateSpace(s=range(3)), ["out", "in"]
+    law = dc.Markov(given=("choice",), stand_ins=[[1, 1, 2], [0, 1, 2]])
+    model = dc.DDC(
+        states=states, choices=choices, beta=0.9,
+        utility=dc.Utility.from_array(np.zeros((3, 2, 1)) + [[0.0], [1.0]], ["m"]),
+        transitions=dc.Transitions.factored(states, choices, {"s": law}),
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    rows = [
+        (m, t, int(rng.integers(3)), "in" if rng.random() < 0.5 else "out")
+        for m in range(80) for t in range(5)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["id", "t", "s", "plan"])
+    frame.loc[frame["s"] == 0, "plan"] = "in"
+    panel = dc.Panel(frame, member="id", time="t", choice="plan", states=states, choices=choices)
+    found = first_stage(model, panel.counts, panel)
+    (e,) = found.estimates
+    assert e.sources.tolist() == [1, 1, 2, 3, 4, 5] and e.borrowed == 1
+    weight = rng.normal(size=(1, 6, 3))
+    _, V = influence(found.model, found.estimates, {"s": weight})
+    # the same functional of the rows that were seen, with the first row's weight on its stand-in
+    seen = weight.copy()
+    seen[0, 1] += seen[0, 0]
+    seen[0, 0] = 0
+    total = e.counts.sum(axis=1, keepdims=True)
+    centred = seen[0] - (seen[0] * e.probabilities).sum(axis=1, keepdims=True)
+    own = np.divide(centred, total, out=np.zeros_like(centred), where=total > 0)
+    assert np.allclose(V, (own**2 * e.counts).sum())

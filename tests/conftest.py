@@ -43,6 +43,23 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A forecast of the sample was made: limits in seconds are on answers, not on compiling."""
+    import shutil
+
+    from dynchoice.run import cli
+
+    folder = tmp_path_factory.mktemp("compiled")
+    for name in ("run.toml", "contract.csv", "attributes.csv"):
+        shutil.copy(ROOT / "data" / "prime" / name, folder)
+    panel = pd.read_parquet(ROOT / "data" / "prime" / "prime.parquet")
+    panel[panel["member"] % 20 == 0].to_parquet(folder / "prime.parquet")
+    quick = ["--set", "forecast.draws=0", "--set", "output.report=false"]
+    quick += ["--set", "output.picture=false", "--quiet"]
+    assert cli.main(["forecast", str(folder / "run.toml"), *quick]) == 0
+
+
+@pytest.fixture(scope="session")
 def membership():
     """A small three-plan model with a contract clock, its truth, and a simulated panel frame."""
     import builders

@@ -56,7 +56,7 @@ def bounded(seconds: int = SECONDS) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def bounded_memory():
+def bounded_memory(compiled):
     """Let what asks for too much memory fail before the machine does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, hard))

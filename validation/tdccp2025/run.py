@@ -405,9 +405,9 @@ def monte_carlo(study: Study, truth: Truth, want: dict[str, Any], draws: int, cl
         which = want["draft"] if name.startswith("draft") else want["table1"]
         row(into, name, np.array(found), which, want)
     centre = limit(truth, future, everywhere, kept_out=True)
-    cover(into, "package", np.array(package), np.array(errors), want, centre, False)
+    cover(into, "package", np.array(package), np.array(errors), want, centre, True)
     cover(into, "package, second order", np.array(second), np.array(second_errors), want, THETA,
-          True)  # fmt: skip
+          False)  # fmt: skip
     split["package, followed rows"], split["package, all rows"] = (
         e["package, followed rows"],
         package,

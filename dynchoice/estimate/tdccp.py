@@ -11,7 +11,8 @@ entropies that follow ``(s,a)`` (the semi-gradient of temporal differences, whos
 solve; what is earned today is known and stays out of the basis), and ``theta`` maximises
 ``sum log softmax_a(h(s,a)'theta + g(s,a))``. Only ``(s, a, s', a')`` are used.
 
-The scores are corrected to be locally robust: what a row adds to omega and xi adds to them through
+The scores are corrected to be locally robust (in the standard errors; with ``robust=True`` in the
+estimate, cross-fitted, too): what a row adds to omega and xi adds to them through
 ``Gamma f (beta (x' theta + e') - (f - beta f')'v)``, ``v = omega theta + xi``. The first stage
 ``pi`` needs no correction: entropy is at its maximum there (Adusumilli and Eckardt 2025).
 """
@@ -32,6 +33,7 @@ from dynchoice.errors import (
     SpecificationError,
 )
 from dynchoice.estimate.choice_logit import ChoiceLogit
+from dynchoice.estimate.learners import folds_of, named_fold
 from dynchoice.estimate.optimise import check_options
 from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
 from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
@@ -80,6 +82,11 @@ class TDCCP:
     ahead : sequence of str, optional
         Features of the state on which its future depends once the choice is given; the basis is
         of these only. (What was chosen last month, where it only moves today's cost, is none.)
+    robust : bool
+        Whether ``theta`` solves the locally robust moment, cross-fitted over two halves of the
+        members (``fit(seed=)`` says which): choice probabilities and values of one half, scores of
+        the other. Errors of values then enter by products only; it costs precision in small
+        samples. Default: the pseudo-likelihood's own maximum.
     followed : bool
         Whether only rows with a next one enter the pseudo-likelihood, as in the paper. Default:
         all rows do.
@@ -106,6 +113,7 @@ class TDCCP:
     def __init__(
         self, model: RewardModel, data: Any, *, degree: int = 2, pairs: bool | None = None,
         policy_degree: int | None = None, ahead: Any = None, followed: bool = False,
+        robust: bool = False,
     ) -> None:  # fmt: skip
         if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
             raise SpecificationError(
@@ -121,6 +129,7 @@ class TDCCP:
             "policy_degree": policy_degree,
             "ahead": ahead,
             "followed": followed,
+            "robust": robust,
         }
         self.values = SievedRows(model, data, degree, pairs, ahead)
         own = degree if policy_degree is None else policy_degree
@@ -172,7 +181,20 @@ class TDCCP:
             if strict:
                 raise ConvergenceError(message)
             warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
-        sums, weight = self._influence(policy, omega, xi, theta, system, gamma)
+        note = ("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
+                " probabilities")  # fmt: skip
+        if self.options["robust"]:
+            tell(2, 3, "robust moment")
+            found = self._robust(theta, tol, maxiter, 0 if seed is None else seed)
+            theta, H, sums, weight, omega, xi, done, text = found
+            converged, message = converged and done, f"{message}; robust moment: {text}"
+            note += "; the parameters solve the locally robust moment, cross-fitted over two halves"
+            if not done:
+                if strict:
+                    raise ConvergenceError(message)
+                warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
+        else:
+            sums, weight = self._influence(policy, omega, xi, theta, system, gamma)
         errors = clustered(self.rows, solved(H, sums.T).T, weight, cluster)
         _, names = self.values.features()
         tell(3, 3, "done")
@@ -188,8 +210,7 @@ class TDCCP:
             value_coefficients=(omega @ theta + xi).reshape(len(self.model.choices), -1),
             ahead_coefficients=np.zeros((0, 0)), data_digest=self.rows.digest,
             package_version=__version__, seed=seed, form="linear",
-            notes=("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
-                   " probabilities",),
+            notes=(note,),
             uses={"share": self.values.followed if self.options["followed"] else 1.0,
                   "rows with a next one": self.values.followed,
                   "anchor rows": float(self.values.anchored), "anchor share": self.values.share},
@@ -267,6 +288,72 @@ class TDCCP:
         pi = np.exp(logs) if s.offered is None else np.exp(logs) * s.offered
         return h, pi, logs
 
+    def _look(
+        self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, theta: FloatArray
+    ) -> tuple[float, FloatArray, FloatArray, FloatArray]:
+        """Return pseudo-log-likelihood, score, information and ``Gamma`` at ``theta``."""
+        D, K = omega.shape
+        loglik, score, H, gamma = 0.0, np.zeros(K), np.zeros((K, K)), np.zeros((D, K))
+        J, G = len(self.model.choices), self.values.sieve.size
+        for s in self._steps(policy):
+            h, pi, logs = self._at(s, omega, xi, theta)
+            i, w = np.arange(len(h)), s.weight
+            loglik += float(w @ logs[i, s.choice])
+            centred = h - np.einsum("nj,njk->nk", pi, h)[:, None, :]
+            score += w @ centred[i, s.choice]
+            weighted = centred * (pi * w[:, None])[:, :, None]
+            H += np.einsum("njk,njl->kl", weighted, centred)
+            gamma += np.stack([s.phi.T @ weighted[:, j] for j in range(J)]).reshape(J * G, K)
+        return loglik, score, H, gamma
+
+    def _robust(self, theta: FloatArray, tol: float, maxiter: int, seed: int) -> tuple[Any, ...]:
+        """Solve the cross-fitted moment: theta, its slope, members' scores, weights, mean values.
+
+        Newton steps with the slope at fixed representers; they end where the moment is zero.
+        """
+        rows, half = self.rows, folds_of(self.rows.nmembers, 2, seed)
+        parts: list[Any] = []
+        for k in range(2):
+            with named_fold(k, 2):
+                train = self.on(rows.reweighted((half != k).astype(np.float64)))
+                policy = train.policy.policy(tol, maxiter)
+                system, omega, xi = train._differences(policy)
+            own = self.on(rows.reweighted((half == k).astype(np.float64)))
+            parts.append((train, own, policy, system, omega, xi))
+        K, size, step = len(theta), np.inf, 0
+        weight = np.ones(rows.nmembers)
+        weight[rows.member] = rows.weight
+        for step in range(maxiter + 1):
+            slope, sums = np.zeros((K, K)), np.zeros((rows.nmembers, K))
+            for train, own, policy, system, omega, xi in parts:
+                gamma = train._look(policy, omega, xi, theta)[3]
+                slope += own._look(policy, omega, xi, theta)[2]
+                slope += own._slope(policy, omega, system, gamma)
+                sums += own._influence(policy, omega, xi, theta, system, gamma)[0]
+            moment = weight @ sums
+            spread = np.sqrt((weight[:, None] * sums**2).sum(axis=0))
+            size = float(np.abs(moment / np.where(spread > 0, spread, 1.0)).max())
+            if size <= 1e-6 or step == maxiter:
+                break
+            theta = theta + solved(slope, moment)
+        omega, xi = (np.mean([p[k] for p in parts], axis=0) for k in (4, 5))
+        text = f"{step} steps, {size:.1e} of its standard deviation left"
+        return theta, slope, sums, weight, omega, xi, size <= 1e-6, text
+
+    def _slope(
+        self, policy: ChoiceLogit, omega: FloatArray, system: ValueSystem, gamma: FloatArray
+    ) -> FloatArray:
+        """Return minus the derivative (K, K) of the scores' correction by ``theta``."""
+        L, beta = system.solve(gamma, transposed=True), self.model.beta
+        out = np.zeros((omega.shape[1], omega.shape[1]))
+        for s in self._steps(policy):
+            at = s.known
+            f = self._own(s.phi[at], s.choice[at])
+            ahead = self._own(s.phi_next, s.choice_next)
+            w = self.rows.weight[s.rows][at]
+            out += L.T @ ((f * w[:, None]).T @ (beta * s.x_next - (f - beta * ahead) @ omega))
+        return out
+
     def _climb(
         self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, tol: float, maxiter: int
     ) -> tuple[FloatArray, FloatArray, FloatArray, int, float, float]:
@@ -274,24 +361,8 @@ class TDCCP:
 
         ``Gamma = sum_s sum_j pi_j f_j (h_j - sum pi h)'`` is what the index moves the scores by.
         """
-        D, K = omega.shape
-        theta = np.zeros(K)
-
-        def look(theta: FloatArray) -> tuple[float, FloatArray, FloatArray, FloatArray]:
-            loglik, score, H, gamma = 0.0, np.zeros(K), np.zeros((K, K)), np.zeros((D, K))
-            J, G = len(self.model.choices), self.values.sieve.size
-            for s in self._steps(policy):
-                h, pi, logs = self._at(s, omega, xi, theta)
-                i, w = np.arange(len(h)), s.weight
-                loglik += float(w @ logs[i, s.choice])
-                centred = h - np.einsum("nj,njk->nk", pi, h)[:, None, :]
-                score += w @ centred[i, s.choice]
-                weighted = centred * (pi * w[:, None])[:, :, None]
-                H += np.einsum("njk,njl->kl", weighted, centred)
-                gamma += np.stack([s.phi.T @ weighted[:, j] for j in range(J)]).reshape(J * G, K)
-            return loglik, score, H, gamma
-
-        loglik, score, H, gamma = look(theta)
+        theta = np.zeros(omega.shape[1])
+        loglik, score, H, gamma = self._look(policy, omega, xi, theta)
         flat = Identification.of(self.values.features()[1], H).flat
         if flat or (np.diag(H) <= 0).any():
             raise IdentificationError(
@@ -304,7 +375,7 @@ class TDCCP:
             if float(score @ move) <= tol**2 * max(self.rows.nobs, 1.0):
                 break
             for halving in range(20):
-                found = look(theta + move / 2**halving)
+                found = self._look(policy, omega, xi, theta + move / 2**halving)
                 if found[0] >= loglik - 1e-12 * abs(loglik):
                     break
             theta = theta + move / 2**halving
@@ -330,7 +401,8 @@ class TDCCP:
             f = self._own(s.phi[at], s.choice[at])
             ahead = self._own(s.phi_next, s.choice_next)
             miss = beta * (s.x_next @ theta + s.e_next) - (f - beta * ahead) @ v
-            own[at] -= (f * miss[:, None]) @ L
+            counts = self.rows.weight[s.rows][at] > 0
+            own[at] -= (f * (miss * counts)[:, None]) @ L
             who = self.rows.member[s.rows]
             first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
             sums[who[first]] += np.add.reduceat(own, first, axis=0)

@@ -55,6 +55,45 @@ def test_the_truth_is_within_its_errors_and_so_is_deep_pqr(line):
     assert (fit.reward(rows.frame())["out"] == 0).all()
 
 
+def test_the_robust_moment_is_solved_and_agrees(line):
+    """Halves of the members swap their first stages; the truth is as near as before."""
+    rows = loaded(members_on(line, 6000, 10, 0), ["hours"])
+    plain = dc.TDCCP(spec(), rows, degree=3).fit()
+    fit = dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=1)
+    assert fit.converged and "locally robust moment" in fit.notes[0]
+    assert np.abs((fit.vector - plain.vector) / plain.std_errors).max() < 0.5
+    assert (fit.std_errors / plain.std_errors).between(0.8, 1.25).all()
+    # every member's score comes from the other half: their sum is zero at the estimate
+    sums = fit.influence
+    assert np.abs(sums.sum(axis=0)).max() < 1e-4 * np.abs(sums).sum(axis=0).max()
+    other = dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=2)
+    assert not other.params.equals(fit.params)
+    assert dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=1).params.equals(fit.params)
+
+
+def test_the_robust_moment_does_not_move_with_small_errors_of_values(line):
+    """Neyman orthogonality: perturb the values, the moment moves by the square only."""
+    rows = loaded(members_on(line, 4000, 8, 3), ["hours"])
+    made = dc.TDCCP(spec(), rows, degree=2)
+    policy = made.policy.policy(1e-8, 100)
+    system, omega, xi = made._differences(policy)
+    theta = made._climb(policy, omega, xi, 1e-8, 100)[0]
+    gamma = made._look(policy, omega, xi, theta)[3]
+    way = np.random.default_rng(0).normal(size=xi.shape)
+
+    def moment(e, corrected):
+        if not corrected:
+            return made._look(policy, omega, xi + e * way, theta)[1]
+        sums, w = made._influence(policy, omega, xi + e * way, theta, system, gamma)
+        return w @ sums
+
+    for e in (0.01, 0.005):
+        plain, robust = (np.abs(moment(e, c) - moment(0, c)).max() for c in (False, True))
+        assert robust < 0.2 * plain
+    halves = [np.abs(moment(e, True) - moment(0, True)).max() for e in (0.01, 0.005)]
+    assert halves[1] < 0.35 * halves[0]  # a quarter, were it the square alone
+
+
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say(line):
     held, draws = [], 100

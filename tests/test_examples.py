@@ -149,6 +149,7 @@ def test_docstring_examples():
     assert failures == 0
 
 
+@pytest.mark.slow
 def test_the_sample_forecast_holds_what_the_truth_would_do(tmp_path):
     """The published bands against the path of the true model from the same starting point."""
     import importlib.util

@@ -158,6 +158,7 @@ def test_a_search_finds_what_all_combinations_would(monkeypatch):
     assert found.best("profit")["profit"].iloc[0] == pytest.approx(every["profit"].iloc[0])
 
 
+@pytest.mark.slow
 def test_calibration_finds_the_parameters_behind_the_moments():
     wanted = {"penetration": steady(club(), "penetration"), "revenue": steady(club(), "revenue")}
     start = replace(club(), params={**club().params, "member": 0.3, "price": 0.12})
@@ -236,6 +237,7 @@ def test_experiments_are_ranked_by_what_they_tell():
         dc.rank_experiments(fit, target, [dc.RollOut("x", cheap, ["e"])], start=panel)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(tmp_path):
     fit, panel = fitted()
     f = dc.forecast(fit, dc.Scenario("dear", prices={"monthly": 12}), start=panel, periods=3,

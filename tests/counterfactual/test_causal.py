@@ -91,6 +91,7 @@ def test_predictions_follow_the_law_of_motion(study, fitted):
     np.testing.assert_allclose(path[0, :6], want, atol=0.005)  # region 0 always had the bundle
 
 
+@pytest.mark.slow
 def test_anticipation_shows(study):
     out = study.one(1, True)
     assert out["pval"] < 0.05 and out["pretrend"] < 0.05

@@ -187,6 +187,7 @@ def test_weights_reach_learners_that_take_them():
 # errors on rows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [dc.DeepPQR, dc.TDCCP, dc.GLADIUS])
 def test_bootstrap_agrees_with_influence(line, kind):
     own = loaded(members_on(line, 800, 8, 9), ["hours"])

@@ -272,6 +272,7 @@ def test_what_a_contract_earns_and_what_leaving_costs_are_features_of_the_refere
     ), atol=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR])
 def test_errors_go_through_the_references_features(kind):
     """Against the spread over samples: the contract's month is worth more than the month itself."""

@@ -30,6 +30,7 @@ def report(run, frame):
     return fit, fit.identification(panel)
 
 
+@pytest.mark.slow
 def test_the_hard_pair_and_the_roll_out_that_separates_it(families):
     run, frame = families
     _, found = report(run, frame)

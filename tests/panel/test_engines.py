@@ -97,6 +97,7 @@ def spark():
         session.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", ["int", "text"])
 def test_postgres_counts_the_same(postgres, ids):
     df = history(6, ids=ids)

@@ -106,6 +106,7 @@ def runs(tmp_path_factory):
     return folder / "out" / "current" / "report.html", folder / "out" / "backtest" / "backtest.html"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_in_a_browser(browser, runs, tmp_path, which, width):
@@ -140,6 +141,7 @@ def test_labels_are_escaped_and_nothing_comes_from_outside(runs):
     assert html.escape(NASTY[0]) in text and "ünï 中文" in text
 
 
+@pytest.mark.slow
 def test_the_same_run_has_the_same_page(runs, tmp_path):
     folder = runs[0].parents[2]
     for name in ("run.toml", "members.parquet"):

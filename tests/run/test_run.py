@@ -173,6 +173,7 @@ def test_an_output_folder_that_cannot_be_written(prime, capsys):
     assert "cannot make the output folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_and_the_next_one_sweeps(prime):
     import signal
     import time

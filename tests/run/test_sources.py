@@ -292,6 +292,7 @@ def test_duckdb_gives_the_same_run(empty, rows, parquet, schema, table):
     assert code == 99, said
 
 
+@pytest.mark.slow
 def test_postgresql_gives_the_same_run(empty, loaded, parquet):
     from_elsewhere(empty, connection=loaded.url(), table="members")
     code, said = forecast(empty, "--log", "json")

@@ -49,6 +49,7 @@ def test_the_command_says_how_many(capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_kernels_are_kept_in_the_folder_named(tmp_path):
     code = (
         "import numpy as np; from dynchoice import kernels as k;"
@@ -119,6 +120,7 @@ def small_fit(**setting):
     return interpreted == "True", [float(t) for t in theta]
 
 
+@pytest.mark.slow
 def test_small_models_are_fitted_without_compiling(tmp_path):
     """By numba's own switch: the same estimates, and no kernel is kept or looked for."""
     off, theta = small_fit(NUMBA_DISABLE_JIT="1", **{cache.SETTING: str(tmp_path)})

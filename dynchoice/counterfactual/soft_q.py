@@ -12,8 +12,8 @@ changes nothing.
 Rewards are known up to what the anchor pays. Other anchors' rewards give ``r_a + kappa - beta
 E[kappa(s') | s, a]`` for some function ``kappa`` of the state, with the same choice probabilities
 (Kalouptsidi, Scott and Souza-Rodrigues 2021; papers' ``A_a c``). The scenario is solved again for
-``kappa`` = every column of the sieve: where that moves nothing, the answer does not rest on the
-anchor.
+``kappa`` = columns of the sieve and mixtures of all: where that moves nothing, the answer does not
+rest on the anchor.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SAME = 1e-6
 """Largest move of a probability up to which an answer does not rest on the anchor."""
+MIXTURES = 3
+"""Random mixtures of all columns that are tried beside them."""
 COLUMNS = 12
 """Columns of the sieve that are tried as other anchors' rewards."""
 
@@ -139,14 +141,15 @@ class SoftQ:
         self.phi, self.phi_next = sieve(self.x), sieve(following)
         self.r, self.can = self._reward(self.x)
         self.r_next, self.can_next = self._reward(following)
-        self.grams = []
+        self.inverses: list[FloatArray] = []
         for j, name in enumerate(self.choices):
             own = self.phi[self.known[self.choice[self.known] == j]]
             if not len(own):
                 raise DataError(f"no row that takes {name!r} has a next row: its law is unknown")
             w = self.weight[self.known[self.choice[self.known] == j], None]
-            gram = (own * w).T @ own
-            self.grams.append(gram + 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram)))
+            # columns that the rows with a choice do not tell apart (what is never offered there)
+            gram = np.linalg.pinv((own * w).T @ own, rcond=1e-10, hermitian=True)
+            self.inverses.append(gram)
 
     # the scenario ----------------------------------------------------------------------------
 
@@ -226,12 +229,12 @@ class SoftQ:
             for a in range(J):
                 own = self.choice[self.known] == a
                 phi, w = self.phi[self.known[own]], self.weight[self.known[own], None]
-                residual[a] = np.linalg.solve(self.grams[a], (phi * w).T @ V[own]) - Z[a]
+                residual[a] = self.inverses[a] @ ((phi * w).T @ V[own]) - Z[a]
                 on = own[self.went]
                 lead = (phi * w)[self.went[own]]
                 for b in range(J):
                     follow = self.phi_next[on] * p[on][:, [b]]
-                    slope[a, :, b] = self.beta * np.linalg.solve(self.grams[a], lead.T @ follow)
+                    slope[a, :, b] = self.beta * (self.inverses[a] @ (lead.T @ follow))
             size = float(np.abs(self.phi @ residual.T).max()) / max(1.0, float(np.abs(V).max()))
             if size <= tol or step == maxiter:
                 break
@@ -243,7 +246,7 @@ class SoftQ:
 
     def law(self) -> list[FloatArray]:
         """Return ``E[phi(s') | s, a] = L_a phi(s)`` as ``L_a'`` (G, G) for every choice."""
-        return [np.linalg.solve(g, self._moments(a)) for a, g in enumerate(self.grams)]
+        return [g @ self._moments(a) for a, g in enumerate(self.inverses)]
 
     def shifted(self, k: FloatArray, law: list[FloatArray]) -> SoftQ:
         """Return the system with the reward of another anchor: ``kappa = phi k``.
@@ -398,9 +401,11 @@ def _normalisation(
     """Return whether other anchors' rewards move the probabilities, and by how much."""
     G, law, worst = system.sieve.size, base.law(), 0.0
     spread = system.phi.std(axis=0)
-    for g in range(min(G, COLUMNS)):
-        k = np.zeros(G)
-        k[g] = 1.0 / spread[g] if spread[g] > 0 else 1.0
+    unit = np.where(spread > 0, 1.0 / np.where(spread > 0, spread, 1.0), 1.0)
+    rng = np.random.default_rng(0)
+    # single columns, and mixtures of all of them: the condition is linear in kappa
+    tried = [*(np.eye(G)[: min(G, COLUMNS)] * unit), *(rng.normal(size=(MIXTURES, G)) * unit)]
+    for k in tried:
         moved = system.shifted(k, law)
         found = moved.solve(solved.Z, tol, maxiter)
         if not found.converged:

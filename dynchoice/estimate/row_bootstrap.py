@@ -67,9 +67,13 @@ def bootstrapped(
     point = estimator.fit(**options, strict=strict, seed=seed)
     rows = estimator.rows
     unit = np.arange(rows.nmembers) if options["cluster"] == "member" else rows.region
-    N = int(unit.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), size=draws) * 1.0
-    times = drawn[:, unit]
+    N, size = int(unit.max()) + 1, np.ones(len(unit))
+    if options["cluster"] == "member":
+        size[rows.member] = rows.weight  # a weight says how many members a history stands for
+    chance = size / size.sum() if options["cluster"] == "member" else np.full(N, 1 / N)
+    total = max(round(size.sum()), 1) if options["cluster"] == "member" else N
+    drawn = np.random.default_rng(seed).multinomial(total, chance, size=draws)
+    times = (drawn / size if options["cluster"] == "member" else drawn[:, unit]).astype(np.float64)
     found: list[Any] = []
     for first in range(0, draws, 8 * jobs):
         batch = times[first : first + 8 * jobs]

@@ -155,6 +155,12 @@ class RowsReward:
                 f" up to {moved:.1f} standard errors)",
                 *learned.notes,
             ]
+        if found.moved.any():
+            notes.append(
+                "The anchor, or a contract's only choice, has features: their normalisation is"
+                " taken as known in the standard errors, which is exact for rewards that are linear"
+                " in the features"
+            )
         left = found.system.size - len(found.system.kept)
         if left:
             notes.append(

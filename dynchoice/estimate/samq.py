@@ -74,7 +74,8 @@ class SAmQ:
     Raises
     ------
     SpecificationError
-        Other data; fewer clusters than two, or than patterns of offered choices; more than rows.
+        Other data; fewer clusters than two, or than patterns of offered choices; more than rows;
+        terminal rows.
 
     Notes
     -----
@@ -96,6 +97,11 @@ class SAmQ:
             raise SpecificationError(f"clusters={clusters!r}: a whole number, two at least")
         if clusters > len(data.x):
             raise SpecificationError(f"clusters={clusters:,} of {len(data.x):,} rows")
+        if data.ended.any():
+            raise SpecificationError(
+                f"SAmQ: {int(data.ended.sum()):,} rows are terminal, and a cluster has no end: its"
+                " moves would be those of who stays. Take DeepPQR, GenPQR, GLADIUS or TDCCP"
+            )
         self.model, self.rows = model, data
         found = DeepPQR(model, data, degree=degree).fit() if first is None else first
         assert isinstance(found, RewardResults)

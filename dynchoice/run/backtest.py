@@ -383,7 +383,10 @@ class Backtest:
 
         made = publish.write_run(self.run.out, self.job.begun, write, prefix=LINK)
         publish.point_to(self.run.out, made, LINK)
-        publish.prune_runs(self.run.out, self.run.spec.output.keep, LINK)
+        try:
+            publish.prune_runs(self.run.out, self.run.spec.output.keep, LINK)
+        except OSError as error:  # it is published all the same
+            logger.warning("old backtests stay: %s", error)
         return Backtested(made.folder, text, False)
 
 

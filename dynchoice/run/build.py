@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,9 @@ def any_segment(run: Run) -> Any:
     name = run.spec.utility.attributes if run.spec.utility else None
     if name is None or "segment" in run.states.axes:
         return "all"
-    table = read_csv(run, name, "utility.attributes")
+    # segments of the data are compared as texts ("01" is not "1"); levels of an axis as they are
+    texts = () if "segment" in run.states.axes else ("segment",)
+    table = read_csv(run, name, "utility.attributes", texts)
     known = "segment" in table.columns and len(table)
     return str(table["segment"].iloc[0]) if known else "all"
 
@@ -159,15 +161,14 @@ def model(run: Run, segment: Any) -> DDC:
     )
 
 
-def read_csv(run: Run, name: str, key: str) -> pd.DataFrame:
-    """Read a CSV that the run file names."""
+def read_csv(run: Run, name: str, key: str, texts: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV that the run file names; columns of ``texts`` are not read as numbers."""
     import pandas as pd
 
     try:
         # a level may be called None or NA
-        # segments are compared as texts: "01" is not "1"
         return pd.read_csv(
-            run.path(name), keep_default_na=False, na_values=[""], dtype={"segment": str}
+            run.path(name), keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str)
         )
     except (OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or " ".join(str(error).split())

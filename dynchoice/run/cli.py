@@ -198,12 +198,12 @@ def forecast_command(args: argparse.Namespace) -> int:
     return args.exit_code_unchanged if done.status == "unchanged" else 0
 
 
-def published_since(run: Any) -> Callable[[], str | None]:
-    """Return what says which folder ``current`` has come to point to since now, if another."""
+def published_since(run: Any, link: str = "current") -> Callable[[], str | None]:
+    """Return what says which folder a link has come to point to since now, if another."""
 
     def target() -> str | None:
         try:
-            return os.readlink(run.out / "current")
+            return os.readlink(run.out / link)
         except OSError:
             return None
 
@@ -239,6 +239,7 @@ def backtest_command(args: argparse.Namespace) -> int:
     from dynchoice.run.say import progress_of
 
     run = opened(args)
+    args.published = published_since(run, "backtest")
     with progress_of(args.quiet, args.log, cleaner(args)) as progress:
         step = args.stop.between(progress)
         done = run_backtest(run, jobs=args.jobs, force=args.force, progress=step)

@@ -43,7 +43,7 @@ class Release:
         if partial:
             same = None if force else publish.same_run(out, digest, PARTIAL, before)
             made = same or self.write([], digest, PARTIAL, before)
-            self.tidy(stages=False)
+            self.tidy()
             self.job.tell(total, total, f"{made.folder}: some segments only, not published")
             return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
         again = force and bool(self.stages.fresh)
@@ -53,7 +53,6 @@ class Release:
         # a run that was killed between its writing and its publication
         whole = None if again else publish.same_run(out, digest, COMPLETE, before)
         made = whole or self.guarded(digest, before, total)
-        since = 0.0 if before is None else before.folder.stat().st_mtime
         try:
             publish.point_to(out, made)
         except (OSError, Interrupted):
@@ -61,7 +60,7 @@ class Release:
             if after is None or after.folder != made.folder:
                 raise
         try:
-            self.tidy(since=since)
+            self.tidy()
             self.job.tell(total, total, f"published {made.folder}")
         except (OSError, Interrupted) as error:  # nobody listens, or a signal: it is published
             logger.warning("after the publication: %s", type(error).__name__)
@@ -193,15 +192,17 @@ class Release:
         kept = [w for w in said if "scenario '" not in w or any(n in w for n in known)]
         return list(dict.fromkeys(kept))
 
-    def tidy(self, stages: bool = True, since: float = 0.0) -> None:
+    def tidy(self) -> None:
         """Remove runs beyond ``output.keep`` and stages that no run kept goes back to.
 
-        Stages done after ``since``, when the run before was published, stay: they may be the
-        finished part of something that was killed.
+        Stages done since the oldest of the last runs (of whatever outcome) stay: they may
+        be the finished part of something that was killed.
         """
         try:
             publish.prune_runs(self.run.out, self.run.spec.output.keep)
-            if stages and since:
+            last = publish.runs(self.run.out)[-RECENT:]
+            if len(last) > 1:
+                since = min(r.folder.stat().st_mtime for r in last)
                 self.stages.prune(publish.stages_in_use(self.run.out, RECENT), since)
         except OSError as error:  # the run is published all the same
             logger.warning("old stages stay: %s", error)

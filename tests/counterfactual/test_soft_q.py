@@ -113,3 +113,52 @@ def test_bad_scenarios_are_named(fitted, options, message):
         dc.reward_counterfactual(*fitted, **options)
     with pytest.raises(dc.SpecificationError, match="takes a RewardResults"):
         dc.reward_counterfactual(1, fitted[1])
+
+
+def test_contracts_do_not_hide_what_is_identified():
+    """A choice that a contract never offers has columns its rows cannot tell apart."""
+    from estimate.test_rows_pqr import in_contracts, two_periods
+
+    frame, model = two_periods(1500, 3)
+    rows = in_contracts(frame)
+    fit = dc.DeepPQR(model, rows, degree=2).fit()
+    nothing = dc.reward_counterfactual(fit, rows, degree=2)
+    assert nothing.converged and nothing.identified and nothing.welfare == 0
+    paid = dc.reward_counterfactual(
+        fit, rows, degree=2, reward=lambda t: np.tile([0.0, 0.3], (len(t), 1))
+    )
+    assert paid.converged and paid.identified and paid.shares.loc["out", "change"] < -0.02
+    later = dc.reward_counterfactual(fit, rows, degree=2, beta=0.5)
+    assert later.converged and not later.identified
+
+
+def test_a_law_that_changes_far_down_the_sieve_is_seen():
+    """Twenty levels as dummies: only the nineteenth's way is changed."""
+    rng, rows = np.random.default_rng(0), []
+    F = rng.dirichlet(np.ones(20), size=(20, 3))
+    for m in range(400):
+        s = int(rng.integers(20))
+        for t in range(12):
+            a = int(rng.integers(3))
+            rows.append((m, t, s, CHOICES[a]))
+            s = int(rng.choice(20, p=F[s, a]))
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=["id", "t", "s", "plan"])
+    names = [f"d{k}" for k in range(1, 20)]
+    for k in range(1, 20):
+        frame[f"d{k}"] = (frame["s"] == k).astype(float)
+    data = loaded(frame.assign(hours=frame["s"] / 2), names)
+    model = spec(features=lambda t: np.stack(
+        [np.zeros((len(t), 1)), np.ones((len(t), 1)), np.zeros((len(t), 1))], 1), names=["in"]
+    )  # fmt: skip
+    fit = dc.DeepPQR(model, data, degree=1).fit()
+
+    def moves(after, now, plan):
+        out = after.copy()
+        out.loc[(now["d19"] == 1) & (plan == "in"), names] = 0.0
+        return out
+
+    found = dc.reward_counterfactual(fit, data, moves=moves, degree=1)
+    assert found.converged and not found.identified
+    assert dc.reward_counterfactual(fit, data, drop="more", degree=1).identified

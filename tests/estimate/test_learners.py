@@ -200,6 +200,14 @@ def test_bootstrap_agrees_with_influence(line, kind):
         kind(spec(), own).fit(cov_type="bootstrap", draws=3)
 
 
+def test_a_weight_is_as_many_members_to_the_bootstrap(line):
+    """Nine of every member: errors a third as large, by influence and by bootstrap."""
+    frame = members_on(line, 300, 6, 9).assign(w=9.0)
+    own = loaded(frame, ["hours"], weights="w")
+    boot = dc.DeepPQR(spec(), own).fit(cov_type="bootstrap", draws=40, seed=0)
+    assert (boot.std_errors / dc.DeepPQR(spec(), own).fit().std_errors).between(0.6, 1.5).all()
+
+
 @pytest.mark.parametrize("kind", [dc.DeepPQR, dc.TDCCP])
 def test_errors_by_region_are_sums_of_members(line, kind):
     frame = members_on(line, 600, 8, 9)

@@ -194,3 +194,10 @@ def test_errors_go_through_stand_ins():
     centred = seen[0] - (seen[0] * e.probabilities).sum(axis=1, keepdims=True)
     own = np.divide(centred, total, out=np.zeros_like(centred), where=total > 0)
     assert np.allclose(V, (own**2 * e.counts).sum())
+
+
+def test_terminal_rows_are_refused():
+    frame = chain(0)
+    frame["ended"] = (frame["t"] == 29).astype(int)
+    with pytest.raises(dc.SpecificationError, match="60 rows are terminal"):
+        dc.SAmQ(spec(), loaded(frame, terminal="ended"), clusters=3, degree=1)

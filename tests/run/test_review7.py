@@ -55,7 +55,8 @@ def test_attributes_of_a_segment_are_those_whose_text_is_its_own(tmp_path):
 
     (tmp_path / "a.csv").write_text("segment,choice,gain\n01,in,1\n1,in,2\n", encoding="utf-8")
     run = SimpleNamespace(path=lambda name: tmp_path / name, source="run.toml")
-    assert read_csv(run, "a.csv", "k")["segment"].tolist() == ["01", "1"]
+    assert read_csv(run, "a.csv", "k", ("segment",))["segment"].tolist() == ["01", "1"]
+    assert read_csv(run, "a.csv", "k")["segment"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def published_since(run: Any, link: str = "current") -> Callable[[], str | None]
     def target() -> str | None:
         try:
             return os.readlink(run.out / link)
-        except OSError:
+        except (OSError, ValueError):  # no link, or no name that could be one
             return None
 
     before = target()

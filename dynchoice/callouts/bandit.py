@@ -1,0 +1,540 @@
+"""Callouts: Thompson sampling by batch over a catalogue, with all that a page of benefits needs.
+
+Papers.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
+still. It is represented by ``draws`` vectors of weights; a decision follows one of them, picked at
+random, so that the propensity of what is shown, the share of draws that would show it, is known
+exactly (:mod:`dynchoice.callouts.snapshot`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.callouts.catalogue import Catalogue, as_time, as_times
+from dynchoice.callouts.cells import Cells
+from dynchoice.callouts.delay import Delays
+from dynchoice.callouts.feedback import Feedback, Learned
+from dynchoice.callouts.personal import (
+    blocked_items,
+    capped_pairs,
+    dirichlet_weights,
+    weight_table,
+)
+from dynchoice.callouts.prior import MetaPrior
+from dynchoice.callouts.probit import Gaussian, Probit
+from dynchoice.callouts.snapshot import Rules, Snapshot
+from dynchoice.callouts.terms import SLOT, Terms
+from dynchoice.errors import ColumnError, SpecificationError, suggest
+from dynchoice.panel.states import StateSpace, check_labels, code_labels
+from dynchoice.storage import load_tree, save_tree
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIND = "callouts"
+DRAWS = 256
+CHUNK = 200_000
+
+
+class Callouts:
+    """A policy that chooses callouts for members and learns from what they click.
+
+    Parameters
+    ----------
+    catalogue : pandas.DataFrame
+        See :class:`dynchoice.callouts.catalogue.Catalogue`: ``item``, attributes, availability
+        (``starts``, ``ends``), frequency ``cap``, eligibility (``for_COLUMN``).
+    context : mapping or StateSpace, optional
+        Column of the members' table -> its levels: plan held, tenure, engagement ...
+    terms : sequence of str
+        Features: ``"1"``, columns of catalogue and context, ``"slot"``, products with ``:``. Each
+        term is a feature group with a prior of its own.
+    slots : int
+        Callouts on a page, best first.
+    values : pandas.DataFrame, optional
+        What a click is worth: columns of catalogue or context and ``value``. Default: all alike.
+        Long-run values come from :func:`dynchoice.discovery_values`.
+    prior : mapping or MetaPrior, optional
+        Term -> variance or (mean, variance). Default: N(-1.5, 1) for ``"1"``, N(0, 0.1) for others.
+    method : str
+        Of inference; see :class:`Probit`.
+    forget : float
+        Share of what was known that is kept at each batch.
+    window : float
+        Attribution window in days: clicks later than this are not the callout's.
+    pending : str
+        Impressions within the window and not clicked yet: ``"due"`` (likelihood
+        ``1 - D(age) p``, with the delays' distribution ``D`` estimated), ``"wait"`` (all outcomes
+        wait for the window's end) or ``"failure"`` (taken for failures at once; biased where delays
+        differ, here for comparison).
+    delay_by : str, optional
+        Column of the catalogue by which delays differ.
+    delays : array, optional
+        Share of clicks in each day of delay, assumed before any is seen. Default: alike.
+    category : str, optional
+        Column of the catalogue for diversity. Needed for ``diversity`` and members' weights.
+    diversity : float
+        0 ranks by value times probability. Above, slates maximise
+        ``sum_c w_c log(1 + diversity S_c)``, ``S_c`` the category's summed scores relative to the
+        best item's.
+    cap_window : float
+        Days over which the catalogue's ``cap`` counts.
+    draws : int
+        Vectors of weights that stand for the posterior; propensities are multiples of one over it.
+    explore : bool
+        False ranks by the posterior mean: a greedy recommender, for comparison.
+    seed : int
+
+    Raises
+    ------
+    SpecificationError, DataError, ColumnError
+        What is wrong with terms, catalogue or values.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> items = pd.DataFrame({"item": ["ship", "film", "song"], "benefit": ["a", "b", "b"]})
+    >>> policy = Callouts(items, {"plan": ["none", "monthly"]}, ["1", "item", "benefit:plan"])
+    >>> members = pd.DataFrame({"member": [1, 2], "plan": ["none", "monthly"]})
+    >>> list(policy.decide(members).columns)
+    ['member', 'slot', 'item', 'propensity', 'slate_propensity', 'probability', 'snapshot']
+    """
+
+    def __init__(
+        self,
+        catalogue: pd.DataFrame | Catalogue,
+        context: Mapping[str, Sequence[Any]] | StateSpace | None = None,
+        terms: Sequence[str] = ("1", "item"),
+        *,
+        slots: int = 1,
+        values: pd.DataFrame | None = None,
+        prior: Any = None,
+        method: str = "adf",
+        forget: float = 1.0,
+        window: float = 7.0,
+        pending: str = "due",
+        delay_by: str | None = None,
+        delays: Any = None,
+        category: str | None = None,
+        diversity: float = 0.0,
+        cap_window: float = 7.0,
+        draws: int = DRAWS,
+        explore: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if context is not None and not isinstance(context, StateSpace):
+            context = StateSpace.from_axes(context) if context else None
+        self.context = context
+        own = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue, context)
+        self.catalogue = own
+        for what, number in (("slots", slots), ("draws", draws)):
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise SpecificationError(f"{what}={number!r}: a whole number above 0 is needed")
+        for what, real in (("diversity", diversity), ("cap_window", cap_window)):
+            if not 0 <= real < np.inf:
+                raise SpecificationError(f"{what}={real!r}: at least 0 is needed")
+        for what, column in (("category", category), ("delay_by", delay_by)):
+            if column is not None and column not in own.levels:
+                raise SpecificationError(
+                    f"{what}={column!r} is no column of the catalogue.{suggest(column, own.levels)}"
+                )
+        if diversity > 0 and category is None:
+            raise SpecificationError("diversity needs category=, a column of the catalogue")
+        self.slots, self.seed, self.explore = int(slots), int(seed), bool(explore)
+        self.draws = int(draws) if explore else 1
+        self.category, self.delay_by = category, delay_by
+        self.diversity, self.cap_window = float(diversity), float(cap_window)
+        self.terms = Terms(terms, own.levels, context, self.slots)
+        start = {t: (-1.5, 1.0) if t == "1" else (0.0, 0.1) for t in self.terms.names}
+        told = {} if prior is None else getattr(prior, "moments", prior)
+        self.model = Probit(self.terms.groups, start | dict(told), method=method, forget=forget)
+        groups = 1 if delay_by is None else len(own.levels[delay_by])
+        self.feedback = Feedback(Delays(float(window), groups, delays), pending)
+        self.snapshot = 0
+        self.decisions = 0
+        self.values: pd.DataFrame | None = None
+        self._bind()
+        self.set_values(values)
+
+    def _bind(self) -> None:
+        """Set what follows from the catalogue; forget what was worked out of the old one."""
+        own = self.catalogue
+        if self.category is None:
+            self._category, self._categories = np.zeros(own.size, np.int64), 1
+        else:
+            self._category = own.codes[self.category]
+            self._categories = len(own.levels[self.category])
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was worked out of the posterior and the items: they are others now."""
+        self._now: Snapshot | None = None
+
+    @property
+    def current(self) -> Snapshot:
+        """What decides until the next batch."""
+        if self._now is None:
+            waiting = self.feedback.open(self._group_codes())
+            cells = None if waiting is None else self._cells(waiting)
+            self._now = Snapshot(
+                self.snapshot, self.model.with_open(cells, seed=self.seed), self.catalogue,
+                self.terms, self.item_values, self._category, self._categories, slots=self.slots,
+                draws=self.draws, diversity=self.diversity, explore=self.explore, seed=self.seed,
+            )  # fmt: skip
+        return self._now
+
+    # -- what a click is worth
+
+    def set_values(self, values: pd.DataFrame | None) -> Callouts:
+        """Say what a click is worth; return the policy. Columns: see ``values`` of the class."""
+        from dynchoice.callouts.values import value_table
+
+        self._value_of = None if values is None else value_table(values, self)
+        self.values = values
+        self.refresh()
+        return self
+
+    def item_values(self, code: int) -> FloatArray:
+        """Return what a click on each item is worth in a context, shape (I,)."""
+        if self._value_of is None:
+            return np.ones(self.catalogue.size)
+        return self._value_of(code)
+
+    # -- learning
+
+    def learn(
+        self,
+        impressions: pd.DataFrame | None,
+        clicks: pd.DataFrame | None = None,
+        *,
+        batch: str,
+        now: Any = None,
+    ) -> Learned:
+        """Learn a batch of feedback, once: a batch that was learned changes nothing.
+
+        Parameters
+        ----------
+        impressions : pandas.DataFrame, optional
+            What was shown since the last batch: ``impression`` (a key), ``item``, ``time``, the
+            context's columns, ``slot`` where there are several, and optionally ``clicked_at``.
+        clicks : pandas.DataFrame, optional
+            ``impression`` and ``time`` of clicks, also on impressions of earlier batches.
+        batch : str
+            Names the batch, e.g. its date.
+        now : number or date, optional
+            Until when clicks are known. Default: the last time in the batch.
+
+        Returns
+        -------
+        Learned
+            Counts of what was learned, is pending, came too late or could not be matched.
+
+        Raises
+        ------
+        DataError
+            The batch was learned with other content; keys repeat; clicks before their impression.
+        """
+        coded = None if impressions is None else self._coded(impressions)
+        told = self.feedback.take(
+            batch, coded, clicks, None if now is None else as_time(now),
+            self.model.forget, self._group_codes(),
+        )  # fmt: skip
+        if told.repeated:
+            return told
+        self.model.learn(self._cells(self.feedback.settled()), seed=self.seed)
+        self.feedback.clear()
+        self.snapshot += 1
+        self.refresh()
+        return told
+
+    def learn_prior(self, method: str = "moments", **options: Any) -> MetaPrior:
+        """Learn the prior from what the policy has seen, and replay the data under it.
+
+        Options: see :meth:`MetaPrior.learn`. New items start from their group's prior.
+        """
+        prior = MetaPrior.learn(self.model, method, **options)
+        self.model.set_prior(prior)
+        self.snapshot += 1
+        self.refresh()
+        return prior
+
+    @property
+    def posterior(self) -> Gaussian:
+        """What is known of the weights, open impressions taken into account."""
+        return self.current.posterior
+
+    def _group_codes(self) -> IntArray:
+        """Return the group of delays of each item."""
+        if self.delay_by is None:
+            return np.zeros(self.catalogue.size, np.int64)
+        return self.catalogue.codes[self.delay_by]
+
+    def _coded(self, df: pd.DataFrame) -> dict[str, AnyArray]:
+        """Return impressions as arrays of codes."""
+        needed = ["impression", "item", "time"]
+        missing = [c for c in needed if c not in df.columns]
+        if missing:
+            raise ColumnError(
+                f"impressions lack the column {missing[0]!r}.{suggest(missing[0], df.columns)}"
+            )
+        return {
+            "impression": df["impression"].to_numpy(),
+            "item": self.catalogue.item_codes(df["item"].to_numpy()),
+            "time": as_times(df["time"], "time"),
+            "context": self.context_codes(df),
+            "slot": self._slot_codes(df),
+            "clicked": as_times(df["clicked_at"], "clicked_at")
+            if "clicked_at" in df
+            else np.full(len(df), np.nan),
+        }
+
+    def context_codes(self, df: pd.DataFrame) -> IntArray:
+        """Return the code of each row's context."""
+        if self.context is None:
+            return np.zeros(len(df), np.int64)
+        return self.context.codes(df)
+
+    def _slot_codes(self, df: pd.DataFrame) -> IntArray:
+        if self.slots == 1:
+            return np.zeros(len(df), np.int64)
+        if SLOT not in df.columns:
+            raise ColumnError(f"impressions lack the column 'slot' (1 to {self.slots})")
+        return code_labels(df[SLOT].to_numpy(), range(1, self.slots + 1), "column 'slot'")
+
+    def _cells(self, rows: dict[str, AnyArray]) -> Cells:
+        """Return cells of coded rows with their outcomes."""
+        ccode = self.terms.context_codes(rows["context"], rows["slot"])
+        icode = self.terms.item_codes(self.catalogue.codes)
+        index = self.terms.index(icode[rows["item"]], ccode)
+        return Cells(index, np.ones(index.shape), rows["outcomes"], rows["due"])
+
+    # -- deciding
+
+    def decide(
+        self,
+        members: pd.DataFrame,
+        *,
+        now: Any = None,
+        blocked: pd.DataFrame | None = None,
+        weights: Any = None,
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> pd.DataFrame:
+        """Choose callouts for members.
+
+        Parameters
+        ----------
+        members : pandas.DataFrame
+            A column ``member`` (or the index) and the context's columns.
+        now : number or date, optional
+            Needed where items have dates.
+        blocked : pandas.DataFrame, optional
+            ``member`` and ``item``: what may not be shown (:meth:`capped` makes it from a log).
+        weights : pandas.DataFrame or array (members, categories), optional
+            Personal weights of categories (:meth:`category_weights`). Default: one.
+        seed : int, optional
+            Default: another one at each call, kept with the policy.
+        progress : callable, optional
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each member and slot filled: ``member``, ``slot``, ``item``, ``propensity``
+            (of the item in the slot), ``slate_propensity`` (of the whole slate), ``probability`` of
+            a click (posterior mean), ``snapshot`` of the policy.
+        """
+        import pandas as pd
+
+        when = None if now is None else as_time(now)
+        names = members["member"].to_numpy() if "member" in members else members.index.to_numpy()
+        codes = self.context_codes(members)
+        rng = np.random.default_rng([self.seed, self.decisions if seed is None else seed])
+        draw = rng.integers(0, self.draws, len(members))
+        start, taken = blocked_items(self.catalogue, names, blocked)
+        table = weight_table(self.catalogue, self.category, weights, names)
+        rules = Rules(codes, draw, start, taken, table)
+        parts = []
+        for begin in range(0, len(members), CHUNK):
+            end = min(begin + CHUNK, len(members))
+            parts.append(self.current.decide(rules.part(begin, end), when))
+            if progress is not None:
+                progress(end, len(members), "decided")
+        self.decisions += 1
+        empty = [np.zeros((0, self.slots), np.int64), np.zeros((0, self.slots)), np.zeros(0)]
+        out, shares, whole = (
+            np.concatenate(x) for x in (zip(*parts, strict=True) if parts else [[e] for e in empty])
+        )
+        filled = out >= 0
+        row, slot = np.nonzero(filled)
+        item = out[filled]
+        return pd.DataFrame(
+            {
+                "member": names[row],
+                "slot": slot + 1,
+                "item": pd.Index(list(self.catalogue.items)).take(item),
+                "propensity": shares[filled],
+                "slate_propensity": whole[row],
+                "probability": self.current.probability(item, codes[row]),
+                "snapshot": self.snapshot,
+            }
+        )
+
+    def decide_one(
+        self, *, now: Any = None, draw: int | None = None, **context: Any
+    ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+        """Return the slate for one member and the items' propensities.
+
+        In a context that was asked for before (or :meth:`prepare`-d) since the last batch it is a
+        lookup; :meth:`best` scans all items under one draw.
+        """
+        code = self._code(context)
+        if draw is None:
+            draw = int(np.random.default_rng([self.seed, self.decisions]).integers(self.draws))
+            self.decisions += 1
+        slates, shares, _ = self.current.slates(code, None if now is None else as_time(now))
+        kept = slates[draw] >= 0
+        items = tuple(self.catalogue.items[i] for i in slates[draw][kept])
+        return items, tuple(shares[draw][kept].tolist())
+
+    def _code(self, context: Mapping[str, Any]) -> int:
+        """Return the code of one context said by name."""
+        axes = () if self.context is None else self.context.names
+        for name in (*context, *axes):
+            if name not in axes or name not in context:
+                raise SpecificationError(
+                    f"the context is {', '.join(axes) or 'empty'}; got {', '.join(context)}."
+                    f"{suggest(name, axes)}"
+                )
+        if self.context is None:
+            return 0
+        where = tuple(self.context.level_code(n, context[n]) for n in axes)
+        return int(np.ravel_multi_index(where, self.context.shape))
+
+    def best(self, code: int, draw: int, out: FloatArray | None = None) -> int:
+        """Return the item that one draw of the weights ranks first of all in a context.
+
+        Scans every item, eligible or not: the price of a decision that nothing was prepared for.
+        """
+        scores = np.empty(self.catalogue.size) if out is None else out
+        return int(self.current.scores(code, draw, scores).argmax())
+
+    def prepare(self, members: pd.DataFrame, *, now: Any = None) -> Callouts:
+        """Work out the shortlists of the contexts of a table beforehand; return the policy."""
+        when = None if now is None else as_time(now)
+        for code in np.unique(self.context_codes(members)):
+            self.current.slates(int(code), when)
+        return self
+
+    def slates(self, code: int, when: float | None = None) -> IntArray:
+        """Return the slate (R, slots) of each draw in a context, without personal rules."""
+        return self.current.slates(code, when).items
+
+    def propensity(self, members: pd.DataFrame, items: Any, *, now: Any = None) -> FloatArray:
+        """Return the probability (n,) that the policy now would show each member an item first.
+
+        For one slot without caps: the target policy's probabilities in off-policy evaluation.
+        """
+        when = None if now is None else as_time(now)
+        codes = self.context_codes(members)
+        item = self.catalogue.item_codes(items)
+        out = np.empty(len(codes))
+        for code in np.unique(codes):
+            first = self.first_choice(int(code), when)
+            of = codes == code
+            out[of] = first[item[of]]
+        return out
+
+    def first_choice(self, code: int, when: float | None = None) -> FloatArray:
+        """Return the probability (I,) that each item is shown first in a context."""
+        return self.current.first_choice(code, when)
+
+    # -- scoring
+
+    def score(self, members: pd.DataFrame, items: Any = None) -> FloatArray:
+        """Return probabilities of a click on the first slot.
+
+        Parameters
+        ----------
+        members : pandas.DataFrame
+            The context's columns.
+        items : array (n,), optional
+            One a row: probabilities (n,). Default: every item for every row, (n, I).
+        """
+        codes = self.context_codes(members)
+        if items is not None:
+            return self.current.probability(self.catalogue.item_codes(items), codes)
+        n, size = len(codes), self.catalogue.size
+        every = np.tile(np.arange(size), n)
+        return self.current.probability(every, np.repeat(codes, size)).reshape(n, size)
+
+    # -- rules and personal weights
+
+    def capped(self, log: pd.DataFrame, now: Any) -> pd.DataFrame:
+        """Return ``member`` and ``item`` pairs that have reached the item's cap.
+
+        ``log`` has ``member``, ``item`` and ``time`` of impressions; those of the last
+        ``cap_window`` days count.
+        """
+        return capped_pairs(self.catalogue, log, as_time(now) - self.cap_window)
+
+    def category_weights(self, log: pd.DataFrame, *, strength: float = 5.0) -> pd.DataFrame:
+        """Return personal weights of categories from clicks: Dirichlet means, times their number.
+
+        ``log`` has ``member`` and ``item`` of clicks. A member's share of clicks is drawn towards
+        everyone's by ``strength`` clicks; weights average one over categories.
+        """
+        return dirichlet_weights(self.catalogue, self.category, log, strength)
+
+    # -- the catalogue changes
+
+    def add(self, items: pd.DataFrame) -> Callouts:
+        """Add items; what is known stays, new ones start from their group's prior."""
+        old = self.terms
+        self.catalogue = self.catalogue.extended(items)
+        self.terms = Terms(old.names, self.catalogue.levels, self.context, self.slots)
+        self.model.remap(old.moved_to(self.terms), self.terms.groups)
+        if self.delay_by is not None:
+            self.feedback.delays.grown(len(self.catalogue.levels[self.delay_by]))
+        self._bind()
+        return self.set_values(self.values)
+
+    def end(self, items: Any, when: Any) -> Callouts:
+        """Take items out of the page from a time on; what was learned of them stays."""
+        labels = check_labels([items] if isinstance(items, str) else items, "items to end")
+        self.catalogue = self.catalogue.ended(labels, as_time(when, "when"))
+        self._bind()
+        return self
+
+    # -- the state
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole state to one file: arrays and JSON, no pickle; whole or not at all."""
+        from dynchoice.callouts.state import tree_of
+
+        return save_tree(path, KIND, tree_of(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Callouts:
+        """Return the policy that :meth:`save` wrote.
+
+        Raises
+        ------
+        StorageError
+            No such file; damaged; another kind of object.
+        """
+        from dynchoice.callouts.state import policy_of
+
+        return policy_of(load_tree(path, KIND))
+
+    def __repr__(self) -> str:
+        seen = f"{self.model.impressions:,.0f} impressions, {self.model.clicks:,.0f} clicks"
+        return (
+            f"Callouts({self.catalogue.size:,} items, {self.terms.size:,} features, {seen}, batch"
+            f" {self.model.batches})"
+        )

@@ -1,0 +1,217 @@
+"""Catalogue: the callouts there are, who may see them, when, and how often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
+from dynchoice.panel.states import StateSpace, code_labels, plain
+from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ITEM, STARTS, ENDS, CAP, FOR = "item", "starts", "ends", "cap", "for_"
+RESERVED = (STARTS, ENDS, CAP)
+
+
+class Catalogue:
+    """The callouts, checked.
+
+    Parameters
+    ----------
+    items : pandas.DataFrame
+        A column ``item`` (distinct labels) and attributes, whose distinct values become levels.
+        Optional columns: ``starts`` and ``ends`` (available from, and before); ``cap`` (most
+        impressions a member may have within the policy's cap window); ``for_COLUMN``: levels of a
+        context column that may see it, ``"monthly|annual"`` or a list, empty for all.
+    context : StateSpace, optional
+
+    Raises
+    ------
+    ColumnError, DataError
+        No column ``item``; repeated or missing labels; a rule that names an unknown column or
+        level.
+    """
+
+    def __init__(self, items: pd.DataFrame, context: StateSpace | None) -> None:
+        columns = getattr(items, "columns", ())
+        if ITEM not in columns:
+            raise ColumnError(f"the catalogue needs a column {ITEM!r}.{suggest(ITEM, columns)}")
+        if not len(items):
+            raise DataError("the catalogue has no items")
+        self.frame = items.reset_index(drop=True)
+        self.context = context
+        labels = [plain(x) for x in _present(self.frame[ITEM], ITEM)]
+        twice = sorted({str(x) for x in labels if labels.count(x) > 1}) if len(
+            set(labels)) < len(labels) else []  # fmt: skip
+        if twice:
+            raise DataError(f"{len(twice):,} items are in the catalogue twice: {first_few(twice)}")
+        self.items = tuple(labels)
+        attributes = [
+            c for c in self.frame.columns if c not in RESERVED and not str(c).startswith(FOR)
+        ]
+        self.levels: dict[str, tuple[Level, ...]] = {}
+        self.codes: dict[str, IntArray] = {}
+        for c in attributes:
+            values = [plain(x) for x in _present(self.frame[c], c)]
+            self.levels[c] = tuple(dict.fromkeys(values))
+            self.codes[c] = code_labels(np.array(values, object), self.levels[c], f"column {c!r}")
+        self.starts = as_times(self.frame[STARTS], STARTS) if STARTS in self.frame else None
+        self.ends = as_times(self.frame[ENDS], ENDS) if ENDS in self.frame else None
+        self.caps = self._caps()
+        self.rules = {
+            str(c)[len(FOR) :]: self._rule(str(c)) for c in self.frame if str(c).startswith(FOR)
+        }
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return len(self.items)
+
+    def _caps(self) -> FloatArray:
+        """Return each item's cap (inf where it has none)."""
+        if CAP not in self.frame:
+            return np.full(self.size, np.inf)
+        try:
+            caps = self.frame[CAP].to_numpy(float, na_value=np.nan)
+        except (TypeError, ValueError):
+            raise DataError("column 'cap' must hold numbers of impressions") from None
+        caps = np.where(np.isnan(caps), np.inf, caps)
+        bad = np.flatnonzero(caps < 1)
+        if len(bad):
+            raise DataError(
+                f"{len(bad):,} items have a cap below 1"
+                f" ({first_few([str(self.items[i]) for i in bad])}): take them out, or end them"
+            )
+        return caps
+
+    def _rule(self, column: str) -> BoolArray:
+        """Return which levels of a context column may see each item, shape (I, levels)."""
+        name = column[len(FOR) :]
+        axes = () if self.context is None else self.context.names
+        if self.context is None or name not in axes:
+            raise ColumnError(
+                f"the catalogue's column {column!r} needs {name!r} in the context."
+                f"{suggest(name, axes)}"
+            )
+        levels = self.context.axes[name]
+        texts = {str(x): i for i, x in enumerate(levels)}
+        out = np.zeros((self.size, len(levels)), bool)
+        for i, told in enumerate(self.frame[column]):
+            if isinstance(told, list | tuple | np.ndarray):
+                wanted = [str(x) for x in told]
+            elif told is None or told != told or str(told).strip() == "":
+                out[i] = True
+                continue
+            else:
+                wanted = [x.strip() for x in str(told).split("|")]
+            unknown = [x for x in wanted if x not in texts]
+            if unknown:
+                raise DataError(
+                    f"item {self.items[i]!r}: {column} names {unknown[0]!r}, no level of {name!r}."
+                    f"{suggest(unknown[0], texts)} Levels: {first_few(list(texts), 8)}"
+                )
+            out[i, [texts[x] for x in wanted]] = True
+        return out
+
+    def item_codes(self, labels: Any, what: str = "column 'item'") -> IntArray:
+        """Return the place of each item label."""
+        return code_labels(np.asarray(labels, object), self.items, what)
+
+    def open_at(self, now: float | None) -> BoolArray:
+        """Return which items are available at a time (all, where no time is given)."""
+        out = np.ones(self.size, bool)
+        if now is None:
+            if self.starts is not None or self.ends is not None:
+                raise SpecificationError("items have dates (starts, ends): say now=")
+            return out
+        if self.starts is not None:
+            out &= ~(self.starts > now)
+        if self.ends is not None:
+            out &= ~(self.ends <= now)
+        return out
+
+    def eligible(self, code: int) -> BoolArray:
+        """Return which items a member in a context may see."""
+        out = np.ones(self.size, bool)
+        if self.context is not None and self.rules:
+            at = dict(zip(self.context.names, np.unravel_index(code, self.context.shape),
+                          strict=True))  # fmt: skip
+            for name, table in self.rules.items():
+                out &= table[:, int(at[name])]
+        return out
+
+    def extended(self, items: pd.DataFrame) -> Catalogue:
+        """Return the catalogue with more items after the old ones.
+
+        Raises
+        ------
+        DataError
+            An item is there already, or a column is missing.
+        """
+        import pandas as pd
+
+        if ITEM not in items.columns:
+            raise ColumnError(f"new items need a column {ITEM!r}")
+        known = set(self.items)
+        there = [str(x) for x in items[ITEM] if x in known]
+        if there:
+            raise DataError(f"{len(there):,} items are in the catalogue: {first_few(there)}")
+        missing = [c for c in self.levels if c not in items.columns]
+        if missing:
+            raise ColumnError(f"new items lack the column {missing[0]!r}")
+        frames = [self.frame, items.reindex(columns=self.frame.columns)]
+        return Catalogue(pd.concat(frames, ignore_index=True), self.context)
+
+    def ended(self, labels: Any, when: float) -> Catalogue:
+        """Return the catalogue in which some items are available only before ``when``."""
+        at = self.item_codes(labels, "items to end")
+        frame = self.frame.copy()
+        ends = np.full(self.size, np.inf) if self.ends is None else self.ends.copy()
+        ends[at] = np.minimum(ends[at], when)
+        frame[ENDS] = ends
+        return Catalogue(frame, self.context)
+
+
+def _present(column: pd.Series, name: str) -> list[Any]:
+    """Return a column's values; none may be missing."""
+    gaps = np.flatnonzero(column.isna().to_numpy())
+    if len(gaps):
+        raise DataError(
+            f"the catalogue's column {name!r} is empty in {len(gaps):,} rows (first: row {gaps[0]})"
+        )
+    return list(column)
+
+
+def as_times(values: Any, what: str) -> FloatArray:
+    """Return times as days: numbers as they are, dates as days since 1970; missing ones NaN.
+
+    Raises
+    ------
+    DataError
+        Neither numbers nor dates.
+    """
+    import pandas as pd
+
+    column = pd.Series(values)
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
+        raise DataError(f"{what!r} must hold times: numbers of days, or dates")
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(float, na_value=np.nan)
+    try:
+        stamps = pd.to_datetime(column, utc=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what!r} must hold times: numbers of days, or dates ({error})") from None
+    days = (stamps - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+    return days.to_numpy(float, na_value=np.nan)
+
+
+def as_time(value: Any, what: str = "now") -> float:
+    """Return one time in days; see :func:`as_times`."""
+    time = float(as_times([value], what)[0])
+    if not np.isfinite(time):
+        raise DataError(f"{what} is {value!r}: a number of days or a date is needed")
+    return time

@@ -1,0 +1,103 @@
+"""What is one member's own: callouts not to be shown again, and weights of categories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.callouts.catalogue import Catalogue, as_times
+from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
+from dynchoice.typing import AnyArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises
+    ------
+    ColumnError
+        The first one missing.
+    """
+    for c in columns:
+        if c not in frame.columns:
+            raise ColumnError(f"{what} lacks the column {c!r}.{suggest(c, frame.columns)}")
+
+
+def capped_pairs(catalogue: Catalogue, log: pd.DataFrame, since: float) -> pd.DataFrame:
+    """Return ``member``, ``item`` whose impressions since a time have reached the item's cap."""
+    import pandas as pd
+
+    need(log, ("member", "item", "time"), "the log")
+    recent = as_times(log["time"], "time") >= since
+    item = catalogue.item_codes(log["item"].to_numpy()[recent])
+    pairs = pd.DataFrame({"member": log["member"].to_numpy()[recent], "item": item})
+    seen = pairs.groupby(["member", "item"], sort=False).size().reset_index(name="n")
+    full = seen[seen["n"].to_numpy() >= catalogue.caps[seen["item"].to_numpy(np.int64)]]
+    labels = pd.Index(list(catalogue.items)).take(full["item"].to_numpy(np.int64))
+    return pd.DataFrame({"member": full["member"].to_numpy(), "item": labels})
+
+
+def dirichlet_weights(
+    catalogue: Catalogue, category: str | None, log: pd.DataFrame, strength: float
+) -> pd.DataFrame:
+    """Return each member's weights of categories (Teo et al. 2016), from clicks."""
+    import pandas as pd
+
+    if category is None:
+        raise SpecificationError("members' weights need category=, a column of the catalogue")
+    if not strength > 0:
+        raise SpecificationError(f"strength={strength!r}: a positive number of clicks")
+    need(log, ("member", "item"), "the log")
+    levels = list(catalogue.levels[category])
+    codes = catalogue.codes[category][catalogue.item_codes(log["item"].to_numpy())]
+    names, row = np.unique(log["member"].to_numpy(), return_inverse=True)
+    counts = np.zeros((len(names), len(levels)))
+    np.add.at(counts, (row.reshape(-1), codes), 1.0)
+    common = counts.sum(axis=0) + 1.0
+    share = counts + strength * common / common.sum()
+    share /= share.sum(axis=1, keepdims=True)
+    return pd.DataFrame(share * len(levels), index=names, columns=levels)
+
+
+def weight_table(
+    catalogue: Catalogue, category: str | None, weights: Any, names: AnyArray
+) -> FloatArray:
+    """Return weights (members, categories); members that are not in the table weigh all alike."""
+    C = 1 if category is None else len(catalogue.levels[category])
+    if weights is None:
+        return np.ones((len(names), C))
+    if hasattr(weights, "columns"):
+        if category is None:
+            raise SpecificationError("weights need category=, a column of the catalogue")
+        levels = list(catalogue.levels[category])
+        need(weights, tuple(levels), "the table of weights")  # type: ignore[arg-type]
+        table = weights[levels].reindex(names).fillna(1.0).to_numpy(float)
+    else:
+        table = np.asarray(weights, float)
+    if table.shape != (len(names), C):
+        raise SpecificationError(f"weights are {table.shape}; needed: {(len(names), C)}")
+    if not np.isfinite(table).all() or (table < 0).any():
+        raise DataError("weights of categories must be numbers of at least 0")
+    return np.ascontiguousarray(table)
+
+
+def blocked_items(catalogue: Catalogue, names: AnyArray, blocked: Any) -> tuple[IntArray, IntArray]:
+    """Return what each member may not see: positions (n + 1,) into item codes."""
+    import pandas as pd
+
+    if blocked is None or not len(blocked):
+        return np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int64)
+    need(blocked, ("member", "item"), "the table of blocked items")
+    index = pd.Index(names)
+    if not index.is_unique:
+        raise DataError("members repeat: with blocked items each may be asked for once")
+    row = index.get_indexer(pd.Index(blocked["member"].to_numpy()))
+    item = catalogue.item_codes(blocked["item"].to_numpy(), "blocked items")
+    row, item = row[row >= 0], item[row >= 0]
+    order = np.argsort(row, kind="stable")
+    counts = np.bincount(row, minlength=len(names))
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), item[order]

@@ -1,0 +1,384 @@
+"""MetaPrior: how much weights of a feature group differ, learned from the model's own data.
+
+Empirical Bayes after Nabi, Nassif, Hong, Mamani and Imbens (2022); papers.md 2. What the data say
+of a weight is taken from the likelihood alone (posterior less prior), since posterior means are
+shrunk already. Then the data are replayed under the prior learned (``Probit.set_prior``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.callouts.probit import Likelihood, Probit, checked_prior
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEARNERS = ("moments", "em", "james-stein")
+FLOOR = 1e-4
+"""Least variance of a group: below it weights are one number, and exploration ends."""
+LEAST_PRECISION = 1e-8
+REPLAYS, EM_STEPS, SETTLED = 50, 2000, 1e-3
+
+
+@dataclass(frozen=True)
+class MetaPrior:
+    """Prior means and variances by feature group.
+
+    Attributes
+    ----------
+    moments : dict
+        Group -> (mean, variance); what :class:`Probit` takes as ``prior``.
+    method : str
+        ``"moments"``, ``"em"``, ``"james-stein"`` or ``"fixed"``.
+    raw : dict
+        Group -> variance as estimated, before flooring: unbiased by moments, so it can be negative.
+    std_errors : dict
+        Group -> standard error of that variance (NaN where none is known).
+    weights : dict
+        Group -> number of weights that the data say something of.
+    learned_means : tuple of str
+        Groups whose mean was learned.
+    replays : int
+        Times the data were replayed.
+    converged : bool
+
+    Examples
+    --------
+    >>> MetaPrior.fixed({"1": (-1.6, 1.0), "item": 0.04}).moments["item"]
+    (0.0, 0.04)
+    """
+
+    moments: dict[str, tuple[float, float]]
+    method: str
+    raw: dict[str, float]
+    std_errors: dict[str, float]
+    weights: dict[str, int]
+    learned_means: tuple[str, ...] = ()
+    replays: int = 0
+    converged: bool = True
+
+    @classmethod
+    def fixed(cls, moments: Mapping[str, Any]) -> MetaPrior:
+        """Return a prior as given: group -> variance or (mean, variance)."""
+        told = checked_prior(moments, tuple(moments))
+        return cls(told, "fixed", {g: v for g, (_, v) in told.items()}, {}, {})
+
+    @classmethod
+    def learn(
+        cls,
+        model: Probit,
+        method: str = "moments",
+        *,
+        groups: Sequence[str] | None = None,
+        means: Sequence[str] | str = "identified",
+        floor: float = FLOOR,
+        replays: int = REPLAYS,
+    ) -> MetaPrior:
+        """Learn a prior from what a model has seen; the model stays as it is.
+
+        Parameters
+        ----------
+        model : Probit
+        method : str
+            ``"moments"``: spread of the estimates less their sampling variance (papers.md 2; with
+            ``joint`` models by quadratic forms that take covariances into account, so that features
+            that always come together do no harm). ``"em"``: maximum of the marginal likelihood.
+            ``"james-stein"``: what positive-part shrinkage implies, one number a group.
+        groups : sequence of str, optional
+            Groups to learn. Default: all with at least two weights. The others
+            keep the model's prior.
+        means : "identified" or sequence of str
+            Groups whose mean is learned too; others' are 0. A mean is identified if the group is
+            not always as active as groups before it together (dummies of all levels beside an
+            intercept have none).
+        floor : float
+            Least variance.
+        replays : int
+            Most replays of the data under the prior learned, for what of the likelihood depends on
+            where it is looked at. ``adf`` keeps no rows: its likelihood is what it is.
+
+        Returns
+        -------
+        MetaPrior
+
+        Raises
+        ------
+        SpecificationError
+            Unknown method or group, or nothing learned yet.
+        """
+        if method not in LEARNERS:
+            raise SpecificationError(
+                f"method {method!r} is unknown.{suggest(method, LEARNERS)} There are"
+                f" {', '.join(LEARNERS)}; and MetaPrior.fixed"
+            )
+        if not model.impressions:
+            raise SpecificationError(
+                "the model has seen no data: a prior cannot be learned of none"
+            )
+        wanted = chosen_groups(model, groups)
+        with_mean = tuple(
+            g for g in wanted if g in (identified_means(model) if means == "identified" else means)
+        )
+        own = Probit.from_tree(model.to_tree())
+        moments = dict(model.prior)
+        learner = {"moments": by_moments, "em": by_em, "james-stein": by_james_stein}[method]
+        done, change, found = 0, np.inf, {}
+        while change > SETTLED and done < max(1, replays):
+            found = learner(own, wanted, with_mean)
+            new = dict(moments)
+            for g, (mean, raw, _) in found.items():
+                new[g] = (mean, max(raw, floor))
+            change = largest_change(moments, new)
+            moments = new
+            if change > SETTLED:
+                own.set_prior(moments)
+            done += 1
+            if model.method == "adf" and method != "moments":
+                change = 0.0
+        told = own.likelihood()
+        known = np.diag(told.precision) if told.joint else told.precision
+        informed = {
+            g: int((known[model.group == i] > LEAST_PRECISION).sum())
+            for i, g in enumerate(model.groups)
+        }
+        return cls(
+            moments,
+            method,
+            {g: raw for g, (_, raw, _) in found.items()},
+            {g: se for g, (_, _, se) in found.items()},
+            informed,
+            with_mean,
+            done,
+            change <= SETTLED,
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Group by group: mean, variance used, variance as estimated, its error, weights."""
+        import pandas as pd
+
+        rows = {
+            g: {
+                "mean": mean,
+                "variance": variance,
+                "as estimated": self.raw.get(g, np.nan),
+                "std. error": self.std_errors.get(g, np.nan),
+                "weights": self.weights.get(g, 0),
+                "learned": self.method != "fixed" and g in self.raw,
+            }
+            for g, (mean, variance) in self.moments.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
+
+    def __str__(self) -> str:
+        end = "" if self.converged else f"\nNOT CONVERGED after {self.replays} replays"
+        return f"Prior by {self.method}\n{self.table.to_string(float_format='%.4g')}{end}"
+
+
+Found = dict[str, tuple[float, float, float]]
+"""Group -> (mean, variance as estimated, its standard error)."""
+
+
+def chosen_groups(model: Probit, groups: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the groups to learn."""
+    size = np.bincount(model.group, minlength=len(model.groups))
+    if groups is None:
+        return tuple(g for g, n in zip(model.groups, size, strict=True) if n >= 2)
+    for g in groups:
+        if g not in model.groups:
+            raise SpecificationError(
+                f"there is no feature group {g!r}.{suggest(g, model.groups)} Groups:"
+                f" {', '.join(model.groups)}"
+            )
+        if size[model.groups.index(g)] < 2:
+            raise SpecificationError(f"the group {g!r} has one weight: no variance to learn")
+    return tuple(groups)
+
+
+def identified_means(model: Probit) -> tuple[str, ...]:
+    """Return the groups whose mean the rows seen can tell from the groups before it.
+
+    Groups with one weight come first: an intercept takes what is common.
+    """
+    size = np.bincount(model.group, minlength=len(model.groups))
+    order = [*np.flatnonzero(size == 1), *np.flatnonzero(size > 1)]
+    gram = model.together
+    found: list[str] = []
+    basis: list[int] = []
+    for c in order:
+        rest = gram[c, c]
+        if basis:
+            at = np.array(basis)
+            row = gram[c][at]
+            rest -= row @ np.linalg.lstsq(gram[np.ix_(at, at)], row, rcond=None)[0]
+        if rest > 1e-6 * max(gram[c, c], 1e-300):
+            basis.append(int(c))
+            if size[c] > 1:
+                found.append(model.groups[c])
+    return tuple(found)
+
+
+def largest_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """Return the largest change of a prior: variances relatively, means in standard deviations."""
+    moves = [0.0]
+    for g, (mean, variance) in new.items():
+        moves.append(abs(np.log(variance / old[g][1])))
+        moves.append(abs(mean - old[g][0]) / np.sqrt(variance))
+    return float(max(moves))
+
+
+def estimates_of(likelihood: Likelihood, which: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return estimates and sampling variances of weights that the data tell of (papers.md 2)."""
+    p, h = likelihood.precision[which], likelihood.shift[which]
+    told = p > LEAST_PRECISION
+    return h[told] / p[told], 1 / p[told]
+
+
+def moment_variance(
+    estimate: FloatArray, variance: FloatArray, with_mean: bool, guess: float
+) -> tuple[float, float, float]:
+    """Return mean, variance of the true weights (unbiased) and its standard error.
+
+    Weights ``1 / (s_i^2 + guess)``; if all ``s_i`` are equal it is the spread of the estimates less
+    ``s^2`` (papers.md 2; DerSimonian and Laird 1986 for unequal ones). Without a mean to learn it
+    is 0.
+    """
+    w = 1 / (variance + guess)
+    total = w.sum()
+    mean = float(w @ estimate / total) if with_mean else 0.0
+    q = w @ (estimate - mean) ** 2
+    noise = w @ variance - (w @ (w * variance) / total if with_mean else 0.0)
+    scale = total - (w @ w / total if with_mean else 0.0)
+    tau2 = float((q - noise) / scale)
+    spread = (variance + max(tau2, 0.0)) * w
+    return mean, tau2, float(np.sqrt(2 * (spread @ spread)) / scale)
+
+
+def by_moments(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
+    """Return what moments say of each group."""
+    told = model.likelihood()
+    if told.joint:
+        return quadratic_forms(model, told, groups, with_mean)
+    out: Found = {}
+    for g in groups:
+        at = np.flatnonzero(model.group == model.groups.index(g))
+        estimate, variance = estimates_of(told, at)
+        mean = g in with_mean
+        if len(estimate) > int(mean):
+            out[g] = moment_variance(estimate, variance, mean, model.prior[g][1])
+    return out
+
+
+def quadratic_forms(
+    model: Probit, told: Likelihood, groups: Sequence[str], with_mean: Sequence[str]
+) -> Found:
+    """Return variances by expected quadratic forms under the current ones as weights (MINQUE).
+
+    With likelihood precision ``L`` and prior variances ``T``: ``A = L (I + T L)^{-1}``, of which
+    group ``c`` has ``E[r_c' r_c] = tr_c(A) - ...`` linear in the variances; solving is unbiased for
+    any ``T``, also where ``L`` is singular. At a fixed point it is restricted maximum likelihood.
+    """
+    L, T = told.precision, model.prior_moments()[1]
+    n = len(T)
+    # prior means of groups not learned stay: take them out of the shift
+    m0 = np.where(np.isin(model.group, [model.groups.index(g) for g in groups]), 0.0,
+                  model.prior_moments()[0])  # fmt: skip
+    h = told.shift - L @ m0
+    inverse = np.linalg.inv(np.eye(n) + T[:, None] * L)
+    A = L @ inverse
+    A = 0.5 * (A + A.T)
+    r = inverse.T @ h  # (I + L T)^{-1} h
+    indicator = {g: (model.group == model.groups.index(g)).astype(float) for g in groups}
+    mean = dict.fromkeys(groups, 0.0)
+    if with_mean:
+        Z = np.stack([indicator[g] for g in with_mean], axis=1)
+        inner = Z.T @ A @ Z
+        solved = np.linalg.solve(inner, Z.T @ r)
+        mean.update(zip(with_mean, solved.tolist(), strict=True))
+        r = r - A @ (Z @ solved)
+        A = A - A @ Z @ np.linalg.solve(inner, Z.T @ A)
+    square = A * A
+    M = np.array([[indicator[c] @ square @ indicator[d] for d in groups] for c in groups])
+    gap = np.array([indicator[g] @ (r * r) - indicator[g] @ np.diag(A) for g in groups])
+    told_of = [k for k in range(len(groups)) if M[k, k] > 1e-12 * max(M.max(), 1e-300)]
+    inside = np.ix_(told_of, told_of)
+    step = np.linalg.lstsq(M[inside], gap[told_of], rcond=None)[0]
+    error = np.sqrt(np.maximum(np.diag(2 * np.linalg.pinv(M[inside])), 0))
+    return {
+        groups[k]: (mean[groups[k]], model.prior[groups[k]][1] + float(step[i]), float(error[i]))
+        for i, k in enumerate(told_of)
+    }
+
+
+def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
+    """Return the maximum of the marginal likelihood, by EM on the Gaussian likelihood.
+
+    ``tau_c^2 = mean_i [(m_i - mu_c)^2 + v_i]`` and ``mu_c = mean_i m_i`` over the posterior.
+    """
+    told = model.likelihood()
+    m0, v0 = model.prior_moments()
+    place = {g: np.flatnonzero(model.group == model.groups.index(g)) for g in groups}
+    if not told.joint:  # weights that the data say nothing of only slow EM down
+        place = {g: at[told.precision[at] > LEAST_PRECISION] for g, at in place.items()}
+        place = {g: at for g, at in place.items() if len(at) > 1}
+    for g, at in place.items():
+        if g not in with_mean:
+            m0[at] = 0.0
+    out: Found = {}
+    for _ in range(EM_STEPS):
+        if told.joint:
+            S = np.linalg.inv(told.precision + np.diag(1 / v0))
+            m, v = S @ (m0 / v0 + told.shift), np.diag(S)
+        else:
+            v = 1 / (1 / v0 + told.precision)
+            m = v * (m0 / v0 + told.shift)
+        change = 0.0
+        for g, at in place.items():
+            mu = float(m[at].mean()) if g in with_mean else 0.0
+            tau2 = float(((m[at] - mu) ** 2 + v[at]).mean())
+            change = max(change, abs(np.log(tau2 / v0[at[0]])))
+            m0[at], v0[at] = mu, tau2
+            out[g] = (mu, tau2, np.nan)
+        if change < 1e-5:
+            break
+    return out
+
+
+def by_james_stein(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
+    """Return the variance that positive-part James-Stein shrinkage implies in each group.
+
+    With the mean ``s^2`` of sampling variances and ``k`` weights, estimates are shrunk by
+    ``B = (k - 2) s^2 / sum (estimate - mean)^2`` (``k - 3`` with a mean; Efron and Morris 1973), as
+    they would be under variance ``s^2 (1 - B) / B``.
+    """
+    told = model.likelihood()
+    if told.joint:
+        told = Likelihood(*marginals(model))
+    out: Found = {}
+    for g in groups:
+        at = np.flatnonzero(model.group == model.groups.index(g))
+        estimate, variance = estimates_of(told, at)
+        lost = 3 if g in with_mean else 2
+        if len(estimate) <= lost:
+            continue
+        # weights that were hardly shown would make up the whole mean: harmonic, as EM's weights do
+        s2 = float(len(variance) / (1 / variance).sum())
+        w = s2 / variance
+        mean = float(w @ estimate / w.sum()) if g in with_mean else 0.0
+        spread = float(w @ (estimate - mean) ** 2)
+        out[g] = (mean, spread / (len(estimate) - lost) - s2, np.nan)
+    return out
+
+
+def marginals(model: Probit) -> tuple[FloatArray, FloatArray]:
+    """Return each weight's own likelihood in natural parameters, the others integrated out."""
+    m0, v0 = model.prior_moments()
+    own = model.posterior
+    return 1 / own.variance - 1 / v0, own.mean / own.variance - m0 / v0

@@ -1,0 +1,526 @@
+"""Bayesian probit regression with sparse features: what the probability of a click depends on.
+
+``P(click | x, w) = Phi(x'w)``, weights ``w_i ~ N(mu_c(i), tau_c(i)^2)`` by feature group ``c``
+(papers.md 2 and 3; Graepel, Candela, Borchert and Herbrich 2010 for the updates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from dynchoice import callout_kernels as kernels
+from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells
+from dynchoice.callouts.joint import Joint, joint_posterior
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.typing import FloatArray, IntArray
+
+METHODS = {
+    "adf": "assumed-density filtering: each batch once, nothing kept but means and variances",
+    "ep": "expectation propagation, factored: distinct rows kept, until nothing changes",
+    "joint": "expectation propagation with all covariances: distinct rows kept",
+}
+PASSES, TOLERANCE = 200, 1e-4
+MOST_JOINT = 5000
+MOST_PARTS = 64
+NODES, WEIGHTS = np.polynomial.hermite.hermgauss(24)
+WEIGHTS = WEIGHTS / np.sqrt(np.pi)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian belief over weights.
+
+    Attributes
+    ----------
+    mean, variance : array, shape (n,)
+    covariance : array, shape (n, n), optional
+        None where weights are independent.
+    converged : bool
+    passes : int
+        Passes over the cells that it took.
+    log_evidence : float or None
+        Of the cells, where it is known (``joint``).
+    """
+
+    mean: FloatArray
+    variance: FloatArray
+    covariance: FloatArray | None = None
+    converged: bool = True
+    passes: int = 0
+    log_evidence: float | None = None
+
+    def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """Return ``n`` draws of all weights, shape (n, features)."""
+        z = rng.standard_normal((n, len(self.mean)))
+        if self.covariance is None:
+            z *= np.sqrt(self.variance)
+        else:
+            z = z @ root(self.covariance).T
+        z += self.mean
+        return z
+
+    def moments(self, index: IntArray, value: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return mean and variance of the linear predictor of rows of features."""
+        mean, var = np.empty(len(index)), np.empty(len(index))
+        if self.covariance is None:
+            kernels.linear_moments(index, value, self.mean, self.variance, mean, var)
+        else:
+            kernels.joint_moments(index, value, self.mean, self.covariance, mean, var)
+        return mean, var
+
+
+def root(covariance: FloatArray) -> FloatArray:
+    """Return a factor ``R`` with ``R R' = covariance``, also where it is singular to rounding."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance), float)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the data alone say of the weights, as a Gaussian in natural parameters.
+
+    The posterior less the prior: ``precision`` (n,) or (n, n) and ``shift`` (n,) = precision times
+    estimate. Nothing of the prior is counted twice, as it would be in posterior means (papers.md
+    2).
+    """
+
+    precision: FloatArray
+    shift: FloatArray
+
+    @property
+    def joint(self) -> bool:
+        """Whether covariances are known."""
+        return self.precision.ndim == 2
+
+
+class Probit:
+    """A probit model of clicks that learns batch by batch.
+
+    Parameters
+    ----------
+    groups : sequence of str
+        Group of each feature: weights of a group share their prior.
+    prior : mapping or MetaPrior, optional
+        Group -> variance, or (mean, variance), of its weights before any data. Default: 0 and 1.
+    method : str
+        ``"adf"`` (any number of rows and features; depends a little on the order, which is
+        shuffled), ``"ep"`` (distinct rows are kept, with counts; no order) or ``"joint"`` (that,
+        with covariances between weights; up to 5,000 features).
+    forget : float
+        Share of what was known that is kept at each batch: a power prior, for drift. 1 keeps all.
+
+    Attributes
+    ----------
+    posterior : Gaussian
+    prior : dict
+        Group -> (mean, variance).
+    batches : int
+        Batches learned.
+
+    Raises
+    ------
+    SpecificationError
+        An unknown group, method, or a prior that is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = Probit(["1", "item", "item"], prior={"1": (-1.5, 1.0), "item": 0.1})
+    >>> model.update([[0, 1], [0, 2]], clicks=[30, 10], shown=[200, 200]).batches
+    1
+    >>> p = model.predict([[0, 1], [0, 2]])
+    >>> bool(p[0] > p[1])
+    True
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        prior: Any = None,
+        *,
+        method: str = "adf",
+        forget: float = 1.0,
+    ) -> None:
+        names = [str(g) for g in groups]
+        if not names:
+            raise SpecificationError("a probit model needs features: groups is empty")
+        if method not in METHODS:
+            told = "; ".join(f"{k!r}: {v}" for k, v in METHODS.items())
+            raise SpecificationError(
+                f"method {method!r} is unknown.{suggest(method, METHODS)} There are {told}"
+            )
+        if not 0 < forget <= 1:
+            raise SpecificationError(
+                f"forget={forget!r}: the share kept at each batch is above 0 and at most 1"
+            )
+        if method == "joint" and len(names) > MOST_JOINT:
+            raise SpecificationError(
+                f"{len(names):,} features: joint covariances are for up to {MOST_JOINT:,}; use"
+                " method='ep', or 'adf' for a stream"
+            )
+        self.method, self.forget = method, float(forget)
+        self.groups = tuple(dict.fromkeys(names))
+        place = {g: i for i, g in enumerate(self.groups)}
+        self.group = np.array([place[g] for g in names], np.int64)
+        self.prior = checked_prior(prior, self.groups)
+        self.batches, self.impressions, self.clicks = 0, 0.0, 0.0
+        n, C = len(names), len(self.groups)
+        self.together = np.zeros((C, C))
+        """How often groups are active together: which means of groups can be told apart."""
+        self._known = no_cells()
+        self._precision, self._shift = np.zeros(n), np.zeros(n)
+        self._sites: tuple[FloatArray, FloatArray] | None = None
+        self.posterior = self._from_prior()
+
+    @property
+    def features(self) -> int:
+        """Number of features."""
+        return len(self.group)
+
+    @property
+    def cells(self) -> Cells:
+        """Distinct rows kept, with their outcomes (none with ``adf``)."""
+        return self._known
+
+    def prior_moments(self) -> tuple[FloatArray, FloatArray]:
+        """Return prior means and variances of all weights, shape (n,) each."""
+        table = np.array([self.prior[g] for g in self.groups])
+        return table[self.group, 0], table[self.group, 1]
+
+    def update(
+        self,
+        index: Any,
+        clicks: Any,
+        shown: Any = None,
+        value: Any = None,
+        *,
+        seed: int = 0,
+    ) -> Probit:
+        """Learn a batch of rows whose outcomes are known; return the model.
+
+        Parameters
+        ----------
+        index : integer array, shape (n, A)
+            Active features of each row, -1 where it has fewer.
+        clicks : array, shape (n,)
+        shown : array, shape (n,), optional
+            Impressions of each row. Default: one.
+        value : array, shape (n, A), optional
+            Default: ones.
+        seed : int
+            Of the order in which ``adf`` takes the rows.
+
+        Raises
+        ------
+        SpecificationError, DataError
+            See :func:`dynchoice.callouts.cells.cells_of`.
+        """
+        new = cells_of(index, clicks, shown, value, features=self.features)
+        return self.learn(new, seed=seed)
+
+    def learn(self, cells: Cells, *, seed: int = 0) -> Probit:
+        """Learn a batch of cells; see :meth:`update`."""
+        new, _ = cells.added_up()
+        self._count(new)
+        if self.method == "adf":
+            self._stream(new, seed)
+        else:
+            width = max(self._known.index.shape[1], new.index.shape[1])
+            old = self._known.faded(self.forget) if self.forget < 1 else self._known
+            if old.size != self._known.size:
+                self._sites = None
+            merged, place = old.widened(width).joined(new).added_up()
+            self._sites = moved_sites(self._sites, place[: old.size], merged, self.method)
+            self._known = merged
+            self._settle()
+        self.batches += 1
+        return self
+
+    def with_open(self, cells: Cells | None, *, seed: int = 0) -> Gaussian:
+        """Return the posterior that also takes account of open impressions; keep nothing of them.
+
+        An impression without a click, whose clicks come by now with probability ``due``, has
+        likelihood ``1 - due Phi(z)``.
+        """
+        if cells is None or not cells.size:
+            return self.posterior
+        new, _ = cells.added_up()
+        if self.method == "adf":
+            m, v = self.posterior.mean.copy(), self.posterior.variance.copy()
+            one_pass(new, m, v, seed)
+            return Gaussian(m, v)
+        width = max(self._known.index.shape[1], new.index.shape[1])
+        merged, place = self._known.widened(width).joined(new).added_up()
+        sites = moved_sites(self._sites, place[: self._known.size], merged, self.method)
+        return self._solve(merged, sites)[0]
+
+    def predict(self, index: Any, value: Any = None) -> FloatArray:
+        """Return probabilities of a click, what is not known of the weights averaged out.
+
+        ``Phi(E z / sqrt(1 + var z))``: for an item never shown, its group's mean and variance.
+        """
+        rows, weights = checked_rows(index, value, self.features)
+        mean, var = self.posterior.moments(rows, weights)
+        return np.asarray(ndtr(mean / np.sqrt(1 + var)))
+
+    def likelihood(self) -> Likelihood:
+        """Return what the data alone say of the weights."""
+        if self.method == "joint":
+            if self._sites is None:
+                n = self.features
+                return Likelihood(np.zeros((n, n)), np.zeros(n))
+            x = Joint(self._known, self.features)
+            return Likelihood(x.precision(self._sites[0]), x.shift(self._sites[1]))
+        return Likelihood(self._precision.copy(), self._shift.copy())
+
+    def set_prior(self, prior: Any) -> Probit:
+        """Replay all that was learned under another prior; return the model.
+
+        ``ep`` and ``joint`` go over their cells again; ``adf`` multiplies the new prior by what its
+        updates amount to.
+        """
+        self.prior = checked_prior(prior, self.groups)
+        if self.method == "adf":
+            self.posterior = self._from_prior()
+        else:
+            self._settle()
+        return self
+
+    def remap(self, place: IntArray, groups: Sequence[str]) -> Probit:
+        """Move features to new places among more of them; the new ones start from their group.
+
+        Parameters
+        ----------
+        place : integer array, shape (n,)
+            New place of each old feature.
+        groups : sequence of str
+            Group of each feature afterwards. Groups stay as they are.
+        """
+        code = {g: i for i, g in enumerate(self.groups)}
+        unknown = [g for g in groups if g not in code]
+        if unknown:
+            raise SpecificationError(f"the group {unknown[0]!r} is new: groups are fixed")
+        if self.method == "joint" and len(groups) > MOST_JOINT:
+            raise SpecificationError(f"more than {MOST_JOINT:,} features: use 'ep' or 'adf'")
+        self.group = np.array([code[g] for g in groups], np.int64)
+        for name in ("_precision", "_shift"):
+            wide = np.zeros(len(groups))
+            wide[place] = getattr(self, name)
+            setattr(self, name, wide)
+        old = self._known
+        index = np.where(old.index >= 0, place[np.maximum(old.index, 0)], -1)
+        self._known = Cells(index, old.value, old.outcomes, old.due)
+        if self.method == "adf":
+            self.posterior = self._from_prior()
+        else:
+            self._settle()
+        return self
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return everything as nested dicts of arrays."""
+        known = self._known
+        return {
+            "method": self.method,
+            "forget": self.forget,
+            "groups": list(self.groups),
+            "group": self.group,
+            "prior": {g: list(p) for g, p in self.prior.items()},
+            "batches": self.batches,
+            "impressions": self.impressions,
+            "clicks": self.clicks,
+            "together": self.together,
+            "precision": self._precision,
+            "shift": self._shift,
+            "index": known.index,
+            "value": known.value,
+            "outcomes": known.outcomes,
+            "sites": None if self._sites is None else list(self._sites),
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Probit:
+        """Return the model that :meth:`to_tree` took apart."""
+        names = [tree["groups"][int(c)] for c in tree["group"]]
+        prior = {g: tuple(p) for g, p in tree["prior"].items()}
+        own = cls(names, prior, method=tree["method"], forget=tree["forget"])
+        own.groups = tuple(tree["groups"])
+        own.group = np.asarray(tree["group"], np.int64)
+        own.prior = {g: prior[g] for g in own.groups}
+        own.batches, own.together = int(tree["batches"]), tree["together"]
+        own.impressions, own.clicks = float(tree["impressions"]), float(tree["clicks"])
+        own._precision, own._shift = tree["precision"], tree["shift"]
+        index, value = tree["index"], tree["value"]
+        own._known = Cells(index, value, tree["outcomes"], np.ones(len(index)))
+        if tree["sites"] is not None:
+            first, second = tree["sites"]
+            own._sites = (first, second)
+        own.posterior = own._solve(own._known, own._sites)[0] if index.size else own._from_prior()
+        return own
+
+    def _count(self, new: Cells) -> None:
+        """Add a batch to the totals."""
+        shown = new.outcomes.sum(axis=1)
+        per_group = np.zeros((new.size, len(self.groups)))
+        for a in range(new.index.shape[1]):
+            there = new.index[:, a] >= 0
+            np.add.at(per_group, (np.flatnonzero(there), self.group[new.index[there, a]]),
+                      new.value[there, a])  # fmt: skip
+        self.together = self.forget * self.together + per_group.T @ (per_group * shown[:, None])
+        self.impressions += new.shown
+        self.clicks += float(new.outcomes[:, 0].sum())
+
+    def _from_prior(self) -> Gaussian:
+        """Return prior times the likelihood as kept in natural parameters."""
+        m0, v0 = self.prior_moments()
+        variance = 1 / (1 / v0 + self._precision)
+        mean = variance * (m0 / v0 + self._shift)
+        covariance = np.diag(variance) if self.method == "joint" else None
+        return Gaussian(mean, variance, covariance)
+
+    def _stream(self, new: Cells, seed: int) -> None:
+        """Take a batch once."""
+        self._precision *= self.forget
+        self._shift *= self.forget
+        start = self._from_prior()
+        m, v = start.mean.copy(), start.variance.copy()
+        one_pass(new, m, v, seed + self.batches)
+        m0, v0 = self.prior_moments()
+        self._precision = np.maximum(1 / v - 1 / v0, 0.0)
+        self._shift = m / v - m0 / v0
+        self.posterior = Gaussian(m, v)
+
+    def _settle(self) -> None:
+        """Solve for the posterior of what is kept."""
+        self.posterior, self._sites = self._solve(self._known, self._sites)
+        if self.method == "ep":
+            m0, v0 = self.prior_moments()
+            self._precision = 1 / self.posterior.variance - 1 / v0
+            self._shift = self.posterior.mean / self.posterior.variance - m0 / v0
+
+    def _solve(self, cells: Cells, sites: Any) -> tuple[Gaussian, Any]:
+        """Return the posterior of cells and their sites, starting from given ones."""
+        m0, v0 = self.prior_moments()
+        if not cells.size:
+            covariance = np.diag(v0) if self.method == "joint" else None
+            return Gaussian(m0, v0, covariance), None
+        if self.method == "joint":
+            start = None if sites is None else (sites[0].copy(), sites[1].copy())
+            m, S, sites, passes, converged, evidence = joint_posterior(
+                cells, m0, v0, start, NODES, WEIGHTS
+            )
+            return Gaussian(m, np.diag(S).copy(), S, converged, passes, evidence), sites
+        shape = cells.index.shape
+        p, h = (np.zeros(shape), np.zeros(shape)) if sites is None else (x.copy() for x in sites)
+        order = np.arange(cells.size)
+        active = cells.index >= 0
+        precision, shift = 1 / v0, m0 / v0
+        np.add.at(precision, cells.index[active], p[active])
+        np.add.at(shift, cells.index[active], h[active])
+        if (precision <= 0).any():  # sites of another prior that do not fit this one
+            p, h = np.zeros(shape), np.zeros(shape)
+            precision, shift = 1 / v0, m0 / v0
+        m, v = shift / precision, 1 / precision
+        passes, change = 0, np.inf
+        while change > TOLERANCE and passes < PASSES:
+            change = kernels.factored_pass(
+                cells.index, cells.value, cells.outcomes, cells.due, order, m, v, p, h, True,
+                NODES, WEIGHTS,
+            )  # fmt: skip
+            passes += 1
+        return Gaussian(m, v, None, change <= TOLERANCE, passes), (p, h)
+
+
+def one_pass(new: Cells, m: FloatArray, v: FloatArray, seed: int) -> None:
+    """Update a factored posterior by each cell once, in a random order."""
+    outcomes, cell = singles(new.outcomes)
+    order = np.random.default_rng(seed).permutation(len(cell))
+    none = np.zeros((1, 1))
+    kernels.factored_pass(
+        new.index[cell], new.value[cell], outcomes, new.due[cell], order, m, v, none, none, False,
+        NODES, WEIGHTS,
+    )  # fmt: skip
+
+
+def singles(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Return outcomes (rows, 3) of parts of cells, and each part's cell.
+
+    A cell taken at once would put all that it says on its own weights, before others could share
+    it: each impression is a part (in a large cell, a 64th).
+    """
+    shown = outcomes.sum(axis=1)
+    whole = (shown <= MOST_PARTS) & (outcomes == np.rint(outcomes)).all(axis=1)
+    parts, cells = [], []
+    for k in range(3):
+        times = np.where(whole, outcomes[:, k], 0).astype(np.int64)
+        cell = np.repeat(np.arange(len(outcomes)), times)
+        one = np.zeros((len(cell), 3))
+        one[:, k] = 1.0
+        parts.append(one)
+        cells.append(cell)
+    cut = np.flatnonzero(~whole)
+    number = np.ceil(np.minimum(shown[cut], MOST_PARTS)).astype(np.int64)
+    parts.append(np.repeat(outcomes[cut] / np.maximum(number, 1)[:, None], number, axis=0))
+    cells.append(np.repeat(cut, number))
+    return np.concatenate(parts), np.concatenate(cells)
+
+
+def moved_sites(sites: Any, place: IntArray, cells: Cells, method: str) -> Any:
+    """Return the sites of old cells at their places among new ones (0 for those)."""
+    if sites is None:
+        return None
+    out = []
+    for old in sites:
+        shape = (cells.size,) if method == "joint" else cells.index.shape
+        new = np.zeros(shape)
+        if method == "joint":
+            new[place] = old
+        else:
+            new[place, : old.shape[1]] = old
+        out.append(new)
+    return tuple(out)
+
+
+def checked_prior(prior: Any, groups: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return group -> (mean, variance) of every group.
+
+    Raises
+    ------
+    SpecificationError
+        A group that is unknown, or a variance that is not positive.
+    """
+    given = {} if prior is None else getattr(prior, "moments", prior)
+    if not isinstance(given, Mapping):
+        raise SpecificationError(
+            f"prior is {prior!r}: give {{group: variance}} or {{group: (mean, variance)}}"
+        )
+    unknown = [g for g in given if g not in groups]
+    if unknown:
+        raise SpecificationError(
+            f"prior of the group {unknown[0]!r}, which no feature has.{suggest(unknown[0], groups)}"
+            f" Groups: {', '.join(groups)}"
+        )
+    out = {}
+    for g in groups:
+        try:
+            pair = given.get(g, 1.0)
+            mean, variance = (0.0, pair) if np.ndim(pair) == 0 else pair
+            mean, variance = float(mean), float(variance)
+        except (TypeError, ValueError):
+            raise SpecificationError(
+                f"prior of {g!r} is {given[g]!r}: give a variance, or (mean, variance)"
+            ) from None
+        if not (np.isfinite(mean) and 0 < variance < np.inf):
+            raise SpecificationError(
+                f"prior of {g!r} is mean {mean:g}, variance {variance:g}: a positive variance is"
+                " needed"
+            )
+        out[g] = (mean, variance)
+    return out

@@ -1,0 +1,212 @@
+"""Snapshot: a policy between two batches, when nothing moves but who asks.
+
+The posterior is represented by draws of all weights; each decision follows one, picked at random.
+What a context's members see without rules of their own is worked out once for all draws; members
+with blocked items or weights of categories are ranked from shortlists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+
+from dynchoice import callout_kernels as kernels
+from dynchoice.callouts.catalogue import Catalogue
+from dynchoice.callouts.probit import Gaussian
+from dynchoice.callouts.terms import Terms
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+SPARE = 4
+"""Items listed of each category beyond the slots, for members who may not see some."""
+
+
+class Shortlist(NamedTuple):
+    """Scores and items (R, C, K) of a context's best by category; which lists hide none (C,)."""
+
+    scores: FloatArray
+    items: IntArray
+    complete: BoolArray
+
+
+class Slates(NamedTuple):
+    """Slates (R, slots) of all draws, shares of their items, and of the whole slates (R,)."""
+
+    items: IntArray
+    shares: FloatArray
+    whole: FloatArray
+
+
+class Rules(NamedTuple):
+    """What members asked with: context codes, draws, blocked items by member, weights (n, C)."""
+
+    codes: IntArray
+    draw: IntArray
+    start: IntArray
+    taken: IntArray
+    weights: FloatArray
+
+    def part(self, start: int, stop: int) -> Rules:
+        """Return the rules of some members."""
+        return Rules(
+            self.codes[start:stop], self.draw[start:stop], self.start[start : stop + 1],
+            self.taken, self.weights[start:stop],
+        )  # fmt: skip
+
+
+class Snapshot:
+    """What decides until the next batch.
+
+    Parameters
+    ----------
+    number : int
+    posterior : Gaussian
+    catalogue : Catalogue
+    terms : Terms
+    values : callable
+        Context code -> value of a click on each item (I,).
+    category, categories : integer array (I,), int
+        Category of each item, and their number.
+    slots, draws, seed : int
+    diversity : float
+    explore : bool
+    """
+
+    def __init__(
+        self, number: int, posterior: Gaussian, catalogue: Catalogue, terms: Terms,
+        values: Callable[[int], FloatArray], category: IntArray, categories: int, *, slots: int,
+        draws: int, diversity: float, explore: bool, seed: int,
+    ) -> None:  # fmt: skip
+        self.number, self.posterior = number, posterior
+        self.catalogue, self.terms, self.values = catalogue, terms, values
+        self.category, self.categories = category, categories
+        self.slots, self.draws = slots, draws
+        self.diversity, self.explore, self.seed = diversity, explore, seed
+        self.icode = terms.item_codes(catalogue.codes)
+        self._weights: FloatArray | None = None
+        self._lists: dict[tuple[int, bytes], Shortlist] = {}
+        self._slates: dict[tuple[int, bytes], Slates] = {}
+
+    @property
+    def weights(self) -> FloatArray:
+        """Draws (R, n) of all weights."""
+        if self._weights is None:
+            rng = np.random.default_rng([self.seed, self.number, 1])
+            own = self.posterior
+            self._weights = own.draw(self.draws, rng) if self.explore else own.mean[None].copy()
+        return self._weights
+
+    def scores(self, code: int, draw: int, out: FloatArray) -> FloatArray:
+        """Write every item's value times probability (I,) in a context under one draw."""
+        ccode = self.terms.context_codes(np.array([code]))[0]
+        kernels.item_scores(
+            self.terms.base, self.terms.width, self.icode, ccode, self.weights[draw],
+            self.values(code), out,
+        )  # fmt: skip
+        return out
+
+    def shortlist(self, code: int, when: float | None) -> Shortlist:
+        """Return the best items of each category, a few more than there are slots."""
+        open_ = self.catalogue.open_at(when)
+        key = (code, open_.tobytes())
+        if key not in self._lists:
+            self._lists[key] = self._listed(code, open_, self.slots + SPARE)
+        return self._lists[key]
+
+    def _listed(self, code: int, open_: BoolArray, most: int) -> Shortlist:
+        """Work out a shortlist with up to ``most`` items of each category."""
+        allowed = np.flatnonzero(open_ & self.catalogue.eligible(code))
+        # ties go to a random item, not to the catalogue's first
+        order = np.random.default_rng([self.seed, self.number, 2]).permutation(allowed)
+        values = self.values(code)
+        alike = bool((values == values[0]).all() and values[0] > 0)
+        size = np.bincount(self.category[allowed], minlength=self.categories)
+        K = max(1, min(most, int(size.max(initial=1))))
+        scores = np.empty((self.draws, self.categories, K))
+        items = np.empty(scores.shape, np.int64)
+        ccode = self.terms.context_codes(np.array([code]))[0]
+        kernels.shortlists(
+            self.terms.base, self.terms.width, self.icode, ccode, self.weights, values, alike,
+            self.category, order, scores, items,
+        )  # fmt: skip
+        return Shortlist(scores, items, size <= K)
+
+    def slates(self, code: int, when: float | None) -> Slates:
+        """Return what each draw shows members of a context who have no rules of their own."""
+        key = (code, self.catalogue.open_at(when).tobytes())
+        if key not in self._slates:
+            own = self.shortlist(code, when)
+            items = np.empty((self.draws, self.slots), np.int64)
+            kernels.diverse(
+                own.scores, own.items, np.ones(self.categories), self.diversity,
+                np.zeros(self.catalogue.size, bool), own.complete, items,
+            )  # fmt: skip
+            shares, whole = np.empty(items.shape), np.empty(self.draws)
+            kernels.all_shares(items, shares, whole)
+            self._slates[key] = Slates(items, shares, whole)
+        return self._slates[key]
+
+    def decide(self, rules: Rules, when: float | None) -> Slates:
+        """Return the slates (n, slots) of members, with the shares that are their propensities."""
+        n = len(rules.codes)
+        out = Slates(np.empty((n, self.slots), np.int64), np.empty((n, self.slots)), np.empty(n))
+        unique, at = np.unique(rules.codes, return_inverse=True)
+        alone = (np.diff(rules.start) > 0) | (rules.weights != 1.0).any(axis=1)
+        for x, code in enumerate(unique):
+            of = np.flatnonzero((at == x) & ~alone)
+            if len(of):
+                common, draw = self.slates(int(code), when), rules.draw[of]
+                for whole, part in zip(out, common, strict=True):
+                    whole[of] = part[draw]
+            of = np.flatnonzero((at == x) & alone)
+            if len(of):
+                short = self._personal(self.shortlist(int(code), when), of, rules, out)
+                if len(short):  # a list ran out through blocked items: all of them then
+                    open_ = self.catalogue.open_at(when)
+                    every = self._listed(int(code), open_, self.catalogue.size)
+                    self._personal(every, short, rules, out)
+        return out
+
+    def _personal(self, lists: Shortlist, of: IntArray, rules: Rules, out: Slates) -> IntArray:
+        """Fill slates of members with rules of their own; return those whose list ran out."""
+        begin, end = rules.start[of], rules.start[of + 1]
+        start = np.concatenate([[0], np.cumsum(end - begin)])
+        pieces = [rules.taken[a:b] for a, b in zip(begin, end, strict=True) if b > a]
+        taken = np.concatenate([rules.taken[:0], *pieces])
+        own = Slates(
+            np.empty((len(of), self.slots), np.int64), np.empty((len(of), self.slots)),
+            np.empty(len(of)),
+        )  # fmt: skip
+        short = np.zeros(len(of), bool)
+        kernels.decide(
+            lists.scores[None], lists.items[None], lists.complete[None],
+            np.zeros(len(of), np.int64), np.ascontiguousarray(rules.weights[of]), self.diversity,
+            start, taken, rules.draw[of], np.zeros(self.catalogue.size, bool),
+            np.empty((self.draws, self.slots), np.int64), *own, short,
+        )  # fmt: skip
+        for whole, part in zip(out, own, strict=True):
+            whole[of] = part
+        return of[short]
+
+    def first_choice(self, code: int, when: float | None) -> FloatArray:
+        """Return the probability (I,) that each item is shown first in a context."""
+        first = self.slates(code, when).items[:, 0]
+        return np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
+
+    def probability(self, item: IntArray, codes: IntArray) -> FloatArray:
+        """Return posterior mean probabilities of a click, for pairs of items and contexts."""
+        own = self.posterior
+        unique, row = np.unique(codes, return_inverse=True)
+        ccode = self.terms.context_codes(unique)
+        if own.covariance is not None:
+            index = self.terms.index(self.icode[item], ccode[row])
+            mean, var = own.moments(index, np.ones(index.shape))
+        else:
+            mean, var = np.empty(len(item)), np.empty(len(item))
+            kernels.pair_moments(
+                self.terms.base, self.terms.width, self.icode, ccode, item, row, own.mean,
+                own.variance, mean, var,
+            )  # fmt: skip
+        return np.asarray(ndtr(mean / np.sqrt(1 + var)))

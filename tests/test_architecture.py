@@ -19,10 +19,18 @@ LATE = {"ibis", "linearmodels", "torch", "matplotlib", "formulaic", "duckdb", "r
 
 
 DECORATORS = {"compiled", "fused", "vectors", "finite_vectors"}
-KERNELS = ("kernels.py", "level_kernels.py", "product_kernels.py", "count_kernels.py")
+KERNELS = (
+    "kernels.py",
+    "level_kernels.py",
+    "product_kernels.py",
+    "count_kernels.py",
+    "callout_kernels.py",
+)
 
 
 def rung(parts: tuple[str, ...]) -> int:
+    if parts[0] == "callouts":  # beside the ladder: stands on the panel, run may use it
+        return LADDER.index("model")
     return LADDER.index(parts[0]) if len(parts) > 1 and parts[0] in LADDER else 0
 
 

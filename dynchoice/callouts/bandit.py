@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.callouts.catalogue import Catalogue, as_time, as_times
+from dynchoice.callouts.catalogue import Catalogue, as_time
 from dynchoice.callouts.cells import Cells
 from dynchoice.callouts.delay import Delays
-from dynchoice.callouts.feedback import Feedback, Learned
+from dynchoice.callouts.expected import expected_clicks
+from dynchoice.callouts.feedback import Feedback, Learned, coded_rows
 from dynchoice.callouts.personal import (
     blocked_items,
     capped_pairs,
@@ -28,9 +29,9 @@ from dynchoice.callouts.personal import (
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import Gaussian, Probit
 from dynchoice.callouts.snapshot import Rules, Snapshot
-from dynchoice.callouts.terms import SLOT, Terms
-from dynchoice.errors import ColumnError, SpecificationError, suggest
-from dynchoice.panel.states import StateSpace, check_labels, code_labels
+from dynchoice.callouts.terms import Terms
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
 
@@ -240,7 +241,7 @@ class Callouts:
         DataError
             The batch was learned with other content; keys repeat; clicks before their impression.
         """
-        coded = None if impressions is None else self._coded(impressions)
+        coded = None if impressions is None else coded_rows(self, impressions)
         told = self.feedback.take(
             batch, coded, clicks, None if now is None else as_time(now),
             self.model.forget, self._group_codes(),
@@ -275,37 +276,11 @@ class Callouts:
             return np.zeros(self.catalogue.size, np.int64)
         return self.catalogue.codes[self.delay_by]
 
-    def _coded(self, df: pd.DataFrame) -> dict[str, AnyArray]:
-        """Return impressions as arrays of codes."""
-        needed = ["impression", "item", "time"]
-        missing = [c for c in needed if c not in df.columns]
-        if missing:
-            raise ColumnError(
-                f"impressions lack the column {missing[0]!r}.{suggest(missing[0], df.columns)}"
-            )
-        return {
-            "impression": df["impression"].to_numpy(),
-            "item": self.catalogue.item_codes(df["item"].to_numpy()),
-            "time": as_times(df["time"], "time"),
-            "context": self.context_codes(df),
-            "slot": self._slot_codes(df),
-            "clicked": as_times(df["clicked_at"], "clicked_at")
-            if "clicked_at" in df
-            else np.full(len(df), np.nan),
-        }
-
     def context_codes(self, df: pd.DataFrame) -> IntArray:
         """Return the code of each row's context."""
         if self.context is None:
             return np.zeros(len(df), np.int64)
         return self.context.codes(df)
-
-    def _slot_codes(self, df: pd.DataFrame) -> IntArray:
-        if self.slots == 1:
-            return np.zeros(len(df), np.int64)
-        if SLOT not in df.columns:
-            raise ColumnError(f"impressions lack the column 'slot' (1 to {self.slots})")
-        return code_labels(df[SLOT].to_numpy(), range(1, self.slots + 1), "column 'slot'")
 
     def _cells(self, rows: dict[str, AnyArray]) -> Cells:
         """Return cells of coded rows with their outcomes."""
@@ -380,7 +355,7 @@ class Callouts:
                 "item": pd.Index(list(self.catalogue.items)).take(item),
                 "propensity": shares[filled],
                 "slate_propensity": whole[row],
-                "probability": self.current.probability(item, codes[row]),
+                "probability": self.current.probability(item, codes[row], slot),
                 "snapshot": self.snapshot,
             }
         )
@@ -440,19 +415,45 @@ class Callouts:
 
         For one slot without caps: the target policy's probabilities in off-policy evaluation.
         """
-        when = None if now is None else as_time(now)
-        codes = self.context_codes(members)
         item = self.catalogue.item_codes(items)
-        out = np.empty(len(codes))
-        for code in np.unique(codes):
-            first = self.first_choice(int(code), when)
-            of = codes == code
-            out[of] = first[item[of]]
-        return out
+        when = None if now is None else as_time(now)
+        unique, row = np.unique(self.context_codes(members), return_inverse=True)
+        shares = np.stack([self.current.first_choice(int(c), when) for c in unique])
+        return np.asarray(shares[row, item])
 
-    def first_choice(self, code: int, when: float | None = None) -> FloatArray:
-        """Return the probability (I,) that each item is shown first in a context."""
-        return self.current.first_choice(code, when)
+    def expected_clicks(
+        self, members: pd.DataFrame, by: str, *, page: Any = None, now: Any = None
+    ) -> pd.DataFrame:
+        """Return expected clicks a visit, by context and a column of the catalogue.
+
+        Posterior mean probabilities of what the policy shows, over all its draws; or of another
+        page, by what this policy knows of clicks.
+
+        Parameters
+        ----------
+        members : pandas.DataFrame
+            The context's columns.
+        by : str
+            Column of the catalogue, such as the benefit.
+        page : "random", Callouts or None
+            What is shown: this policy's choice; eligible items at random; another policy's choice
+            from the same items.
+        now : number or date, optional
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns of the context, ``by``, ``clicks`` and ``members``; every level of ``by`` for
+            each context there is.
+        """
+        when = None if now is None else as_time(now)
+        return expected_clicks(self, members, by, page, when)
+
+    def first_shares(self, members: pd.DataFrame, *, now: Any = None) -> FloatArray:
+        """Return the probability (n, I) that each item is shown first to each member now."""
+        when = None if now is None else as_time(now)
+        unique, row = np.unique(self.context_codes(members), return_inverse=True)
+        return np.stack([self.current.first_choice(int(c), when) for c in unique])[row]
 
     # -- scoring
 
@@ -510,6 +511,12 @@ class Callouts:
         self.catalogue = self.catalogue.ended(labels, as_time(when, "when"))
         self._bind()
         return self
+
+    def with_catalogue(self, new: Callouts) -> Callouts:
+        """Return this policy over another's catalogue, values and page; see ``state``."""
+        from dynchoice.callouts.state import moved
+
+        return moved(self, new)
 
     # -- the state
 

@@ -16,11 +16,17 @@ import numpy as np
 
 from dynchoice.callouts.catalogue import as_times
 from dynchoice.callouts.delay import Delays
+from dynchoice.callouts.terms import SLOT
 from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
+from dynchoice.panel.states import code_labels
 from dynchoice.typing import AnyArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dynchoice.callouts.bandit import Callouts
+
+CLICKED_AT = "clicked_at"
 
 PENDING = ("due", "wait", "failure")
 COLUMNS = ("item", "time", "context", "slot", "clicked")
@@ -252,6 +258,36 @@ class Feedback:
                 f"now={now:g} is before times in the batch, or before the last batch ({latest:g})"
             )
         return now
+
+
+def coded_rows(policy: Callouts, df: pd.DataFrame) -> dict[str, AnyArray]:
+    """Return impressions as arrays of codes.
+
+    Raises
+    ------
+    ColumnError
+        A column is missing.
+    DataError
+        Labels that catalogue or context do not know.
+    """
+    needed = ["impression", "item", "time", *([SLOT] if policy.slots > 1 else [])]
+    for c in needed:
+        if c not in df.columns:
+            raise ColumnError(f"impressions lack the column {c!r}.{suggest(c, df.columns)}")
+    slot = np.zeros(len(df), np.int64)
+    if policy.slots > 1:
+        slot = code_labels(df[SLOT].to_numpy(), range(1, policy.slots + 1), "column 'slot'")
+    clicked = np.full(len(df), np.nan)
+    if CLICKED_AT in df:
+        clicked = as_times(df[CLICKED_AT], CLICKED_AT)
+    return {
+        "impression": df["impression"].to_numpy(),
+        "item": policy.catalogue.item_codes(df["item"].to_numpy()),
+        "time": as_times(df["time"], "time"),
+        "context": policy.context_codes(df),
+        "slot": slot,
+        "clicked": clicked,
+    }
 
 
 def click_arrays(clicks: pd.DataFrame) -> tuple[AnyArray, FloatArray]:

@@ -195,11 +195,21 @@ class Snapshot:
         first = self.slates(code, when).items[:, 0]
         return np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
 
-    def probability(self, item: IntArray, codes: IntArray) -> FloatArray:
-        """Return posterior mean probabilities of a click, for pairs of items and contexts."""
+    def probability(
+        self, item: IntArray, codes: IntArray, slot: IntArray | None = None
+    ) -> FloatArray:
+        """Return posterior mean probabilities of a click, for pairs of items and contexts.
+
+        ``slot`` counts from 0; without it the first is meant.
+        """
         own = self.posterior
-        unique, row = np.unique(codes, return_inverse=True)
-        ccode = self.terms.context_codes(unique)
+        if slot is None:
+            unique, row = np.unique(codes, return_inverse=True)
+            ccode = self.terms.context_codes(unique)
+        else:
+            pair = codes * self.slots + slot
+            unique, row = np.unique(pair, return_inverse=True)
+            ccode = self.terms.context_codes(unique // self.slots, unique % self.slots)
         if own.covariance is not None:
             index = self.terms.index(self.icode[item], ccode[row])
             mean, var = own.moments(index, np.ones(index.shape))

@@ -151,6 +151,7 @@ class Life:
     days : pandas.DataFrame
         Day by day: ``impressions``, ``reward`` (expected clicks, or value), ``regret`` (a mean per
         member, against the best eligible items), ``new`` (share of impressions of items that came
+        later).
     log : pandas.DataFrame
         Every impression: member's context, item, propensity, whether and when it was clicked.
     """
@@ -214,7 +215,9 @@ def live(
         members = world.members(per_day, rng)
         shown = policy.decide(members, now=float(day), seed=day)
         at = shown["member"].to_numpy()
-        codes = np.zeros(per_day, np.int64) if world.context is None else world.context.codes(members)
+        codes = (
+            np.zeros(per_day, np.int64) if world.context is None else world.context.codes(members)
+        )
         item = world.catalogue.item_codes(shown["item"].to_numpy())
         hit, delay = world.clicks(item, codes[at], rng)
         time = day + rng.random(len(shown))

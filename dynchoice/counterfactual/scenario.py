@@ -15,6 +15,7 @@ from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
 from dynchoice.model.laws import Fixed, bind
+from dynchoice.model.lifts import lifted
 from dynchoice.model.membership import Membership
 from dynchoice.model.plans import Plan, check_number
 from dynchoice.model.terms import COSTS, MENU
@@ -29,6 +30,7 @@ MAPPINGS = (
     "bundle",
     "terms",
     "engagement",
+    "lift",
     "new_values",
     "ramp",
     "mix",
@@ -73,6 +75,10 @@ class Scenario:
         ``{plan: {"periods": ..., "trial": ..., "refund": ..., "cancel": ..., "renewal": ...}}``.
     engagement : mapping, optional
         ``{benefit: {"gain": factor, "stay": factor}}``: better (or worse) callouts.
+    lift : mapping, optional
+        ``{benefit: added probability}`` that a member who does not use a benefit starts to within a
+        period, for any factored model (an axis with a Markov law): what a callout policy brings. A
+        number, ``{choice: number}``, or a table by the law's parents with a column ``start``.
     attention : float or mapping, optional
         An attention reform: one number everywhere, or by ``outside``, ``trial``, plan and
         ``PLAN renewal``.
@@ -113,6 +119,7 @@ class Scenario:
     drop: Any = ()
     terms: Mapping[str, Any] | None = None
     engagement: Mapping[str, Any] | None = None
+    lift: Mapping[str, Any] | None = None
     attention: Any = None
     benefits: Any = ()
     new_values: Mapping[str, float] | None = None
@@ -253,6 +260,17 @@ class Scenario:
             parts["transitions"] = self._transitions(model)
         if self.available is not None:
             parts["available"] = check_available(self.available, model.states, model.choices)
+        if self.lift:
+            F = parts.get("transitions", model.transitions)
+            if not isinstance(F, Factored):
+                raise SpecificationError(
+                    f"scenario {self.name!r}: lift= needs a factored model, with an axis for each"
+                    " benefit"
+                )
+            try:
+                parts["transitions"] = lifted(F, self.lift)
+            except SpecificationError as error:
+                raise SpecificationError(f"scenario {self.name!r}: {error}") from None
         return model.with_parts(**parts) if parts else model
 
     def programme(self, model: DDC) -> DDC:

@@ -19,7 +19,8 @@ from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.engagement import engagement_laws
 from dynchoice.model.factored import Factored
-from dynchoice.model.laws import bind
+from dynchoice.model.laws import BoundLaw, bind
+from dynchoice.model.lifts import Lifted
 from dynchoice.typing import FloatArray
 
 
@@ -101,12 +102,27 @@ def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, 
             for name, law in laws.items()
             if name in drawn
         }
-        return {name: table for name, table in fresh.items() if table is not None}
+        return lifts_of(G, {name: table for name, table in fresh.items() if table is not None})
     own = {law.name: law for law in F.bound}
-    return {
+    kept = {
         law.name: drawn[law.name]
         for law in G.bound
-        if law.name in drawn and law.table is not None and law.table is own[law.name].table
+        if law.name in drawn and law.table is not None and lifted_from(law) is own[law.name].table
+    }
+    return lifts_of(G, kept)
+
+
+def lifted_from(law: BoundLaw) -> FloatArray | None:
+    """Return a law's table, before its lift if it has one."""
+    return law.family.base if isinstance(law.family, Lifted) else law.table
+
+
+def lifts_of(F: Factored, tables: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """Return drawn tables with the lifts of a scenario's laws."""
+    return tables | {
+        law.name: law.family.applied(tables[law.name])
+        for law in F.bound
+        if isinstance(law.family, Lifted) and law.name in tables
     }
 
 

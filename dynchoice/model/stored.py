@@ -108,7 +108,9 @@ def _transitions_from_tree(
 
 def _law_to_tree(law: BoundLaw, choices: tuple[Any, ...]) -> dict[str, Any]:
     family = law.family
-    extra: dict[str, Any] = {"type": type(family).__name__, "estimated": law.estimated}
+    # a lifted law is one of known probabilities once it is stored
+    kind = "Markov" if isinstance(family, Markov) else type(family).__name__
+    extra: dict[str, Any] = {"type": kind, "estimated": law.estimated}
     if isinstance(family, Deterministic | Markov):
         extra["given"] = list(family.given)
     if isinstance(family, Increment):

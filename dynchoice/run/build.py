@@ -281,7 +281,7 @@ def plain(value: Any) -> Any:
 
 # scenarios ------------------------------------------------------------------------------------
 
-MAPPED = ("bundle", "terms", "engagement", "new_values", "mix")
+MAPPED = ("bundle", "terms", "engagement", "lift", "new_values", "mix")
 """Keys of a scenario that go as they are, where they are not empty."""
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``dynchoice init | check | forecast | backtest | warm-up``."""
+"""The command line: ``dynchoice init | check | forecast | backtest | callouts | warm-up``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 EPILOG = """exit codes: 0 done, 1 unexpected, 2 bad configuration or usage, 3 not converged,
 4 a check failed, 5 data refused, 75 another run holds the lock"""
+CALLOUTS = {
+    "train": "learn every batch of feedback that was not learned yet",
+    "score": "decide what to show to the members of a table",
+    "evaluate": "value the policy on a log with propensities",
+}
 INTERRUPTED = 130
 STUCK = "interrupted in a step that did not stop by itself; what is published is whole"
 WIDEST, TALLEST, MOST_LETTERS = 1_500, 40, 5_500
@@ -91,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     for own in (job, back):
         own.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
+    _callouts(commands)
     warm = command("warm-up", warm_command, "compile every kernel now, so that no run has to")
     warm.description = (
         "Compile every kernel now, so that no run has to: once in a container image or on a new"
@@ -98,6 +104,35 @@ def parser() -> argparse.ArgumentParser:
         " user's cache folder."
     )
     return top
+
+
+def _callouts(commands: Any) -> None:
+    """Add ``callouts train | score | evaluate``."""
+    text = "keep a policy of callouts: learn from feedback, decide, value it"
+    top = commands.add_parser("callouts", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    steps = top.add_subparsers(dest="step", required=True, metavar="STEP")
+    for name, told in CALLOUTS.items():
+        own = steps.add_parser(
+            name, help=told, description=f"{told[0].upper()}{told[1:]}.", epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        own.set_defaults(run_command=callouts_command)
+        own.add_argument("run", metavar="CALLOUTS.toml", help="the callout file")
+        own.add_argument("--quiet", action="store_true", help="print nothing on success")
+        own.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+        )
+        own.add_argument(
+            "--log", choices=("auto", "plain", "json"), default="auto", help="bars, lines or JSON"
+        )
+        if name != "train":
+            own.add_argument(
+                "--now", metavar="TIME", help="date, or days; default: of the feedback"
+            )
+        if name == "score":
+            own.add_argument(
+                "--name", metavar="TEXT", help="picks the random draws; default: today's date"
+            )
 
 
 def changes(pairs: Sequence[str]) -> dict[str, Any]:
@@ -244,6 +279,24 @@ def backtest_command(args: argparse.Namespace) -> int:
         step = args.stop.between(progress)
         done = run_backtest(run, jobs=args.jobs, force=args.force, progress=step)
     say(args, f"{done.text}\n{done.folder}")
+    return 0
+
+
+def callouts_command(args: argparse.Namespace) -> int:
+    """Run one step of a callout policy."""
+    from dynchoice.run import callouts
+    from dynchoice.run.say import progress_of
+
+    job = callouts.load_job(args.run, changes(args.set))
+    with progress_of(args.quiet, args.log) as progress:
+        step = args.stop.between(progress)
+        if args.step == "train":
+            text = callouts.train(job, step)
+        elif args.step == "score":
+            text = str(callouts.score(job, name=args.name, now=args.now, progress=step))
+        else:
+            text = callouts.evaluate(job, now=args.now, progress=step)
+    say(args, text)
     return 0
 
 

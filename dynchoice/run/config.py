@@ -221,7 +221,9 @@ def of_scenarios(listed: Sequence[Mapping[str, Any]]) -> list[str]:
     return out
 
 
-def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+def explain(
+    error: ValidationError, raw: Mapping[str, Any], root: type[BaseModel] = RunFile
+) -> list[str]:
     """Return one line a wrong key: its path, what is wrong, and the nearest valid name."""
     found: dict[str, list[str]] = {}
     for item in error.errors():
@@ -229,7 +231,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         secret = "connection" in where  # a password may stand there, wrongly: never shown
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "unknown key." + suggest(where[-1], known_keys(where[:-1]))
+            text = "unknown key." + suggest(where[-1], known_keys(where[:-1], root))
         elif item["type"] == "missing":
             text = "is missing"
         elif item["type"] in ("literal_error", "enum"):
@@ -273,9 +275,9 @@ def path_in(loc: tuple[int | str, ...], raw: Any, kind: str) -> list[int | str]:
     return out
 
 
-def known_keys(where: list[int | str]) -> list[str]:
+def known_keys(where: list[int | str], root: type[BaseModel] = RunFile) -> list[str]:
     """Return the valid keys of the table at a path."""
-    table: Any = RunFile
+    table: Any = root
     for part in where:
         table = step_into(table, part)
         if table is None:

@@ -163,6 +163,7 @@ class ScenarioPart(Section):
     drop: list[str] = []
     terms: dict[str, dict[str, Any]] = {}
     engagement: dict[str, dict[str, FiniteFloat]] = {}
+    lift: dict[str, FiniteFloat | dict[str, FiniteFloat]] = {}
     attention: FiniteFloat | dict[str, FiniteFloat] | None = None
     benefits: list[dict[str, Any]] = []
     new_values: dict[str, FiniteFloat] = {}

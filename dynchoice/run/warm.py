@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import count_kernels, kernels, level_kernels, product_kernels
+from dynchoice import callout_kernels, count_kernels, kernels, level_kernels, product_kernels
 from dynchoice.errors import SpecificationError
 from dynchoice.panel.grid import FIRST_TABLE, Table
 from dynchoice.typing import Progress
 
-MODULES = (kernels, level_kernels, product_kernels, count_kernels)
+MODULES = (kernels, level_kernels, product_kernels, count_kernels, callout_kernels)
 
 
 def warm_up(progress: Progress | None = None) -> dict[str, int]:
@@ -48,6 +48,7 @@ def warm_up(progress: Progress | None = None) -> dict[str, int]:
         ("large models", _large),
         ("forecasts", _forecasts),
         ("counting", _counting),
+        ("callouts", _callouts),
     ]
     for i, (name, job) in enumerate(jobs):
         if progress is not None:
@@ -185,3 +186,31 @@ def _counting() -> None:
         rows = frame.assign(c="a")
         dc.Panel(rows, states=states, weights="w", member_limit=0, **spec).counts  # noqa: B018
     Table().add(np.arange(2 * FIRST_TABLE))  # grows
+
+
+def _callouts() -> None:
+    """Let small policies of every kind decide and learn."""
+    import pandas as pd
+
+    import dynchoice as dc
+
+    items = pd.DataFrame({"item": ["a", "b", "c"], "kind": ["x", "x", "y"]})
+    context = {"plan": ["none", "monthly"]}
+    members = pd.DataFrame({"member": range(4), "plan": ["none", "monthly"] * 2})
+    taken = pd.DataFrame({"member": [0], "item": ["a"]})
+    for method in ("adf", "joint"):
+        policy = dc.Callouts(
+            items, context, ["1", "item", "kind:plan"], method=method, category="kind",
+            diversity=1.0, draws=8, slots=2,
+        )  # fmt: skip
+        shown = policy.decide(members, blocked=taken)
+        rows = shown.merge(members).assign(impression=range(len(shown)), time=0.0)
+        policy.learn(rows, pd.DataFrame({"impression": [0], "time": [0.5]}), batch="1", now=3.0)
+        policy.decide(members, weights=np.array([[1.0, 2.0]] * 4))
+        policy.best(0, 0)
+        policy.learn(None, batch="2", now=9.0)
+        policy.decide(members)
+        policy.model.predict([[0, 1]])
+    page = dc.LayoutBandit({"a": [1, 2], "b": [1, 2]}, draws=4, search="climb")
+    page.learn(page.decide(4).assign(clicks=[0, 1, 0, 1]), batch="1")
+    page.decide(4)

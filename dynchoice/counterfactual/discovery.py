@@ -1,0 +1,356 @@
+"""Discovery: what it is worth in the long run that a member starts to use a benefit.
+
+The bridge between the structural model and callouts, both ways. :func:`discovery_values` turns a
+fit into rewards for :class:`dynchoice.Callouts`; the lift in engagement that a callout policy
+brings (:func:`callout_lift`) makes a :class:`dynchoice.Scenario` for :func:`dynchoice.forecast`.
+
+A callout seen in state ``s`` acts before next period's use of benefit ``k`` is drawn. If the member
+then uses it who would have used it with probability ``p0_j(s)``, the gain is
+
+    sum_j P_j(s) (1 - p0_j(s)) beta E[V(x' with k used) - V(x' with k not used) | s, j],
+
+or the same with expected membership months in place of ``beta V``. Own formula; the tests hold it
+to a dense enumeration of the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynchoice.counterfactual.group import price_of_utility
+from dynchoice.counterfactual.uncertainty import draws_of, tables_of
+from dynchoice.counterfactual.welfare import everyone
+from dynchoice.errors import ConvergenceError, SpecificationError, suggest
+from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.results import Results
+from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
+from dynchoice.model.laws import BoundLaw, Markov
+from dynchoice.solve.solution import solve
+from dynchoice.typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUTCOMES = ("value", "money", "months")
+OUTSIDE = ("none", "outside", "no membership")
+
+
+def discovery_values(
+    results: Any,
+    benefits: Sequence[str] | None = None,
+    *,
+    by: Mapping[str, Any] | Sequence[str] = (),
+    outcome: str = "value",
+    horizon: int = 24,
+    outside: Any = None,
+    start: Any = None,
+    draws: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return what it is worth that a member discovers each benefit.
+
+    Parameters
+    ----------
+    results : Results, MixtureResults or mapping of segment to Results
+    benefits : sequence of str, optional
+        Axes of use with two or more levels; a discovery leads from the lowest to the next. Default:
+        all axes with Markov laws.
+    by : sequence of str or mapping, optional
+        What the values are told apart by: names of state axes, or new column -> axis, or function
+        of the table of states. Others are averaged over the members there are (alike, where none
+        are).
+    outcome : str
+        ``"value"``: utils of ex-ante value; ``"money"``: that over the price parameter;
+        ``"months"``: expected periods of membership within ``horizon``.
+    horizon : int
+        Periods that ``"months"`` looks ahead.
+    outside : label, optional
+        The choice that is no membership, for ``"months"``. Default: ``"none"``.
+    start : Panel or array, optional
+        Where members stand, as for :func:`dynchoice.forecast`. Default: as it takes it.
+    draws : int
+        Draws of the estimates for standard errors (Results or a mapping of them).
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns of ``by``, ``benefit``, ``value``, ``members`` (how many the mean is over) and, with
+        draws, ``std_error``.
+
+    Raises
+    ------
+    SpecificationError
+        An axis that is no benefit, no factored model, an unknown outcome.
+    ConvergenceError
+        The model could not be solved.
+    """
+    import pandas as pd
+
+    if outcome not in OUTCOMES:
+        raise SpecificationError(
+            f"outcome={outcome!r}.{suggest(outcome, OUTCOMES)} There are {', '.join(OUTCOMES)}"
+        )
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise SpecificationError(f"horizon={horizon!r}: a whole number of periods above 0")
+    who = everyone(results, start)
+    model = who[0].model
+    names = benefit_axes(model, benefits)
+    cells, labels = cells_of(model, by)
+    goal = Goal(outcome, int(horizon), outside)
+    n = len(labels)
+    worth, mass, plain = np.zeros((n, len(names))), np.zeros(n), np.zeros(n)
+    flat = np.zeros((n, len(names)))
+    for one in who:
+        own = discoveries(one.model, one.theta, names, goal)
+        mass += np.bincount(cells, one.mu, n)
+        plain += np.bincount(cells, minlength=n)
+        for k in range(len(names)):
+            worth[:, k] += np.bincount(cells, one.mu * own[:, k], n)
+            flat[:, k] += np.bincount(cells, own[:, k], n)
+    seen = mass > 0
+    value = np.where(seen[:, None], worth / np.where(seen, mass, 1)[:, None], flat / plain[:, None])
+    out = pd.concat(
+        [
+            labels.assign(benefit=name, value=value[:, k], members=mass)
+            for k, name in enumerate(names)
+        ],
+        ignore_index=True,
+    )
+    if draws:
+        spread = drawn_values(results, who, names, goal, cells, n, int(draws), seed)
+        out["std_error"] = spread.std(axis=0, ddof=1).ravel()
+    return out
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What counts: see :func:`discovery_values`."""
+
+    outcome: str
+    horizon: int
+    outside: Any
+
+
+def benefit_axes(model: DDC, benefits: Sequence[str] | None) -> list[str]:
+    """Return the axes of use."""
+    F = model.transitions
+    if not isinstance(F, Factored):
+        raise SpecificationError("discoveries need a factored model, with an axis for each benefit")
+    known = [law.name for law in F.bound if isinstance(law.family, Markov) and len(law.axes) == 1]
+    if benefits is None:
+        if not known:
+            raise SpecificationError("no axis of the model has a Markov law: name the benefits")
+        return known
+    wanted = [benefits] if isinstance(benefits, str) else list(benefits)
+    for b in wanted:
+        if b not in known:
+            raise SpecificationError(
+                f"{b!r} is no axis with a Markov law of its own.{suggest(b, known)} There are"
+                f" {', '.join(known) or 'none'}"
+            )
+    return wanted
+
+
+def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArray, pd.DataFrame]:
+    """Return the cell (S,) of each state and the cells' labels."""
+    import pandas as pd
+
+    frame = model.states.frame()
+    if isinstance(by, str):
+        by = [by]
+    columns = dict(by) if isinstance(by, Mapping) else {name: name for name in by}
+    if not columns:
+        return np.zeros(model.states.size, np.int64), pd.DataFrame(index=[0])
+    table: dict[str, Any] = {}
+    for name, what in columns.items():
+        if callable(what):
+            table[name] = pd.Series(what(frame)).to_numpy()
+        elif what in frame.columns:
+            table[name] = frame[what].to_numpy()
+        else:
+            raise SpecificationError(
+                f"by: {what!r} is no axis of the states.{suggest(what, frame.columns)}"
+            )
+    groups = pd.DataFrame(table).groupby(list(columns), sort=False)
+    labels = groups.size().reset_index().drop(columns=0)
+    return groups.ngroup().to_numpy(np.int64), labels
+
+
+def discoveries(model: DDC, theta: FloatArray, names: Sequence[str], goal: Goal) -> FloatArray:
+    """Return the worth (S, benefits) of a discovery in every state, of one model."""
+    solution = solve(model, theta)
+    if not solution.converged:
+        raise ConvergenceError(f"the model was not solved: {solution.message}")
+    P = model.observed(solution.ccp)
+    F = model.transitions
+    assert isinstance(F, Factored)
+    if goal.outcome == "months":
+        ahead = months_ahead(model, P, goal)
+    else:
+        scale = 1 / price_of_utility(model, theta) if goal.outcome == "money" else 1.0
+        ahead = model.beta * scale * solution.V
+    laws = {law.name: law for law in F.bound}
+    out = np.empty((model.states.size, len(names)))
+    for k, name in enumerate(names):
+        law = laws[name]
+        used, unused = at_levels(model, law, ahead)
+        gain = F.expect(np.ascontiguousarray(used - unused))
+        out[:, k] = (P * (1 - start_probability(F, law)) * gain).sum(axis=1)
+    return out
+
+
+def at_levels(model: DDC, law: BoundLaw, V: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return V (S,) as if the benefit's axis stood on its second level, and on its lowest."""
+    axis = law.axes[0]
+    grid = V.reshape(model.states.shape)
+    out = []
+    for level in (1, 0):
+        fixed = np.take(grid, [level], axis=axis)
+        out.append(np.ascontiguousarray(np.broadcast_to(fixed, grid.shape)).reshape(-1))
+    return out[0], out[1]
+
+
+def start_probability(F: Factored, law: BoundLaw) -> FloatArray:
+    """Return the probability (S, J) that the benefit is used next period anyway."""
+    assert law.table is not None
+    own, group = F.own(law), F.group(law)
+    used = 1 - law.table[:, :, :, 0]
+    if not law.by_choice:
+        used = np.repeat(used, len(F.choices), axis=0)
+    return np.ascontiguousarray(used[:, group, own].T)
+
+
+def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
+    """Return expected periods of membership (S,) within the horizon, from next period on."""
+    labels = list(model.choices)
+    outside = goal.outside
+    if outside is None:
+        found = [c for c in labels if c in OUTSIDE]
+        if len(found) != 1:
+            raise SpecificationError("outcome='months': say outside=, the choice of no membership")
+        outside = found[0]
+    if outside not in labels:
+        raise SpecificationError(f"outside={outside!r} is no choice.{suggest(outside, labels)}")
+    inside = P[:, [j for j, c in enumerate(labels) if c != outside]].sum(axis=1)
+    months = np.zeros(model.states.size)
+    for _ in range(goal.horizon):
+        months = inside + (P * model.transitions.expect(months)).sum(axis=1)
+    return months
+
+
+def drawn_values(
+    results: Any, who: Sequence[Any], names: Sequence[str], goal: Goal, cells: IntArray, n: int,
+    draws: int, seed: int,
+) -> FloatArray:  # fmt: skip
+    """Return values (draws, benefits, cells) at draws of estimates and laws."""
+    if isinstance(results, MixtureResults) or not isinstance(results, Results | Mapping):
+        raise SpecificationError(
+            "standard errors are for Results, or a mapping of segments to them"
+        )
+    rng = np.random.default_rng(seed)
+    fits = dict(results) if isinstance(results, Mapping) else {}
+    drawn = {
+        id(one): draws_of(fits.get(one.segment, results), draws, rng)
+        for one in who
+    }  # fmt: skip
+    out = np.zeros((draws, len(names), n))
+    for d in range(draws):
+        worth, mass = np.zeros((len(names), n)), np.zeros(n)
+        for one in who:
+            draw = drawn[id(one)][d]
+            F = one.model.transitions
+            tables = tables_of(one.model, one.model, draw.tables)
+            bound = tuple(
+                replace(law, table=tables[law.name]) if law.name in tables else law
+                for law in F.bound
+            )
+            model = one.model.with_parts(transitions=F.with_bound(bound))
+            own = discoveries(model, draw.theta, names, goal)
+            weight = one.mu + 1e-12 * one.mu.sum()
+            mass += np.bincount(cells, weight, n)
+            for k in range(len(names)):
+                worth[k] += np.bincount(cells, weight * own[:, k], n)
+        out[d] = worth / mass
+    return out
+
+
+def callout_lift(
+    clicks: pd.DataFrame,
+    than: pd.DataFrame | None = None,
+    *,
+    benefit: str = "benefit",
+    starts: Mapping[str, float] | float = 1.0,
+    visits: float = 1.0,
+    by: Mapping[str, str] | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what a callout policy adds to the probability that members start benefits.
+
+    Parameters
+    ----------
+    clicks : pandas.DataFrame
+        Expected clicks a visit by context and benefit: ``policy.expected_clicks(members, ...)``.
+    than : pandas.DataFrame, optional
+        The same of the page as it is, whose clicks the estimated laws contain already. Default: it
+        shows no callouts.
+    benefit : str
+        Column of benefits, which are axes of the model.
+    starts : float or mapping
+        Share of clicks that become a start, by benefit.
+    visits : float
+        Visits of a member in a period.
+    by : mapping or sequence of str
+        Context column -> parent of the benefits' laws (``{"plan": "choice"}``), or columns that are
+        parents by name. Other columns are averaged over, by their number of members.
+
+    Returns
+    -------
+    dict
+        Benefit -> added probability, or a table of it: the ``lift`` of a :class:`Scenario`.
+
+    Raises
+    ------
+    SpecificationError
+        A column or a benefit's share is missing, or the two tables do not fit.
+    """
+    names = dict(by) if isinstance(by, Mapping) else {c: c for c in by}
+    if than is not None:
+        keys = [c for c in clicks.columns if c not in ("clicks", "members")]
+        both = clicks.merge(than, on=keys, how="left", suffixes=("", "_than"))
+        if both["clicks_than"].isna().any() or len(both) != len(clicks):
+            raise SpecificationError("the two tables of clicks have different contexts or benefits")
+        clicks = both.assign(clicks=both["clicks"] - both["clicks_than"])
+    for c in (benefit, "clicks", "members", *names):
+        if c not in clicks.columns:
+            raise SpecificationError(f"clicks lack the column {c!r}.{suggest(c, clicks.columns)}")
+    share = starts if isinstance(starts, Mapping) else dict.fromkeys(clicks[benefit], starts)
+    lost = [b for b in clicks[benefit].unique() if b not in share]
+    if lost:
+        raise SpecificationError(f"starts has no share of {lost[0]!r}.{suggest(lost[0], share)}")
+    frame = clicks.assign(
+        weighted=clicks["clicks"] * clicks["members"] * clicks[benefit].map(share).astype(float)
+    )
+    out: dict[str, Any] = {}
+    for b, part in frame.groupby(benefit, sort=False):
+        if not names:
+            out[str(b)] = at_least_one(part["weighted"].sum() / part["members"].sum(), visits)
+            continue
+        sums = part.groupby(list(names), sort=False)[["weighted", "members"]].sum()
+        mean = (sums["weighted"] / sums["members"]).reset_index(name="start")
+        mean["start"] = [at_least_one(p, visits) for p in mean["start"]]
+        out[str(b)] = mean.rename(columns=names)
+    return out
+
+
+def at_least_one(p: float, visits: float) -> float:
+    """Return the probability of a start in a number of visits, each with probability ``p``.
+
+    A fall (``p`` below 0) counts the same way, downwards.
+    """
+    size = min(abs(float(p)), 1.0)
+    return float(np.copysign(1 - (1 - size) ** visits, p))

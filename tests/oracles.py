@@ -1052,3 +1052,54 @@ def maximum_causal_entropy(F, x, offset, available, beta, n, iterations=4000):
         return -(n * logs).sum() / total, -np.einsum("sj,sjk->k", observed - expected, x) / total
 
     return climb(dual, np.zeros(K), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+
+
+def tilted_moments(clicks, fails, waiting, due, mean, var):
+    """Log evidence, mean and variance of N(mean, var) times a probit cell, on a fine grid."""
+    from scipy.stats import norm
+
+    def log_density(z):
+        out = norm.logpdf(z, mean, np.sqrt(var))
+        if clicks:
+            out = out + clicks * norm.logcdf(z)
+        if fails:
+            out = out + fails * norm.logcdf(-z)
+        if waiting:
+            out = out + waiting * np.log1p(-due * norm.cdf(z))
+        return out
+
+    low, high = mean - 14 * np.sqrt(var), mean + 14 * np.sqrt(var)
+    for _ in range(4):  # close in on where the mass is
+        z = np.linspace(low, high, 20001)
+        log = log_density(z)
+        near = z[log > log.max() - 60]
+        low, high = near[0] - (z[1] - z[0]), near[-1] + (z[1] - z[0])
+    z = np.linspace(low, high, 40001)
+    log = log_density(z)
+    p = np.exp(log - log.max())
+    total = np.trapezoid(p, z)
+    centre = np.trapezoid(p * z, z) / total
+    return (
+        np.log(total) + log.max(),
+        centre,
+        np.trapezoid(p * (z - centre) ** 2, z) / total,
+    )
+
+
+def probit_gibbs(x, y, m0, v0, draws, seed=0):
+    """Draws of probit weights by data augmentation (Albert and Chib 1993)."""
+    from scipy.special import ndtr, ndtri
+
+    rng = np.random.default_rng(seed)
+    cov = np.linalg.inv(np.diag(1 / v0) + x.T @ x)
+    root = np.linalg.cholesky(cov)
+    w, out = np.array(m0, float), np.empty((draws, len(m0)))
+    for i in range(draws):
+        mean = x @ w
+        u = rng.random(len(y))
+        cut = ndtr(-mean)
+        q = np.where(y == 1, cut + u * (1 - cut), u * cut)
+        z = mean + ndtri(np.clip(q, 1e-15, 1 - 1e-15))
+        w = cov @ (m0 / v0 + x.T @ z) + root @ rng.standard_normal(len(m0))
+        out[i] = w
+    return out

@@ -540,7 +540,10 @@ class Callouts:
         return policy_of(load_tree(path, KIND))
 
     def __repr__(self) -> str:
-        seen = f"{self.model.impressions:,.0f} impressions, {self.model.clicks:,.0f} clicks"
+        seen = (
+            f"{self.model.impressions:,.0f} impressions, {self.model.clicks:,.0f} clicks,"
+            f" {self.feedback.waiting:,} within their window"
+        )
         return (
             f"Callouts({self.catalogue.size:,} items, {self.terms.size:,} features, {seen}, batch"
             f" {self.model.batches})"

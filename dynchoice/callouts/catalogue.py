@@ -202,7 +202,8 @@ def as_times(values: Any, what: str) -> FloatArray:
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(float, na_value=np.nan)
     try:
-        stamps = pd.to_datetime(column, utc=True)
+        text = not pd.api.types.is_datetime64_any_dtype(column)
+        stamps = pd.to_datetime(column, utc=True, format="ISO8601" if text else None)
     except (ValueError, TypeError) as error:
         raise DataError(f"{what!r} must hold times: numbers of days, or dates ({error})") from None
     days = (stamps - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)

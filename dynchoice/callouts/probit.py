@@ -387,8 +387,8 @@ class Probit:
 
     def _stream(self, new: Cells, seed: int) -> None:
         """Take a batch once."""
-        self._precision *= self.forget
-        self._shift *= self.forget
+        self._precision = self.forget * self._precision
+        self._shift = self.forget * self._shift
         start = self._from_prior()
         m, v = start.mean.copy(), start.variance.copy()
         one_pass(new, m, v, seed + self.batches)

@@ -71,8 +71,8 @@ def discovery_values(
         Periods that ``"months"`` looks ahead.
     outside : label, optional
         The choice that is no membership, for ``"months"``. Default: ``"none"``.
-    start : Panel or array, optional
-        Where members stand, as for :func:`dynchoice.forecast`. Default: as it takes it.
+    start : Panel, Counts, array (S,) or "steady state"
+        Where members stand, as for :func:`dynchoice.forecast`.
     draws : int
         Draws of the estimates for standard errors (Results or a mapping of them).
     seed : int
@@ -187,7 +187,7 @@ def discoveries(model: DDC, theta: FloatArray, names: Sequence[str], goal: Goal)
     solution = solve(model, theta)
     if not solution.converged:
         raise ConvergenceError(f"the model was not solved: {solution.message}")
-    P = model.observed(solution.ccp)
+    P = solution.ccp
     F = model.transitions
     assert isinstance(F, Factored)
     if goal.outcome == "months":

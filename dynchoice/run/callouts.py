@@ -215,7 +215,10 @@ def train(job: Job, progress: Progress | None = None) -> str:
             if not told.repeated:
                 said.append(str(told))
                 new += 1
-        if new and job.spec.policy.learn_prior != "no":
+        learns = job.spec.policy.learn_prior != "no"
+        if learns and not policy.model.impressions:
+            said.append("no prior was learned: no impression is past its window yet")
+        elif new and learns:
             prior = policy.learn_prior(job.spec.policy.learn_prior)
             said.append(str(prior))
         policy.save(job.out / STATE)

@@ -38,7 +38,7 @@ def test_every_kernel_is_ready_after_a_warm_up():
         missing = kernels_of(module) - set(warm.ready(module)) - called_by_others(module)
         assert not missing, module.__name__
         assert found[module.__name__] == len(warm.ready(module)) > 0
-    assert [t[0] for t in told] == list(range(5)) and told[-1][1:] == (4, "done")
+    assert [t[0] for t in told] == list(range(6)) and told[-1][1:] == (5, "done")
 
 
 def test_the_command_says_how_many(capsys, monkeypatch):

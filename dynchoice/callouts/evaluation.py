@@ -399,7 +399,7 @@ class Replay:
     rows, matched : int
         Rows of the log, and those kept.
     value, std_error : float
-        Mean reward of those kept.
+        Mean reward of those kept; the error is NaN where all are alike.
     curve : pandas.DataFrame
         Batch by batch: rows, kept, mean reward.
     """
@@ -476,7 +476,9 @@ def replay(
     kept = np.concatenate(found)
     if not len(kept):
         raise DataError("no row of the log is what the policy would have shown")
-    error = float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else np.nan
+    # rewards that are all alike (no click among few rows) tell nothing of their spread
+    spread = float(kept.std(ddof=1)) if len(kept) > 1 else 0.0
+    error = spread / np.sqrt(len(kept)) if spread > 0 else np.nan
     table = pd.DataFrame(curve, columns=["from", "rows", "kept", "reward"])
     return Replay(len(log), len(kept), float(kept.mean()), error, table)
 

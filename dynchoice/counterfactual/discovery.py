@@ -59,7 +59,7 @@ def discovery_values(
     results : Results, MixtureResults or mapping of segment to Results
     benefits : sequence of str, optional
         Axes of use with two or more levels; a discovery leads from the lowest to the next. Default:
-        all axes with Markov laws.
+        all axes with Markov laws (that are not certain).
     by : sequence of str or mapping, optional
         What the values are told apart by: names of state axes, or new column -> axis, or function
         of the table of states. Others are averaged over the members there are (alike, where none
@@ -142,7 +142,7 @@ def benefit_axes(model: DDC, benefits: Sequence[str] | None) -> list[str]:
     F = model.transitions
     if not isinstance(F, Factored):
         raise SpecificationError("discoveries need a factored model, with an axis for each benefit")
-    known = [law.name for law in F.bound if isinstance(law.family, Markov) and len(law.axes) == 1]
+    known = [law.name for law in F.bound if is_use(law)]
     if benefits is None:
         if not known:
             raise SpecificationError("no axis of the model has a Markov law: name the benefits")
@@ -155,6 +155,12 @@ def benefit_axes(model: DDC, benefits: Sequence[str] | None) -> list[str]:
                 f" {', '.join(known) or 'none'}"
             )
     return wanted
+
+
+def is_use(law: BoundLaw) -> bool:
+    """Return whether an axis may be one of use: a Markov law of its own that leaves things open."""
+    alone = isinstance(law.family, Markov) and len(law.axes) == 1
+    return alone and (law.table is None or bool(((law.table > 0) & (law.table < 1)).any()))
 
 
 def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArray, pd.DataFrame]:

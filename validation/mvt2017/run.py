@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import joblib
@@ -79,7 +80,7 @@ def run(quick: bool) -> Study:
             wide = frame[
                 (frame["method"] == "adf") & (frame["prior"] == "vague") & (frame["a2"] == a2)
             ].pivot(index="seed", columns="name", values=what)
-            for better, worse in zip(order, order[1:], strict=False):
+            for better, worse in pairwise(order):
                 gap = wide[worse] - wide[better]
                 error = gap.std(ddof=1) / np.sqrt(seeds)
                 study.within(

@@ -73,9 +73,11 @@ def run(quick: bool) -> Study:
         study.within(f"{campaign}: mean weight, in its errors",
                      (values[None].mean_weight - 1) / values[None].mean_weight_error, -4, 4,
                      "identity")  # fmt: skip
-        study.check(f"{campaign}: warned of few effective impressions or clipping",
-                    float(bool(values[5.0].warnings) or values[5.0].clipped == 0), 1, 0,
-                    "own")  # fmt: skip
+        w = share[random["slot"] - 1, shown] / p
+        study.check(
+            f"{campaign}: clipped mass", values[5.0].clipped_mass,
+            1 - np.minimum(w, 5).sum() / w.sum(), 1e-12, "identity",
+        )  # fmt: skip
         one = dc.Callouts(items, context, ["1", "item"], window=1.0)
         lived = dc.replay(one, random, batch=2500)
         study.say(str(lived))

@@ -197,7 +197,10 @@ def joint_sites(zm, zv, outcomes, due, tau, nu, step, nodes, weights):
         )
         want_tau = 1.0 / new_var - p
         want_nu = new_mean / new_var - mean * p
-        largest = max(largest, abs(new_mean - zm[i]) / sqrt(zv[i]), abs(new_var / zv[i] - 1.0))
+        shape = abs(new_var / zv[i] - 1.0)
+        if want_tau < 0.0:  # an open cell's factor is not log-concave: its mean alone is matched
+            want_tau, want_nu, shape = 0.0, (new_mean - mean) * p, 0.0
+        largest = max(largest, abs(new_mean - zm[i]) / sqrt(zv[i]), shape)
         tau[i] += step * (want_tau - tau[i])
         nu[i] += step * (want_nu - nu[i])
     return largest

@@ -8,6 +8,7 @@ exactly (:mod:`dynchoice.callouts.snapshot`).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ from dynchoice.callouts.feedback import Feedback, Learned, coded_rows
 from dynchoice.callouts.personal import (
     blocked_items,
     capped_pairs,
+    check_table,
     dirichlet_weights,
     weight_table,
 )
 from dynchoice.callouts.prior import MetaPrior
-from dynchoice.callouts.probit import Gaussian, Probit
-from dynchoice.callouts.snapshot import Rules, Snapshot
+from dynchoice.callouts.probit import Gaussian, Probit, prior_mapping
+from dynchoice.callouts.snapshot import Rules, Snapshot, check_numbers
 from dynchoice.callouts.terms import Terms
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace, check_labels
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 KIND = "callouts"
 DRAWS = 256
 CHUNK = 200_000
+SMALL = 1000
+"""Features up to which all covariances are kept by default."""
 
 
 class Callouts:
@@ -63,8 +67,9 @@ class Callouts:
         Long-run values come from :func:`dynchoice.discovery_values`.
     prior : mapping or MetaPrior, optional
         Term -> variance or (mean, variance). Default: N(-1.5, 1) for ``"1"``, N(0, 0.1) for others.
-    method : str
-        Of inference; see :class:`Probit`.
+    method : str, optional
+        Of inference; see :class:`Probit`. Default: ``"joint"`` up to 1,000 features, then
+        ``"adf"``.
     forget : float
         Share of what was known that is kept at each batch.
     window : float
@@ -116,7 +121,7 @@ class Callouts:
         slots: int = 1,
         values: pd.DataFrame | None = None,
         prior: Any = None,
-        method: str = "adf",
+        method: str | None = None,
         forget: float = 1.0,
         window: float = 7.0,
         pending: str = "due",
@@ -134,12 +139,7 @@ class Callouts:
         self.context = context
         own = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue, context)
         self.catalogue = own
-        for what, number in (("slots", slots), ("draws", draws)):
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise SpecificationError(f"{what}={number!r}: a whole number above 0 is needed")
-        for what, real in (("diversity", diversity), ("cap_window", cap_window)):
-            if not 0 <= real < np.inf:
-                raise SpecificationError(f"{what}={real!r}: at least 0 is needed")
+        check_numbers(slots, draws, diversity, cap_window, seed)
         for what, column in (("category", category), ("delay_by", delay_by)):
             if column is not None and column not in own.levels:
                 raise SpecificationError(
@@ -153,7 +153,11 @@ class Callouts:
         self.diversity, self.cap_window = float(diversity), float(cap_window)
         self.terms = Terms(terms, own.levels, context, self.slots)
         start = {t: (-1.5, 1.0) if t == "1" else (0.0, 0.1) for t in self.terms.names}
-        told = {} if prior is None else getattr(prior, "moments", prior)
+        told = prior_mapping(prior)
+        if not isinstance(told, Mapping):
+            raise SpecificationError(f"prior={prior!r}: {{term: variance or (mean, variance)}}")
+        if method is None:
+            method = "joint" if self.terms.size <= SMALL else "adf"
         self.model = Probit(self.terms.groups, start | dict(told), method=method, forget=forget)
         groups = 1 if delay_by is None else len(own.levels[delay_by])
         self.feedback = Feedback(Delays(float(window), groups, delays), pending)
@@ -162,6 +166,7 @@ class Callouts:
         self.values: pd.DataFrame | None = None
         self._bind()
         self.set_values(values)
+        self.snapshot = 0
 
     def _bind(self) -> None:
         """Set what follows from the catalogue; forget what was worked out of the old one."""
@@ -198,6 +203,7 @@ class Callouts:
 
         self._value_of = None if values is None else value_table(values, self)
         self.values = values
+        self.snapshot += 1
         self.refresh()
         return self
 
@@ -241,15 +247,18 @@ class Callouts:
         DataError
             The batch was learned with other content; keys repeat; clicks before their impression.
         """
+        if impressions is not None:
+            check_table(impressions, "impressions")
         coded = None if impressions is None else coded_rows(self, impressions)
-        told = self.feedback.take(
+        told, after, settled = self.feedback.examine(
             batch, coded, clicks, None if now is None else as_time(now),
             self.model.forget, self._group_codes(),
         )  # fmt: skip
         if told.repeated:
             return told
-        self.model.learn(self._cells(self.feedback.settled()), seed=self.seed)
-        self.feedback.clear()
+        # a copy learns: whoever interrupts leaves model and feedback as they were, both
+        model = copy.copy(self.model).learn(self._cells(settled), seed=self.seed)
+        self.model, self.feedback = model, after
         self.snapshot += 1
         self.refresh()
         return told
@@ -327,6 +336,7 @@ class Callouts:
         import pandas as pd
 
         when = None if now is None else as_time(now)
+        check_table(members, "members")
         names = members["member"].to_numpy() if "member" in members else members.index.to_numpy()
         codes = self.context_codes(members)
         rng = np.random.default_rng([self.seed, self.decisions if seed is None else seed])
@@ -365,13 +375,14 @@ class Callouts:
     ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
         """Return the slate for one member and the items' propensities.
 
-        In a context that was asked for before (or :meth:`prepare`-d) since the last batch it is a
-        lookup; :meth:`best` scans all items under one draw.
+        A lookup in contexts that were asked for (or :meth:`prepare`-d) since the last batch.
         """
         code = self._code(context)
         if draw is None:
             draw = int(np.random.default_rng([self.seed, self.decisions]).integers(self.draws))
             self.decisions += 1
+        elif not 0 <= draw < self.draws:
+            raise SpecificationError(f"draw={draw!r}: there are {self.draws}, from 0")
         slates, shares, _ = self.current.slates(code, None if now is None else as_time(now))
         kept = slates[draw] >= 0
         items = tuple(self.catalogue.items[i] for i in slates[draw][kept])
@@ -407,7 +418,7 @@ class Callouts:
         return self
 
     def slates(self, code: int, when: float | None = None) -> IntArray:
-        """Return the slate (R, slots) of each draw in a context, without personal rules."""
+        """Return each draw's slate (R, slots) in a context."""
         return self.current.slates(code, when).items
 
     def propensity(self, members: pd.DataFrame, items: Any, *, now: Any = None) -> FloatArray:
@@ -415,19 +426,16 @@ class Callouts:
 
         For one slot without caps: the target policy's probabilities in off-policy evaluation.
         """
-        item = self.catalogue.item_codes(items)
-        when = None if now is None else as_time(now)
-        unique, row = np.unique(self.context_codes(members), return_inverse=True)
-        shares = np.stack([self.current.first_choice(int(c), when) for c in unique])
-        return np.asarray(shares[row, item])
+        item = self._items_of(items, members)
+        table, row = self.current.first_shares(
+            self.context_codes(members), None if now is None else as_time(now)
+        )
+        return np.asarray(table[row, item])
 
     def expected_clicks(
         self, members: pd.DataFrame, by: str, *, page: Any = None, now: Any = None
     ) -> pd.DataFrame:
         """Return expected clicks a visit, by context and a column of the catalogue.
-
-        Posterior mean probabilities of what the policy shows, over all its draws; or of another
-        page, by what this policy knows of clicks.
 
         Parameters
         ----------
@@ -436,24 +444,31 @@ class Callouts:
         by : str
             Column of the catalogue, such as the benefit.
         page : "random", Callouts or None
-            What is shown: this policy's choice; eligible items at random; another policy's choice
-            from the same items.
+            Default: what this policy shows, over all its draws; or eligible items at random, or
+            what another policy shows of the same items, by what this one knows of clicks.
         now : number or date, optional
 
         Returns
         -------
         pandas.DataFrame
-            Columns of the context, ``by``, ``clicks`` and ``members``; every level of ``by`` for
-            each context there is.
+            Columns of the context, ``by``, ``clicks`` and ``members``; every level of ``by``.
         """
         when = None if now is None else as_time(now)
         return expected_clicks(self, members, by, page, when)
 
     def first_shares(self, members: pd.DataFrame, *, now: Any = None) -> FloatArray:
         """Return the probability (n, I) that each item is shown first to each member now."""
-        when = None if now is None else as_time(now)
-        unique, row = np.unique(self.context_codes(members), return_inverse=True)
-        return np.stack([self.current.first_choice(int(c), when) for c in unique])[row]
+        table, row = self.current.first_shares(
+            self.context_codes(members), None if now is None else as_time(now)
+        )
+        return table[row]
+
+    def _items_of(self, items: Any, members: pd.DataFrame) -> IntArray:
+        """Return the code of each member's item: one each."""
+        codes = self.catalogue.item_codes(items)
+        if codes.shape != (len(members),):
+            raise SpecificationError(f"{len(members):,} members and {codes.size:,} items: one each")
+        return codes
 
     # -- scoring
 
@@ -469,7 +484,7 @@ class Callouts:
         """
         codes = self.context_codes(members)
         if items is not None:
-            return self.current.probability(self.catalogue.item_codes(items), codes)
+            return self.current.probability(self._items_of(items, members), codes)
         n, size = len(codes), self.catalogue.size
         every = np.tile(np.arange(size), n)
         return self.current.probability(every, np.repeat(codes, size)).reshape(n, size)
@@ -496,27 +511,22 @@ class Callouts:
 
     def add(self, items: pd.DataFrame) -> Callouts:
         """Add items; what is known stays, new ones start from their group's prior."""
-        old = self.terms
-        self.catalogue = self.catalogue.extended(items)
-        self.terms = Terms(old.names, self.catalogue.levels, self.context, self.slots)
-        self.model.remap(old.moved_to(self.terms), self.terms.groups)
-        if self.delay_by is not None:
-            self.feedback.delays.grown(len(self.catalogue.levels[self.delay_by]))
-        self._bind()
-        return self.set_values(self.values)
+        from dynchoice.callouts.state import moved
+
+        return self.become(moved(self, self.catalogue.extended(items), self.values))
+
+    def become(self, other: Callouts) -> Callouts:
+        """Take over another policy's state, all of it at once; return this one."""
+        self.__dict__.update(other.__dict__)
+        return self
 
     def end(self, items: Any, when: Any) -> Callouts:
         """Take items out of the page from a time on; what was learned of them stays."""
         labels = check_labels([items] if isinstance(items, str) else items, "items to end")
         self.catalogue = self.catalogue.ended(labels, as_time(when, "when"))
+        self.snapshot += 1
         self._bind()
         return self
-
-    def with_catalogue(self, new: Callouts) -> Callouts:
-        """Return this policy over another's catalogue, values and page; see ``state``."""
-        from dynchoice.callouts.state import moved
-
-        return moved(self, new)
 
     # -- the state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 ITEM, STARTS, ENDS, CAP, FOR = "item", "starts", "ends", "cap", "for_"
 RESERVED = (STARTS, ENDS, CAP)
+MOST_DAYS = 1e6
+GONE = -MOST_DAYS
+"""End of items that have left the catalogue."""
 
 
 class Catalogue:
@@ -43,10 +47,10 @@ class Catalogue:
         if not len(items):
             raise DataError("the catalogue has no items")
         self.frame = items.reset_index(drop=True)
+        self.frame.columns = [str(c) for c in self.frame.columns]
         self.context = context
         labels = [plain(x) for x in _present(self.frame[ITEM], ITEM)]
-        twice = sorted({str(x) for x in labels if labels.count(x) > 1}) if len(
-            set(labels)) < len(labels) else []  # fmt: skip
+        twice = sorted(str(x) for x, n in Counter(labels).items() if n > 1)
         if twice:
             raise DataError(f"{len(twice):,} items are in the catalogue twice: {first_few(twice)}")
         self.items = tuple(labels)
@@ -90,6 +94,8 @@ class Catalogue:
 
     def _rule(self, column: str) -> BoolArray:
         """Return which levels of a context column may see each item, shape (I, levels)."""
+        import pandas as pd
+
         name = column[len(FOR) :]
         axes = () if self.context is None else self.context.names
         if self.context is None or name not in axes:
@@ -103,11 +109,12 @@ class Catalogue:
         for i, told in enumerate(self.frame[column]):
             if isinstance(told, list | tuple | np.ndarray):
                 wanted = [str(x) for x in told]
-            elif told is None or told != told or str(told).strip() == "":
+            else:
+                empty = told is None or told is pd.NA or told != told
+                wanted = [] if empty else [x.strip() for x in str(told).split("|") if x.strip()]
+            if not wanted:
                 out[i] = True
                 continue
-            else:
-                wanted = [x.strip() for x in str(told).split("|")]
             unknown = [x for x in wanted if x not in texts]
             if unknown:
                 raise DataError(
@@ -144,34 +151,52 @@ class Catalogue:
                 out &= table[:, int(at[name])]
         return out
 
+    @property
+    def gone(self) -> BoolArray:
+        """Items that have left the catalogue; only what was learned of them is kept."""
+        return np.zeros(self.size, bool) if self.ends is None else self.ends <= GONE
+
+    def in_days(self) -> pd.DataFrame:
+        """Return the table with dates as days, so that tables of any kind of dates fit."""
+        frame = self.frame.copy()
+        for name, times in ((STARTS, self.starts), (ENDS, self.ends)):
+            if times is not None:
+                frame[name] = times
+        return frame
+
     def extended(self, items: pd.DataFrame) -> Catalogue:
         """Return the catalogue with more items after the old ones.
 
         Raises
         ------
         DataError
-            An item is there already, or a column is missing.
+            An item is there already, or a column is missing or new.
         """
         import pandas as pd
 
-        if ITEM not in items.columns:
-            raise ColumnError(f"new items need a column {ITEM!r}")
+        new = Catalogue(items, self.context)
         known = set(self.items)
-        there = [str(x) for x in items[ITEM] if x in known]
+        there = [str(x) for x in new.items if x in known]
         if there:
             raise DataError(f"{len(there):,} items are in the catalogue: {first_few(there)}")
-        missing = [c for c in self.levels if c not in items.columns]
-        if missing:
-            raise ColumnError(f"new items lack the column {missing[0]!r}")
-        frames = [self.frame, items.reindex(columns=self.frame.columns)]
-        return Catalogue(pd.concat(frames, ignore_index=True), self.context)
+        for c in (*self.levels, *new.levels):
+            if c not in new.levels:
+                raise ColumnError(f"new items lack the column {c!r}")
+            if c not in self.levels:
+                raise ColumnError(
+                    f"new items have a column {c!r} that old ones lack.{suggest(c, self.levels)}"
+                )
+        frames = [self.in_days(), new.in_days()]
+        columns = list(dict.fromkeys([*frames[0].columns, *frames[1].columns]))
+        frames = [f.reindex(columns=columns).astype(object) for f in frames]
+        return Catalogue(pd.concat(frames, ignore_index=True).infer_objects(), self.context)
 
     def ended(self, labels: Any, when: float) -> Catalogue:
         """Return the catalogue in which some items are available only before ``when``."""
         at = self.item_codes(labels, "items to end")
-        frame = self.frame.copy()
-        ends = np.full(self.size, np.inf) if self.ends is None else self.ends.copy()
-        ends[at] = np.minimum(ends[at], when)
+        frame = self.in_days()
+        ends = np.full(self.size, np.nan) if self.ends is None else self.ends.copy()
+        ends[at] = np.fmin(ends[at], when)
         frame[ENDS] = ends
         return Catalogue(frame, self.context)
 
@@ -192,22 +217,41 @@ def as_times(values: Any, what: str) -> FloatArray:
     Raises
     ------
     DataError
-        Neither numbers nor dates.
+        Neither numbers nor dates, or numbers that can be no days (seconds since 1970, say).
     """
     import pandas as pd
 
-    column = pd.Series(values)
+    column = pd.Series(values).reset_index(drop=True)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    wrong = f"{what!r} must hold times: numbers of days, or dates (as 2026-11-27)"
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
-        raise DataError(f"{what!r} must hold times: numbers of days, or dates")
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(float, na_value=np.nan)
-    try:
-        text = not pd.api.types.is_datetime64_any_dtype(column)
-        stamps = pd.to_datetime(column, utc=True, format="ISO8601" if text else None)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{what!r} must hold times: numbers of days, or dates ({error})") from None
-    days = (stamps - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
-    return days.to_numpy(float, na_value=np.nan)
+        raise DataError(wrong)
+    out = np.full(len(column), np.nan)
+    there = column.notna().to_numpy()
+    numeric = np.full(len(column), pd.api.types.is_numeric_dtype(column))
+    if column.dtype == object:
+        numeric = np.array([isinstance(x, int | float | np.number) for x in column], bool)
+    numbers, dates = there & numeric, there & ~numeric
+    if numbers.any():
+        out[numbers] = column[numbers].astype(float).to_numpy()
+    if dates.any():
+        part = column[dates]
+        text = not pd.api.types.is_datetime64_any_dtype(part)
+        try:
+            stamps = pd.to_datetime(part, utc=True, format="ISO8601" if text else None)
+        except (ValueError, TypeError) as error:
+            told = " ".join(str(error).split())[:120]
+            raise DataError(f"{wrong}: {told}") from None
+        days = (stamps - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+        out[dates] = days.to_numpy(float)
+    far = np.isfinite(out) & (np.abs(out) > MOST_DAYS)
+    if far.any():
+        raise DataError(
+            f"{what!r}: {int(far.sum()):,} times lie more than {MOST_DAYS:,.0f} days off (first:"
+            f" {out[far][0]:g}): are they seconds? Days or dates are needed"
+        )
+    return out
 
 
 def as_time(value: Any, what: str = "now") -> float:

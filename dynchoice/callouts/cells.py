@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, first_few
+from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray
 
+MOST_PARTS = 64
 SPENT = 1e-6
 """Cells that forgetting has worn down to fewer impressions than this are dropped."""
 
@@ -134,8 +136,8 @@ def cells_of(
         More clicks than impressions, negative counts, or numbers that are not finite.
     """
     rows, weights = checked_rows(index, value, features)
-    clicked = np.asarray(clicks, float).reshape(-1)
-    trials = np.ones(len(rows)) if shown is None else np.asarray(shown, float).reshape(-1)
+    clicked = as_floats(clicks, "clicks").reshape(-1)
+    trials = np.ones(len(rows)) if shown is None else as_floats(shown, "shown").reshape(-1)
     if len(clicked) != len(rows) or len(trials) != len(rows):
         raise SpecificationError(
             f"{len(rows):,} rows of features, {len(clicked):,} clicks and {len(trials):,} numbers"
@@ -157,7 +159,14 @@ def cells_of(
 
 def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, FloatArray]:
     """Return features' positions (n, A) and values (n, A), checked."""
-    rows = np.asarray(index)
+    try:
+        rows = np.asarray(index)
+    except ValueError:
+        raise SpecificationError(
+            "rows of features have different lengths: fill up with -1"
+        ) from None
+    if rows.size == 0 and rows.ndim == 2:
+        rows = rows.astype(np.int64)
     if rows.ndim == 1:
         rows = rows[:, None]
     if rows.ndim != 2 or rows.dtype.kind not in "iu":
@@ -172,9 +181,16 @@ def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, Float
             f"{len(bad):,} rows name features that the model does not have: it has {features:,},"
             f" from 0 (first row: {bad[0]}, {rows[bad[0]].tolist()})"
         )
+    ordered = np.sort(rows, axis=1)
+    double = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    if double.any():
+        raise SpecificationError(
+            f"{int(double.sum()):,} rows name a feature twice (first: row"
+            f" {np.flatnonzero(double)[0]}): give it a value of 2 instead"
+        )
     if value is None:
         return rows, np.ascontiguousarray((rows >= 0).astype(float))
-    weights = np.array(value, float)
+    weights = as_floats(value, "values of features").copy()
     weights = weights[:, None] if weights.ndim == 1 else weights
     if weights.shape != rows.shape:
         raise SpecificationError(f"features are {rows.shape}, their values {weights.shape}")
@@ -183,3 +199,26 @@ def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, Float
         raise DataError(f"{len(bad):,} rows have values that are no numbers (first: row {bad[0]})")
     weights[rows < 0] = 0.0
     return rows, np.ascontiguousarray(weights + 0.0)
+
+
+def singles(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Return outcomes (rows, 3) of parts of cells, and each part's cell.
+
+    A cell taken at once would put all that it says on its own weights, before others could share
+    it: each impression is a part (in a large cell, a 64th).
+    """
+    shown = outcomes.sum(axis=1)
+    whole = (shown <= MOST_PARTS) & (outcomes == np.rint(outcomes)).all(axis=1)
+    parts, cells = [], []
+    for k in range(3):
+        times = np.where(whole, outcomes[:, k], 0).astype(np.int64)
+        cell = np.repeat(np.arange(len(outcomes)), times)
+        one = np.zeros((len(cell), 3))
+        one[:, k] = 1.0
+        parts.append(one)
+        cells.append(cell)
+    cut = np.flatnonzero(~whole)
+    number = np.ceil(np.minimum(shown[cut], MOST_PARTS)).astype(np.int64)
+    parts.append(np.repeat(outcomes[cut] / np.maximum(number, 1)[:, None], number, axis=0))
+    cells.append(np.repeat(cut, number))
+    return np.concatenate(parts), np.concatenate(cells)

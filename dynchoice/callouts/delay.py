@@ -43,7 +43,7 @@ class Delays:
     """Day of the impression -> its clicks (groups, days) so far."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.window < np.inf:
+        if not isinstance(self.window, int | float) or not 0 < self.window < np.inf:
             raise SpecificationError(f"window={self.window!r}: a positive number of days is needed")
         if self.assumed is None:
             self.assumed = np.full(self.days, 1 / self.days)
@@ -59,8 +59,13 @@ class Delays:
 
     @property
     def days(self) -> int:
-        """Days in the window."""
+        """Days in the window, begun ones too: it is cut into so many equal parts."""
         return int(np.ceil(self.window))
+
+    @property
+    def width(self) -> float:
+        """Length of a part in days."""
+        return self.window / self.days
 
     def grown(self, groups: int) -> None:
         """Make room for more groups."""
@@ -71,8 +76,8 @@ class Delays:
 
     def add(self, shown: FloatArray, delay: FloatArray, group: IntArray) -> None:
         """Count clicks: when their impressions were shown, and how long after they came."""
-        day = np.floor(shown).astype(np.int64)
-        late = np.minimum(np.floor(delay).astype(np.int64), self.days - 1)
+        day = np.floor(shown / self.width).astype(np.int64)
+        late = np.minimum(np.floor(delay / self.width).astype(np.int64), self.days - 1)
         for d in np.unique(day):
             at = day == d
             table = self.young.setdefault(int(d), np.zeros((self.groups, self.days)))
@@ -81,7 +86,7 @@ class Delays:
     def advance(self, now: float, forget: float = 1.0) -> None:
         """Move clicks of impressions past the window to those that are settled."""
         self.settled *= forget
-        for d in [d for d in self.young if now - d >= self.window + 1]:
+        for d in [d for d in self.young if now / self.width - d >= self.days + 1]:
             self.settled += self.young.pop(d)
 
     def shares(self, now: float) -> FloatArray:
@@ -93,7 +98,7 @@ class Delays:
         at_risk += np.cumsum(seen, axis=1)
         for d, table in self.young.items():
             # an impression of day d may have been shown at its end: days seen in full
-            full = int(np.floor(now - d - 1 + 1e-9))
+            full = int(np.floor(now / self.width - d - 1 + 1e-9))
             k = min(max(full, 0), self.days)
             hits[:, :k] += table[:, :k]
             at_risk[:, :k] += np.cumsum(table, axis=1)[:, :k]
@@ -112,7 +117,7 @@ class Delays:
             np.where(
                 age >= self.window,
                 1.0,
-                interpolated(table, group, np.clip(age, 0, self.days)),
+                interpolated(table, group, np.clip(age / self.width, 0, self.days)),
             )
         )
 

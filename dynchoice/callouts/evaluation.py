@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import norm
+from scipy.stats import t as student
 
+from dynchoice.callouts.catalogue import as_time
+from dynchoice.callouts.personal import need
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
+from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
 
 if TYPE_CHECKING:
@@ -128,6 +132,8 @@ class PolicyValue:
     def warnings(self) -> tuple[str, ...]:
         """What a reader should know."""
         told = []
+        if self.clusters < 2:
+            told.append("one cluster: nothing can be said of errors")
         if self.effective < FEW:
             told.append(
                 f"only {self.effective:.1f} effective impressions: the intervals are too narrow"
@@ -219,6 +225,8 @@ def off_policy(
         raise SpecificationError(f"interval={interval!r}: {' or '.join(INTERVALS)}")
     if not 0 < level < 1:
         raise SpecificationError(f"level={level!r}: between 0 and 1")
+    if interval == "bootstrap" and draws < 2:
+        raise SpecificationError(f"draws={draws!r}: a bootstrap needs at least 2")
     if clip is not None and not clip > 0:
         raise SpecificationError(f"clip={clip!r}: a positive weight")
     wanted, q_shown, q_target = target_of(target, shown, model, len(r))
@@ -246,8 +254,10 @@ def off_policy(
     values = {k: values[k] for k in order}
     small = G / max(G - 1, 1)
     influence = {k: influence[k] * np.sqrt(small) for k in order}
+    if G < 2:
+        influence = {k: np.full(G, np.nan) for k in order}
     if interval == "normal":
-        z = float(norm.ppf(0.5 + level / 2))
+        z = float(student.ppf(0.5 + level / 2, max(G - 1, 1)))
         spread = {k: z * float(np.sqrt(x @ x)) for k, x in influence.items()}
         bounds = {k: (values[k] - spread[k], values[k] + spread[k]) for k in order}
     else:
@@ -306,17 +316,23 @@ def clusters_of(log: pd.DataFrame, cluster: str | None) -> tuple[IntArray, int]:
         return np.arange(len(log)), len(log)
     if cluster not in log.columns:
         raise ColumnError(f"the log lacks the column {cluster!r}.{suggest(cluster, log.columns)}")
-    names, group = np.unique(log[cluster].to_numpy(), return_inverse=True)
-    return group.reshape(-1), len(names)
+    import pandas as pd
+
+    group, names = pd.factorize(log[cluster])
+    if (group < 0).any():
+        raise DataError(f"column {cluster!r} is empty in {int((group < 0).sum()):,} rows")
+    return group.astype(np.int64), len(names)
 
 
 def target_of(
     target: Any, shown: Any, model: Any, n: int
 ) -> tuple[FloatArray, FloatArray | None, FloatArray | None]:
     """Return the target's probability of what was shown, and expected rewards of both."""
-    wanted = np.asarray(target, float)
-    if len(wanted) != n:
-        raise SpecificationError(f"target has {len(wanted):,} rows, the log {n:,}")
+    wanted = as_floats(target, "target")
+    if wanted.ndim not in (1, 2) or len(wanted) != n:
+        raise SpecificationError(
+            f"target has shape {wanted.shape}, the log {n:,} rows: (n,) or (n, A) is needed"
+        )
     if not np.isfinite(wanted).all() or (wanted < 0).any() or (wanted > 1 + SUM_TOLERANCE).any():
         raise DataError("target probabilities must lie between 0 and 1")
     if wanted.ndim == 1:
@@ -357,6 +373,7 @@ def cross_fitted(
         Its catalogue, terms and prior make the model; what it has learned is not used.
     log : pandas.DataFrame
         ``item``, the context's columns and a reward of 0 or 1.
+        Rewards are those of the first slot.
     reward : str
     folds : int
     cluster : str, optional
@@ -372,6 +389,7 @@ def cross_fitted(
         raise SpecificationError(f"folds={folds!r}: at least 2 are needed")
     group, G = clusters_of(log, cluster)
     fold = np.random.default_rng(seed).permutation(G)[group] % folds
+    need(log, ("item",), "the log")
     item = policy.catalogue.item_codes(log["item"].to_numpy())
     codes = policy.context_codes(log)
     unique, row = np.unique(codes, return_inverse=True)
@@ -419,7 +437,7 @@ class Replay:
 
 def replay(
     policy: Callouts, log: pd.DataFrame, *, reward: str = "reward", batch: int = 1000,
-    propensity: str | None = None, learn: bool = True, seed: int = 0,
+    propensity: str | None = None, learn: bool = True, now: Any = None, seed: int = 0,
     progress: Progress | None = None,
 ) -> Replay:  # fmt: skip
     """Let a policy live through a log: it learns from the rows that it would have shown itself.
@@ -439,6 +457,8 @@ def replay(
     propensity : str, optional
         Column. Default: the log chose uniformly.
     learn : bool
+    now : number or date, optional
+        Time of the page, where items have dates.
     seed : int
     progress : callable, optional
     """
@@ -446,7 +466,13 @@ def replay(
 
     if policy.slots != 1:
         raise SpecificationError("replay is for policies with one slot")
+    if not isinstance(batch, int | np.integer) or batch < 1:
+        raise SpecificationError(f"batch={batch!r}: a whole number of rows above 0 is needed")
+    need(log, ("item",), "the log")
+    when = None if now is None else as_time(now)
     r = numbers_of(log, reward)
+    if learn and not np.isin(r, (0.0, 1.0)).all():
+        raise DataError("a policy learns from rewards of 0 and 1: pass learn=False for others")
     keep = np.ones(len(log))
     if propensity is not None:
         p = numbers_of(log, propensity)
@@ -461,7 +487,7 @@ def replay(
     curve = []
     for start in range(0, len(log), batch):
         part = slice(start, start + batch)
-        chosen = first_items(policy, codes[part], rng)
+        chosen = first_items(policy, codes[part], rng, when)
         same = (chosen == item[part]) & (rng.random(len(chosen)) < keep[part])
         at = np.flatnonzero(same) + start
         if learn and len(at):
@@ -483,11 +509,13 @@ def replay(
     return Replay(len(log), len(kept), float(kept.mean()), error, table)
 
 
-def first_items(policy: Callouts, codes: IntArray, rng: np.random.Generator) -> AnyArray:
+def first_items(
+    policy: Callouts, codes: IntArray, rng: np.random.Generator, when: float | None
+) -> AnyArray:
     """Return an item for each context, by one random draw each."""
     draw = rng.integers(0, policy.draws, len(codes))
     out = np.empty(len(codes), np.int64)
     for code in np.unique(codes):
         of = codes == code
-        out[of] = policy.slates(int(code))[draw[of], 0]
+        out[of] = policy.slates(int(code), when)[draw[of], 0]
     return out

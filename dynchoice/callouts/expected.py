@@ -31,8 +31,11 @@ def expected_clicks(
     if page is not None and page != RANDOM and not hasattr(page, "slates"):
         raise SpecificationError(f"page={page!r}: 'random', another Callouts, or None")
     other = policy if page is None or page == RANDOM else page
-    if other.catalogue.items != own.items or other.slots != policy.slots:
-        raise SpecificationError("the other page has other items or slots")
+    same = (other.catalogue.items, other.slots, other.context)
+    if same != (own.items, policy.slots, policy.context):
+        raise SpecificationError("the other page has other items, slots or contexts")
+    if not len(members):
+        raise SpecificationError("there are no members to expect clicks of")
     unique, counts = np.unique(policy.context_codes(members), return_counts=True)
     size, levels = own.size, list(own.levels[by])
     parts = []

@@ -7,6 +7,7 @@ Both wait: clicks learned before the failures that belong to them would lead a s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class Learned:
         clicked already.
     settled, open : int
         Impressions whose outcome was learned now; those that wait and have no click.
+    stale : int
+        Impressions whose window had ended before the last batch already: were they learned before,
+        under another batch's name, they count twice now.
     """
 
     batch: str
@@ -59,11 +63,13 @@ class Learned:
     again: int = 0
     settled: int = 0
     open: int = 0
+    stale: int = 0
 
     def __str__(self) -> str:
         if self.repeated:
             return f"batch {self.batch!r} was learned before: nothing changed"
-        lost = [(self.late, "late"), (self.unmatched, "unmatched"), (self.again, "again")]
+        lost = [(self.late, "late"), (self.unmatched, "unmatched"), (self.again, "again"),
+                (self.stale, "impressions older than the last batch's window")]  # fmt: skip
         told = "".join(f", {n:,} {what}" for n, what in lost if n)
         return (
             f"batch {self.batch!r}: {self.impressions:,} impressions, {self.clicks:,} clicks{told};"
@@ -95,14 +101,13 @@ class Feedback:
             "slot": np.zeros(0, np.int64), "clicked": np.zeros(0),
         }  # fmt: skip
         self._credited = np.zeros(0, bool)
-        self._settled: dict[str, AnyArray] | None = None
 
     @property
     def waiting(self) -> int:
         """Impressions within the window, clicked or not."""
         return len(self._keys)
 
-    def take(
+    def examine(
         self,
         batch: str,
         rows: dict[str, AnyArray] | None,
@@ -110,8 +115,10 @@ class Feedback:
         now: float | None,
         forget: float,
         groups: IntArray,
-    ) -> Learned:
-        """Take a batch in; the outcomes that it settles are then in :meth:`settled`.
+    ) -> tuple[Learned, Feedback, dict[str, AnyArray]]:
+        """Return what became of a batch, the feedback after it, and rows whose outcome it settles.
+
+        This object stays as it is: who learns the rows replaces it afterwards.
 
         Parameters
         ----------
@@ -133,11 +140,11 @@ class Feedback:
                 raise DataError(
                     f"batch {batch!r} was learned with other content: give the new one another name"
                 )
-            return Learned(batch, repeated=True)
+            return Learned(batch, repeated=True), self, {}
         then = self._time(rows, coded, now)
-        # nothing of the state is touched before all is checked
         keys, new = self._joined(rows)
-        credited = np.concatenate([self._credited, np.zeros(len(keys) - len(self._keys), bool)])
+        before = len(self._keys)
+        credited = np.concatenate([self._credited, np.zeros(len(keys) - before, bool)])
         clicked, late, unmatched, again = matched(keys, new, coded, self.delays.window)
         wrong = clicked < new["time"]
         if wrong.any():
@@ -151,39 +158,32 @@ class Feedback:
         new["clicked"] = clicked
         hit = clicked - new["time"] <= self.delays.window
         fresh = hit & ~credited
-        self.delays.advance(then, forget)
-        self.delays.add(
+        delays = copy.deepcopy(self.delays)
+        delays.advance(then, forget)
+        delays.add(
             new["time"][fresh], clicked[fresh] - new["time"][fresh], groups[new["item"][fresh]]
         )
         past = age >= self.delays.window
-        first_seen = np.arange(len(keys)) >= len(self._keys)
+        first_seen = np.arange(len(keys)) >= before
+        stale = first_seen & (self.now - new["time"] >= self.delays.window)
         learn = first_seen if self.pending == "failure" else past
         outcomes = np.zeros((int(learn.sum()), 3))
         outcomes[:, 0] = hit[learn]
         outcomes[:, 1] = ~hit[learn]
-        self._settled = {k: v[learn] for k, v in new.items()}
-        self._settled["outcomes"] = outcomes
-        self._settled["due"] = np.ones(len(outcomes))
-        keep = ~past
-        self._keys = keys[keep]
-        self._rows = {k: v[keep] for k, v in new.items()}
-        self._credited = (credited | fresh)[keep]
-        self.now = then
-        self.learned[batch] = digest
-        return Learned(
+        settled = {k: v[learn] for k, v in new.items()}
+        settled["outcomes"] = outcomes
+        settled["due"] = np.ones(len(outcomes))
+        after = Feedback(delays, self.pending)
+        after._keys = keys[~past]
+        after._rows = {k: v[~past] for k, v in new.items()}
+        after._credited = (credited | fresh)[~past]
+        after.now = then
+        after.learned = {**self.learned, batch: digest}
+        told = Learned(
             batch, False, 0 if rows is None else len(rows["item"]), int(fresh.sum()), late,
-            unmatched, again, int(learn.sum()), int((~self._credited).sum()),
+            unmatched, again, int(learn.sum()), int((~after._credited).sum()), int(stale.sum()),
         )  # fmt: skip
-
-    def settled(self) -> dict[str, AnyArray]:
-        """Return the rows whose outcomes the last batch settled."""
-        if self._settled is None:
-            raise SpecificationError("no batch was taken")
-        return self._settled
-
-    def clear(self) -> None:
-        """Forget the settled rows: they were learned."""
-        self._settled = None
+        return told, after, settled
 
     def open(self, groups: IntArray) -> dict[str, AnyArray] | None:
         """Return rows that wait, with clicks so far and the share that is due; None where none."""
@@ -281,13 +281,36 @@ def coded_rows(policy: Callouts, df: pd.DataFrame) -> dict[str, AnyArray]:
     if CLICKED_AT in df:
         clicked = as_times(df[CLICKED_AT], CLICKED_AT)
     return {
-        "impression": df["impression"].to_numpy(),
+        "impression": checked_keys(df["impression"]),
         "item": policy.catalogue.item_codes(df["item"].to_numpy()),
         "time": as_times(df["time"], "time"),
         "context": policy.context_codes(df),
         "slot": slot,
         "clicked": clicked,
     }
+
+
+def checked_keys(column: pd.Series) -> AnyArray:
+    """Return keys of impressions: whole numbers or texts, none missing.
+
+    Raises
+    ------
+    DataError
+        Keys are missing, or of another kind, which could not be saved or compared.
+    """
+    gaps = column.isna().to_numpy()
+    if gaps.any():
+        raise DataError(f"{int(gaps.sum()):,} impressions have no key (column 'impression')")
+    keys = column.to_numpy()
+    if keys.dtype.kind in "iu":
+        return keys
+    strange = [k for k in column if not isinstance(k, int | str | np.integer)]
+    if strange:
+        raise DataError(
+            f"{len(strange):,} keys of impressions are neither texts nor whole numbers (first:"
+            f" {strange[0]!r}): make them texts"
+        )
+    return np.asarray(list(column), object)
 
 
 def click_arrays(clicks: pd.DataFrame) -> tuple[AnyArray, FloatArray]:

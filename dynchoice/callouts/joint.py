@@ -76,7 +76,6 @@ def joint_posterior(
         change = kernels.joint_sites(
             zm, zv, cells.outcomes, cells.due, tau, nu, step, nodes, weights
         )
-        np.maximum(tau, 0.0, out=tau)  # an open impression's factor is not log-concave
         mean, covariance, factor = solved()
         passes += 1
         converged = change < TOLERANCE

@@ -12,6 +12,7 @@ and ``P(click) = Phi(B'W)``: MVT1 without pairs, MVT2 with. For comparison: one 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,9 @@ from scipy.special import ndtr
 
 from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.prior import MetaPrior
-from dynchoice.callouts.probit import MOST_JOINT, Probit
+from dynchoice.callouts.probit import MOST_JOINT, Probit, prior_mapping
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
-from dynchoice.panel.states import StateSpace, check_labels, code_labels
+from dynchoice.panel.states import StateSpace, as_floats, check_labels, code_labels
 from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
@@ -41,7 +42,7 @@ KINDS = {
 }
 EXACT = 5_000
 """Up to so many layouts all are compared; above, slots are climbed one by one."""
-MOST_ARMS = 200_000
+MOST_ARMS, MOST_EXACT = 200_000, 2_000_000
 PASSES = 100
 
 
@@ -62,8 +63,8 @@ class LayoutBandit:
         Feature group -> variance or (mean, variance). Groups: ``"1"``, ``"content"``, ``"pair"``,
         ``"context"``, ``"content:context"``; ``"arm"`` for the other kinds. Default: N(0, 1).
     method : str, optional
-        Of inference, see :class:`Probit`. Default: ``"joint"`` up to 1,000 features (pairs come
-        with their contents: covariances matter), else ``"ep"``.
+        Of inference, see :class:`Probit`. Default: ``"joint"`` up to 2,500 features (pairs come
+        with their contents: covariances matter), else ``"adf"``.
     forget : float
     search : str
         ``"auto"``, ``"exact"`` or ``"climb"``: hill-climbing slot by slot with restarts.
@@ -121,17 +122,24 @@ class LayoutBandit:
         if context is not None and set(context.names) & set(self.slots):
             raise SpecificationError("a slot and a column of the context have the same name")
         self.kind, self.order, self.search = kind, int(order), search
+        for what, number in (("restarts", restarts), ("draws", draws), ("seed", seed + 1)):
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise SpecificationError(
+                    f"{what} must be whole numbers, and restarts, draws above 0"
+                )
         self.restarts, self.draws, self.seed = int(restarts), int(draws), int(seed)
-        if self.restarts < 1 or self.draws < 1:
-            raise SpecificationError("restarts and draws must be at least 1")
         self.sizes = np.array([len(v) for v in self.slots.values()], np.int64)
         self.layouts = int(np.prod(self.sizes.astype(float)))
+        if search == "exact" and self.layouts > MOST_EXACT:
+            raise SpecificationError(
+                f"{self.layouts:,} layouts are too many to compare all ({MOST_EXACT:,}): 'climb'"
+            )
         if kind == "one-arm" and self.layouts > MOST_ARMS:
             raise SpecificationError(f"{self.layouts:,} layouts are too many arms ({MOST_ARMS:,})")
         groups = self._groups()
         if method is None:
-            method = "joint" if max(len(g) for g in groups) <= min(1000, MOST_JOINT) else "ep"
-        told = {} if prior is None else getattr(prior, "moments", prior)
+            method = "joint" if max(len(g) for g in groups) <= MOST_JOINT // 2 else "adf"
+        told = prior_mapping(prior)
         self.models = [Probit(g, told, method=method, forget=forget) for g in groups]
         self.snapshot, self.decisions = 0, 0
         self.learned: dict[str, str] = {}
@@ -216,6 +224,8 @@ class LayoutBandit:
         import pandas as pd
 
         if isinstance(members, int | np.integer):
+            if members < 0:
+                raise SpecificationError(f"decide({members}): a number of visits is needed")
             if self.context is not None:
                 raise SpecificationError("the page has a context: pass a table with its columns")
             frame, codes = pd.DataFrame(index=range(int(members))), np.zeros(int(members), np.int64)
@@ -323,8 +333,10 @@ class LayoutBandit:
         codes = self._codes(shown)
         if "clicks" not in shown.columns:
             raise ColumnError(f"column 'clicks' is missing.{suggest('clicks', shown.columns)}")
-        clicks = shown["clicks"].to_numpy(float)
-        times = shown["shown"].to_numpy(float) if "shown" in shown.columns else np.ones(len(shown))
+        clicks = as_floats(shown["clicks"].to_numpy(), "column 'clicks'")
+        times = np.ones(len(shown))
+        if "shown" in shown.columns:
+            times = as_floats(shown["shown"].to_numpy(), "column 'shown'")
         own = hashlib.sha256()
         for part in (layouts.ravel(), codes, clicks, times):
             own.update(pd.util.hash_array(part).tobytes())
@@ -333,9 +345,12 @@ class LayoutBandit:
             if self.learned[batch] != digest:
                 raise DataError(f"batch {batch!r} was learned with other content")
             return False
-        for model, index in zip(self.models, self.features(layouts, codes), strict=True):
+        # copies learn: whoever interrupts leaves all as it was
+        models = [copy.copy(m) for m in self.models]
+        for model, index in zip(models, self.features(layouts, codes), strict=True):
             model.update(index, clicks, times, seed=self.seed)
-        self.learned[batch] = digest
+        self.models = models
+        self.learned = {**self.learned, batch: digest}
         self.snapshot += 1
         self._fresh()
         return True
@@ -405,6 +420,7 @@ class LayoutBandit:
         own.models = [Probit.from_tree(m) for m in tree["models"]]
         own.learned = dict(tree["learned"])
         own.snapshot, own.decisions = int(tree["snapshot"]), int(tree["decisions"])
+        own._fresh()
         return own
 
     def __repr__(self) -> str:

@@ -8,10 +8,23 @@ import numpy as np
 
 from dynchoice.callouts.catalogue import Catalogue, as_times
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
+from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def check_table(frame: Any, what: str) -> None:
+    """Refuse what is no table.
+
+    Raises
+    ------
+    SpecificationError
+        It has no columns.
+    """
+    if not hasattr(frame, "columns"):
+        raise SpecificationError(f"{what} must be a pandas table, got a {type(frame).__name__}")
 
 
 def need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
@@ -22,6 +35,7 @@ def need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
     ColumnError
         The first one missing.
     """
+    check_table(frame, what)
     for c in columns:
         if c not in frame.columns:
             raise ColumnError(f"{what} lacks the column {c!r}.{suggest(c, frame.columns)}")
@@ -54,9 +68,11 @@ def dirichlet_weights(
     need(log, ("member", "item"), "the log")
     levels = list(catalogue.levels[category])
     codes = catalogue.codes[category][catalogue.item_codes(log["item"].to_numpy())]
-    names, row = np.unique(log["member"].to_numpy(), return_inverse=True)
+    row, names = pd.factorize(log["member"])
+    if (row < 0).any():
+        raise DataError(f"the log has {int((row < 0).sum()):,} clicks of no member")
     counts = np.zeros((len(names), len(levels)))
-    np.add.at(counts, (row.reshape(-1), codes), 1.0)
+    np.add.at(counts, (row, codes), 1.0)
     common = counts.sum(axis=0) + 1.0
     share = counts + strength * common / common.sum()
     share /= share.sum(axis=1, keepdims=True)
@@ -75,9 +91,13 @@ def weight_table(
             raise SpecificationError("weights need category=, a column of the catalogue")
         levels = list(catalogue.levels[category])
         need(weights, tuple(levels), "the table of weights")  # type: ignore[arg-type]
-        table = weights[levels].reindex(names).fillna(1.0).to_numpy(float)
+        own = weights.set_index("member") if "member" in weights.columns else weights
+        if not own.index.is_unique:
+            raise DataError("members repeat in the table of weights")
+        table = as_floats(own[levels].reindex(names).to_numpy(float, na_value=np.nan), "weights")
+        table = np.where(np.isnan(table), 1.0, table)
     else:
-        table = np.asarray(weights, float)
+        table = as_floats(weights, "weights")
     if table.shape != (len(names), C):
         raise SpecificationError(f"weights are {table.shape}; needed: {(len(names), C)}")
     if not np.isfinite(table).all() or (table < 0).any():

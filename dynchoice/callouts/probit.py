@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 from scipy.special import ndtr
 
 from dynchoice import callout_kernels as kernels
-from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells
+from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells, singles
 from dynchoice.callouts.joint import Joint, joint_posterior
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import ConvergenceWarning, DynChoiceWarning, SpecificationError, suggest
 from dynchoice.typing import FloatArray, IntArray
 
 METHODS = {
@@ -26,7 +27,6 @@ METHODS = {
 }
 PASSES, TOLERANCE = 200, 1e-4
 MOST_JOINT = 5000
-MOST_PARTS = 64
 NODES, WEIGHTS = np.polynomial.hermite.hermgauss(24)
 WEIGHTS = WEIGHTS / np.sqrt(np.pi)
 
@@ -111,9 +111,13 @@ class Probit:
     prior : mapping or MetaPrior, optional
         Group -> variance, or (mean, variance), of its weights before any data. Default: 0 and 1.
     method : str
-        ``"adf"`` (any number of rows and features; depends a little on the order, which is
-        shuffled), ``"ep"`` (distinct rows are kept, with counts; no order) or ``"joint"`` (that,
-        with covariances between weights; up to 5,000 features).
+        ``"joint"`` (distinct rows are kept with their counts, and all covariances between weights:
+        means and variances are those of the exact posterior to a few hundredths of a standard
+        deviation; up to 5,000 features), ``"adf"`` (a stream: any number of rows and features;
+        variances of single weights are too small where features come together, and single rows'
+        order, which is shuffled, moves predictions by up to half a standard deviation) or ``"ep"``
+        (as joint, without covariances: means as good, but predictions are too uncertain, however
+        many data, where features always come together: not for Thompson sampling there).
     forget : float
         Share of what was known that is kept at each batch: a power prior, for drift. 1 keeps all.
 
@@ -157,7 +161,7 @@ class Probit:
             raise SpecificationError(
                 f"method {method!r} is unknown.{suggest(method, METHODS)} There are {told}"
             )
-        if not 0 < forget <= 1:
+        if not isinstance(forget, int | float) or not 0 < forget <= 1:
             raise SpecificationError(
                 f"forget={forget!r}: the share kept at each batch is above 0 and at most 1"
             )
@@ -260,7 +264,7 @@ class Probit:
         width = max(self._known.index.shape[1], new.index.shape[1])
         merged, place = self._known.widened(width).joined(new).added_up()
         sites = moved_sites(self._sites, place[: self._known.size], merged, self.method)
-        return self._solve(merged, sites)[0]
+        return told_of(self._solve(merged, sites)[0])
 
     def predict(self, index: Any, value: Any = None) -> FloatArray:
         """Return probabilities of a click, what is not known of the weights averaged out.
@@ -309,7 +313,7 @@ class Probit:
         if unknown:
             raise SpecificationError(f"the group {unknown[0]!r} is new: groups are fixed")
         if self.method == "joint" and len(groups) > MOST_JOINT:
-            raise SpecificationError(f"more than {MOST_JOINT:,} features: use 'ep' or 'adf'")
+            self._to_stream(len(groups))
         self.group = np.array([code[g] for g in groups], np.int64)
         for name in ("_precision", "_shift"):
             wide = np.zeros(len(groups))
@@ -323,6 +327,20 @@ class Probit:
         else:
             self._settle()
         return self
+
+    def _to_stream(self, features: int) -> None:
+        """Go on as a stream, from each weight's own posterior: the model has grown too large."""
+        warnings.warn(
+            f"{features:,} features: covariances are kept for up to {MOST_JOINT:,}; the model goes"
+            " on with method 'adf' and forgets them",
+            DynChoiceWarning,
+            stacklevel=4,
+        )
+        m0, v0 = self.prior_moments()
+        own = self.posterior
+        self._precision = np.maximum(1 / own.variance - 1 / v0, 0.0)
+        self._shift = own.mean / own.variance - m0 / v0
+        self._known, self._sites, self.method = no_cells(), None, "adf"
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays."""
@@ -400,6 +418,7 @@ class Probit:
     def _settle(self) -> None:
         """Solve for the posterior of what is kept."""
         self.posterior, self._sites = self._solve(self._known, self._sites)
+        told_of(self.posterior)
         if self.method == "ep":
             m0, v0 = self.prior_moments()
             self._precision = 1 / self.posterior.variance - 1 / v0
@@ -438,6 +457,18 @@ class Probit:
         return Gaussian(m, v, None, change <= TOLERANCE, passes), (p, h)
 
 
+def told_of(found: Gaussian) -> Gaussian:
+    """Return a posterior; warn if its passes did not settle."""
+    if not found.converged:
+        warnings.warn(
+            f"the posterior of clicks did not settle in {found.passes} passes over the cells; its"
+            " `converged` says so",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return found
+
+
 def one_pass(new: Cells, m: FloatArray, v: FloatArray, seed: int) -> None:
     """Update a factored posterior by each cell once, in a random order."""
     outcomes, cell = singles(new.outcomes)
@@ -447,29 +478,6 @@ def one_pass(new: Cells, m: FloatArray, v: FloatArray, seed: int) -> None:
         new.index[cell], new.value[cell], outcomes, new.due[cell], order, m, v, none, none, False,
         NODES, WEIGHTS,
     )  # fmt: skip
-
-
-def singles(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return outcomes (rows, 3) of parts of cells, and each part's cell.
-
-    A cell taken at once would put all that it says on its own weights, before others could share
-    it: each impression is a part (in a large cell, a 64th).
-    """
-    shown = outcomes.sum(axis=1)
-    whole = (shown <= MOST_PARTS) & (outcomes == np.rint(outcomes)).all(axis=1)
-    parts, cells = [], []
-    for k in range(3):
-        times = np.where(whole, outcomes[:, k], 0).astype(np.int64)
-        cell = np.repeat(np.arange(len(outcomes)), times)
-        one = np.zeros((len(cell), 3))
-        one[:, k] = 1.0
-        parts.append(one)
-        cells.append(cell)
-    cut = np.flatnonzero(~whole)
-    number = np.ceil(np.minimum(shown[cut], MOST_PARTS)).astype(np.int64)
-    parts.append(np.repeat(outcomes[cut] / np.maximum(number, 1)[:, None], number, axis=0))
-    cells.append(np.repeat(cut, number))
-    return np.concatenate(parts), np.concatenate(cells)
 
 
 def moved_sites(sites: Any, place: IntArray, cells: Cells, method: str) -> Any:
@@ -488,6 +496,11 @@ def moved_sites(sites: Any, place: IntArray, cells: Cells, method: str) -> Any:
     return tuple(out)
 
 
+def prior_mapping(prior: Any) -> Any:
+    """Return what a prior says by group: a mapping, what a MetaPrior has learned, or nothing."""
+    return {} if prior is None else getattr(prior, "moments", prior)
+
+
 def checked_prior(prior: Any, groups: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Return group -> (mean, variance) of every group.
 
@@ -496,7 +509,7 @@ def checked_prior(prior: Any, groups: Sequence[str]) -> dict[str, tuple[float, f
     SpecificationError
         A group that is unknown, or a variance that is not positive.
     """
-    given = {} if prior is None else getattr(prior, "moments", prior)
+    given = prior_mapping(prior)
     if not isinstance(given, Mapping):
         raise SpecificationError(
             f"prior is {prior!r}: give {{group: variance}} or {{group: (mean, variance)}}"

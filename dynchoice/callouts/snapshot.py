@@ -8,7 +8,7 @@ with blocked items or weights of categories are ranked from shortlists.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
@@ -17,10 +17,27 @@ from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.catalogue import Catalogue
 from dynchoice.callouts.probit import Gaussian
 from dynchoice.callouts.terms import Terms
+from dynchoice.errors import SpecificationError
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SPARE = 4
 """Items listed of each category beyond the slots, for members who may not see some."""
+
+
+def check_numbers(slots: Any, draws: Any, diversity: Any, cap_window: Any, seed: Any) -> None:
+    """Refuse numbers of a page that cannot be.
+
+    Raises
+    ------
+    SpecificationError
+        The first of them, by name.
+    """
+    for what, number in (("slots", slots), ("draws", draws)):
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise SpecificationError(f"{what}={number!r}: a whole number above 0 is needed")
+    for what, real in (("diversity", diversity), ("cap_window", cap_window), ("seed", seed)):
+        if not isinstance(real, int | float | np.number) or not 0 <= real < np.inf:
+            raise SpecificationError(f"{what}={real!r}: a number of at least 0 is needed")
 
 
 class Shortlist(NamedTuple):
@@ -85,17 +102,26 @@ class Snapshot:
         self.slots, self.draws = slots, draws
         self.diversity, self.explore, self.seed = diversity, explore, seed
         self.icode = terms.item_codes(catalogue.codes)
-        self._weights: FloatArray | None = None
-        self._lists: dict[tuple[int, bytes], Shortlist] = {}
+        self._weights: Any = None
+        self._lists: dict[tuple[int, bytes, int], Shortlist] = {}
         self._slates: dict[tuple[int, bytes], Slates] = {}
 
     @property
-    def weights(self) -> FloatArray:
+    def weights(self) -> Any:
         """Draws (R, n) of all weights."""
         if self._weights is None:
             rng = np.random.default_rng([self.seed, self.number, 1])
             own = self.posterior
-            self._weights = own.draw(self.draws, rng) if self.explore else own.mean[None].copy()
+            if not self.explore:
+                self._weights = own.mean[None].copy()
+            elif own.covariance is not None:
+                self._weights = own.draw(self.draws, rng)
+            else:  # in single precision: of many features there are many draws
+                shape = (self.draws, len(own.mean))
+                z = rng.standard_normal(shape, dtype=np.float32)
+                z *= np.sqrt(own.variance).astype(np.float32)
+                z += own.mean.astype(np.float32)
+                self._weights = z
         return self._weights
 
     def scores(self, code: int, draw: int, out: FloatArray) -> FloatArray:
@@ -107,12 +133,13 @@ class Snapshot:
         )  # fmt: skip
         return out
 
-    def shortlist(self, code: int, when: float | None) -> Shortlist:
-        """Return the best items of each category, a few more than there are slots."""
+    def shortlist(self, code: int, when: float | None, spare: int = SPARE) -> Shortlist:
+        """Return the best items of each category, ``spare`` more than there are slots."""
         open_ = self.catalogue.open_at(when)
-        key = (code, open_.tobytes())
+        spare = SPARE if spare <= SPARE else 2 ** int(np.ceil(np.log2(spare)))
+        key = (code, open_.tobytes(), spare)
         if key not in self._lists:
-            self._lists[key] = self._listed(code, open_, self.slots + SPARE)
+            self._lists[key] = self._listed(code, open_, self.slots + spare)
         return self._lists[key]
 
     def _listed(self, code: int, open_: BoolArray, most: int) -> Shortlist:
@@ -163,10 +190,10 @@ class Snapshot:
             of = np.flatnonzero((at == x) & alone)
             if len(of):
                 short = self._personal(self.shortlist(int(code), when), of, rules, out)
-                if len(short):  # a list ran out through blocked items: all of them then
-                    open_ = self.catalogue.open_at(when)
-                    every = self._listed(int(code), open_, self.catalogue.size)
-                    self._personal(every, short, rules, out)
+                if len(short):  # a list ran out through blocked items: as many more then
+                    most = int((rules.start[short + 1] - rules.start[short]).max())
+                    longer = self.shortlist(int(code), when, most)
+                    self._personal(longer, short, rules, out)
         return out
 
     def _personal(self, lists: Shortlist, of: IntArray, rules: Rules, out: Slates) -> IntArray:
@@ -195,6 +222,14 @@ class Snapshot:
         first = self.slates(code, when).items[:, 0]
         return np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
 
+    def first_shares(self, codes: IntArray, when: float | None) -> tuple[FloatArray, IntArray]:
+        """Return shares (contexts, I) of first places by distinct context, and each row's."""
+        unique, row = np.unique(codes, return_inverse=True)
+        table = np.empty((len(unique), self.catalogue.size))
+        for k, code in enumerate(unique):
+            table[k] = self.first_choice(int(code), when)
+        return table, row.reshape(-1)
+
     def probability(
         self, item: IntArray, codes: IntArray, slot: IntArray | None = None
     ) -> FloatArray:
@@ -203,6 +238,7 @@ class Snapshot:
         ``slot`` counts from 0; without it the first is meant.
         """
         own = self.posterior
+        assert len(item) == len(codes)  # kernels do not look
         if slot is None:
             unique, row = np.unique(codes, return_inverse=True)
             ccode = self.terms.context_codes(unique)

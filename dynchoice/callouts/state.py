@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from dynchoice.callouts.bandit import Callouts
-from dynchoice.callouts.catalogue import Catalogue
+from dynchoice.callouts.catalogue import GONE, Catalogue
 from dynchoice.callouts.feedback import Feedback
 from dynchoice.callouts.probit import Probit
 from dynchoice.callouts.values import frame_of, text_of
@@ -23,7 +24,7 @@ def tree_of(policy: Callouts) -> dict[str, Any]:
         )
     }  # fmt: skip
     return {
-        "catalogue": text_of(policy.catalogue.frame),
+        "catalogue": text_of(policy.catalogue.in_days()),
         "context": None if context is None else [[k, list(v)] for k, v in context.axes.items()],
         "terms": list(policy.terms.names),
         "values": None if policy.values is None else text_of(policy.values),
@@ -55,40 +56,30 @@ def policy_of(tree: Mapping[str, Any]) -> Callouts:
     return own
 
 
-def moved(old: Callouts, new: Callouts) -> Callouts:
-    """Return ``new`` with what ``old`` has learned.
+def merged(before: Catalogue, after: Catalogue) -> Catalogue:
+    """Return today's catalogue with the items of yesterday's first, those that are gone ended.
 
-    Items of ``new`` that ``old`` does not have start from their group; those that are gone are kept
-    as ended, so that their impressions can still be learned.
+    Codes of items stay, so that what was learned and what waits keep theirs.
 
     Raises
     ------
     DataError
-        An item has other attributes than before.
+        An item has other attributes than before, or a column was lost.
     """
     import pandas as pd
 
-    before, after = old.catalogue, new.catalogue
-    gone = [x for x in before.items if x not in set(after.items)]
-    frame = after.frame
+    frame, there = after.in_days(), set(after.items)
+    gone = [x for x in before.items if x not in there]
     if gone:
-        lost = before.frame[before.frame["item"].isin(gone)].copy()
-        lost["ends"] = -1e9
-        if "ends" in frame and not pd.api.types.is_numeric_dtype(frame["ends"]):
-            frame = frame.assign(ends=after.ends)
-        if "starts" in lost:
-            lost["starts"] = before.starts[before.item_codes(gone)] if (
-                before.starts is not None) else None  # fmt: skip
-        if "starts" in frame and after.starts is not None:
-            frame = frame.assign(starts=after.starts)
-        frame = pd.concat([frame, lost.reindex(columns=[*dict.fromkeys([*frame.columns, "ends"])])],
-                          ignore_index=True)  # fmt: skip
-    # old items first, in their old order, so that codes of open impressions stay
+        lost = before.in_days()
+        lost = lost[lost["item"].isin(gone)].assign(ends=GONE)
+        columns = list(dict.fromkeys([*frame.columns, "ends"]))
+        parts = [f.reindex(columns=columns).astype(object) for f in (frame, lost)]
+        frame = pd.concat(parts, ignore_index=True).infer_objects()
     place = {x: i for i, x in enumerate(before.items)}
-    order = sorted(
-        range(len(frame)), key=lambda i: place.get(frame["item"].iloc[i], len(place) + i)
-    )
-    whole = Catalogue(frame.iloc[order], new.context)
+    labels = list(frame["item"])
+    order = sorted(range(len(labels)), key=lambda i: place.get(labels[i], len(place) + i))
+    whole = Catalogue(frame.iloc[order], after.context)
     for c, levels in before.levels.items():
         if c not in whole.levels:
             raise DataError(f"the catalogue has lost the column {c!r}")
@@ -100,16 +91,29 @@ def moved(old: Callouts, new: Callouts) -> Callouts:
                 f"{len(other):,} items have another {c!r} than before ({first_few(other)}): what"
                 " was learned of them would be wrong; give them new names"
             )
+    return whole
+
+
+def moved(
+    old: Callouts, catalogue: Catalogue, values: Any, page: Callouts | None = None
+) -> Callouts:
+    """Return a policy with what ``old`` has learned, over a catalogue that begins with its items.
+
+    Everything is worked out before anything is returned, and ``old`` stays as it is. ``page`` says
+    slots, diversity and the like, where they are others.
+    """
+    page = old if page is None else page
     own = Callouts(
-        whole, new.context, new.terms.names, method=old.model.method, forget=new.model.forget,
-        slots=new.slots, category=new.category, delay_by=new.delay_by, diversity=new.diversity,
-        cap_window=new.cap_window, draws=new.draws, explore=new.explore, seed=new.seed,
+        catalogue, old.context, old.terms.names, method=old.model.method, forget=page.model.forget,
+        slots=page.slots, category=page.category, delay_by=old.delay_by, diversity=page.diversity,
+        cap_window=page.cap_window, draws=page.draws, explore=page.explore, seed=page.seed,
+        values=values,
     )  # fmt: skip
-    own.model = old.model.remap(old.terms.moved_to(own.terms), own.terms.groups)
-    own.model.forget = new.model.forget
-    own.feedback = old.feedback
+    own.model = copy.copy(old.model).remap(old.terms.moved_to(own.terms), own.terms.groups)
+    own.model.forget = page.model.forget
+    own.feedback = copy.deepcopy(old.feedback)
     if own.delay_by is not None:
-        own.feedback.delays.grown(len(whole.levels[own.delay_by]))
-    own.snapshot, own.decisions = old.snapshot, old.decisions
-    own.set_values(new.values)
+        own.feedback.delays.grown(len(catalogue.levels[own.delay_by]))
+    own.snapshot, own.decisions = old.snapshot + 1, old.decisions
+    own.refresh()
     return own

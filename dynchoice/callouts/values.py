@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,16 @@ def value_table(values: pd.DataFrame, policy: Any) -> Callable[[int], FloatArray
     flat = np.ravel_multi_index(at, shape) if by else np.zeros(len(kept), np.int64)
     size = int(np.prod(shape, dtype=np.int64))
     times = np.bincount(flat, minlength=size)
-    if (times != 1).any():
-        wrong = np.flatnonzero(times != 1)
+    # items that have left the catalogue need no value
+    live = ~catalogue.gone
+    needed = np.ones(shape, bool)
+    for axis, c in enumerate(by):
+        if c in catalogue.levels:
+            used = np.isin(np.arange(shape[axis]), catalogue.codes[c][live])
+            needed &= used.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+    bad = (times > 1) | ((times == 0) & needed.reshape(-1))
+    if bad.any():
+        wrong = np.flatnonzero(bad)
         named = [
             ", ".join(f"{c}={levels[c][int(i)]}" for c, i in zip(by, np.unravel_index(w, shape),
                                                                 strict=True))
@@ -73,7 +81,7 @@ def value_table(values: pd.DataFrame, policy: Any) -> Callable[[int], FloatArray
         raise DataError("values must be numbers") from None
     if not np.isfinite(numbers).all():
         raise DataError(f"{int((~np.isfinite(numbers)).sum()):,} values are no numbers")
-    table = np.empty(size)
+    table = np.zeros(size)
     table[flat] = numbers
     table = table.reshape(shape)
 
@@ -90,19 +98,22 @@ def value_table(values: pd.DataFrame, policy: Any) -> Callable[[int], FloatArray
 
 
 def text_of(frame: pd.DataFrame) -> str:
-    """Return a table as JSON; lists in it become texts with bars between."""
-    plain = frame.copy()
-    for c in plain.columns:
-        if plain[c].dtype == object:
-            plain[c] = [
-                "|".join(map(str, x)) if isinstance(x, list | tuple | np.ndarray) else x
-                for x in plain[c]
-            ]
-    return str(plain.to_json(orient="table", index=False, date_unit="us", double_precision=15))
+    """Return a table as JSON, numbers to their last digit; lists become texts with bars between."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, list | tuple | np.ndarray):
+            return "|".join(map(str, x))
+        if isinstance(x, np.generic):
+            return x.item()
+        return None if x is None or x is pd.NA else x
+
+    import pandas as pd
+
+    return json.dumps({c: [plain(x) for x in frame[c].astype(object)] for c in frame.columns})
 
 
 def frame_of(text: str) -> pd.DataFrame:
     """Return a table from its JSON."""
     import pandas as pd
 
-    return pd.read_json(io.StringIO(text), orient="table", precise_float=True)
+    return pd.DataFrame(json.loads(text))

@@ -105,6 +105,9 @@ class CalloutWorld:
         if self.delay_by is not None:
             if self.delay_by not in self.catalogue.levels or not isinstance(delays, Mapping):
                 raise SpecificationError("delay_by needs a column of the catalogue and a mapping")
+            lost = [x for x in self.catalogue.levels[self.delay_by] if x not in delays]
+            if lost:
+                raise SpecificationError(f"delays has no shares of {lost[0]!r}")
             rows = [np.asarray(delays[x], float) for x in self.catalogue.levels[self.delay_by]]
             days = max(len(r) for r in rows)
             table = np.array([np.pad(r, (0, days - len(r))) for r in rows])
@@ -232,7 +235,7 @@ def live(
                 {"impression": frame["impression"].to_numpy()[came], "time": (time + delay)[came]}
             )
         )
-        rows.append(accounts(policy, world, codes, at, item, late))
+        rows.append(accounts(policy, world, codes, at, item, late, float(day)))
         if keep_log:
             logs.append(
                 frame.assign(
@@ -254,7 +257,7 @@ def live(
 
 def accounts(
     policy: Callouts, world: CalloutWorld, codes: IntArray, at: IntArray, item: IntArray,
-    late: set[Any],
+    late: set[Any], now: float,
 ) -> dict[str, float]:  # fmt: skip
     """Return a day's reward and regret by the truth, per member."""
     there = world.catalogue.item_codes(np.array(policy.catalogue.items, object))
@@ -265,7 +268,8 @@ def accounts(
     for code in np.unique(codes):
         value = policy.item_values(int(code))
         true = world.chances[code, there] * value
-        true = np.where(policy.catalogue.eligible(int(code)), true, 0.0)
+        may = policy.catalogue.eligible(int(code)) & policy.catalogue.open_at(now)
+        true = np.where(may, true, 0.0)
         best[codes == code] = np.sort(true)[::-1][: policy.slots].sum()
         of = codes[at] == code
         worth[of] = world.chances[code, item[of]] * value[place[item[of]]]

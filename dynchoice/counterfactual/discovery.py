@@ -36,6 +36,7 @@ from dynchoice.typing import FloatArray, IntArray
 if TYPE_CHECKING:
     import pandas as pd
 
+TAKEN = ("benefit", "value", "members", "std_error")
 OUTCOMES = ("value", "money", "months")
 OUTSIDE = ("none", "outside", "no membership")
 
@@ -98,7 +99,13 @@ def discovery_values(
         )
     if not isinstance(horizon, int | np.integer) or horizon < 1:
         raise SpecificationError(f"horizon={horizon!r}: a whole number of periods above 0")
+    if not isinstance(draws, int | np.integer) or draws < 0 or draws == 1:
+        raise SpecificationError(f"draws={draws!r}: 0, or at least 2 for standard errors")
     who = everyone(results, start)
+    if outcome == "money" and not all(np.isfinite(w.alpha) and w.alpha > 0 for w in who):
+        raise SpecificationError(
+            "outcome='money' needs a parameter of price, above 0: take 'value' (utils) or 'months'"
+        )
     model = who[0].model
     names = benefit_axes(model, benefits)
     cells, labels = cells_of(model, by)
@@ -175,8 +182,16 @@ def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArra
         return np.zeros(model.states.size, np.int64), pd.DataFrame(index=[0])
     table: dict[str, Any] = {}
     for name, what in columns.items():
+        if name in TAKEN:
+            raise SpecificationError(f"by: {name!r} is a column of the result: use another name")
         if callable(what):
-            table[name] = pd.Series(what(frame)).to_numpy()
+            told = np.asarray(what(frame), object)
+            if told.shape != (len(frame),) or pd.isna(told).any():
+                raise SpecificationError(
+                    f"by: the function of {name!r} must give a label for each of {len(frame):,}"
+                    " states"
+                )
+            table[name] = pd.Series(told).infer_objects().to_numpy()
         elif what in frame.columns:
             table[name] = frame[what].to_numpy()
         else:
@@ -324,20 +339,31 @@ def callout_lift(
     SpecificationError
         A column or a benefit's share is missing, or the two tables do not fit.
     """
+    by = [by] if isinstance(by, str) else by
     names = dict(by) if isinstance(by, Mapping) else {c: c for c in by}
+    if not visits > 0:
+        raise SpecificationError(f"visits={visits!r}: a positive number a period")
+    for table in (clicks, *([] if than is None else [than])):
+        for c in (benefit, "clicks", "members", *names):
+            if c not in table.columns:
+                raise SpecificationError(
+                    f"clicks lack the column {c!r}.{suggest(c, table.columns)}"
+                )
+        numbers = table[["clicks", "members"]].to_numpy(float)
+        if not np.isfinite(numbers).all() or (numbers[:, 1] <= 0).any():
+            raise SpecificationError("clicks must be numbers, and members above 0")
     if than is not None:
         keys = [c for c in clicks.columns if c not in ("clicks", "members")]
         both = clicks.merge(than, on=keys, how="left", suffixes=("", "_than"))
         if both["clicks_than"].isna().any() or len(both) != len(clicks):
             raise SpecificationError("the two tables of clicks have different contexts or benefits")
         clicks = both.assign(clicks=both["clicks"] - both["clicks_than"])
-    for c in (benefit, "clicks", "members", *names):
-        if c not in clicks.columns:
-            raise SpecificationError(f"clicks lack the column {c!r}.{suggest(c, clicks.columns)}")
     share = starts if isinstance(starts, Mapping) else dict.fromkeys(clicks[benefit], starts)
     lost = [b for b in clicks[benefit].unique() if b not in share]
     if lost:
         raise SpecificationError(f"starts has no share of {lost[0]!r}.{suggest(lost[0], share)}")
+    if not all(0 <= share[b] <= 1 for b in clicks[benefit].unique()):
+        raise SpecificationError(f"starts={starts!r}: shares of clicks, between 0 and 1")
     frame = clicks.assign(
         weighted=clicks["clicks"] * clicks["members"] * clicks[benefit].map(share).astype(float)
     )

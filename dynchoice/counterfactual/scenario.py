@@ -76,9 +76,10 @@ class Scenario:
     engagement : mapping, optional
         ``{benefit: {"gain": factor, "stay": factor}}``: better (or worse) callouts.
     lift : mapping, optional
-        ``{benefit: added probability}`` that a member who does not use a benefit starts to within a
-        period, for any factored model (an axis with a Markov law): what a callout policy brings. A
-        number, ``{choice: number}``, or a table by the law's parents with a column ``start``.
+        ``{benefit: share}`` of members who would stay without a benefit for a period and start to
+        use it instead, for any factored model (an axis with a Markov law): what a callout policy
+        brings. The probability to start becomes ``p + (1 - p) lift``; below 0 it falls by as much.
+        A number, ``{choice: number}``, or a table by the law's parents with a column ``start``.
     attention : float or mapping, optional
         An attention reform: one number everywhere, or by ``outside``, ``trial``, plan and
         ``PLAN renewal``.
@@ -156,7 +157,7 @@ class Scenario:
             )
         self._check_dates()
         if self.model is not None and any(
-            x is not None for x in (self.utility, self.transitions, self.available)
+            x is not None for x in (self.utility, self.transitions, self.available, self.lift)
         ):
             raise SpecificationError(
                 f"scenario {self.name!r}: give either model= or its pieces, not both"

@@ -11,7 +11,7 @@ import numpy as np
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
-from dynchoice.panel.states import code_labels
+from dynchoice.panel.states import as_floats, code_labels
 from dynchoice.typing import FloatArray
 
 START = "start"
@@ -113,7 +113,10 @@ def added_table(F: Factored, law: BoundLaw, axis: str, lift: Any) -> FloatArray:
     shape = [len(choices) if law.by_choice else 1, *sizes]
     table = np.zeros(shape)
     where = {c: code_labels(lift[c].to_numpy(), levels[c], f"lift: column {c!r}") for c in by}
-    for i, value in enumerate(lift[START].to_numpy(float)):
+    numbers = as_floats(lift[START].to_numpy(), f"lift of {axis!r}: column 'start'")
+    if lift.duplicated(by).any() if by else len(lift) > 1:
+        raise SpecificationError(f"lift of {axis!r}: rows of the table repeat; one each is needed")
+    for i, value in enumerate(numbers):
         at: list[Any] = [slice(None)] * len(shape)
         for c, codes in where.items():
             at[0 if c == "choice" else 1 + parents.index(c)] = codes[i]

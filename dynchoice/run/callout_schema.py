@@ -40,6 +40,7 @@ class FeedbackPart(Section):
     pending: Literal["due", "wait", "failure"] = "due"
     delay_by: Column | None = None
     columns: dict[str, Column] = Field(default_factory=dict)
+    click_columns: dict[str, Column] = Field(default_factory=dict)
 
 
 class ScorePart(Section):
@@ -49,6 +50,7 @@ class ScorePart(Section):
     seen: Paths | None = None
     clicked: Paths | None = None
     columns: dict[str, Column] = Field(default_factory=dict)
+    log_columns: dict[str, Column] = Field(default_factory=dict)
 
 
 class EvaluatePart(Section):

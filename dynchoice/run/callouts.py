@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import glob
 import json
+import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from dynchoice.errors import ColumnError, ConfigError, DataError, StorageError, suggest
+from dynchoice.errors import ColumnError, ConfigError, DataError, DynChoiceError, suggest
 from dynchoice.run.callout_schema import CalloutFile
 from dynchoice.run.config import changed, explain, read_toml
 from dynchoice.run.publish import check_folder, locked
@@ -34,6 +36,8 @@ STATE, DECISIONS, VALUE, SUMMARY = (
 )  # fmt: skip
 ROWS = 500_000
 """Members read, decided for and written at a time."""
+DATES = 10_000
+"""Days above which times are dates: the year 1997."""
 MOST_FOR_DR = 20_000_000
 """Rows times items up to which the doubly robust estimator is computed."""
 
@@ -63,7 +67,7 @@ class Job:
         """
         found: list[Path] = []
         for name in [names] if isinstance(names, str) else names:
-            own = sorted(Path(p) for p in glob.glob(str(self.path(name))))
+            own = sorted((Path(p) for p in glob.glob(str(self.path(name)))), key=by_number)
             if not own:
                 raise ConfigError(f"{self.source}: {key}: no file is {name!r}")
             found += own
@@ -72,6 +76,12 @@ class Job:
         if twice:
             raise ConfigError(f"{self.source}: {key}: two files are called {twice[0]!r}")
         return found
+
+
+def by_number(path: Path) -> list[tuple[int, str]]:
+    """Return a key that puts batch 2 before batch 10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(x), "") if x.isdigit() else (-1, x) for x in parts]
 
 
 def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
@@ -96,8 +106,49 @@ def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
     return job
 
 
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a CSV or Parquet file; ``columns`` maps our names to the file's.
+def read_table(
+    path: Path, columns: Mapping[str, str] | None = None, labels: Labels | None = None
+) -> pd.DataFrame:
+    """Read a whole CSV or Parquet file; see :func:`tables`."""
+    import pandas as pd
+
+    parts = list(tables(path, columns or {}, labels))
+    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+
+
+def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
+    """Return a table with the file's names turned into ours."""
+    lost = [c for c in columns.values() if c not in frame.columns]
+    if lost:
+        raise ColumnError(f"{path} has no column {lost[0]!r}.{suggest(lost[0], frame.columns)}")
+    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+
+
+class Labels:
+    """How a file's texts become labels: a CSV does not tell 1 from "1", nor "None" from nothing.
+
+    Parameters
+    ----------
+    levels : mapping
+        Column -> its levels: items, and columns of the context.
+    """
+
+    def __init__(self, levels: Mapping[str, Sequence[Any]]) -> None:
+        self.of = {c: {str(x): x for x in known} for c, known in levels.items()}
+
+    def applied(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return a table in which values that are written like a level are that level."""
+        for c, known in self.of.items():
+            if c in frame.columns:
+                own = [known.get(str(x), x) for x in frame[c]]
+                frame[c] = np.array([*own, None], object)[:-1]
+        return frame
+
+
+def tables(
+    path: Path, columns: Mapping[str, str], labels: Labels | None = None
+) -> Iterator[pd.DataFrame]:
+    """Yield a file's rows, some at a time; ``columns`` maps our names to the file's.
 
     Raises
     ------
@@ -109,38 +160,24 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     if not path.exists():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise ConfigError(f"no such file: {path}.{suggest(path.name, near)}")
-    try:
-        frame = pd.read_csv(path) if ".csv" in path.suffixes else pd.read_parquet(path)
-    except Exception as error:
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
-    return renamed(frame, columns or {}, path)
-
-
-def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
-    """Return a table with the file's names turned into ours."""
-    lost = [c for c in columns.values() if c not in frame.columns]
-    if lost:
-        raise ColumnError(f"{path} has no column {lost[0]!r}.{suggest(lost[0], frame.columns)}")
-    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
-
-
-def tables(path: Path, columns: Mapping[str, str]) -> Iterator[pd.DataFrame]:
-    """Yield a file's rows, some at a time."""
-    import pandas as pd
-
-    if not path.exists():
-        raise ConfigError(f"no such file: {path}")
+    text = {columns.get(c, c): str for c in (labels.of if labels else {"item": None})}
     try:
         if ".csv" in path.suffixes:
-            for frame in pd.read_csv(path, chunksize=ROWS):
-                yield renamed(frame, columns, path)
+            parts: Iterator[pd.DataFrame] = pd.read_csv(
+                path, chunksize=ROWS, dtype=text, keep_default_na=False, na_values=[""]
+            )
         else:
             import pyarrow.parquet as pq
 
-            for part in pq.ParquetFile(path).iter_batches(ROWS):
-                yield renamed(part.to_pandas(), columns, path)
+            file = pq.ParquetFile(path)
+            empty = file.schema_arrow.empty_table()
+            batches = (b.to_pandas() for b in file.iter_batches(ROWS))
+            parts = batches if file.metadata.num_rows else iter([empty.to_pandas()])
+        for frame in parts:
+            own = renamed(frame, columns, path)
+            yield own if labels is None else labels.applied(own)
     except (OSError, ValueError) as error:
-        if isinstance(error, DataError | StorageError):
+        if isinstance(error, DynChoiceError):
             raise
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
@@ -150,22 +187,36 @@ def fresh(job: Job) -> Callouts:
     from dynchoice.callouts.bandit import Callouts
 
     spec = job.spec
-    values = None if spec.values is None else read_table(job.path(spec.values))
+    catalogue = read_table(job.path(spec.catalogue), labels=Labels({"item": (), **rules(spec)}))
+    labels = Labels(spec.context | {"item": list(catalogue.get("item", ()))})
+    values = None if spec.values is None else read_table(job.path(spec.values), labels=labels)
     return Callouts(
-        read_table(job.path(spec.catalogue)), spec.context or None, spec.policy.terms,
-        values=values, **spec.options(),
-    )  # fmt: skip
+        catalogue, spec.context or None, spec.policy.terms, values=values, **spec.options()
+    )
+
+
+def rules(spec: CalloutFile) -> dict[str, tuple[Any, ...]]:
+    """Return the catalogue's columns of rules, which are texts."""
+    return {f"for_{c}": () for c in spec.context}
+
+
+def labels_of(policy: Callouts) -> Labels:
+    """Return how files' texts become labels of a policy's items and contexts."""
+    context = {} if policy.context is None else dict(policy.context.axes)
+    return Labels({"item": policy.catalogue.items, **context})
 
 
 def restored(job: Job) -> Callouts:
-    """Return the policy as it stands, with the catalogue and the values of today.
+    """Return the policy as it stands, with the catalogue, values and page of today.
 
     Raises
     ------
     ConfigError
-        What was learned does not fit the file any more: terms, context, items' attributes.
+        What was learned does not fit the file any more: terms, context, method, window.
     """
     from dynchoice.callouts.bandit import Callouts
+    from dynchoice.callouts.state import merged, moved
+    from dynchoice.callouts.values import text_of
 
     new = fresh(job)
     path = job.out / STATE
@@ -176,18 +227,30 @@ def restored(job: Job) -> Callouts:
         "policy.terms": (old.terms.names, new.terms.names),
         "context": (old.context, new.context),
         "policy.method": (old.model.method, new.model.method),
-        "policy.slots": (old.slots, new.slots),
         "feedback.window": (old.feedback.delays.window, new.feedback.delays.window),
         "feedback.pending": (old.feedback.pending, new.feedback.pending),
         "feedback.delay_by": (old.delay_by, new.delay_by),
     }
+    if "slot" in ":".join(new.terms.names):
+        same["policy.slots"] = (old.slots, new.slots)
     for key, (before, now) in same.items():
-        if before != now:
+        if before != now and not (key == "policy.method" and before == "adf"):
             raise ConfigError(
                 f"{job.source}: {key} is not what {path} was learned with: put it back, or start"
                 " anew in another folder"
             )
-    return old.with_catalogue(new)
+    catalogue = merged(old.catalogue, new.catalogue)
+    own = moved(old, catalogue, new.values, new)
+    if job.spec.policy.learn_prior == "no" and own.model.prior != new.model.prior:
+        own.model.set_prior(new.model.prior)
+    elif text_of(catalogue.in_days()) == text_of(old.catalogue.in_days()) and (
+        (new.values is None and old.values is None)
+        or (new.values is not None and old.values is not None
+            and text_of(new.values) == text_of(old.values))
+    ):  # fmt: skip
+        own.snapshot = old.snapshot
+    own.refresh()
+    return own
 
 
 def train(job: Job, progress: Progress | None = None) -> str:
@@ -203,15 +266,16 @@ def train(job: Job, progress: Progress | None = None) -> str:
         )
     with locked(job.out):
         policy = restored(job)
-        said, new = [], 0
+        labels, said, new = labels_of(policy), [], 0
         for i, path in enumerate(files):
             if progress is not None:
                 progress(i, len(files), f"batch {path.stem}")
             own = clicks.get(path.stem)
             told = policy.learn(
-                read_table(path, spec.columns), None if own is None else read_table(own),
+                read_table(path, spec.columns, labels),
+                None if own is None else read_table(own, spec.click_columns),
                 batch=path.stem,
-            )  # fmt: skip
+            )
             if not told.repeated:
                 said.append(str(told))
                 new += 1
@@ -258,18 +322,19 @@ def score(
     if spec is None:
         raise ConfigError(f"{job.source}: the section [score] is missing")
     policy = trained(job)
+    labels = labels_of(policy)
     name = datetime.now(UTC).date().isoformat() if name is None else name
-    when = policy.feedback.now if now is None else now
-    moment: Any = None if isinstance(when, float) and not np.isfinite(when) else when
-    moment = float(moment) if isinstance(moment, str) and is_number(moment) else moment
+    moment = moment_of(policy, now)
     blocked = weights = None
     if spec.seen is not None:
-        log = pd.concat([read_table(p) for p in job.files(spec.seen, "score.seen")])
+        files = job.files(spec.seen, "score.seen")
+        log = pd.concat([read_table(p, spec.log_columns, labels) for p in files])
         if moment is None:
             raise ConfigError("score.seen counts impressions up to a time: say --now")
         blocked = policy.capped(log, moment)
     if spec.clicked is not None:
-        log = pd.concat([read_table(p) for p in job.files(spec.clicked, "score.clicked")])
+        files = job.files(spec.clicked, "score.clicked")
+        log = pd.concat([read_table(p, spec.log_columns, labels) for p in files])
         weights = policy.category_weights(log)
     target = job.out / DECISIONS
     done = 0
@@ -278,13 +343,24 @@ def score(
         nonlocal done
         writer = None
         for path in job.files(spec.members, "score.members"):
-            for frame in tables(path, spec.columns):
+            for frame in tables(path, spec.columns, labels):
+                if not len(frame) and writer is not None:
+                    continue
                 shown = policy.decide(
                     frame, now=moment, blocked=blocked, weights=weights,
                     seed=zlib.crc32(f"{name}/{done}".encode()),
                 )  # fmt: skip
                 table = pa.Table.from_pandas(shown, preserve_index=False)
-                writer = pq.ParquetWriter(handle, table.schema) if writer is None else writer
+                if writer is None:
+                    writer = pq.ParquetWriter(handle, table.schema)
+                if table.schema != writer.schema:
+                    try:
+                        table = table.cast(writer.schema)
+                    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError):
+                        raise DataError(
+                            f"{path}: members are {table.schema.field('member').type} here and"
+                            f" {writer.schema.field('member').type} before: one kind is needed"
+                        ) from None
                 writer.write_table(table)
                 done += len(frame)
                 if progress is not None:
@@ -296,13 +372,17 @@ def score(
         return write_atomically(target, write)
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def moment_of(policy: Callouts, now: str | None) -> Any:
+    """Return the time to decide for: as said, or now, or (in bare days) the last feedback's."""
+    if now is not None:
+        try:
+            return float(now)
+        except ValueError:
+            return now
+    last = policy.feedback.now
+    if not np.isfinite(last):
+        return None
+    return time.time() / 86_400 if last > DATES else last
 
 
 def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = None) -> str:
@@ -316,12 +396,18 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
         raise ConfigError(f"{job.source}: the section [evaluate] is missing")
     policy = trained(job)
     files = job.files(spec.log, "evaluate.log")
-    log = pd.concat([read_table(p, spec.columns) for p in files], ignore_index=True)
+    labels = labels_of(policy)
+    log = pd.concat([read_table(p, spec.columns, labels) for p in files], ignore_index=True)
     if "item" not in log.columns:
         raise ColumnError(f"the log lacks the column 'item'.{suggest('item', log.columns)}")
-    moment: Any = policy.feedback.now if now is None else now
-    moment = float(moment) if isinstance(moment, str) and is_number(moment) else moment
-    moment = None if isinstance(moment, float) and not np.isfinite(moment) else moment
+    notes = []
+    if policy.slots > 1:  # what is shown first is what propensities of single items speak of
+        if "slot" not in log.columns:
+            raise ColumnError(f"the log lacks the column 'slot' (the page has {policy.slots})")
+        first = log["slot"].astype(str) == "1"
+        notes.append(f"the first slot only: {int(first.sum()):,} of {len(log):,} rows")
+        log = log[first].reset_index(drop=True)
+    moment = moment_of(policy, now)
     options: dict[str, Any] = {
         "reward": spec.reward, "propensity": spec.propensity, "clip": spec.clip,
         "cluster": spec.cluster, "level": spec.level, "interval": spec.interval,
@@ -340,12 +426,12 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
         target = policy.propensity(log, log["item"].to_numpy(), now=moment)
         value = off_policy(log, target, **options)
     known = [p.stem for p in files if p.stem in policy.feedback.learned]
-    text = str(value)
     if known:
-        text += (
-            f"\nNOTE: the policy has learned from {len(known)} of these files"
-            f" ({known[0]!r} ...): its value on them is too good"
+        notes.append(
+            f"the policy has learned from {len(known)} of these files ({known[0]!r} ...): its value"
+            " on them is too good"
         )
+    text = "\n".join([str(value), *(f"NOTE: {x}" for x in notes)])
     told = {
         "title": job.spec.title,
         "estimators": value.table.to_dict(orient="index"),
@@ -353,7 +439,7 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
         "effective": value.effective,
         "largest weight": value.largest,
         "clipped mass": value.clipped_mass,
-        "notes": list(value.warnings),
+        "notes": [*value.warnings, *notes],
     }
     data = json.dumps(told, indent=1, ensure_ascii=False).encode()
     write_atomically(job.out / VALUE, lambda h: h.write(data))

@@ -39,13 +39,14 @@ def taught(seed=0, n=4000, **options):
     return policy
 
 
-def test_propensities_are_the_shares_of_fresh_posterior_draws():
-    policy = taught(draws=4000, n=500)
+@pytest.mark.parametrize("method", ["adf", "joint"])
+def test_propensities_are_the_shares_of_fresh_posterior_draws(method):
+    policy = taught(draws=4000, n=500, method=method)
     one = pd.DataFrame({"plan": ["monthly"], "new": [0]})
     code = int(policy.context_codes(one)[0])
     own = policy.posterior
-    rng = np.random.default_rng(99)
-    w = own.mean + np.sqrt(own.variance) * rng.standard_normal((20_000, len(own.mean)))
+    cov = np.diag(own.variance) if own.covariance is None else own.covariance
+    w = np.random.default_rng(99).multivariate_normal(own.mean, cov, 20_000)
     plans = CONTEXT["plan"].index("monthly")
     benefit = ITEMS["benefit"].map({"shipping": 0, "video": 1, "music": 2, "grocery": 3}).to_numpy()
     z = w[:, [0]] + w[:, 1:6] + w[:, 6 + 3 * benefit + plans]

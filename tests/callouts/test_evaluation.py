@@ -123,7 +123,7 @@ def test_what_a_target_never_shows_is_told():
         (lambda g: dc.off_policy(g.assign(propensity=0), g["a"] * 0), dc.DataError, "10 propens"),
         (lambda g: dc.off_policy(g.assign(reward="a"), g["a"] * 0), dc.DataError, "numbers"),
         (lambda g: dc.off_policy(g.assign(reward=np.nan), g["a"] * 0), dc.DataError, "10 are no"),
-        (lambda g: dc.off_policy(g, [0.1]), dc.SpecificationError, "1 rows, the log 10"),
+        (lambda g: dc.off_policy(g, [0.1]), dc.SpecificationError, "the log 10 rows"),
         (lambda g: dc.off_policy(g, TARGET[g["x"]]), dc.SpecificationError, "shown= says"),
         (lambda g: dc.off_policy(g, 0.5 * TARGET[g["x"]], shown=g["a"]), dc.DataError,
          "do not sum to one"),

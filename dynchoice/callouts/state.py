@@ -104,7 +104,7 @@ def moved(
     """
     page = old if page is None else page
     own = Callouts(
-        catalogue, old.context, old.terms.names, method=old.model.method, forget=page.model.forget,
+        catalogue, old.context, old.terms.names, method="adf", forget=page.model.forget,
         slots=page.slots, category=page.category, delay_by=old.delay_by, diversity=page.diversity,
         cap_window=page.cap_window, draws=page.draws, explore=page.explore, seed=page.seed,
         values=values,

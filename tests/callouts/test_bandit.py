@@ -428,3 +428,137 @@ def test_missing_clicks_are_not_failures():
         found[pending] = policy.score(pd.DataFrame(index=range(2)), ["fast", "slow"])
     assert np.abs(found["due"] - 0.2).max() < 0.03
     assert found["failure"][1] < 0.1
+
+
+def test_items_come_with_rules_that_the_old_ones_lack():
+    policy = dc.Callouts(ITEMS, CONTEXT, TERMS)
+    new = pd.DataFrame({"item": ["gold"], "benefit": ["vip"], "ends": [5.0], "cap": [1],
+                        "for_plan": ["annual"]})  # fmt: skip
+    policy.add(new)
+    shown = policy.decide(members(2000), now=1.0).merge(members(2000))
+    assert set(shown[shown["item"] == "gold"]["plan"]) == {"annual"}
+    assert not (policy.decide(members(2000), now=6.0)["item"] == "gold").any()
+    assert policy.catalogue.caps[-1] == 1 and np.isinf(policy.catalogue.caps[0])
+    with pytest.raises(dc.ColumnError, match="'colour' that old ones lack"):
+        policy.add(new.assign(item="x", colour="red"))
+
+
+def test_a_refused_addition_changes_nothing():
+    values = pd.DataFrame({"item": ITEMS["item"], "value": 1.0})
+    policy = dc.Callouts(ITEMS, CONTEXT, TERMS, values=values)
+    before = repr(policy)
+    with pytest.raises(dc.DataError, match="1 combinations have no value"):
+        policy.add(pd.DataFrame({"item": ["new"], "benefit": ["video"]}))
+    assert repr(policy) == before and len(policy.decide(members(20))) == 20
+    policy.set_values(None).add(pd.DataFrame({"item": ["new"], "benefit": ["video"]}))
+    assert policy.catalogue.size == 6
+
+
+def test_ends_hold_through_saving(tmp_path):
+    dated = ITEMS.assign(ends=[50.0, np.nan, np.nan, np.nan, np.nan])
+    policy = dc.Callouts(dated, CONTEXT, TERMS).end("film", 3.0)
+    policy = dc.Callouts.load(policy.save(tmp_path / "a.npz")).end("song", 4.0)
+    seen = set(policy.decide(members(3000), now=10.0)["item"])
+    assert seen == {"ship", "series", "food"}
+    assert "ship" not in set(policy.decide(members(3000), now=51.0)["item"])
+
+
+@pytest.mark.parametrize(
+    "values,days",
+    [
+        ([1, 2, None], [1, 2, np.nan]),
+        (pd.Series([1.0, 2.0]).astype("category"), [1, 2]),
+        (["1970-01-02", "1970-01-03 12:00:00", "1970-01-04T00:00:00.5"], [1, 2.5, 3 + 0.5 / 86400]),
+        ([pd.Timestamp("1970-01-02"), 3.0, pd.NaT], [1, 3, np.nan]),
+        (pd.Series(pd.to_datetime(["1970-01-02"])).dt.tz_localize("UTC"), [1]),
+    ],
+)
+def test_times_are_days(values, days):
+    from dynchoice.callouts.catalogue import as_times
+
+    np.testing.assert_allclose(as_times(values, "time"), days)
+
+
+def test_parts_of_days_are_windows_too():
+    delays = Delays(0.5)
+    rng = np.random.default_rng(0)
+    for day in range(40):
+        delays.add(np.full(50, float(day)), 0.5 * rng.random(50), np.zeros(50, np.int64))
+    delays.advance(41.0)
+    got = delays.due(np.array([0.25, 0.49]), np.zeros(2, np.int64), 41.0)
+    np.testing.assert_allclose(got, [0.5, 0.98], atol=0.01)
+    assert Delays(1.5, assumed=[0.5, 0.5]).due(
+        np.array([1.49]), np.zeros(1, np.int64), 0.0
+    ) == pytest.approx(0.9933, abs=1e-3)
+
+
+def test_more_mistakes():
+    policy = taught()
+    people = members(3)
+    keys = pd.DataFrame({"impression": [(1, 2)], "item": "ship", "time": 3.0}).assign(
+        plan="none", new=0
+    )
+    weights = pd.DataFrame({"member": [0, 0], "shipping": 1, "video": 1, "music": 1, "grocery": 1})
+    by_kind = taught(category="benefit")
+    for call, error, text in (
+        (lambda: policy.score(people, ["ship"] * 4), dc.SpecificationError, "one each"),
+        (lambda: policy.propensity(people, ["ship"]), dc.SpecificationError, "one each"),
+        (lambda: policy.decide(None), dc.SpecificationError, "pandas table"),
+        (lambda: policy.learn([1], batch="x"), dc.SpecificationError, "pandas table"),
+        (lambda: policy.learn(keys, batch="x"), dc.DataError, "make them texts"),
+        (
+            lambda: policy.learn(keys.assign(impression=None), batch="x"),
+            dc.DataError,
+            "have no key",
+        ),
+        (lambda: policy.learn(keys.assign(impression=9, time=1.7e9), batch="x"), dc.DataError,
+         "seconds"),
+        (lambda: by_kind.decide(people, weights=weights), dc.DataError, "members repeat"),
+        (lambda: policy.decide_one(plan="none", new=0, draw=9999), dc.SpecificationError, "there are 256"),
+        (lambda: dc.Callouts(ITEMS, prior=0.5), dc.SpecificationError, "prior=0.5"),
+        (lambda: dc.Callouts(ITEMS, window="a"), dc.SpecificationError, "window"),
+        (lambda: dc.Callouts(ITEMS, diversity="a"), dc.SpecificationError, "diversity"),
+        (lambda: dc.Callouts(ITEMS, forget="a"), dc.SpecificationError, "forget"),
+        (lambda: dc.Callouts(ITEMS, seed=-1), dc.SpecificationError, "seed"),
+        (lambda: policy.expected_clicks(people.iloc[:0], "benefit"), dc.SpecificationError, "no "),
+        (lambda: policy.expected_clicks(people, "kind"), dc.SpecificationError, "no column"),
+        (
+            lambda: policy.expected_clicks(people, "benefit", page=dc.Callouts(ITEMS)),
+            dc.SpecificationError,
+            "contexts",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=text):
+            call()
+    first = by_kind.decide(people, weights=weights.iloc[:1].assign(music=1e9))
+    assert first["item"].iloc[0] == "song", "matched by the column of members"
+
+
+def test_impressions_learned_twice_are_told():
+    policy = dc.Callouts(ITEMS, CONTEXT, TERMS, window=0.5)
+    rows = members(20).assign(impression=range(20), item="ship", time=0.0)
+    policy.learn(rows, batch="a", now=1.0)
+    told = policy.learn(rows, batch="b", now=2.0)
+    assert told.stale == 20 and "older than the last batch's window" in str(told)
+
+
+def test_another_snapshot_is_another_number():
+    policy = taught()
+    numbers = [policy.snapshot]
+    policy.set_values(pd.DataFrame({"benefit": ITEMS["benefit"].unique(), "value": 2.0}))
+    numbers.append(policy.snapshot)
+    policy.end("ship", 5.0)
+    numbers.append(policy.snapshot)
+    assert len(set(numbers)) == 3
+
+
+def test_a_model_that_outgrows_covariances_goes_on(monkeypatch):
+    from dynchoice.callouts import probit
+
+    policy = taught(method="joint")
+    before = policy.score(members(5))
+    monkeypatch.setattr(probit, "MOST_JOINT", 20)
+    with pytest.warns(dc.DynChoiceWarning, match="goes on with method 'adf'"):
+        policy.add(pd.DataFrame({"item": ["bike"], "benefit": ["sport"]}))
+    assert policy.model.method == "adf"
+    assert np.abs(policy.score(members(5))[:, :5] - before).max() < 0.1

@@ -1,0 +1,200 @@
+"""The command line of callouts: train, score, evaluate; run again; what is mistyped."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dynchoice as dc
+from dynchoice.run import callouts, cli
+
+ITEMS = pd.DataFrame(
+    {"item": ["1", "2", "c"], "benefit": ["x", "y", "y"], "price": [1 / 3, 0.1 + 0.2, 2.0]}
+)
+CONFIG = """
+title = "Page"
+catalogue = "items.csv"
+[context]
+plan = ["None", "monthly"]
+ten = [0, 1]
+[policy]
+terms = ["1", "item", "benefit:plan"]
+slots = 2
+category = "benefit"
+diversity = 0.5
+learn_prior = "moments"
+[feedback]
+impressions = "shown/*.csv"
+clicks = "clicks/*.csv"
+window = 2.0
+[score]
+members = "members.csv"
+[evaluate]
+log = "log.csv"
+cluster = "member"
+"""
+
+
+@pytest.fixture()
+def job(tmp_path):
+    """A folder with a catalogue, three days of feedback, members, a log and the file."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "clicks").mkdir()
+    ITEMS.to_csv(tmp_path / "items.csv", index=False)
+    for day in (1, 2, 10):
+        n = 60
+        rows = people(n, rng).assign(
+            impression=[f"{day}-{i}" for i in range(n)], time=20_000.0 + day + rng.random(n),
+            item=rng.choice(["1", "2"] if day == 1 else ["1", "2", "c"], n),
+            slot=rng.integers(1, 3, n),
+        )  # fmt: skip
+        rows.to_csv(tmp_path / "shown" / f"b_{day}.csv", index=False)
+        hit = rng.random(n) < np.where(rows["item"] == "2", 0.4, 0.1)
+        times = rows["time"][hit] + 0.3
+        clicks = pd.DataFrame({"impression": rows["impression"][hit], "time": times})
+        clicks.to_csv(tmp_path / "clicks" / f"b_{day}.csv", index=False)
+    people(200, rng).to_csv(tmp_path / "members.csv", index=False)
+    log = people(600, rng).assign(propensity=1 / 3, slot=1)
+    log["item"] = rng.choice(["1", "2", "c"], 600)
+    log["reward"] = (rng.random(600) < np.where(log["item"] == "2", 0.4, 0.1)).astype(int)
+    second = log.assign(slot=2, reward=0)
+    pd.concat([log, second]).to_csv(tmp_path / "log.csv", index=False)
+    (tmp_path / "callouts.toml").write_text(CONFIG, encoding="utf-8")
+    return tmp_path
+
+
+def people(n, rng):
+    plan = rng.choice(["None", "monthly"], n)
+    return pd.DataFrame({"member": np.arange(n), "plan": plan, "ten": rng.integers(0, 2, n)})
+
+
+def run(job, step, *options):
+    return cli.main(["callouts", step, str(job / "callouts.toml"), *options])
+
+
+def test_the_three_steps(job, capsys):
+    assert run(job, "train") == 0
+    told = capsys.readouterr().out
+    order = [told.index(f"batch 'b_{d}'") for d in (1, 2, 10)]
+    assert order == sorted(order), "batch 2 comes before batch 10"
+    assert "Prior by moments" in told and "unmatched" not in told
+    state = (job / "out" / "callouts.npz").read_bytes()
+    assert run(job, "train") == 0
+    assert "no new batch" in capsys.readouterr().out
+    assert (job / "out" / "callouts.npz").read_bytes() == state, "nothing new: the same bytes"
+    assert run(job, "score", "--name", "monday") == 0
+    shown = pd.read_parquet(job / "out" / "decisions.parquet")
+    assert len(shown) == 400 and shown["propensity"].between(0, 1).all()
+    first = (job / "out" / "decisions.parquet").read_bytes()
+    assert run(job, "score", "--name", "monday", "--quiet") == 0
+    assert (job / "out" / "decisions.parquet").read_bytes() == first
+    assert run(job, "score", "--name", "tuesday", "--quiet") == 0
+    assert (job / "out" / "decisions.parquet").read_bytes() != first
+    assert run(job, "evaluate") == 0
+    text = capsys.readouterr().out
+    assert "DR" in text and "the first slot only: 600 of 1,200 rows" in text
+    told = json.loads((job / "out" / "evaluation.json").read_text())
+    assert told["nobs"] == 600 and told["estimators"]["DR"]["value"] > 0.15
+
+
+def test_a_run_killed_between_batches_is_run_again(job, monkeypatch):
+    whole = callouts.train(callouts.load_job(job / "callouts.toml"))
+    want = dc.Callouts.load(job / "out" / "callouts.npz").posterior.mean
+    assert "b_10" in whole
+    (job / "out" / "callouts.npz").unlink()
+
+    def stop(done, total, text):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        callouts.train(callouts.load_job(job / "callouts.toml"), stop)
+    assert not (job / "out" / "callouts.npz").exists()
+    callouts.train(callouts.load_job(job / "callouts.toml"))
+    np.testing.assert_array_equal(dc.Callouts.load(job / "out" / "callouts.npz").posterior.mean,
+                                  want)  # fmt: skip
+
+
+def test_an_interrupted_batch_is_not_lost(monkeypatch):
+    from dynchoice.callouts.probit import Probit
+
+    policy = dc.Callouts(ITEMS, None, ["1", "item"], window=1.0)
+    rows = pd.DataFrame({"impression": range(50), "item": "1", "time": 0.0})
+    own = Probit.learn
+
+    def broken(self, *a, **k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Probit, "learn", broken)
+    with pytest.raises(KeyboardInterrupt):
+        policy.learn(rows, batch="a", now=2.0)
+    monkeypatch.setattr(Probit, "learn", own)
+    told = policy.learn(rows, batch="a", now=2.0)
+    assert not told.repeated and policy.model.impressions == 50
+
+
+def test_items_come_and_go_between_runs(job, capsys):
+    values = ITEMS[["item"]].assign(value=[1.0, 2.0, 3.0])
+    values.to_csv(job / "values.csv", index=False)
+    more = ["--set", 'values="values.csv"', "--quiet"]
+    assert run(job, "train", *more) == 0
+    left = ITEMS[ITEMS["item"] != "c"]
+    new = pd.DataFrame({"item": ["d"], "benefit": ["z"], "price": [1.5]})
+    pd.concat([left, new]).to_csv(job / "items.csv", index=False)
+    pd.concat([values[values["item"] != "c"], new.assign(value=9.0)])[["item", "value"]].to_csv(
+        job / "values.csv", index=False
+    )
+    assert run(job, "train", *more) == 0 and run(job, "score", *more) == 0
+    shown = pd.read_parquet(job / "out" / "decisions.parquet")
+    assert "d" in set(shown["item"]) and "c" not in set(shown["item"])
+    ITEMS.assign(price=9.0).to_csv(job / "items.csv", index=False)
+    assert run(job, "train", "--quiet") == 5
+    assert "another 'price' than before" in capsys.readouterr().err
+
+
+def test_a_prior_in_the_file_is_the_prior(job):
+    plain = ["--set", 'policy.learn_prior="no"', "--quiet"]
+    assert run(job, "train", *plain) == 0
+    assert run(job, "train", *plain, "--set", "policy.prior={item=0.5}") == 0
+    assert dc.Callouts.load(job / "out" / "callouts.npz").model.prior["item"] == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "change,code,text",
+    [
+        ("policy.slotz=2", 2, "Did you mean 'slots'"),
+        ("policy.terms=['1', 'itm']", 2, "Did you mean 'item'"),
+        ("catalogue='item.csv'", 2, "Did you mean 'items.csv'"),
+        ("feedback.impressions='shwn/*.csv'", 2, "no file is"),
+        ("feedback.columns={item='itm'}", 5, "no column 'itm'"),
+        ("policy.method='EP'", 2, "Did you mean 'ep'"),
+        ("feedback.window=-1", 2, "greater than 0"),
+        ("context={plan=['None'], ten=[0, 1]}", 5, "levels: monthly"),
+    ],
+)
+def test_mistakes(job, capsys, change, code, text):
+    key, _, value = change.partition("=")
+    assert run(job, "train", "--quiet", "--set", f"{key}={value}") == code
+    err = capsys.readouterr().err
+    assert text in err and "Traceback" not in err
+
+
+def test_mistakes_later(job, capsys):
+    assert run(job, "score", "--quiet") == 2
+    assert "callouts train" in capsys.readouterr().err
+    assert run(job, "train", "--quiet") == 0
+    assert run(job, "train", "--quiet", "--set", "feedback.window=9.0") == 2
+    assert "feedback.window is not what" in capsys.readouterr().err
+    shown = pd.read_csv(job / "shown" / "b_1.csv", keep_default_na=False)
+    shown.iloc[1:].to_csv(job / "shown" / "b_1.csv", index=False)
+    assert run(job, "train", "--quiet") == 5
+    assert "other content" in capsys.readouterr().err
+    pd.DataFrame({"member": [], "plan": [], "ten": []}).to_csv(job / "members.csv", index=False)
+    assert run(job, "score", "--quiet") == 0
+    assert len(pd.read_parquet(job / "out" / "decisions.parquet")) == 0
+    (job / "log.csv").write_text("item,slot\n", encoding="utf-8")
+    assert run(job, "evaluate", "--quiet") == 5
+    with pytest.raises(SystemExit):
+        cli.main(["callouts", "trian", "x.toml"])

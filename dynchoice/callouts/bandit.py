@@ -160,7 +160,7 @@ class Callouts:
             method = "joint" if self.terms.size <= SMALL else "adf"
         self.model = Probit(self.terms.groups, start | dict(told), method=method, forget=forget)
         groups = 1 if delay_by is None else len(own.levels[delay_by])
-        self.feedback = Feedback(Delays(float(window), groups, delays), pending)
+        self.feedback = Feedback(Delays(window, groups, delays), pending)
         self.snapshot = 0
         self.decisions = 0
         self.values: pd.DataFrame | None = None

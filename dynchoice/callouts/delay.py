@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray
 
 PRIOR_CLICKS = 1.0
@@ -45,9 +46,10 @@ class Delays:
     def __post_init__(self) -> None:
         if not isinstance(self.window, int | float) or not 0 < self.window < np.inf:
             raise SpecificationError(f"window={self.window!r}: a positive number of days is needed")
+        self.window = float(self.window)
         if self.assumed is None:
             self.assumed = np.full(self.days, 1 / self.days)
-        share = np.asarray(self.assumed, float)
+        share = as_floats(self.assumed, "delays")
         if share.shape != (self.days,) or not np.isclose(share.sum(), 1) or (share < 0).any():
             raise SpecificationError(
                 f"delays assumed must be {self.days} shares that sum to 1 (one for each day of the"

@@ -53,7 +53,7 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
     monkeypatch.chdir(ROOT)
     names, printed = run_scripts(0, 1)
     fits = names["fits"]
-    assert len(SCRIPTS) == 6 and all(f.converged for k, f in fits.items() if k != "two types")
+    assert len(SCRIPTS) == 7 and all(f.converged for k, f in fits.items() if k != "two types")
     gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
     assert gap.max() < 1e-6
     assert "Model comparison" in printed and "baseline" in printed
@@ -119,6 +119,40 @@ def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     ).groups()
     assert f"({float(effect):.1f} points by difference-in-differences" in said
     assert f"{float(model):.1f} from the model" in said
+
+
+def test_the_page_decides_learns_and_is_saved(monkeypatch, tmp_path):
+    (tmp_path / "data" / "prime" / "out").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    names, printed = run_scripts(6)
+    page, shown = names["page"], names["shown"]
+    assert len(shown) == 6 and "6 impressions, 1 clicks" in printed
+    assert "same day" not in set(shown[shown["member"] == 1]["item"])
+    assert (tmp_path / "data" / "prime" / "out" / "page.npz").exists()
+    assert page.feedback.learned and "IPS" in printed
+
+
+def test_the_loop_from_structural_values_to_take_up(monkeypatch, tmp_path):
+    import importlib.util
+    import shutil
+
+    for name in ("callouts.py", "run.toml", "contract.csv", "attributes.csv", "prime.parquet"):
+        shutil.copy(ROOT / "data" / "prime" / name, tmp_path)
+    spec = importlib.util.spec_from_file_location("prime_callouts", tmp_path / "callouts.py")
+    loop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loop)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        found = loop.main()
+    worth = found["worth"].set_index(["plan", "benefit"])["value"]
+    assert (worth > 0).all()
+    regret = found["life"].days["regret"]
+    assert regret.iloc[-10:].mean() < 0.3 * regret.iloc[:5].mean()
+    last = (
+        found["forecast"].take_up.query("period == 24 and choice == 'none'").set_index("scenario")
+    )
+    assert last.loc["callouts", "share"] < last.loc["baseline", "share"] - 0.005
+    assert "4. take-up after two years" in printed.getvalue()
+    assert (tmp_path / "out" / "callouts.png").stat().st_size > 10_000
 
 
 def test_the_two_commands_are_in_the_readme_and_ci_runs_one_of_them():

@@ -18,6 +18,8 @@ HERE = Path(__file__).resolve().parents[1] / "validation"
         pytest.param("houston", marks=pytest.mark.slow),
         "museum",
         pytest.param("airline_entry", marks=pytest.mark.slow),
+        pytest.param("hillstrom", marks=pytest.mark.slow),
+        pytest.param("open_bandit", marks=pytest.mark.slow),
     ],
 )
 def test_quick_study(name, shared_data, monkeypatch):
@@ -41,6 +43,9 @@ def test_quick_study(name, shared_data, monkeypatch):
         "prime_rewards",
         "inference_coverage",
         "primelike",
+        "meta_prior",
+        "mvt2017",
+        "callouts",
     ],
 )
 def test_quick_simulation(name, monkeypatch):
@@ -63,5 +68,11 @@ def run_study(name, monkeypatch):
 def test_no_row_of_the_real_data_is_in_the_project():
     root = HERE.parent
     names = {p.name for p in root.rglob("*") if p.is_file() and ".git" not in p.parts}
-    for forbidden in ("rust_bus.csv.gz", "member_month.csv.gz", "kw_97_data.csv.gz"):
+    for forbidden in (
+        "rust_bus.csv.gz",
+        "member_month.csv.gz",
+        "kw_97_data.csv.gz",
+        "hillstrom_odd_rows.csv.gz",
+        "random_men.csv.gz",
+    ):
         assert forbidden not in names

@@ -37,6 +37,37 @@ def fitted(segment: str) -> tuple[dc.Results, dc.Panel]:
     return dc.NFXP(run.model(segment), panel).fit(), panel
 
 
+def picture(worth: pd.DataFrame, life: object, forecast: dc.Forecast, path: Path) -> None:
+    """Draw the loop: worth by plan, regret by day, members with and without callouts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    table = worth.pivot(index="benefit", columns="plan", values="value")
+    error = worth.pivot(index="benefit", columns="plan", values="std_error")
+    table.loc[BENEFITS, CONTEXT["plan"]].plot.bar(
+        ax=left, yerr=error.loc[BENEFITS, CONTEXT["plan"]], rot=0, xlabel="", capsize=2
+    )
+    left.set(title="1. worth of a discovery, USD")
+    left.legend(title="plan", frameon=False, fontsize=8)
+    life.days["regret"].rolling(3, min_periods=1).mean().plot(ax=middle, color="black")
+    middle.set(title="2. the policy learns: regret, USD", xlabel="day", ylim=(0, None))
+    shares = forecast.take_up.query("choice == 'none'")
+    for name, part in shares.groupby("scenario", sort=False):
+        line = right.plot(part["period"], 1 - part["share"], label=name)[0]
+        right.fill_between(
+            part["period"], 1 - part["upper"], 1 - part["lower"], alpha=0.2, color=line.get_color()
+        )
+    right.set(title="3. share with a membership", xlabel="month", ylim=(0, None))
+    right.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(f"\npicture: {path}")
+
+
 def main(segment: str = "India rural") -> dict[str, object]:
     """Go round once; return what every step found."""
     fit, panel = fitted(segment)
@@ -76,6 +107,7 @@ def main(segment: str = "India rural") -> dict[str, object]:
     print("\n4. take-up after two years")
     columns = ["scenario", "choice", "share", "lower", "upper", "badge"]
     print(last[columns].round(4).to_string(index=False))
+    picture(worth, life, forecast, HERE / "out" / "callouts.png")
     return {"fit": fit, "worth": worth, "life": life, "lift": lift, "forecast": forecast}
 
 

@@ -19,7 +19,7 @@ class PolicyPart(Section):
 
     terms: Annotated[list[Name], Field(min_length=1)] = Field(default=["1", "item"])
     slots: Whole = 1
-    method: Literal["adf", "ep", "joint"] = "adf"
+    method: Literal["adf", "ep", "joint"] | None = None
     forget: Annotated[float, Field(gt=0, le=1)] = 1.0
     prior: dict[str, Positive | Moments] = Field(default_factory=dict)
     learn_prior: Literal["no", "moments", "em", "james-stein"] = "no"

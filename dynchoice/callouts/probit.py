@@ -312,6 +312,8 @@ class Probit:
         unknown = [g for g in groups if g not in code]
         if unknown:
             raise SpecificationError(f"the group {unknown[0]!r} is new: groups are fixed")
+        if len(groups) == self.features and np.array_equal(place, np.arange(self.features)):
+            return self
         if self.method == "joint" and len(groups) > MOST_JOINT:
             self._to_stream(len(groups))
         self.group = np.array([code[g] for g in groups], np.int64)

@@ -53,7 +53,7 @@ def climbing(study: Study, quick: bool) -> None:
 def run(quick: bool) -> Study:
     """Run the study."""
     study, want = Study("mvt2017"), expected(HERE)
-    seeds, batches = (3, 12) if quick else (20, 40)
+    seeds, batches = (2, 6) if quick else (20, 40)
     jobs = [
         (name, s, a2, "adf", "vague", batches)
         for name in NAMES for a2 in (0.0, 1.0, 2.0) for s in range(seeds)

@@ -384,8 +384,8 @@ def diverse(scores, items, weights, strength, blocked, exhausted, out):
 
 
 @compiled
-def slate_shares(slates, chosen, shares):
-    """Write how often each item of slate ``chosen`` stands in its slot; return the slate's share.
+def slate_shares(slates, slate, shares):
+    """Write how often each item of ``slate`` stands in its slot; return the whole slate's share.
 
     ``slates`` (R, slots) of all draws; shares are fractions of the draws.
     """
@@ -396,7 +396,7 @@ def slate_shares(slates, chosen, shares):
     for r in range(R):
         same = True
         for s in range(slots):
-            if slates[r, s] == slates[chosen, s]:
+            if slates[r, s] == slate[s]:
                 shares[s] += 1.0 / R
             else:
                 same = False
@@ -409,7 +409,7 @@ def slate_shares(slates, chosen, shares):
 def all_shares(slates, shares, whole):
     """Write the shares of every draw's slate: see :func:`slate_shares`."""
     for r in range(slates.shape[0]):
-        whole[r] = slate_shares(slates, r, shares[r])
+        whole[r] = slate_shares(slates, slates[r], shares[r])
 
 
 @compiled
@@ -423,6 +423,7 @@ def decide(
     indptr,
     taken,
     draw,
+    given,
     blocked,
     slates,
     out,
@@ -434,16 +435,17 @@ def decide(
 
     ``scores`` and ``items`` (X, R, C, K) shortlists of ``X`` contexts, ``at`` (n,) each member's;
     ``weights`` (n, C); ``taken[indptr[i]:indptr[i + 1]]`` what member ``i`` may not see again;
-    ``draw`` (n,) the draw that decides; ``blocked`` (I,) False and ``slates`` (R, slots) are room.
+    ``draw`` (n,) the draw that decides, unless a slate is ``given`` (n, slots; -2 first where not);
+    ``blocked`` (I,) False and ``slates`` (R, slots) are room.
     """
     for i in range(at.size):
         for k in range(indptr[i], indptr[i + 1]):
             blocked[taken[k]] = True
         x = at[i]
         short[i] = diverse(scores[x], items[x], weights[i], strength, blocked, exhausted[x], slates)
-        whole[i] = slate_shares(slates, draw[i], shares[i])
         for s in range(out.shape[1]):
-            out[i, s] = slates[draw[i], s]
+            out[i, s] = slates[draw[i], s] if given[i, 0] == -2 else given[i, s]
+        whole[i] = slate_shares(slates, out[i], shares[i])
         for k in range(indptr[i], indptr[i + 1]):
             blocked[taken[k]] = False
 

@@ -31,7 +31,7 @@ from dynchoice.callouts.personal import (
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import Gaussian, Probit, prior_mapping
 from dynchoice.callouts.snapshot import Rules, Snapshot, check_numbers
-from dynchoice.callouts.terms import Terms
+from dynchoice.callouts.terms import Terms, code_of
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.storage import load_tree, save_tree
@@ -95,6 +95,10 @@ class Callouts:
         Vectors of weights that stand for the posterior; propensities are multiples of one over it.
     explore : bool
         False ranks by the posterior mean: a greedy recommender, for comparison.
+    at_random : float
+        Share of visits that see eligible items at random. Once a policy has made up its mind it
+        never shows most items: then its log cannot value policies that would
+        (:func:`dynchoice.off_policy`). A few visits in a hundred keep that possible.
     seed : int
 
     Raises
@@ -132,6 +136,7 @@ class Callouts:
         cap_window: float = 7.0,
         draws: int = DRAWS,
         explore: bool = True,
+        at_random: float = 0.0,
         seed: int = 0,
     ) -> None:
         if context is not None and not isinstance(context, StateSpace):
@@ -139,7 +144,7 @@ class Callouts:
         self.context = context
         own = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue, context)
         self.catalogue = own
-        check_numbers(slots, draws, diversity, cap_window, seed)
+        check_numbers(slots, draws, diversity, cap_window, seed, at_random)
         for what, column in (("category", category), ("delay_by", delay_by)):
             if column is not None and column not in own.levels:
                 raise SpecificationError(
@@ -149,6 +154,7 @@ class Callouts:
             raise SpecificationError("diversity needs category=, a column of the catalogue")
         self.slots, self.seed, self.explore = int(slots), int(seed), bool(explore)
         self.draws = int(draws) if explore else 1
+        self.at_random = float(at_random)
         self.category, self.delay_by = category, delay_by
         self.diversity, self.cap_window = float(diversity), float(cap_window)
         self.terms = Terms(terms, own.levels, context, self.slots)
@@ -191,7 +197,8 @@ class Callouts:
             self._now = Snapshot(
                 self.snapshot, self.model.with_open(cells, seed=self.seed), self.catalogue,
                 self.terms, self.item_values, self._category, self._categories, slots=self.slots,
-                draws=self.draws, diversity=self.diversity, explore=self.explore, seed=self.seed,
+                draws=self.draws, diversity=self.diversity, explore=self.explore,
+                at_random=self.at_random, seed=self.seed,
             )  # fmt: skip
         return self._now
 
@@ -343,11 +350,12 @@ class Callouts:
         draw = rng.integers(0, self.draws, len(members))
         start, taken = blocked_items(self.catalogue, names, blocked)
         table = weight_table(self.catalogue, self.category, weights, names)
-        rules = Rules(codes, draw, start, taken, table)
+        random = rng.random(len(members)) < self.at_random
+        rules = Rules(codes, draw, start, taken, table, random)
         parts = []
         for begin in range(0, len(members), CHUNK):
             end = min(begin + CHUNK, len(members))
-            parts.append(self.current.decide(rules.part(begin, end), when))
+            parts.append(self.current.decide(rules.part(begin, end), when, rng))
             if progress is not None:
                 progress(end, len(members), "decided")
         self.decisions += 1
@@ -377,30 +385,17 @@ class Callouts:
 
         A lookup in contexts that were asked for (or :meth:`prepare`-d) since the last batch.
         """
-        code = self._code(context)
+        rng = None
         if draw is None:
-            draw = int(np.random.default_rng([self.seed, self.decisions]).integers(self.draws))
+            rng = np.random.default_rng([self.seed, self.decisions])
+            draw = int(rng.integers(self.draws))
             self.decisions += 1
         elif not 0 <= draw < self.draws:
             raise SpecificationError(f"draw={draw!r}: there are {self.draws}, from 0")
-        slates, shares, _ = self.current.slates(code, None if now is None else as_time(now))
-        kept = slates[draw] >= 0
-        items = tuple(self.catalogue.items[i] for i in slates[draw][kept])
-        return items, tuple(shares[draw][kept].tolist())
-
-    def _code(self, context: Mapping[str, Any]) -> int:
-        """Return the code of one context said by name."""
-        axes = () if self.context is None else self.context.names
-        for name in (*context, *axes):
-            if name not in axes or name not in context:
-                raise SpecificationError(
-                    f"the context is {', '.join(axes) or 'empty'}; got {', '.join(context)}."
-                    f"{suggest(name, axes)}"
-                )
-        if self.context is None:
-            return 0
-        where = tuple(self.context.level_code(n, context[n]) for n in axes)
-        return int(np.ravel_multi_index(where, self.context.shape))
+        when = None if now is None else as_time(now)
+        slate, shares = self.current.one(code_of(self.context, context), when, draw, rng)
+        kept = slate >= 0
+        return tuple(self.catalogue.items[i] for i in slate[kept]), tuple(shares[kept].tolist())
 
     def best(self, code: int, draw: int, out: FloatArray | None = None) -> int:
         """Return the item that one draw of the weights ranks first of all in a context.

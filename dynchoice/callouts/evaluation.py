@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from dynchoice.callouts.catalogue import as_time
 from dynchoice.callouts.personal import need
+from dynchoice.callouts.snapshot import Rules
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
@@ -514,8 +515,8 @@ def first_items(
 ) -> AnyArray:
     """Return an item for each context, by one random draw each."""
     draw = rng.integers(0, policy.draws, len(codes))
-    out = np.empty(len(codes), np.int64)
-    for code in np.unique(codes):
-        of = codes == code
-        out[of] = policy.slates(int(code), when)[draw[of], 0]
-    return out
+    none = np.zeros(len(codes) + 1, np.int64)
+    alike = np.ones((len(codes), policy.current.categories))
+    random = rng.random(len(codes)) < policy.at_random
+    rules = Rules(codes, draw, none, none[:0], alike, random)
+    return policy.current.decide(rules, when, rng).items[:, 0]

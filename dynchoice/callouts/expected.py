@@ -46,6 +46,9 @@ def expected_clicks(
             if page == RANDOM
             else slate_shares(other.slates(int(code), when), size)
         )
+        if page != RANDOM and other.at_random > 0:
+            chance = random_shares(may, policy.slots)
+            share = (1 - other.at_random) * share + other.at_random * chance
         clicks = np.zeros(size)
         for s in range(policy.slots):
             at = np.full(size, code), np.full(size, s)

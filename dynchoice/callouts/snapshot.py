@@ -24,7 +24,9 @@ SPARE = 4
 """Items listed of each category beyond the slots, for members who may not see some."""
 
 
-def check_numbers(slots: Any, draws: Any, diversity: Any, cap_window: Any, seed: Any) -> None:
+def check_numbers(
+    slots: Any, draws: Any, diversity: Any, cap_window: Any, seed: Any, at_random: Any
+) -> None:
     """Refuse numbers of a page that cannot be.
 
     Raises
@@ -38,6 +40,8 @@ def check_numbers(slots: Any, draws: Any, diversity: Any, cap_window: Any, seed:
     for what, real in (("diversity", diversity), ("cap_window", cap_window), ("seed", seed)):
         if not isinstance(real, int | float | np.number) or not 0 <= real < np.inf:
             raise SpecificationError(f"{what}={real!r}: a number of at least 0 is needed")
+    if not isinstance(at_random, int | float) or not 0 <= at_random <= 1:
+        raise SpecificationError(f"at_random={at_random!r}: a share of visits, from 0 to 1")
 
 
 class Shortlist(NamedTuple):
@@ -57,19 +61,23 @@ class Slates(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What members asked with: context codes, draws, blocked items by member, weights (n, C)."""
+    """What members asked with: context codes, draws, blocked items by member, weights (n, C).
+
+    ``random`` (n,) says which visits see eligible items at random instead.
+    """
 
     codes: IntArray
     draw: IntArray
     start: IntArray
     taken: IntArray
     weights: FloatArray
+    random: BoolArray
 
     def part(self, start: int, stop: int) -> Rules:
         """Return the rules of some members."""
         return Rules(
             self.codes[start:stop], self.draw[start:stop], self.start[start : stop + 1],
-            self.taken, self.weights[start:stop],
+            self.taken, self.weights[start:stop], self.random[start:stop],
         )  # fmt: skip
 
 
@@ -89,18 +97,21 @@ class Snapshot:
     slots, draws, seed : int
     diversity : float
     explore : bool
+    at_random : float
+        Share of visits that see eligible items at random.
     """
 
     def __init__(
         self, number: int, posterior: Gaussian, catalogue: Catalogue, terms: Terms,
         values: Callable[[int], FloatArray], category: IntArray, categories: int, *, slots: int,
-        draws: int, diversity: float, explore: bool, seed: int,
+        draws: int, diversity: float, explore: bool, at_random: float, seed: int,
     ) -> None:  # fmt: skip
         self.number, self.posterior = number, posterior
         self.catalogue, self.terms, self.values = catalogue, terms, values
         self.category, self.categories = category, categories
         self.slots, self.draws = slots, draws
-        self.diversity, self.explore, self.seed = diversity, explore, seed
+        self.diversity, self.explore, self.at_random = diversity, explore, at_random
+        self.seed = seed
         self.icode = terms.item_codes(catalogue.codes)
         self._weights: Any = None
         self._lists: dict[tuple[int, bytes, int], Shortlist] = {}
@@ -175,28 +186,77 @@ class Snapshot:
             self._slates[key] = Slates(items, shares, whole)
         return self._slates[key]
 
-    def decide(self, rules: Rules, when: float | None) -> Slates:
+    def decide(self, rules: Rules, when: float | None, rng: np.random.Generator) -> Slates:
         """Return the slates (n, slots) of members, with the shares that are their propensities."""
         n = len(rules.codes)
         out = Slates(np.empty((n, self.slots), np.int64), np.empty((n, self.slots)), np.empty(n))
         unique, at = np.unique(rules.codes, return_inverse=True)
         alone = (np.diff(rules.start) > 0) | (rules.weights != 1.0).any(axis=1)
+        number = np.empty(n, np.int64)
+        given = np.full((n, self.slots), -2, np.int64)
         for x, code in enumerate(unique):
-            of = np.flatnonzero((at == x) & ~alone)
+            here = at == x
+            may = self.catalogue.open_at(when) & self.catalogue.eligible(int(code))
+            self._at_random(may, np.flatnonzero(here), rules, rng, number, given)
+            of = np.flatnonzero(here & ~alone)
             if len(of):
                 common, draw = self.slates(int(code), when), rules.draw[of]
                 for whole, part in zip(out, common, strict=True):
                     whole[of] = part[draw]
-            of = np.flatnonzero((at == x) & alone)
+                for i in of[rules.random[of]]:
+                    same = common.items == given[i]
+                    out.items[i], out.shares[i] = given[i], same.mean(axis=0)
+                    out.whole[i] = same.all(axis=1).mean()
+            of = np.flatnonzero(here & alone)
             if len(of):
-                short = self._personal(self.shortlist(int(code), when), of, rules, out)
+                short = self._personal(self.shortlist(int(code), when), of, rules, given, out)
                 if len(short):  # a list ran out through blocked items: as many more then
                     most = int((rules.start[short + 1] - rules.start[short]).max())
                     longer = self.shortlist(int(code), when, most)
-                    self._personal(longer, short, rules, out)
-        return out
+                    self._personal(longer, short, rules, given, out)
+        return self.mixed(out, number)
 
-    def _personal(self, lists: Shortlist, of: IntArray, rules: Rules, out: Slates) -> IntArray:
+    def mixed(self, slates: Slates, number: IntArray) -> Slates:
+        """Return slates with the shares of a page that is at random now and then.
+
+        ``number`` (n,) is how many items each member may see.
+        """
+        e = self.at_random
+        if e == 0.0:
+            return slates
+        orders = np.ones(len(number))
+        for s in range(self.slots):
+            orders *= np.maximum(number - s, 1)
+        shares = np.where(
+            slates.items >= 0, e / np.maximum(number, 1)[:, None], e
+        )  # what stays empty is empty in either case
+        return Slates(
+            slates.items, (1 - e) * slates.shares + shares, (1 - e) * slates.whole + e / orders
+        )
+
+    def _at_random(
+        self, may: BoolArray, of: IntArray, rules: Rules, rng: np.random.Generator,
+        number: IntArray, given: IntArray,
+    ) -> None:  # fmt: skip
+        """Write how many items members of a context may see, and slates of those at random."""
+        items = np.flatnonzero(may)
+        number[of] = len(items)
+        taken = np.flatnonzero(np.diff(rules.start)[of] > 0)
+        if self.at_random == 0.0:
+            return
+        for i in of[taken]:
+            mine = rules.taken[rules.start[i] : rules.start[i + 1]]
+            number[i] = len(items) - int(may[np.unique(mine)].sum())
+        for i in of[rules.random[of]]:
+            mine = rules.taken[rules.start[i] : rules.start[i + 1]]
+            left = items if not len(mine) else np.setdiff1d(items, mine)
+            chosen = rng.choice(left, min(self.slots, len(left)), replace=False)
+            given[i] = -1
+            given[i, : len(chosen)] = chosen
+
+    def _personal(
+        self, lists: Shortlist, of: IntArray, rules: Rules, given: IntArray, out: Slates
+    ) -> IntArray:
         """Fill slates of members with rules of their own; return those whose list ran out."""
         begin, end = rules.start[of], rules.start[of + 1]
         start = np.concatenate([[0], np.cumsum(end - begin)])
@@ -210,17 +270,38 @@ class Snapshot:
         kernels.decide(
             lists.scores[None], lists.items[None], lists.complete[None],
             np.zeros(len(of), np.int64), np.ascontiguousarray(rules.weights[of]), self.diversity,
-            start, taken, rules.draw[of], np.zeros(self.catalogue.size, bool),
-            np.empty((self.draws, self.slots), np.int64), *own, short,
+            start, taken, rules.draw[of], np.ascontiguousarray(given[of]),
+            np.zeros(self.catalogue.size, bool), np.empty((self.draws, self.slots), np.int64),
+            *own, short,
         )  # fmt: skip
         for whole, part in zip(out, own, strict=True):
             whole[of] = part
         return of[short]
 
+    def one(
+        self, code: int, when: float | None, draw: int, rng: np.random.Generator | None
+    ) -> tuple[IntArray, FloatArray]:
+        """Return the slate of one visit without rules of its own, and its items' propensities."""
+        items, shares, whole = self.slates(code, when)
+        if self.at_random == 0.0:
+            return items[draw], shares[draw]
+        none = np.zeros(2, np.int64)
+        random = rng is not None and bool(rng.random() < self.at_random)
+        rules = Rules(
+            np.array([code]), np.array([draw]), none, none[:0],
+            np.ones((1, self.categories)), np.array([random]),
+        )  # fmt: skip
+        out = self.decide(rules, when, rng or np.random.default_rng(0))
+        return out.items[0], out.shares[0]
+
     def first_choice(self, code: int, when: float | None) -> FloatArray:
         """Return the probability (I,) that each item is shown first in a context."""
         first = self.slates(code, when).items[:, 0]
-        return np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
+        share = np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
+        if self.at_random == 0.0:
+            return share
+        may = self.catalogue.open_at(when) & self.catalogue.eligible(code)
+        return np.asarray((1 - self.at_random) * share + self.at_random * may / max(may.sum(), 1))
 
     def first_shares(self, codes: IntArray, when: float | None) -> tuple[FloatArray, IntArray]:
         """Return shares (contexts, I) of first places by distinct context, and each row's."""

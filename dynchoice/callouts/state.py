@@ -20,7 +20,8 @@ def tree_of(policy: Callouts) -> dict[str, Any]:
     options = {
         name: getattr(policy, name)
         for name in (
-            "slots", "category", "delay_by", "diversity", "cap_window", "draws", "explore", "seed",
+            "slots", "category", "delay_by", "diversity", "cap_window", "draws", "explore",
+            "at_random", "seed",
         )
     }  # fmt: skip
     return {
@@ -106,8 +107,8 @@ def moved(
     own = Callouts(
         catalogue, old.context, old.terms.names, method="adf", forget=page.model.forget,
         slots=page.slots, category=page.category, delay_by=old.delay_by, diversity=page.diversity,
-        cap_window=page.cap_window, draws=page.draws, explore=page.explore, seed=page.seed,
-        values=values,
+        cap_window=page.cap_window, draws=page.draws, explore=page.explore,
+        at_random=page.at_random, seed=page.seed, values=values,
     )  # fmt: skip
     own.model = copy.copy(old.model).remap(old.terms.moved_to(own.terms), own.terms.groups)
     own.model.forget = page.model.forget

@@ -168,3 +168,24 @@ class Terms:
             places = other.base[t] + at[:, None] * width + np.arange(width)
             out[start : start + places.size] = places.ravel()
         return out
+
+
+def code_of(space: StateSpace | None, context: Mapping[str, Level]) -> int:
+    """Return the code of one context said by name.
+
+    Raises
+    ------
+    SpecificationError
+        A column that is missing or unknown, or no level of it.
+    """
+    axes = () if space is None else space.names
+    for name in (*context, *axes):
+        if name not in axes or name not in context:
+            raise SpecificationError(
+                f"the context is {', '.join(axes) or 'empty'}; got {', '.join(context)}."
+                f"{suggest(name, axes)}"
+            )
+    if space is None:
+        return 0
+    where = tuple(space.level_code(n, context[n]) for n in axes)
+    return int(np.ravel_multi_index(where, space.shape))

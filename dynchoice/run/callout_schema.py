@@ -28,6 +28,7 @@ class PolicyPart(Section):
     cap_window: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 7.0
     draws: Whole = 256
     explore: bool = True
+    at_random: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -563,3 +563,38 @@ def test_a_model_that_outgrows_covariances_goes_on(monkeypatch):
         policy.add(pd.DataFrame({"item": ["bike"], "benefit": ["sport"]}))
     assert policy.model.method == "adf"
     assert np.abs(policy.score(members(5))[:, :5] - before).max() < 0.1
+
+
+@pytest.mark.parametrize("personal", [False, True])
+def test_visits_at_random_keep_every_item_possible(personal):
+    policy = taught(slots=2, draws=32, category="benefit", n=3000, at_random=0.2)
+    people = pd.DataFrame({"member": range(40_000), "plan": "none", "new": 0})
+    weights = np.full((40_000, 4), 1.5) if personal else None
+    blocked = people[["member"]].assign(item="film") if personal else None
+    shown = policy.decide(people, weights=weights, blocked=blocked)
+    n = 4 if personal else 5
+    for slot in (1, 2):
+        part = shown[shown["slot"] == slot]
+        seen = part.groupby("item").size() / len(people)
+        told = part.groupby("item")["propensity"].agg(["min", "max"])
+        assert len(told) == n and (told["max"] - told["min"]).max() < 1e-12
+        assert told["min"].min() >= 0.2 / n - 1e-12 and told["min"].sum() == pytest.approx(1)
+        error = np.sqrt(told["min"] * (1 - told["min"]) / len(people))
+        assert ((seen - told["min"]).abs() < 5 * error).all()
+    slates = shown.pivot(index="member", columns="slot", values="item")
+    whole = shown[shown["slot"] == 1].set_index("member")["slate_propensity"]
+    told = slates.assign(p=whole).groupby([1, 2])["p"].first()
+    often = slates.groupby([1, 2]).size() / len(people)
+    assert len(told) == n * (n - 1) and told.sum() == pytest.approx(1)
+    assert np.abs(often - told).max() < 0.01
+    if not personal:
+        first = policy.propensity(people.iloc[:1], ["song"])[0]
+        mine = shown[(shown["slot"] == 1) & (shown["item"] == "song")]["propensity"].iloc[0]
+        assert first == pytest.approx(mine)
+        items, shares = policy.decide_one(plan="none", new=0, draw=3)
+        assert shares[0] >= 0.8 / 32 and len(items) == 2
+        own, chance = (policy.expected_clicks(people, "benefit", page=p)["clicks"].sum()
+                       for p in (None, "random"))  # fmt: skip
+        assert own > chance
+    with pytest.raises(dc.SpecificationError, match="at_random"):
+        dc.Callouts(ITEMS, at_random=2)

@@ -195,7 +195,8 @@ class Feedback:
         outcomes[:, 2] = ~self._credited
         rows["outcomes"] = outcomes
         due = self.delays.due(self.now - rows["time"], groups[rows["item"]], self.now)
-        rows["due"] = np.where(self._credited, 1.0, due)
+        # in hundredths: a million open impressions are then a few cells
+        rows["due"] = np.where(self._credited, 1.0, np.round(due, 2))
         return rows
 
     def to_tree(self) -> dict[str, Any]:
@@ -204,7 +205,7 @@ class Feedback:
             "pending": self.pending,
             "now": self.now if np.isfinite(self.now) else None,
             "learned": self.learned,
-            "keys": [k.item() if isinstance(k, np.generic) else k for k in self._keys],
+            "keys": plain_keys(self._keys),
             "rows": dict(self._rows),
             "credited": self._credited,
             "delays": self.delays.to_tree(),
@@ -216,7 +217,7 @@ class Feedback:
         own = cls(Delays.from_tree(tree["delays"]), tree["pending"])
         own.now = -np.inf if tree["now"] is None else float(tree["now"])
         own.learned = dict(tree["learned"])
-        own._keys = np.array([*tree["keys"], None], object)[:-1]
+        own._keys = as_objects(tree["keys"])
         own._rows = dict(tree["rows"])
         own._credited = tree["credited"]
         return own
@@ -311,6 +312,24 @@ def checked_keys(column: pd.Series) -> AnyArray:
             f" {strange[0]!r}): make them texts"
         )
     return np.asarray(list(column), object)
+
+
+def as_objects(keys: Any) -> AnyArray:
+    """Return saved keys as Python's own objects."""
+    values = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
+    out = np.empty(len(values), object)
+    out[:] = values
+    return out
+
+
+def plain_keys(keys: AnyArray) -> Any:
+    """Return keys as an array of whole numbers or of texts, or as a list where they are both."""
+    kinds = {type(k) for k in keys.tolist()}
+    if kinds == {int}:
+        return np.array(keys.tolist(), np.int64)
+    if kinds == {str}:
+        return np.array(keys.tolist(), str)
+    return [k.item() if isinstance(k, np.generic) else k for k in keys]
 
 
 def click_arrays(clicks: pd.DataFrame) -> tuple[AnyArray, FloatArray]:

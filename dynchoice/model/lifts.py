@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
 from dynchoice.panel.states import as_floats, code_labels
@@ -112,7 +112,10 @@ def added_table(F: Factored, law: BoundLaw, axis: str, lift: Any) -> FloatArray:
     levels = {"choice": list(choices)} | {p: list(F.states.axes[p]) for p in parents}
     shape = [len(choices) if law.by_choice else 1, *sizes]
     table = np.zeros(shape)
-    where = {c: code_labels(lift[c].to_numpy(), levels[c], f"lift: column {c!r}") for c in by}
+    try:
+        where = {c: code_labels(lift[c].to_numpy(), levels[c], f"lift: column {c!r}") for c in by}
+    except DataError as error:
+        raise SpecificationError(str(error)) from None
     numbers = as_floats(lift[START].to_numpy(), f"lift of {axis!r}: column 'start'")
     if lift.duplicated(by).any() if by else len(lift) > 1:
         raise SpecificationError(f"lift of {axis!r}: rows of the table repeat; one each is needed")

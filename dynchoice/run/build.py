@@ -389,6 +389,8 @@ def check_model(run: Run) -> DDC:
             scenario.state_map(trial)
             if scenario.of_programme:
                 scenario.programme(trial)
+            if scenario.lift:
+                scenario.changed(trial)
     except SpecificationError as error:
         raise ConfigError(f"{run.source}: {error}") from error
     return trial

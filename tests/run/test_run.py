@@ -260,3 +260,21 @@ def test_dates_of_scenarios_move_with_the_data(tmp_path, capsys):
     base = table[(table["scenario"] == "baseline") & (table["segment"] == "all")]
     gap = (rows["share"].to_numpy() - base["share"].to_numpy()).reshape(24, 3)
     assert abs(gap[0]).max() > 1e-4 and abs(gap[-1]).max() < abs(gap[1]).max()
+
+
+def test_a_lift_of_callouts_is_a_scenario_of_the_run_file(prime, capsys):
+    lift = ["--set", "scenario.0.lift={video={none=0.05, monthly=0.1, annual=0.1}, music=0.05}"]
+    plain = ["--set", "scenario.0.offer={}", *FAST, "--set", "output.report=false"]
+    assert cli.main(["forecast", str(prime), *lift, *plain, "--quiet"]) == 0
+    table = pd.read_parquet(prime.parent / "out" / "current" / "take_up.parquet")
+    last = table[(table["period"] == table["period"].max()) & (table["choice"] == "none")]
+    share = last[last["segment"] == "all"].set_index("scenario")["share"]
+    assert share["grocery everywhere"] < share["baseline"] - 1e-4
+    for wrong, text in (
+        ("{vido=0.1}", "Did you mean 'video'"),
+        ("{video={monthy=0.1}}", "Did you mean 'monthly'"),
+        ("{video=3}", "between -1 and 1"),
+        ("{contract=0.1}", "no Markov law"),
+    ):
+        assert cli.main(["check", str(prime), "--quiet", "--set", f"scenario.0.lift={wrong}"]) == 2
+        assert text in capsys.readouterr().err

@@ -167,8 +167,9 @@ class Callouts:
         self.model = Probit(self.terms.groups, start | dict(told), method=method, forget=forget)
         groups = 1 if delay_by is None else len(own.levels[delay_by])
         self.feedback = Feedback(Delays(window, groups, delays), pending)
-        self.snapshot = 0
-        self.decisions = 0
+        self.snapshot, self.decisions = 0, 0
+        self.files: dict[str, str] = {}
+        self.prior_method = "no"
         self.values: pd.DataFrame | None = None
         self._bind()
         self.set_values(values)
@@ -276,7 +277,7 @@ class Callouts:
         Options: see :meth:`MetaPrior.learn`. New items start from their group's prior.
         """
         prior = MetaPrior.learn(self.model, method, **options)
-        self.model.set_prior(prior)
+        self.model, self.prior_method = copy.copy(self.model).set_prior(prior), method
         self.snapshot += 1
         self.refresh()
         return prior
@@ -492,7 +493,8 @@ class Callouts:
         ``log`` has ``member``, ``item`` and ``time`` of impressions; those of the last
         ``cap_window`` days count.
         """
-        return capped_pairs(self.catalogue, log, as_time(now) - self.cap_window)
+        when = as_time(now)
+        return capped_pairs(self.catalogue, log, when - self.cap_window, when)
 
     def category_weights(self, log: pd.DataFrame, *, strength: float = 5.0) -> pd.DataFrame:
         """Return personal weights of categories from clicks: Dirichlet means, times their number.

@@ -132,9 +132,9 @@ class Catalogue:
         """Return which items are available at a time (all, where no time is given)."""
         out = np.ones(self.size, bool)
         if now is None:
-            if self.starts is not None or self.ends is not None:
+            if self.starts is not None or (self.ends is not None and (self.ends > GONE).any()):
                 raise SpecificationError("items have dates (starts, ends): say now=")
-            return out
+            return out & ~self.gone
         if self.starts is not None:
             out &= ~(self.starts > now)
         if self.ends is not None:

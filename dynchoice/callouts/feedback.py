@@ -17,6 +17,7 @@ import numpy as np
 
 from dynchoice.callouts.catalogue import as_times
 from dynchoice.callouts.delay import Delays
+from dynchoice.callouts.personal import as_texts
 from dynchoice.callouts.terms import SLOT
 from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
 from dynchoice.panel.states import code_labels
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from dynchoice.callouts.bandit import Callouts
 
 CLICKED_AT = "clicked_at"
+SKEW = 5 / 1440
+"""Days that clocks may disagree: a click that comes before its impression by less is its own."""
 
 PENDING = ("due", "wait", "failure")
 COLUMNS = ("item", "time", "context", "slot", "clicked")
@@ -95,6 +98,7 @@ class Feedback:
         self.delays, self.pending = delays, pending
         self.now = -np.inf
         self.learned: dict[str, str] = {}
+        self.contents: dict[str, str] = {}
         self._keys: AnyArray = np.array([], object)
         self._rows: dict[str, AnyArray] = {
             "item": np.zeros(0, np.int64), "time": np.zeros(0), "context": np.zeros(0, np.int64),
@@ -141,11 +145,21 @@ class Feedback:
                     f"batch {batch!r} was learned with other content: give the new one another name"
                 )
             return Learned(batch, repeated=True), self, {}
-        then = self._time(rows, coded, now)
+        content = None
+        if rows is not None and len(rows["item"]):
+            content = digest_of(rows, None, None)
+            if content in self.contents:
+                raise DataError(
+                    f"the impressions of batch {batch!r} were learned before, as batch"
+                    f" {self.contents[content]!r}"
+                )
         keys, new = self._joined(rows)
         before = len(self._keys)
         credited = np.concatenate([self._credited, np.zeros(len(keys) - before, bool)])
         clicked, late, unmatched, again = matched(keys, new, coded, self.delays.window)
+        early = new["time"] - clicked
+        clicked = np.where((early > 0) & (early <= SKEW), new["time"], clicked)
+        then = self._time(rows, clicked, now)
         wrong = clicked < new["time"]
         if wrong.any():
             raise DataError(
@@ -179,6 +193,7 @@ class Feedback:
         after._credited = (credited | fresh)[~past]
         after.now = then
         after.learned = {**self.learned, batch: digest}
+        after.contents = self.contents if content is None else {**self.contents, content: batch}
         told = Learned(
             batch, False, 0 if rows is None else len(rows["item"]), int(fresh.sum()), late,
             unmatched, again, int(learn.sum()), int((~after._credited).sum()), int(stale.sum()),
@@ -205,7 +220,8 @@ class Feedback:
             "pending": self.pending,
             "now": self.now if np.isfinite(self.now) else None,
             "learned": self.learned,
-            "keys": plain_keys(self._keys),
+            "contents": self.contents,
+            "keys": np.array(self._keys.tolist(), str),
             "rows": dict(self._rows),
             "credited": self._credited,
             "delays": self.delays.to_tree(),
@@ -216,7 +232,7 @@ class Feedback:
         """Return what :meth:`to_tree` took apart."""
         own = cls(Delays.from_tree(tree["delays"]), tree["pending"])
         own.now = -np.inf if tree["now"] is None else float(tree["now"])
-        own.learned = dict(tree["learned"])
+        own.learned, own.contents = dict(tree["learned"]), dict(tree["contents"])
         own._keys = as_objects(tree["keys"])
         own._rows = dict(tree["rows"])
         own._credited = tree["credited"]
@@ -240,15 +256,13 @@ class Feedback:
             )
         return keys, {k: np.concatenate([self._rows[k], rows[k]]) for k in COLUMNS}
 
-    def _time(self, rows: Any, clicks: Any, now: float | None) -> float:
-        """Return until when clicks are known."""
+    def _time(self, rows: Any, clicked: FloatArray, now: float | None) -> float:
+        """Return until when clicks are known: clicks of no impression do not tell."""
         times = [self.now]
         if rows is not None and len(rows["time"]):
-            times.append(float(np.nanmax(rows["time"])))
-            if np.isfinite(rows["clicked"]).any():
-                times.append(float(np.nanmax(rows["clicked"])))
-        if clicks is not None and len(clicks[1]):
-            times.append(float(np.nanmax(clicks[1])))
+            times.append(float(rows["time"].max()))
+        if np.isfinite(clicked).any():
+            times.append(float(np.nanmax(clicked)))
         latest = max(times)
         if now is None:
             if not np.isfinite(latest):
@@ -292,7 +306,7 @@ def coded_rows(policy: Callouts, df: pd.DataFrame) -> dict[str, AnyArray]:
 
 
 def checked_keys(column: pd.Series) -> AnyArray:
-    """Return keys of impressions: whole numbers or texts, none missing.
+    """Return keys of impressions as texts, none missing: 7 and "7" are one key.
 
     Raises
     ------
@@ -302,16 +316,13 @@ def checked_keys(column: pd.Series) -> AnyArray:
     gaps = column.isna().to_numpy()
     if gaps.any():
         raise DataError(f"{int(gaps.sum()):,} impressions have no key (column 'impression')")
-    keys = column.to_numpy()
-    if keys.dtype.kind in "iu":
-        return keys
     strange = [k for k in column if not isinstance(k, int | str | np.integer)]
     if strange:
         raise DataError(
             f"{len(strange):,} keys of impressions are neither texts nor whole numbers (first:"
             f" {strange[0]!r}): make them texts"
         )
-    return np.asarray(list(column), object)
+    return as_texts(column)
 
 
 def as_objects(keys: Any) -> AnyArray:
@@ -322,16 +333,6 @@ def as_objects(keys: Any) -> AnyArray:
     return out
 
 
-def plain_keys(keys: AnyArray) -> Any:
-    """Return keys as an array of whole numbers or of texts, or as a list where they are both."""
-    kinds = {type(k) for k in keys.tolist()}
-    if kinds == {int}:
-        return np.array(keys.tolist(), np.int64)
-    if kinds == {str}:
-        return np.array(keys.tolist(), str)
-    return [k.item() if isinstance(k, np.generic) else k for k in keys]
-
-
 def click_arrays(clicks: pd.DataFrame) -> tuple[AnyArray, FloatArray]:
     """Return keys and times of clicks."""
     missing = [c for c in ("impression", "time") if c not in clicks.columns]
@@ -340,7 +341,7 @@ def click_arrays(clicks: pd.DataFrame) -> tuple[AnyArray, FloatArray]:
     times = as_times(clicks["time"], "time of clicks")
     if not np.isfinite(times).all():
         raise DataError(f"{int((~np.isfinite(times)).sum()):,} clicks have no time")
-    return clicks["impression"].to_numpy(), times
+    return checked_keys(clicks["impression"]), times
 
 
 def matched(

@@ -27,6 +27,11 @@ def check_table(frame: Any, what: str) -> None:
         raise SpecificationError(f"{what} must be a pandas table, got a {type(frame).__name__}")
 
 
+def as_texts(values: Any) -> AnyArray:
+    """Return labels as they are written."""
+    return np.array([str(x) for x in values], object)
+
+
 def need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
     """Refuse a table that lacks a column.
 
@@ -41,12 +46,13 @@ def need(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
             raise ColumnError(f"{what} lacks the column {c!r}.{suggest(c, frame.columns)}")
 
 
-def capped_pairs(catalogue: Catalogue, log: pd.DataFrame, since: float) -> pd.DataFrame:
-    """Return ``member``, ``item`` whose impressions since a time have reached the item's cap."""
+def capped_pairs(catalogue: Catalogue, log: pd.DataFrame, since: float, now: float) -> pd.DataFrame:
+    """Return ``member``, ``item`` whose impressions in a time have reached the item's cap."""
     import pandas as pd
 
     need(log, ("member", "item", "time"), "the log")
-    recent = as_times(log["time"], "time") >= since
+    times = as_times(log["time"], "time")
+    recent = (times >= since) & (times <= now)
     item = catalogue.item_codes(log["item"].to_numpy()[recent])
     pairs = pd.DataFrame({"member": log["member"].to_numpy()[recent], "item": item})
     seen = pairs.groupby(["member", "item"], sort=False).size().reset_index(name="n")
@@ -92,9 +98,11 @@ def weight_table(
         levels = list(catalogue.levels[category])
         need(weights, tuple(levels), "the table of weights")  # type: ignore[arg-type]
         own = weights.set_index("member") if "member" in weights.columns else weights
+        own = own.set_axis(as_texts(own.index.to_numpy()))
         if not own.index.is_unique:
             raise DataError("members repeat in the table of weights")
-        table = as_floats(own[levels].reindex(names).to_numpy(float, na_value=np.nan), "weights")
+        found = own[levels].reindex(as_texts(names))
+        table = as_floats(found.to_numpy(float, na_value=np.nan), "weights")
         table = np.where(np.isnan(table), 1.0, table)
     else:
         table = as_floats(weights, "weights")
@@ -112,10 +120,11 @@ def blocked_items(catalogue: Catalogue, names: AnyArray, blocked: Any) -> tuple[
     if blocked is None or not len(blocked):
         return np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int64)
     need(blocked, ("member", "item"), "the table of blocked items")
-    index = pd.Index(names)
+    # ids of one table may be numbers and of another texts: what is written alike is one member
+    index = pd.Index(as_texts(names))
     if not index.is_unique:
         raise DataError("members repeat: with blocked items each may be asked for once")
-    row = index.get_indexer(pd.Index(blocked["member"].to_numpy()))
+    row = index.get_indexer(pd.Index(as_texts(blocked["member"].to_numpy())))
     item = catalogue.item_codes(blocked["item"].to_numpy(), "blocked items")
     row, item = row[row >= 0], item[row >= 0]
     order = np.argsort(row, kind="stable")

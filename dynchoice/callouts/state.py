@@ -34,6 +34,8 @@ def tree_of(policy: Callouts) -> dict[str, Any]:
         "feedback": policy.feedback.to_tree(),
         "snapshot": policy.snapshot,
         "decisions": policy.decisions,
+        "files": policy.files,
+        "prior_method": policy.prior_method,
     }
 
 
@@ -53,6 +55,7 @@ def policy_of(tree: Mapping[str, Any]) -> Callouts:
     own.model = model
     own.feedback = Feedback.from_tree(tree["feedback"])
     own.snapshot, own.decisions = int(tree["snapshot"]), int(tree["decisions"])
+    own.files, own.prior_method = dict(tree["files"]), str(tree["prior_method"])
     own.refresh()
     return own
 
@@ -86,7 +89,9 @@ def merged(before: Catalogue, after: Catalogue) -> Catalogue:
             raise DataError(f"the catalogue has lost the column {c!r}")
         was = [levels[k] for k in before.codes[c]]
         now = [whole.levels[c][k] for k in whole.codes[c][: before.size]]
-        other = [str(before.items[i]) for i in range(before.size) if was[i] != now[i]]
+        other = [
+            str(x) for x, a, b in zip(before.items, was, now, strict=False) if str(a) != str(b)
+        ]
         if other:
             raise DataError(
                 f"{len(other):,} items have another {c!r} than before ({first_few(other)}): what"
@@ -116,5 +121,6 @@ def moved(
     if own.delay_by is not None:
         own.feedback.delays.grown(len(catalogue.levels[own.delay_by]))
     own.snapshot, own.decisions = old.snapshot + 1, old.decisions
+    own.files, own.prior_method = dict(old.files), old.prior_method
     own.refresh()
     return own

@@ -36,6 +36,8 @@ from dynchoice.typing import FloatArray, IntArray
 if TYPE_CHECKING:
     import pandas as pd
 
+FAINT = 1e-9
+"""Weight of a state where nobody stands, against all members: it decides in empty cells only."""
 TAKEN = ("benefit", "value", "members", "std_error")
 OUTCOMES = ("value", "money", "months")
 OUTSIDE = ("none", "outside", "no membership")
@@ -106,22 +108,18 @@ def discovery_values(
         raise SpecificationError(
             "outcome='money' needs a parameter of price, above 0: take 'value' (utils) or 'months'"
         )
-    model = who[0].model
-    names = benefit_axes(model, benefits)
-    cells, labels = cells_of(model, by)
+    names = benefit_axes(who[0].model, benefits)
+    for one in who[1:]:
+        benefit_axes(one.model, names)
+    places, labels = common_cells(who, by)
     goal = Goal(outcome, int(horizon), outside)
     n = len(labels)
-    worth, mass, plain = np.zeros((n, len(names))), np.zeros(n), np.zeros(n)
-    flat = np.zeros((n, len(names)))
-    for one in who:
-        own = discoveries(one.model, one.theta, names, goal)
+    mass = np.zeros(n)
+    for one, cells in zip(who, places, strict=True):
         mass += np.bincount(cells, one.mu, n)
-        plain += np.bincount(cells, minlength=n)
-        for k in range(len(names)):
-            worth[:, k] += np.bincount(cells, one.mu * own[:, k], n)
-            flat[:, k] += np.bincount(cells, own[:, k], n)
-    seen = mass > 0
-    value = np.where(seen[:, None], worth / np.where(seen, mass, 1)[:, None], flat / plain[:, None])
+    value = averaged(
+        who, places, n, [discoveries(one.model, one.theta, names, goal) for one in who]
+    )
     out = pd.concat(
         [
             labels.assign(benefit=name, value=value[:, k], members=mass)
@@ -130,7 +128,7 @@ def discovery_values(
         ignore_index=True,
     )
     if draws:
-        spread = drawn_values(results, who, names, goal, cells, n, int(draws), seed)
+        spread = drawn_values(results, who, names, goal, places, n, int(draws), seed)
         out["std_error"] = spread.std(axis=0, ddof=1).ravel()
     return out
 
@@ -196,7 +194,8 @@ def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArra
             table[name] = frame[what].to_numpy()
         else:
             raise SpecificationError(
-                f"by: {what!r} is no axis of the states.{suggest(what, frame.columns)}"
+                f"by: {what!r} is no axis of the states.{suggest(what, frame.columns)} Axes:"
+                f" {', '.join(frame.columns)}; or a function of their table"
             )
     groups = pd.DataFrame(table).groupby(list(columns), sort=False)
     labels = groups.size().reset_index().drop(columns=0)
@@ -266,8 +265,8 @@ def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
 
 
 def drawn_values(
-    results: Any, who: Sequence[Any], names: Sequence[str], goal: Goal, cells: IntArray, n: int,
-    draws: int, seed: int,
+    results: Any, who: Sequence[Any], names: Sequence[str], goal: Goal,
+    places: Sequence[IntArray], n: int, draws: int, seed: int,
 ) -> FloatArray:  # fmt: skip
     """Return values (draws, benefits, cells) at draws of estimates and laws."""
     if isinstance(results, MixtureResults) or not isinstance(results, Results | Mapping):
@@ -282,7 +281,7 @@ def drawn_values(
     }  # fmt: skip
     out = np.zeros((draws, len(names), n))
     for d in range(draws):
-        worth, mass = np.zeros((len(names), n)), np.zeros(n)
+        worth = []
         for one in who:
             draw = drawn[id(one)][d]
             F = one.model.transitions
@@ -292,13 +291,42 @@ def drawn_values(
                 for law in F.bound
             )
             model = one.model.with_parts(transitions=F.with_bound(bound))
-            own = discoveries(model, draw.theta, names, goal)
-            weight = one.mu + 1e-12 * one.mu.sum()
-            mass += np.bincount(cells, weight, n)
-            for k in range(len(names)):
-                worth[k] += np.bincount(cells, weight * own[:, k], n)
-        out[d] = worth / mass
+            worth.append(discoveries(model, draw.theta, names, goal))
+        out[d] = averaged(who, places, n, worth).T
     return out
+
+
+def common_cells(
+    who: Sequence[Any], by: Mapping[str, Any] | Sequence[str]
+) -> tuple[list[IntArray], pd.DataFrame]:
+    """Return the cell of each state of each group's model, and the labels of all cells."""
+    import pandas as pd
+
+    known: dict[tuple[Any, ...], int] = {}
+    frames, places = [], []
+    for one in who:
+        cells, labels = cells_of(one.model, by)
+        rows = [tuple(r) for r in labels.itertuples(index=False)]
+        fresh = [i for i, r in enumerate(rows) if r not in known]
+        for i in fresh:
+            known[rows[i]] = len(known)
+        frames.append(labels.iloc[fresh])
+        places.append(np.array([known[r] for r in rows], np.int64)[cells])
+    return places, pd.concat(frames, ignore_index=True)
+
+
+def averaged(
+    who: Sequence[Any], places: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
+) -> FloatArray:
+    """Return means (n, benefits) over the members of each cell; of its states, where none are."""
+    total = sum(one.mass for one in who)
+    weights, sums = np.zeros(n), np.zeros((n, worth[0].shape[1]))
+    for one, cells, own in zip(who, places, worth, strict=True):
+        weight = one.mu + FAINT * total / len(one.mu)
+        weights += np.bincount(cells, weight, n)
+        for k in range(own.shape[1]):
+            sums[:, k] += np.bincount(cells, weight * own[:, k], n)
+    return np.asarray(sums / weights[:, None])
 
 
 def callout_lift(
@@ -352,37 +380,40 @@ def callout_lift(
         numbers = table[["clicks", "members"]].to_numpy(float)
         if not np.isfinite(numbers).all() or (numbers[:, 1] <= 0).any():
             raise SpecificationError("clicks must be numbers, and members above 0")
-    if than is not None:
+    if than is None:
+        clicks = clicks.assign(clicks_than=0.0)
+    else:
         keys = [c for c in clicks.columns if c not in ("clicks", "members")]
-        both = clicks.merge(than, on=keys, how="left", suffixes=("", "_than"))
-        if both["clicks_than"].isna().any() or len(both) != len(clicks):
+        lost_keys = [c for c in keys if c not in than.columns]
+        both = clicks
+        if not lost_keys:
+            other = than.drop(columns="members")
+            both = clicks.merge(other, on=keys, how="left", suffixes=("", "_than"))
+        if lost_keys or both["clicks_than"].isna().any() or len(both) != len(clicks):
             raise SpecificationError("the two tables of clicks have different contexts or benefits")
-        clicks = both.assign(clicks=both["clicks"] - both["clicks_than"])
+        clicks = both
     share = starts if isinstance(starts, Mapping) else dict.fromkeys(clicks[benefit], starts)
     lost = [b for b in clicks[benefit].unique() if b not in share]
     if lost:
         raise SpecificationError(f"starts has no share of {lost[0]!r}.{suggest(lost[0], share)}")
     if not all(0 <= share[b] <= 1 for b in clicks[benefit].unique()):
         raise SpecificationError(f"starts={starts!r}: shares of clicks, between 0 and 1")
-    frame = clicks.assign(
-        weighted=clicks["clicks"] * clicks["members"] * clicks[benefit].map(share).astype(float)
+    part = clicks[benefit].map(share).to_numpy(float)
+    new, old = (
+        at_least_one(part * clicks[c].to_numpy(float), visits) for c in ("clicks", "clicks_than")
     )
+    frame = clicks.assign(weighted=(new - old) * clicks["members"].to_numpy(float))
     out: dict[str, Any] = {}
-    for b, part in frame.groupby(benefit, sort=False):
+    for b, rows in frame.groupby(benefit, sort=False):
         if not names:
-            out[str(b)] = at_least_one(part["weighted"].sum() / part["members"].sum(), visits)
+            out[str(b)] = float(rows["weighted"].sum() / rows["members"].sum())
             continue
-        sums = part.groupby(list(names), sort=False)[["weighted", "members"]].sum()
+        sums = rows.groupby(list(names), sort=False)[["weighted", "members"]].sum()
         mean = (sums["weighted"] / sums["members"]).reset_index(name="start")
-        mean["start"] = [at_least_one(p, visits) for p in mean["start"]]
         out[str(b)] = mean.rename(columns=names)
     return out
 
 
-def at_least_one(p: float, visits: float) -> float:
-    """Return the probability of a start in a number of visits, each with probability ``p``.
-
-    A fall (``p`` below 0) counts the same way, downwards.
-    """
-    size = min(abs(float(p)), 1.0)
-    return float(np.copysign(1 - (1 - size) ** visits, p))
+def at_least_one(p: FloatArray, visits: float) -> FloatArray:
+    """Return the probability of a start in a number of visits, each with probability ``p``."""
+    return np.asarray(1 - (1 - np.clip(p, 0.0, 1.0)) ** visits)

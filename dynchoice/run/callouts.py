@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from dynchoice.errors import ColumnError, ConfigError, DataError, DynChoiceError, suggest
 from dynchoice.run.callout_schema import CalloutFile
+from dynchoice.run.callout_tables import Labels, by_number, digest, read_table, tables
 from dynchoice.run.config import changed, explain, read_toml
 from dynchoice.run.publish import check_folder, locked
 from dynchoice.storage import write_atomically
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 STATE, DECISIONS, VALUE, SUMMARY = (
     "callouts.npz", "decisions.parquet", "evaluation.json", "summary.txt",
 )  # fmt: skip
-ROWS = 500_000
-"""Members read, decided for and written at a time."""
+GONE_ITEM = ". An item that has left the catalogue? Keep its row, with an end (column ends)"
 DATES = 10_000
 """Days above which times are dates: the year 1997."""
 MOST_FOR_DR = 20_000_000
@@ -78,12 +77,6 @@ class Job:
         return found
 
 
-def by_number(path: Path) -> list[tuple[int, str]]:
-    """Return a key that puts batch 2 before batch 10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(x), "") if x.isdigit() else (-1, x) for x in parts]
-
-
 def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
     """Read and check a callout file.
 
@@ -104,82 +97,6 @@ def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
     job = Job(spec, source)
     check_folder(job.out)
     return job
-
-
-def read_table(
-    path: Path, columns: Mapping[str, str] | None = None, labels: Labels | None = None
-) -> pd.DataFrame:
-    """Read a whole CSV or Parquet file; see :func:`tables`."""
-    import pandas as pd
-
-    parts = list(tables(path, columns or {}, labels))
-    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
-
-
-def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
-    """Return a table with the file's names turned into ours."""
-    lost = [c for c in columns.values() if c not in frame.columns]
-    if lost:
-        raise ColumnError(f"{path} has no column {lost[0]!r}.{suggest(lost[0], frame.columns)}")
-    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
-
-
-class Labels:
-    """How a file's texts become labels: a CSV does not tell 1 from "1", nor "None" from nothing.
-
-    Parameters
-    ----------
-    levels : mapping
-        Column -> its levels: items, and columns of the context.
-    """
-
-    def __init__(self, levels: Mapping[str, Sequence[Any]]) -> None:
-        self.of = {c: {str(x): x for x in known} for c, known in levels.items()}
-
-    def applied(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return a table in which values that are written like a level are that level."""
-        for c, known in self.of.items():
-            if c in frame.columns:
-                own = [known.get(str(x), x) for x in frame[c]]
-                frame[c] = np.array([*own, None], object)[:-1]
-        return frame
-
-
-def tables(
-    path: Path, columns: Mapping[str, str], labels: Labels | None = None
-) -> Iterator[pd.DataFrame]:
-    """Yield a file's rows, some at a time; ``columns`` maps our names to the file's.
-
-    Raises
-    ------
-    ConfigError, DataError, ColumnError
-        No such file, unreadable, or a column that is not there.
-    """
-    import pandas as pd
-
-    if not path.exists():
-        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ConfigError(f"no such file: {path}.{suggest(path.name, near)}")
-    text = {columns.get(c, c): str for c in (labels.of if labels else {"item": None})}
-    try:
-        if ".csv" in path.suffixes:
-            parts: Iterator[pd.DataFrame] = pd.read_csv(
-                path, chunksize=ROWS, dtype=text, keep_default_na=False, na_values=[""]
-            )
-        else:
-            import pyarrow.parquet as pq
-
-            file = pq.ParquetFile(path)
-            empty = file.schema_arrow.empty_table()
-            batches = (b.to_pandas() for b in file.iter_batches(ROWS))
-            parts = batches if file.metadata.num_rows else iter([empty.to_pandas()])
-        for frame in parts:
-            own = renamed(frame, columns, path)
-            yield own if labels is None else labels.applied(own)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DynChoiceError):
-            raise
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
 
 def fresh(job: Job) -> Callouts:
@@ -241,9 +158,15 @@ def restored(job: Job) -> Callouts:
             )
     catalogue = merged(old.catalogue, new.catalogue)
     own = moved(old, catalogue, new.values, new)
+    if job.spec.policy.learn_prior == "no":
+        own.prior_method = "no"
+    same_page = all(
+        getattr(old, x) == getattr(own, x)
+        for x in ("slots", "category", "diversity", "draws", "explore", "at_random", "seed")
+    )
     if job.spec.policy.learn_prior == "no" and own.model.prior != new.model.prior:
         own.model.set_prior(new.model.prior)
-    elif text_of(catalogue.in_days()) == text_of(old.catalogue.in_days()) and (
+    elif same_page and text_of(catalogue.in_days()) == text_of(old.catalogue.in_days()) and (
         (new.values is None and old.values is None)
         or (new.values is not None and old.values is not None
             and text_of(new.values) == text_of(old.values))
@@ -254,44 +177,104 @@ def restored(job: Job) -> Callouts:
 
 
 def train(job: Job, progress: Progress | None = None) -> str:
-    """Learn every batch that was not learned, and save the state; return what was done."""
+    """Learn every file of feedback that was not learned, and save the state; say what was done.
+
+    Files are known by name and content. Clicks whose impressions were learned before are learned by
+    themselves.
+    """
     spec = job.spec.feedback
-    files = job.files(spec.impressions, "feedback.impressions")
-    clicks = {} if spec.clicks is None else {
-        p.stem: p for p in job.files(spec.clicks, "feedback.clicks")}  # fmt: skip
-    strange = set(clicks) - {p.stem for p in files}
-    if strange:
-        raise ConfigError(
-            f"{job.source}: feedback.clicks: no impressions are of the batch {sorted(strange)[0]!r}"
-        )
+    shown = {p.stem: p for p in job.files(spec.impressions, "feedback.impressions")}
+    clicks = {}
+    if spec.clicks is not None:
+        clicks = {p.stem: p for p in job.files(spec.clicks, "feedback.clicks")}
+    stems = sorted({*shown, *clicks}, key=lambda s: by_number(Path(s)))
     with locked(job.out):
         policy = restored(job)
-        labels, said, new = labels_of(policy), [], 0
-        for i, path in enumerate(files):
-            if progress is not None:
-                progress(i, len(files), f"batch {path.stem}")
-            own = clicks.get(path.stem)
-            told = policy.learn(
-                read_table(path, spec.columns, labels),
-                None if own is None else read_table(own, spec.click_columns),
-                batch=path.stem,
-            )
-            if not told.repeated:
-                said.append(str(told))
-                new += 1
-        learns = job.spec.policy.learn_prior != "no"
-        if learns and not policy.model.impressions:
-            said.append("no prior was learned: no impression is past its window yet")
-        elif new and learns:
-            prior = policy.learn_prior(job.spec.policy.learn_prior)
-            said.append(str(prior))
+        said: list[str] = []
+        try:
+            for i, stem in enumerate(stems):
+                if progress is not None:
+                    progress(i, len(stems), f"batch {stem}")
+                said += learned(job, policy, stem, shown.get(stem), clicks.get(stem))
+            said += with_prior(job, policy, bool(said))
+        except DynChoiceError:
+            policy.save(job.out / STATE)  # what came before the mistake was learned
+            raise
         policy.save(job.out / STATE)
         if progress is not None:
-            progress(len(files), len(files), "learned")
+            progress(len(stems), len(stems), "learned")
         head = f"{job.spec.title}: {policy!r}"
         text = "\n".join([head, *(said or ["no new batch"])])
         write_atomically(job.out / SUMMARY, lambda h: h.write(f"{text}\n".encode()))
     return text
+
+
+def learned(
+    job: Job, policy: Callouts, stem: str, shown: Path | None, clicked: Path | None
+) -> list[str]:
+    """Learn one batch, or what of it is new; return what to say of it."""
+    spec, labels = job.spec.feedback, labels_of(policy)
+    new: dict[str, Path] = {}
+    for kind, path in (("impressions", shown), ("clicks", clicked)):
+        if path is None:
+            continue
+        name, own = f"{kind} {stem}", digest(path)
+        if name not in policy.files:
+            new[kind] = path
+        elif policy.files[name] != own:
+            raise DataError(
+                f"{path} was learned with other content: put it back, or give what is new another"
+                " name"
+            )
+    if not new:
+        return []
+    rows = taps = None
+    try:
+        if "impressions" in new:
+            rows = read_table(new["impressions"], spec.columns, labels, ("impression",))
+            not_ahead(rows, new["impressions"])
+        if "clicks" in new:
+            taps = read_table(new["clicks"], spec.click_columns, None, ("impression",))
+            not_ahead(taps, new["clicks"])
+        said = []
+        if (rows is not None and len(rows)) or (taps is not None and len(taps)):
+            batch = stem if "impressions" in new else f"{stem} (clicks)"
+            told = policy.learn(rows, taps, batch=batch)
+            said = [str(told)]
+            if told.unmatched > told.clicks:
+                said.append(
+                    f"NOTE: most clicks of {stem!r} have no impression that waits: are they of the"
+                    " same ids, and in time?"
+                )
+    except DynChoiceError as error:
+        told_of = " and ".join(str(p) for p in new.values())
+        hint = GONE_ITEM if "column 'item'" in str(error) else ""
+        text = str(error) if told_of in str(error) else f"{told_of}: {error}"
+        raise type(error)(text + hint) from None
+    policy.files |= {f"{kind} {stem}": digest(path) for kind, path in new.items()}
+    return said
+
+
+def not_ahead(frame: pd.DataFrame, path: Path) -> None:
+    """Refuse times that have not come yet: one of them would end every window before it."""
+    from dynchoice.callouts.catalogue import as_times
+
+    if "time" not in frame.columns or not len(frame):
+        return
+    times = as_times(frame["time"], "time")
+    ahead = (times > DATES) & (times > time.time() / 86_400 + 1)
+    if ahead.any():
+        raise DataError(f"{path}: {int(ahead.sum()):,} times lie in the future")
+
+
+def with_prior(job: Job, policy: Callouts, new: bool) -> list[str]:
+    """Learn the prior as the file says, if anything is new; return what to say of it."""
+    method = job.spec.policy.learn_prior
+    if method == "no" or (not new and method == policy.prior_method):
+        return []
+    if not policy.model.impressions:
+        return ["no prior was learned: no impression is past its window yet"]
+    return [str(policy.learn_prior(method))]
 
 
 def trained(job: Job) -> Callouts:
@@ -328,48 +311,68 @@ def score(
     blocked = weights = None
     if spec.seen is not None:
         files = job.files(spec.seen, "score.seen")
-        log = pd.concat([read_table(p, spec.log_columns, labels) for p in files])
+        need: tuple[str, ...] = ("member", "item", "time")
+        log = pd.concat([read_table(p, spec.log_columns, labels, need) for p in files])
         if moment is None:
             raise ConfigError("score.seen counts impressions up to a time: say --now")
         blocked = policy.capped(log, moment)
     if spec.clicked is not None:
         files = job.files(spec.clicked, "score.clicked")
-        log = pd.concat([read_table(p, spec.log_columns, labels) for p in files])
+        need = ("member", "item")
+        log = pd.concat([read_table(p, spec.log_columns, labels, need) for p in files])
         weights = policy.category_weights(log)
     target = job.out / DECISIONS
     done = 0
 
     def write(handle: Any) -> None:
         nonlocal done
-        writer = None
-        for path in job.files(spec.members, "score.members"):
-            for frame in tables(path, spec.columns, labels):
-                if not len(frame) and writer is not None:
-                    continue
-                shown = policy.decide(
-                    frame, now=moment, blocked=blocked, weights=weights,
-                    seed=zlib.crc32(f"{name}/{done}".encode()),
-                )  # fmt: skip
-                table = pa.Table.from_pandas(shown, preserve_index=False)
-                if writer is None:
-                    writer = pq.ParquetWriter(handle, table.schema)
-                if table.schema != writer.schema:
-                    try:
-                        table = table.cast(writer.schema)
-                    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError):
-                        raise DataError(
-                            f"{path}: members are {table.schema.field('member').type} here and"
-                            f" {writer.schema.field('member').type} before: one kind is needed"
-                        ) from None
-                writer.write_table(table)
-                done += len(frame)
-                if progress is not None:
-                    progress(done, done, "members decided for")
-        if writer is not None:
-            writer.close()
+        writer, none = None, None
+        try:
+            for path in job.files(spec.members, "score.members"):
+                for frame in tables(path, spec.columns, labels, ("member",)):
+                    shown = policy.decide(
+                        frame, now=moment, blocked=blocked, weights=weights,
+                        seed=zlib.crc32(f"{name}/{done}".encode()),
+                    )  # fmt: skip
+                    table = pa.Table.from_pandas(shown, preserve_index=False)
+                    if not len(frame):
+                        none = table
+                        continue
+                    if writer is None:
+                        writer = pq.ParquetWriter(handle, table.schema)
+                    writer.write_table(alike(table, writer.schema, path))
+                    done += len(frame)
+                    if progress is not None:
+                        progress(done, done, "members decided for")
+            if writer is None and none is not None:
+                writer = pq.ParquetWriter(handle, none.schema)
+        finally:
+            if writer is not None:
+                writer.close()
 
     with locked(job.out):
         return write_atomically(target, write)
+
+
+def alike(table: Any, schema: Any, path: Path) -> Any:
+    """Return decisions in the kinds of those before.
+
+    Raises
+    ------
+    DataError
+        Ids of members are of another kind.
+    """
+    import pyarrow as pa
+
+    if table.schema == schema:
+        return table
+    try:
+        return table.cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError):
+        raise DataError(
+            f"{path}: members are {table.schema.field('member').type} here and"
+            f" {schema.field('member').type} before: one kind is needed"
+        ) from None
 
 
 def moment_of(policy: Callouts, now: str | None) -> Any:
@@ -389,6 +392,7 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
     """Value the policy on a log with propensities; return the table and write it as JSON."""
     import pandas as pd
 
+    from dynchoice.callouts.catalogue import as_times
     from dynchoice.callouts.evaluation import cross_fitted, off_policy
 
     spec = job.spec.evaluate
@@ -425,12 +429,14 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
     else:
         target = policy.propensity(log, log["item"].to_numpy(), now=moment)
         value = off_policy(log, target, **options)
-    known = [p.stem for p in files if p.stem in policy.feedback.learned]
-    if known:
-        notes.append(
-            f"the policy has learned from {len(known)} of these files ({known[0]!r} ...): its value"
-            " on them is too good"
-        )
+    if "time" in log.columns:
+        times = as_times(log["time"], "time")
+        inside = int((times <= policy.feedback.now).sum())
+        if inside:
+            notes.append(
+                f"{inside:,} rows are of times from which the policy has learned: were they among"
+                " what it learned from, its value on them is too good"
+            )
     text = "\n".join([str(value), *(f"NOTE: {x}" for x in notes)])
     told = {
         "title": job.spec.title,

@@ -224,8 +224,10 @@ def test_a_batch_is_learned_once():
     np.testing.assert_array_equal(policy.posterior.mean, before)
     with pytest.raises(dc.DataError, match="other content"):
         policy.learn(rows, clicks.iloc[:1], batch="a", now=2.0)
-    with pytest.raises(dc.DataError, match="100 impressions repeat"):
+    with pytest.raises(dc.DataError, match="were learned before, as batch 'a'"):
         policy.learn(rows, batch="b", now=2.0)
+    with pytest.raises(dc.DataError, match="99 impressions repeat"):
+        policy.learn(rows.iloc[1:], batch="b", now=2.0)
     late = pd.DataFrame({"impression": [3, 4, 500, 1, 1], "time": [3.4, 5.0, 3.0, 3.0, 3.1]})
     told = policy.learn(None, late, batch="b", now=6.0)
     assert (told.clicks, told.late, told.unmatched, told.again) == (1, 1, 1, 2)
@@ -539,7 +541,7 @@ def test_impressions_learned_twice_are_told():
     policy = dc.Callouts(ITEMS, CONTEXT, TERMS, window=0.5)
     rows = members(20).assign(impression=range(20), item="ship", time=0.0)
     policy.learn(rows, batch="a", now=1.0)
-    told = policy.learn(rows, batch="b", now=2.0)
+    told = policy.learn(rows.assign(time=0.1), batch="b", now=2.0)
     assert told.stale == 20 and "older than the last batch's window" in str(told)
 
 

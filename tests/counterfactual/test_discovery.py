@@ -233,8 +233,11 @@ def test_the_lift_of_a_policy():
         }
     )
     whole = dc.callout_lift(clicks, starts=0.5, visits=4)
-    mean = (0.02 * 100 + 0.05 * 300) / 400 * 0.5
-    assert whole["video"] == pytest.approx(1 - (1 - mean) ** 4)
+    by_hand = (100 * (1 - 0.99**4) + 300 * (1 - 0.975**4)) / 400
+    assert whole["video"] == pytest.approx(by_hand)
+    page = clicks.assign(clicks=[0.2, 0.0, 0.2, 0.0])
+    more = dc.callout_lift(page.assign(clicks=[0.3, 0, 0.3, 0]), page, visits=4)
+    assert more["video"] == pytest.approx((1 - 0.7**4) - (1 - 0.8**4))
     by = dc.callout_lift(clicks, starts={"video": 0.5, "music": 1.0}, by={"plan": "choice"})
     table = by["video"].set_index("choice")["start"]
     assert table["none"] == pytest.approx(0.01) and table["member"] == pytest.approx(0.025)
@@ -263,3 +266,34 @@ def test_mistakes(fitted):
     ):
         with pytest.raises(dc.SpecificationError, match=text):
             call()
+
+
+def test_segments_with_axes_in_another_order_are_matched_by_name(fitted):
+    """What is told apart, and what is averaged, goes by labels, not by places."""
+    fit, panel = fitted
+    other = dc.StateSpace(music=[0, 1, 2], held=CHOICES, video=[0, 1])
+    x = np.zeros((other.size, 2, 4))
+    frame = other.frame()
+    x[:, 1, 0], x[:, 1, 1], x[:, 1, 2] = 1, frame["video"], frame["music"]
+    x[:, 1, 3] = -(frame["held"] == "none").to_numpy(float)
+    laws = {"held": dc.Deterministic(lambda level, choice: choice),
+            "video": dc.Markov(("choice",)), "music": dc.Markov(("video",))}  # fmt: skip
+    swapped = dc.DDC(
+        states=other, choices=CHOICES, beta=BETA, attention=0.8,
+        default=np.where(frame["held"] == "member", 1, 0),
+        utility=dc.Utility.from_array(x, ["member", "video", "music", "join"]),
+        transitions=dc.Transitions.factored(other, CHOICES, laws),
+    )  # fmt: skip
+    paths = dc.simulate(model(), params=THETA, members=4000, periods=16, seed=3).frame()
+    same = dc.Panel(paths, member="member", time="period", choice="choice", states=other,
+                    choices=CHOICES)  # fmt: skip
+    second = dc.NFXP(swapped, same).fit()
+    starts = {
+        "a": np.bincount(STATES.codes(paths.query("period == 15")), minlength=STATES.size) * 1.0,
+        "b": np.bincount(other.codes(paths.query("period == 15")), minlength=other.size) * 1.0,
+    }
+    alone = dc.discovery_values(fit, by=["video"], start=starts["a"])
+    both = dc.discovery_values({"a": fit, "b": second}, by=["video"], start=starts, draws=3)
+    merged = alone.merge(both, on=["video", "benefit"])
+    np.testing.assert_allclose(merged["value_x"], merged["value_y"], rtol=1e-4)
+    np.testing.assert_allclose(2 * merged["members_x"], merged["members_y"])

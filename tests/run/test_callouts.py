@@ -198,3 +198,114 @@ def test_mistakes_later(job, capsys):
     assert run(job, "evaluate", "--quiet") == 5
     with pytest.raises(SystemExit):
         cli.main(["callouts", "trian", "x.toml"])
+
+
+def test_ids_are_what_they_are_written_as(job, capsys):
+    for day in (1, 2, 10):  # digits only in some files, zeros before them in others
+        for kind, columns in (("shown", ["impression"]), ("clicks", ["impression"])):
+            path = job / kind / f"b_{day}.csv"
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            for c in columns:
+                frame[c] = ["00" + x.replace("-", "") for x in frame[c]]
+            frame.to_csv(path, index=False)
+    assert run(job, "train") == 0
+    assert "unmatched" not in capsys.readouterr().out
+    people = pd.read_csv(job / "members.csv", keep_default_na=False)
+    people["member"] = [f"{m:06d}" for m in people["member"]]
+    people.to_csv(job / "members.csv", index=False)
+    assert run(job, "score", "--quiet") == 0
+    shown = pd.read_parquet(job / "out" / "decisions.parquet")
+    assert set(shown["member"]) == set(people["member"])
+    people.drop(columns="member").to_csv(job / "members.csv", index=False)
+    assert run(job, "score", "--quiet") == 5
+    assert "no column 'member'" in capsys.readouterr().err
+    assert run(job, "score", "--quiet", "--set", "score.columns={membr='plan'}") == 2
+    assert "Did you mean 'member'" in capsys.readouterr().err
+
+
+def test_caps_know_members_whose_ids_are_numbers_elsewhere(job):
+    ITEMS.assign(cap=1).to_csv(job / "items.csv", index=False)
+    assert run(job, "train", "--quiet") == 0
+    people = pd.read_csv(job / "members.csv", keep_default_na=False)
+    people.to_parquet(job / "members.parquet")  # numbers
+    seen = people[["member"]].assign(item="2", time=20_011.0)
+    seen.to_csv(job / "seen.csv", index=False)  # texts
+    late = people[["member"]].assign(item="1", time=20_900.0)
+    late.to_csv(job / "late.csv", index=False)  # not seen yet
+    more = ["--set", "score.members='members.parquet'", "--now", "20012",
+            "--set", "score.seen=['seen.csv', 'late.csv']"]  # fmt: skip
+    assert run(job, "score", "--quiet", *more) == 0
+    shown = pd.read_parquet(job / "out" / "decisions.parquet")
+    assert set(shown["item"]) == {"1", "c"} and shown["member"].dtype.kind == "i"
+
+
+def test_clicks_may_come_later_or_alone(job, capsys):
+    kept = (job / "clicks" / "b_2.csv").read_bytes()
+    (job / "clicks" / "b_2.csv").unlink()
+    (job / "clicks" / "b_10.csv").unlink()
+    (job / "shown" / "b_10.csv").rename(job / "b_10.csv")
+    assert run(job, "train") == 0
+    capsys.readouterr()
+    (job / "clicks" / "b_2.csv").write_bytes(kept)
+    assert run(job, "train") == 0
+    out = capsys.readouterr().out
+    assert "batch 'b_2 (clicks)': 0 impressions" in out and "unmatched" not in out
+    late = dc.Callouts.load(job / "out" / "callouts.npz")
+    (job / "shown" / "b_1.csv").unlink()  # what was learned need not stay
+    assert run(job, "train") == 0
+    assert "batch 'b_" not in capsys.readouterr().out
+    assert late.feedback.waiting > 0
+
+
+def test_files_that_would_spoil_the_state_are_refused(job, capsys):
+    assert run(job, "train", "--quiet") == 0
+    state = (job / "out" / "callouts.npz").read_bytes()
+    copy = (job / "shown" / "b_10.csv").read_bytes()
+    (job / "shown" / "b_10 (1).csv").write_bytes(copy)
+    assert run(job, "train", "--quiet") == 5
+    assert "were learned before, as batch 'b_10'" in capsys.readouterr().err
+    (job / "shown" / "b_10 (1).csv").unlink()
+    future = pd.read_csv(job / "shown" / "b_10.csv", keep_default_na=False).head(3)
+    future.assign(impression=["x", "y", "z"], time=40_000.0).to_csv(
+        job / "shown" / "b_11.csv", index=False
+    )
+    assert run(job, "train", "--quiet") == 5
+    err = capsys.readouterr().err
+    assert "b_11.csv: 3 times lie in the future" in err
+    assert (job / "out" / "callouts.npz").read_bytes() == state
+    (job / "shown" / "b_11.csv").write_text("impression,item,time,slot,plan,ten\n", "utf-8")
+    assert run(job, "train", "--quiet") == 0, "an empty file is an empty batch"
+
+
+def test_good_batches_before_a_bad_one_are_kept(job, capsys):
+    bad = pd.read_csv(job / "shown" / "b_10.csv", keep_default_na=False).assign(item="zzz")
+    bad.to_csv(job / "shown" / "b_10.csv", index=False)
+    assert run(job, "train", "--quiet") == 5
+    err = capsys.readouterr().err
+    assert "b_10.csv" in err and "Keep its row, with an end" in err
+    assert set(dc.Callouts.load(job / "out" / "callouts.npz").feedback.learned) == {"b_1", "b_2"}
+
+
+def test_another_way_to_learn_priors_is_taken_at_once(job, capsys):
+    assert run(job, "train", "--quiet") == 0
+    assert run(job, "train", "--set", "policy.learn_prior='em'") == 0
+    assert "Prior by em" in capsys.readouterr().out
+    assert run(job, "train", "--set", "policy.learn_prior='em'") == 0
+    assert "Prior by em" not in capsys.readouterr().out
+
+
+def test_the_page_has_another_number_when_it_changes(job):
+    assert run(job, "train", "--quiet") == 0
+    numbers = []
+    for more in ([], [], ["--set", "policy.diversity=3.0"]):
+        assert run(job, "score", "--quiet", *more) == 0
+        numbers.append(pd.read_parquet(job / "out" / "decisions.parquet")["snapshot"].iloc[0])
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_members_in_several_files_of_which_one_is_empty(job):
+    assert run(job, "train", "--quiet") == 0
+    (job / "none.csv").write_text("member,plan,ten\n", encoding="utf-8")
+    for order in ("['none.csv', 'members.csv']", "['members.csv', 'none.csv']"):
+        assert run(job, "score", "--quiet", "--set", f"score.members={order}") == 0
+        assert len(pd.read_parquet(job / "out" / "decisions.parquet")) == 400

@@ -143,15 +143,17 @@ def restored(job: Job) -> Callouts:
     same = {
         "policy.terms": (old.terms.names, new.terms.names),
         "context": (old.context, new.context),
-        "policy.method": (old.model.method, new.model.method),
         "feedback.window": (old.feedback.delays.window, new.feedback.delays.window),
         "feedback.pending": (old.feedback.pending, new.feedback.pending),
         "feedback.delay_by": (old.delay_by, new.delay_by),
     }
+    # without a method in the file the state's stands: a catalogue may grow beyond joint's size
+    if job.spec.policy.method is not None and old.model.method != "adf":
+        same["policy.method"] = (old.model.method, new.model.method)
     if "slot" in ":".join(new.terms.names):
         same["policy.slots"] = (old.slots, new.slots)
     for key, (before, now) in same.items():
-        if before != now and not (key == "policy.method" and before == "adf"):
+        if before != now:
             raise ConfigError(
                 f"{job.source}: {key} is not what {path} was learned with: put it back, or start"
                 " anew in another folder"
@@ -259,12 +261,15 @@ def not_ahead(frame: pd.DataFrame, path: Path) -> None:
     """Refuse times that have not come yet: one of them would end every window before it."""
     from dynchoice.callouts.catalogue import as_times
 
-    if "time" not in frame.columns or not len(frame):
-        return
-    times = as_times(frame["time"], "time")
-    ahead = (times > DATES) & (times > time.time() / 86_400 + 1)
-    if ahead.any():
-        raise DataError(f"{path}: {int(ahead.sum()):,} times lie in the future")
+    for column in ("time", "clicked_at"):
+        if column not in frame.columns or not len(frame):
+            continue
+        times = as_times(frame[column], column)
+        ahead = (times > DATES) & (times > time.time() / 86_400 + 1)
+        if ahead.any():
+            raise DataError(
+                f"{path}: {int(ahead.sum()):,} times lie in the future (column {column!r})"
+            )
 
 
 def with_prior(job: Job, policy: Callouts, new: bool) -> list[str]:

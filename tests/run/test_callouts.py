@@ -309,3 +309,15 @@ def test_members_in_several_files_of_which_one_is_empty(job):
     for order in ("['none.csv', 'members.csv']", "['members.csv', 'none.csv']"):
         assert run(job, "score", "--quiet", "--set", f"score.members={order}") == 0
         assert len(pd.read_parquet(job / "out" / "decisions.parquet")) == 400
+
+
+def test_a_catalogue_that_grows_keeps_its_way_of_learning(job, monkeypatch):
+    """Without a method in the file, the state's stands: a larger catalogue does not stop a job."""
+    from dynchoice.callouts import bandit
+
+    assert run(job, "train", "--quiet") == 0
+    assert dc.Callouts.load(job / "out" / "callouts.npz").model.method == "joint"
+    monkeypatch.setattr(bandit, "SMALL", 5)
+    assert run(job, "train", "--quiet") == 0 and run(job, "score", "--quiet") == 0
+    assert dc.Callouts.load(job / "out" / "callouts.npz").model.method == "joint"
+    assert run(job, "train", "--quiet", "--set", "policy.method='ep'") == 2

@@ -1,13 +1,9 @@
 """The validation studies' quick form, where the real data are at hand."""
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parents[1] / "validation"
+from studies import HERE, run_study
 
 
 @pytest.mark.data
@@ -18,8 +14,6 @@ HERE = Path(__file__).resolve().parents[1] / "validation"
         pytest.param("houston", marks=pytest.mark.slow),
         "museum",
         pytest.param("airline_entry", marks=pytest.mark.slow),
-        pytest.param("hillstrom", marks=pytest.mark.slow),
-        pytest.param("open_bandit", marks=pytest.mark.slow),
     ],
 )
 def test_quick_study(name, shared_data, monkeypatch):
@@ -35,34 +29,12 @@ def test_quick_study(name, shared_data, monkeypatch):
         "su_judd2012",
         "iskhakov2016",
         "eccp",
-        "pqr",
-        "samq2023",
-        "tdccp2025",
-        "gladius2025",
-        "genpqr2025",
-        "prime_rewards",
         "inference_coverage",
         "primelike",
-        "meta_prior",
-        "mvt2017",
-        "callouts",
     ],
 )
 def test_quick_simulation(name, monkeypatch):
     run_study(name, monkeypatch)
-
-
-def run_study(name, monkeypatch):
-    """Run a study's quick form; every claim holds."""
-    monkeypatch.syspath_prepend(os.fspath(HERE))
-    sys.modules.pop("common", None)
-    spec = importlib.util.spec_from_file_location(f"validation_{name}", HERE / name / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    study = module.run(True)
-    assert study.claims
-    assert not study.failed, study.failed
 
 
 def test_no_row_of_the_real_data_is_in_the_project():

@@ -54,11 +54,12 @@ def capped_pairs(catalogue: Catalogue, log: pd.DataFrame, since: float, now: flo
     times = as_times(log["time"], "time")
     recent = (times >= since) & (times <= now)
     item = catalogue.item_codes(log["item"].to_numpy()[recent])
-    pairs = pd.DataFrame({"member": log["member"].to_numpy()[recent], "item": item})
+    pairs = pd.DataFrame({"member": as_texts(log["member"].to_numpy()[recent]), "item": item})
     seen = pairs.groupby(["member", "item"], sort=False).size().reset_index(name="n")
     full = seen[seen["n"].to_numpy() >= catalogue.caps[seen["item"].to_numpy(np.int64)]]
     labels = pd.Index(list(catalogue.items)).take(full["item"].to_numpy(np.int64))
-    return pd.DataFrame({"member": full["member"].to_numpy(), "item": labels})
+    own = dict(zip(as_texts(log["member"]), log["member"], strict=True))
+    return pd.DataFrame({"member": [own[m] for m in full["member"]], "item": labels})
 
 
 def dirichlet_weights(
@@ -74,9 +75,12 @@ def dirichlet_weights(
     need(log, ("member", "item"), "the log")
     levels = list(catalogue.levels[category])
     codes = catalogue.codes[category][catalogue.item_codes(log["item"].to_numpy())]
-    row, names = pd.factorize(log["member"])
-    if (row < 0).any():
-        raise DataError(f"the log has {int((row < 0).sum()):,} clicks of no member")
+    nobody = int(log["member"].isna().sum())
+    if nobody:
+        raise DataError(f"the log has {nobody:,} clicks of no member")
+    row, texts = pd.factorize(as_texts(log["member"]))
+    first = np.unique(row, return_index=True)[1]
+    names = log["member"].to_numpy()[first] if len(texts) else log["member"].to_numpy()[:0]
     counts = np.zeros((len(names), len(levels)))
     np.add.at(counts, (row, codes), 1.0)
     common = counts.sum(axis=0) + 1.0

@@ -338,8 +338,9 @@ def quadratic_forms(
 def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
     """Return the maximum of the marginal likelihood, by EM on the Gaussian likelihood.
 
-    ``tau_c^2 = mean_i [(m_i - mu_c)^2 + v_i]`` and ``mu_c = mean_i m_i`` over the posterior; steps
-    are extrapolated. A variance that goes to zero ends at a tenth of the floor.
+    ``tau_c^2 = mean_i [(m_i - mu_c)^2 + v_i]`` over the posterior, with the best means for the
+    variances at hand (where these are small, EM's own step of a mean is small too, right or wrong);
+    steps are extrapolated. A variance that goes to zero ends at a tenth of the floor.
     """
     told = model.likelihood()
     m0, v0 = model.prior_moments()
@@ -358,16 +359,18 @@ def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Fou
         """One step of EM from variances of the groups, in logarithms."""
         for tau2, at in zip(np.exp(log_tau2), place.values(), strict=True):
             v0[at] = tau2
+        L, means = told.precision, generalised_means(told, v0, m0, place, with_mean)
+        for g, mu in means.items():
+            m0[place[g]] = mu
         if told.joint:
-            S = np.linalg.inv(told.precision + np.diag(1 / v0))
+            S = np.linalg.inv(L + np.diag(1 / v0))
             m, v = S @ (m0 / v0 + told.shift), np.diag(S)
         else:
-            v = 1 / (1 / v0 + told.precision)
+            v = 1 / (1 / v0 + L)
             m = v * (m0 / v0 + told.shift)
         found: Found = {}
         for g, at in place.items():
-            mu = float(m[at].mean()) if g in with_mean else 0.0
-            m0[at] = mu
+            mu = means.get(g, 0.0)
             found[g] = (mu, float(((m[at] - mu) ** 2 + v[at]).mean()), np.nan)
         return np.log([max(x[1], FLOOR / 10) for x in found.values()]), found
 
@@ -382,6 +385,29 @@ def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Fou
         length = max(1.0, float(np.linalg.norm(r)) / max(float(np.linalg.norm(w)), 1e-12))
         x = np.clip(x + 2 * length * r + length**2 * w, two - 2.3, two + 2.3)
     return out
+
+
+def generalised_means(
+    told: Likelihood, T: FloatArray, m0: FloatArray, place: Mapping[str, IntArray],
+    with_mean: Sequence[str],
+) -> dict[str, float]:  # fmt: skip
+    """Return the groups' means by generalised least squares, given prior variances ``T``."""
+    own = [g for g in place if g in with_mean]
+    if not own:
+        return {}
+    Z = np.zeros((len(T), len(own)))
+    for k, g in enumerate(own):
+        Z[place[g], k] = 1.0
+    fixed = np.where(Z.any(axis=1), 0.0, m0)
+    L = told.precision
+    if told.joint:
+        inverse = np.linalg.inv(np.eye(len(T)) + T[:, None] * L)
+        A, r = L @ inverse, inverse.T @ (told.shift - L @ fixed)
+        solved = np.linalg.lstsq(Z.T @ A @ Z, Z.T @ r, rcond=None)[0]
+    else:
+        shrunk = 1 / (1 + L * T)
+        solved = (Z.T @ (shrunk * (told.shift - L * fixed))) / (Z.T @ (L * shrunk))
+    return dict(zip(own, solved.tolist(), strict=True))
 
 
 def by_james_stein(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:

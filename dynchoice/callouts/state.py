@@ -90,7 +90,9 @@ def merged(before: Catalogue, after: Catalogue) -> Catalogue:
         was = [levels[k] for k in before.codes[c]]
         now = [whole.levels[c][k] for k in whole.codes[c][: before.size]]
         other = [
-            str(x) for x, a, b in zip(before.items, was, now, strict=False) if str(a) != str(b)
+            str(x)
+            for x, a, b in zip(before.items, was, now, strict=False)
+            if a != b and str(a) != str(b)
         ]
         if other:
             raise DataError(

@@ -126,7 +126,9 @@ def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.D
     lost = [c for c in columns.values() if c not in frame.columns]
     if lost:
         raise ColumnError(f"{path} has no column {lost[0]!r}.{suggest(lost[0], frame.columns)}")
-    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    taken = [o for o in columns if o in frame.columns and o not in columns.values()]
+    ours = {theirs: own for own, theirs in columns.items()}
+    return frame.drop(columns=taken).rename(columns=ours)
 
 
 def digest(path: Path) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STATE, DECISIONS, VALUE, SUMMARY = (
     "callouts.npz", "decisions.parquet", "evaluation.json", "summary.txt",
 )  # fmt: skip
+PRIOR = "prior learned"
 GONE_ITEM = ". An item that has left the catalogue? Keep its row, with an end (column ends)"
 DATES = 10_000
 """Days above which times are dates: the year 1997."""
@@ -132,6 +133,7 @@ def restored(job: Job) -> Callouts:
         What was learned does not fit the file any more: terms, context, method, window.
     """
     from dynchoice.callouts.bandit import Callouts
+    from dynchoice.callouts.probit import MOST_JOINT
     from dynchoice.callouts.state import merged, moved
     from dynchoice.callouts.values import text_of
 
@@ -148,7 +150,8 @@ def restored(job: Job) -> Callouts:
         "feedback.delay_by": (old.delay_by, new.delay_by),
     }
     # without a method in the file the state's stands: a catalogue may grow beyond joint's size
-    if job.spec.policy.method is not None and old.model.method != "adf":
+    outgrown = old.model.method == "adf" and new.terms.size > MOST_JOINT
+    if job.spec.policy.method is not None and not outgrown:
         same["policy.method"] = (old.model.method, new.model.method)
     if "slot" in ":".join(new.terms.names):
         same["policy.slots"] = (old.slots, new.slots)
@@ -198,7 +201,7 @@ def train(job: Job, progress: Progress | None = None) -> str:
                 if progress is not None:
                     progress(i, len(stems), f"batch {stem}")
                 said += learned(job, policy, stem, shown.get(stem), clicks.get(stem))
-            said += with_prior(job, policy, bool(said))
+            said += with_prior(job, policy)
         except DynChoiceError:
             policy.save(job.out / STATE)  # what came before the mistake was learned
             raise
@@ -217,12 +220,13 @@ def learned(
     """Learn one batch, or what of it is new; return what to say of it."""
     spec, labels = job.spec.feedback, labels_of(policy)
     new: dict[str, Path] = {}
+    known: dict[str, str] = {}  # as they were before they were read: a file may grow meanwhile
     for kind, path in (("impressions", shown), ("clicks", clicked)):
         if path is None:
             continue
         name, own = f"{kind} {stem}", digest(path)
         if name not in policy.files:
-            new[kind] = path
+            new[kind], known[name] = path, own
         elif policy.files[name] != own:
             raise DataError(
                 f"{path} was learned with other content: put it back, or give what is new another"
@@ -230,6 +234,10 @@ def learned(
             )
     if not new:
         return []
+    if "impressions" not in new and f"impressions {stem}" not in policy.files:
+        return [
+            f"NOTE: {clicked} waits: the impressions of {stem!r}, of the same name, have not come"
+        ]
     rows = taps = None
     try:
         if "impressions" in new:
@@ -253,7 +261,7 @@ def learned(
         hint = GONE_ITEM if "column 'item'" in str(error) else ""
         text = str(error) if told_of in str(error) else f"{told_of}: {error}"
         raise type(error)(text + hint) from None
-    policy.files |= {f"{kind} {stem}": digest(path) for kind, path in new.items()}
+    policy.files |= known
     return said
 
 
@@ -272,14 +280,17 @@ def not_ahead(frame: pd.DataFrame, path: Path) -> None:
             )
 
 
-def with_prior(job: Job, policy: Callouts, new: bool) -> list[str]:
-    """Learn the prior as the file says, if anything is new; return what to say of it."""
+def with_prior(job: Job, policy: Callouts) -> list[str]:
+    """Learn the prior as the file says, if anything is new since; return what to say of it."""
     method = job.spec.policy.learn_prior
-    if method == "no" or (not new and method == policy.prior_method):
+    at = f"{method} {policy.model.batches}"
+    if method == "no" or policy.files.get(PRIOR) == at:
         return []
     if not policy.model.impressions:
         return ["no prior was learned: no impression is past its window yet"]
-    return [str(policy.learn_prior(method))]
+    text = str(policy.learn_prior(method))
+    policy.files[PRIOR] = at
+    return [text]
 
 
 def trained(job: Job) -> Callouts:
@@ -340,8 +351,9 @@ def score(
                         seed=zlib.crc32(f"{name}/{done}".encode()),
                     )  # fmt: skip
                     table = pa.Table.from_pandas(shown, preserve_index=False)
-                    if not len(frame):
+                    if not len(shown):  # nobody, or nobody who may see anything
                         none = table
+                        done += len(frame)
                         continue
                     if writer is None:
                         writer = pq.ParquetWriter(handle, table.schema)
@@ -372,6 +384,11 @@ def alike(table: Any, schema: Any, path: Path) -> Any:
     if table.schema == schema:
         return table
     try:
+        text = pa.types.is_string(table.schema.field("member").type) or (
+            pa.types.is_large_string(table.schema.field("member").type)
+        )
+        if text and pa.types.is_integer(schema.field("member").type):
+            raise ValueError("007 is not 7")
         return table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError):
         raise DataError(

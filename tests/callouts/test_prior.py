@@ -112,6 +112,37 @@ def test_em_finds_the_maximum_of_the_marginal_likelihood(joint):
     assert got["pair"][1] == pytest.approx(best[1], rel=5e-3)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("tau2", [1e-6, 0.05, 0.5])
+def test_em_finds_the_mean_too(joint, tau2):
+    """Where the variance is near nothing, a step of the mean is too: it must not stop there."""
+    rng = np.random.default_rng(3)
+    n = 40
+    p = rng.uniform(0.5, 20, n)
+    L = np.diag(p)
+    if joint:
+        x = rng.normal(size=(200, n))
+        L = x.T @ x / 50
+    theta = 1.4 + np.sqrt(tau2) * rng.standard_normal(n)
+    h = L @ theta + np.linalg.cholesky(L) @ rng.standard_normal(n)
+    told = Likelihood(L if joint else p, h)
+    model = Known(np.zeros(n, int), ("item",), {"item": (0.0, 0.1)}, told)
+    mean, found, _ = by_em(model, ["item"], ["item"])["item"]
+
+    def minus(mu, log_tau2):
+        t = np.exp(log_tau2)
+        gap = np.linalg.solve(L, h) - mu
+        V = np.linalg.inv(L) + t * np.eye(n)
+        return 0.5 * (np.linalg.slogdet(V)[1] + gap @ np.linalg.solve(V, gap))
+
+    best = minimize(lambda z: minus(*z), [0.5, -2.0], method="Nelder-Mead",
+                    bounds=[(-5, 5), (np.log(1e-5), 3)],
+                    options={"xatol": 1e-7, "fatol": 1e-11, "maxiter": 4000}).x  # fmt: skip
+    assert mean == pytest.approx(best[0], abs=2e-3)
+    if np.exp(best[1]) > 1e-3:
+        assert found == pytest.approx(np.exp(best[1]), rel=0.02)
+
+
 def shop(seed, n=60_000, items=40, mean=0.0, sd=0.3, method="joint", offset=True):
     """A model that has seen items with weights N(mean, sd^2)."""
     rng = np.random.default_rng(seed)

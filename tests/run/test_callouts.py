@@ -321,3 +321,67 @@ def test_a_catalogue_that_grows_keeps_its_way_of_learning(job, monkeypatch):
     assert run(job, "train", "--quiet") == 0 and run(job, "score", "--quiet") == 0
     assert dc.Callouts.load(job / "out" / "callouts.npz").model.method == "joint"
     assert run(job, "train", "--quiet", "--set", "policy.method='ep'") == 2
+
+
+def test_clicks_before_their_impressions_wait(job, capsys):
+    (job / "shown" / "b_10.csv").rename(job / "later.csv")
+    assert run(job, "train") == 0
+    assert "b_10.csv waits" in capsys.readouterr().out
+    (job / "later.csv").rename(job / "shown" / "b_10.csv")
+    assert run(job, "train") == 0
+    out = capsys.readouterr().out
+    assert "batch 'b_10': 60 impressions" in out and "unmatched" not in out
+
+
+def test_a_file_that_grows_while_it_is_read_is_told(job, capsys, monkeypatch):
+    read = callouts.read_table
+    path = job / "shown" / "b_10.csv"
+
+    def growing(file, *a, **k):
+        out = read(file, *a, **k)
+        if file == path:
+            last = path.read_text(encoding="utf-8").splitlines()[-1]
+            path.open("a", encoding="utf-8").write(last.replace("10-59", "10-60") + "\n")
+        return out
+
+    monkeypatch.setattr(callouts, "read_table", growing)
+    assert run(job, "train", "--quiet") == 0
+    monkeypatch.undo()
+    assert run(job, "train", "--quiet") == 5
+    assert "b_10.csv was learned with other content" in capsys.readouterr().err
+
+
+def test_a_prior_is_learned_on_what_a_failed_run_saved(job, capsys):
+    for day in (1, 2):
+        path = job / "shown" / f"b_{day}.csv"
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame.assign(time=[str(float(x) - 10) for x in frame["time"]]).to_csv(path, index=False)
+        (job / "clicks" / f"b_{day}.csv").unlink()
+    (job / "shown" / "b_11.csv").write_text("nonsense\n", encoding="utf-8")
+    assert run(job, "train", "--quiet") == 5
+    (job / "shown" / "b_11.csv").unlink()
+    assert run(job, "train") == 0
+    assert "Prior by moments" in capsys.readouterr().out
+
+
+def test_members_who_may_see_nothing_do_not_stop_the_others(job):
+    ITEMS.assign(for_plan="monthly").to_csv(job / "items.csv", index=False)
+    assert run(job, "train", "--quiet") == 0
+    people = pd.read_csv(job / "members.csv", dtype=str, keep_default_na=False)
+    people[people["plan"] == "None"].to_csv(job / "m1.csv", index=False)
+    people[people["plan"] == "monthly"].to_csv(job / "m2.csv", index=False)
+    more = ["--set", "score.members=['m1.csv', 'm2.csv']", "--quiet"]
+    assert run(job, "score", *more) == 0
+    shown = pd.read_parquet(job / "out" / "decisions.parquet")
+    assert set(shown["member"]) == set(people[people["plan"] == "monthly"]["member"])
+
+
+def test_a_column_of_ours_that_the_file_has_too(job):
+    path = job / "shown" / "b_10.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.assign(shown_at=frame["time"], time="x").to_csv(path, index=False)
+    for day in (1, 2):
+        other = job / "shown" / f"b_{day}.csv"
+        table = pd.read_csv(other, dtype=str, keep_default_na=False)
+        table.rename(columns={"time": "shown_at"}).to_csv(other, index=False)
+    assert run(job, "train", "--quiet", "--set", "feedback.columns={time='shown_at'}") == 0

@@ -131,6 +131,7 @@ def factored_pass(index, value, outcomes, due, order, m, v, site_p, site_h, keep
     standard deviations.
     """
     A = index.shape[1]
+    precision, shift = np.empty(A), np.empty(A)  # of the cavity: the posterior without the cell
     largest = 0.0
     for o in range(order.size):
         i = order[o]
@@ -142,37 +143,31 @@ def factored_pass(index, value, outcomes, due, order, m, v, site_p, site_h, keep
             k = index[i, a]
             if k < 0:
                 continue
-            x = value[i, a]
-            p, h = 1.0 / v[k], m[k] / v[k]
+            precision[a], shift[a] = 1.0 / v[k], m[k] / v[k]
             if keep:
-                p -= site_p[i, a]
-                h -= site_h[i, a]
-                if p <= 1e-10:
+                precision[a] -= site_p[i, a]
+                shift[a] -= site_h[i, a]
+                if precision[a] <= 1e-10:
                     proper = False
                     break
-            mean += x * h / p
-            var += x * x / p
+            mean += value[i, a] * shift[a] / precision[a]
+            var += value[i, a] * value[i, a] / precision[a]
         if not proper or var <= 0.0:
             continue
         _, new_mean, new_var = cell_moments(clicks, fails, open_, due[i], mean, var, nodes, weights)
-        shift, shrink = (new_mean - mean) / var, (new_var - var) / (var * var)
+        move, shrink = (new_mean - mean) / var, (new_var - var) / (var * var)
         for a in range(A):
             k = index[i, a]
             if k < 0:
                 continue
-            x = value[i, a]
-            p, h = 1.0 / v[k], m[k] / v[k]
+            old = 1.0 / precision[a]
+            step = old * value[i, a]
+            new_m = old * shift[a] + step * move
+            new_v = max(old + step * step * shrink, LEAST_VARIANCE)
             if keep:
-                p -= site_p[i, a]
-                h -= site_h[i, a]
-            old, old_v = h / p, 1.0 / p
-            new_m = old + old_v * x * shift
-            new_v = max(old_v + old_v * old_v * x * x * shrink, LEAST_VARIANCE)
-            if keep:
-                site_p[i, a] = 1.0 / new_v - p
-                site_h[i, a] = new_m / new_v - h
-            change = abs(new_m - m[k]) / sqrt(v[k])
-            change = max(change, abs(new_v / v[k] - 1.0))
+                site_p[i, a] = 1.0 / new_v - precision[a]
+                site_h[i, a] = new_m / new_v - shift[a]
+            change = max(abs(new_m - m[k]) / sqrt(v[k]), abs(new_v / v[k] - 1.0))
             largest = max(largest, change)
             m[k], v[k] = new_m, new_v
     return largest

@@ -1,6 +1,6 @@
 """Callouts: Thompson sampling by batch over a catalogue, with all that a page of benefits needs.
 
-Papers.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
+SOURCES.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
 still. It is represented by ``draws`` vectors of weights; a decision follows one of them, picked at
 random, so that the propensity of what is shown, the share of draws that would show it, is known
 exactly (:mod:`dynchoice.callouts.snapshot`).
@@ -274,9 +274,12 @@ class Callouts:
     def learn_prior(self, method: str = "moments", **options: Any) -> MetaPrior:
         """Learn the prior from what the policy has seen, and replay the data under it.
 
-        Options: see :meth:`MetaPrior.learn`. New items start from their group's prior.
+        Options: see :meth:`MetaPrior.learn`. New items start from their group's prior. One that did
+        not converge is returned, with a warning, and not taken over.
         """
         prior = MetaPrior.learn(self.model, method, **options)
+        if not prior.converged:
+            return prior
         self.model, self.prior_method = copy.copy(self.model).set_prior(prior), method
         self.snapshot += 1
         self.refresh()

@@ -1,6 +1,6 @@
 """What another policy would have earned: off-policy values from logs with propensities, and replay.
 
-Papers.md 8A.6. Weights are ``w = target probability / propensity`` of what was shown:
+SOURCES.md 8A.6. Weights are ``w = target probability / propensity`` of what was shown:
 
     IPS = mean(w r),   SNIPS = sum(w r) / sum(w),   DR = mean(q(x, target) + w (r - q(x, shown)))
 

@@ -1,6 +1,6 @@
 """Feedback: impressions that wait for their click, and batches that are learned once.
 
-Papers.md 8A.6. An impression waits until its attribution window ends; then its outcome is learned.
+SOURCES.md 8A.6. An impression waits until its attribution window ends; then its outcome is learned.
 Meanwhile a click counts as one, and an impression without one by the share of clicks that is due.
 Both wait: clicks learned before the failures that belong to them would lead a stream astray.
 """

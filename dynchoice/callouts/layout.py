@@ -1,6 +1,6 @@
 """Layouts: which content goes into which slot of a page, learned while few of many are shown.
 
-Hill, Nassif, Liu, Iyer and Vishwanathan (2017); papers.md 3. With contents ``A_d`` of slots ``d``
+Hill, Nassif, Liu, Iyer and Vishwanathan (2017); SOURCES.md 3. With contents ``A_d`` of slots ``d``
 and context ``X``
 
     B'W = W0 + sum_d W1_d(A_d) + sum_{d<e} W2_de(A_d, A_e)
@@ -356,11 +356,16 @@ class LayoutBandit:
         return True
 
     def learn_prior(self, method: str = "moments", **options: Any) -> MetaPrior:
-        """Learn the prior of the multivariate model and replay all data under it."""
+        """Learn the prior of the multivariate model and replay all data under it.
+
+        One that did not converge is returned, with a warning, and not taken over.
+        """
         if self.kind != "multivariate":
             raise SpecificationError("priors are learned for kind='multivariate'")
         prior = MetaPrior.learn(self.models[0], method, **options)
-        self.models[0].set_prior(prior)
+        if not prior.converged:
+            return prior
+        self.models = [copy.copy(self.models[0]).set_prior(prior)]
         self.snapshot += 1
         self._fresh()
         return prior

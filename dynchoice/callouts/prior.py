@@ -1,12 +1,13 @@
 """MetaPrior: how much weights of a feature group differ, learned from the model's own data.
 
-Empirical Bayes after Nabi, Nassif, Hong, Mamani and Imbens (2022); papers.md 2. What the data say
+Empirical Bayes after Nabi, Nassif, Hong, Mamani and Imbens (2022); SOURCES.md 2. What the data say
 of a weight is taken from the likelihood alone (posterior less prior), since posterior means are
 shrunk already. Then the data are replayed under the prior learned (``Probit.set_prior``).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.callouts.probit import Likelihood, Probit, checked_prior
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import ConvergenceWarning, SpecificationError, suggest
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class MetaPrior:
         ----------
         model : Probit
         method : str
-            ``"moments"``: spread of the estimates less their sampling variance (papers.md 2; with
+            ``"moments"``: spread of the estimates less their sampling variance (SOURCES.md 2; with
             ``joint`` models by quadratic forms that take covariances into account, so that features
             that always come together do no harm; unbiased for given weights, restricted maximum
             likelihood where replays have settled). ``"em"``: maximum of the marginal likelihood.
@@ -152,8 +153,13 @@ class MetaPrior:
             if change > SETTLED:
                 own.set_prior(moments)
             done += 1
-            if model.method == "adf" and method != "moments":
-                change = 0.0
+        if change > SETTLED:
+            warnings.warn(
+                f"MetaPrior: variances still changed by {change:.1%} after {done} replays: not"
+                " converged (more replays=, or fewer groups)",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         told = own.likelihood()
         known = np.diag(told.precision) if told.joint else told.precision
         informed = {
@@ -253,7 +259,7 @@ def largest_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
 
 
 def estimates_of(likelihood: Likelihood, which: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return estimates and sampling variances of weights that the data tell of (papers.md 2)."""
+    """Return estimates and sampling variances of weights that the data tell of (SOURCES.md 2)."""
     p, h = likelihood.precision[which], likelihood.shift[which]
     told = p > LEAST_PRECISION
     return h[told] / p[told], 1 / p[told]
@@ -265,7 +271,7 @@ def moment_variance(
     """Return mean, variance of the true weights (unbiased) and its standard error.
 
     Weights ``1 / (s_i^2 + guess)``; if all ``s_i`` are equal it is the spread of the estimates less
-    ``s^2`` (papers.md 2; DerSimonian and Laird 1986 for unequal ones). Without a mean to learn it
+    ``s^2`` (SOURCES.md 2; DerSimonian and Laird 1986 for unequal ones). Without a mean to learn it
     is 0.
     """
     w = 1 / (variance + guess)

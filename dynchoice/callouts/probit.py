@@ -1,7 +1,7 @@
 """Bayesian probit regression with sparse features: what the probability of a click depends on.
 
 ``P(click | x, w) = Phi(x'w)``, weights ``w_i ~ N(mu_c(i), tau_c(i)^2)`` by feature group ``c``
-(papers.md 2 and 3; Graepel, Candela, Borchert and Herbrich 2010 for the updates).
+(SOURCES.md 2 and 3; Graepel, Candela, Borchert and Herbrich 2010 for the updates).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Likelihood:
     """What the data alone say of the weights, as a Gaussian in natural parameters.
 
     The posterior less the prior: ``precision`` (n,) or (n, n) and ``shift`` (n,) = precision times
-    estimate. Nothing of the prior is counted twice, as it would be in posterior means (papers.md
+    estimate. Nothing of the prior is counted twice, as it would be in posterior means (SOURCES.md
     2).
     """
 

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
     own = part_of(table, reading.member, parts)
     folder = _folder(rows)
     found, done = Findings(), 0
+    undo = ExitStack()
+    undo.callback(_remove, folder, os.getpid())
     try:
         for part in range(parts):
             if progress is not None:
@@ -93,10 +96,9 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
         if found.lost == found.rows:
             raise DataError(NOTHING_LEFT)
         panel = Panel(sorted(folder.iterdir()), **told)
-    except BaseException:
-        _remove(folder, os.getpid())
-        raise
+        undo.pop_all()
     finally:
+        undo.close()
         found.tell(reading.club, 4)
     # with the engine, which whatever reads the files holds: queries, and copies of the panel
     weakref.finalize(panel.engine, _remove, folder, os.getpid())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -129,9 +128,3 @@ def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.D
     taken = [o for o in columns if o in frame.columns and o not in columns.values()]
     ours = {theirs: own for own, theirs in columns.items()}
     return frame.drop(columns=taken).rename(columns=ours)
-
-
-def digest(path: Path) -> str:
-    """Return what tells a file's content from another's."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

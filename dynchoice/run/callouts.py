@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from dynchoice.errors import ColumnError, ConfigError, DataError, DynChoiceError, suggest
+from dynchoice.errors import (
+    ColumnError,
+    ConfigError,
+    ConvergenceError,
+    DataError,
+    DynChoiceError,
+    suggest,
+)
 from dynchoice.run.callout_schema import CalloutFile
-from dynchoice.run.callout_tables import Labels, by_number, digest, read_table, tables
+from dynchoice.run.callout_tables import Labels, by_number, read_table, tables
 from dynchoice.run.config import changed, explain, read_toml
+from dynchoice.run.manifest import digest
 from dynchoice.run.publish import check_folder, locked
 from dynchoice.storage import write_atomically
 from dynchoice.typing import Progress
@@ -288,9 +296,11 @@ def with_prior(job: Job, policy: Callouts) -> list[str]:
         return []
     if not policy.model.impressions:
         return ["no prior was learned: no impression is past its window yet"]
-    text = str(policy.learn_prior(method))
+    prior = policy.learn_prior(method)
+    if not prior.converged:  # what was learned stays; the prior learned before does not
+        raise ConvergenceError(f"the prior by {method} did not converge:\n{prior}")
     policy.files[PRIOR] = at
-    return [text]
+    return [str(prior)]
 
 
 def trained(job: Job) -> Callouts:

@@ -1,6 +1,7 @@
 """Priors learned: unbiased moments, marginal likelihood by an optimiser, identified means."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import norm
@@ -221,3 +222,18 @@ def test_mistakes(call, text):
     model, _ = shop(0, n=100)
     with pytest.raises(dc.SpecificationError, match=text):
         call(model)
+
+
+@pytest.mark.parametrize("method", ["adf", "ep", "joint"])
+def test_what_did_not_converge_says_so_and_is_not_taken_over(method):
+    model, _ = shop(1, n=2000, method=method)
+    with pytest.warns(dc.ConvergenceWarning, match="not converged"):
+        prior = dc.MetaPrior.learn(model, "em", replays=1)
+    assert not prior.converged and "NOT CONVERGED" in str(prior)
+    items = pd.DataFrame({"item": range(40)})
+    policy = dc.Callouts(items, None, ["1", "item"], method=method, prior={"1": 1.0, "item": 1.0})
+    policy.model = model
+    with pytest.warns(dc.ConvergenceWarning):
+        policy.learn_prior("em", replays=1)
+    assert policy.model.prior == model.prior and policy.prior_method == "no"
+    assert policy.learn_prior("em").converged and policy.model.prior["item"][1] < 0.5

@@ -385,3 +385,13 @@ def test_a_column_of_ours_that_the_file_has_too(job):
         table = pd.read_csv(other, dtype=str, keep_default_na=False)
         table.rename(columns={"time": "shown_at"}).to_csv(other, index=False)
     assert run(job, "train", "--quiet", "--set", "feedback.columns={time='shown_at'}") == 0
+
+
+def test_a_prior_that_does_not_converge_is_an_exit_code(job, capsys, monkeypatch):
+    from dynchoice.callouts import prior
+
+    monkeypatch.setattr(prior, "SETTLED", 0.0)
+    assert run(job, "train", "--quiet") == 3
+    assert "did not converge" in capsys.readouterr().err
+    kept = dc.Callouts.load(job / "out" / "callouts.npz")
+    assert kept.model.impressions > 0 and kept.model.prior["item"] == (0.0, 0.1)

@@ -93,7 +93,7 @@ def one(name: str, seed: int, batches: int) -> tuple:
 
     def after(page: dc.LayoutBandit, b: int) -> None:
         if learner is not None and b in EPOCHS and b < batches - 1:
-            page.learn_prior(learner, replays=10)
+            page.learn_prior(learner)
 
     with threadpool_limits(1):
         r = regret(page, seed, 1.0, 1.0, batches, after)

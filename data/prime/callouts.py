@@ -60,7 +60,8 @@ def picture(worth: pd.DataFrame, life: object, forecast: dc.Forecast, path: Path
         right.fill_between(
             part["period"], 1 - part["upper"], 1 - part["lower"], alpha=0.2, color=line.get_color()
         )
-    right.set(title="3. share with a membership", xlabel="month", ylim=(0, None))
+    right.set(title="3. share with a membership", xlabel="month")
+    right.set_ylim(0, 1.25 * float(1 - shares["lower"].min()))
     right.legend(frameon=False, fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -152,7 +152,10 @@ def factored_pass(index, value, outcomes, due, order, m, v, site_p, site_h, keep
                     break
             mean += value[i, a] * shift[a] / precision[a]
             var += value[i, a] * value[i, a] / precision[a]
-        if not proper or var <= 0.0:
+        if not proper:  # left for a later pass: as long as one is, nothing has settled
+            largest = max(largest, 1.0)
+            continue
+        if var <= 0.0:
             continue
         _, new_mean, new_var = cell_moments(clicks, fails, open_, due[i], mean, var, nodes, weights)
         move, shrink = (new_mean - mean) / var, (new_var - var) / (var * var)
@@ -184,7 +187,8 @@ def joint_sites(zm, zv, outcomes, due, tau, nu, step, nodes, weights):
     largest = 0.0
     for i in range(zm.size):
         p = 1.0 / zv[i] - tau[i]
-        if p <= 1e-10:
+        if p <= 1e-10:  # left for a later pass: as long as one is, nothing has settled
+            largest = max(largest, 1.0)
             continue
         mean, var = (zm[i] / zv[i] - nu[i]) / p, 1.0 / p
         _, new_mean, new_var = cell_moments(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import norm
 from scipy.stats import t as student
 
 from dynchoice.callouts.catalogue import as_time
@@ -126,7 +125,7 @@ class PolicyValue:
             raise SpecificationError("the two values come from different logs")
         gap = self.values[estimator] - other.values[estimator]
         error = float(np.linalg.norm(self.influence[estimator] - other.influence[estimator]))
-        z = float(norm.ppf(0.5 + self.level / 2))
+        z = float(student.ppf(0.5 + self.level / 2, max(self.clusters - 1, 1)))
         return gap, error, gap - z * error, gap + z * error
 
     @property

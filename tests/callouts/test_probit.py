@@ -260,3 +260,19 @@ def test_save_and_grow(method):
 def test_mistakes(call, error, text):
     with pytest.raises(error, match=text):
         call(dc.Probit(["1", "item"]))
+
+
+def test_a_cell_that_cannot_be_updated_has_not_settled():
+    """A site larger than the posterior leaves no cavity: the pass says so instead of skipping it."""
+    index, value = np.zeros((1, 1), np.int64), np.ones((1, 1))
+    m, v = np.zeros(1), np.ones(1)
+    change = kernels.factored_pass(
+        index, value, np.array([[1.0, 0, 0]]), np.ones(1), np.arange(1), m, v,
+        np.full((1, 1), 2.0), np.zeros((1, 1)), True, NODES, WEIGHTS,
+    )  # fmt: skip
+    assert change >= 1.0
+    change = kernels.joint_sites(
+        np.zeros(1), np.ones(1), np.array([[1.0, 0, 0]]), np.ones(1), np.full(1, 2.0), np.zeros(1),
+        1.0, NODES, WEIGHTS,
+    )  # fmt: skip
+    assert change >= 1.0

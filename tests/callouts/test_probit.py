@@ -263,7 +263,7 @@ def test_mistakes(call, error, text):
 
 
 def test_a_cell_that_cannot_be_updated_has_not_settled():
-    """A site larger than the posterior leaves no cavity: the pass says so instead of skipping it."""
+    """A site larger than the posterior leaves no cavity: the pass says so."""
     index, value = np.zeros((1, 1), np.int64), np.ones((1, 1))
     m, v = np.zeros(1), np.ones(1)
     change = kernels.factored_pass(

@@ -25,7 +25,7 @@ LEARNERS = ("moments", "em", "james-stein")
 FLOOR = 1e-4
 """Least variance of a group: below it weights are one number, and exploration ends."""
 LEAST_PRECISION = 1e-8
-REPLAYS, EM_STEPS, SETTLED = 50, 200, 1e-3
+REPLAYS, UNDAMPED, EM_STEPS, SETTLED = 100, 8, 200, 1e-3
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ class MetaPrior:
             for g, (mean, raw, _) in found.items():
                 new[g] = (mean, max(raw, floor))
             change = largest_change(moments, new)
+            if done >= UNDAMPED and change > SETTLED:  # it goes to and fro: half the way then
+                new = halfway(moments, new)
             moments = new
             if change > SETTLED:
                 own.set_prior(moments)
@@ -247,6 +249,14 @@ def identified_means(model: Probit) -> tuple[str, ...]:
             if size[c] > 1:
                 found.append(model.groups[c])
     return tuple(found)
+
+
+def halfway(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return a prior between two: means in the middle, variances at their geometric mean."""
+    return {
+        g: (0.5 * (old[g][0] + mean), float(np.sqrt(old[g][1] * variance)))
+        for g, (mean, variance) in new.items()
+    }
 
 
 def largest_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:

@@ -237,3 +237,17 @@ def test_what_did_not_converge_says_so_and_is_not_taken_over(method):
         policy.learn_prior("em", replays=1)
     assert policy.model.prior == model.prior and policy.prior_method == "no"
     assert policy.learn_prior("em").converged and policy.model.prior["item"][1] < 0.5
+
+
+def test_replays_that_go_to_and_fro_settle(monkeypatch):
+    """What answers with its inverse never meets it in whole steps; in half ones it does."""
+    from dynchoice.callouts import prior as module
+
+    def inverse(model, groups, with_mean):
+        return {"item": (0.0, 0.04 / model.prior["item"][1], np.nan)}
+
+    monkeypatch.setattr(module, "by_moments", inverse)
+    model, _ = shop(1, n=200)
+    found = dc.MetaPrior.learn(model)
+    assert found.converged and found.moments["item"][1] == pytest.approx(0.2, rel=1e-3)
+    assert found.replays > module.UNDAMPED

@@ -390,7 +390,7 @@ def test_a_column_of_ours_that_the_file_has_too(job):
 def test_a_prior_that_does_not_converge_is_an_exit_code(job, capsys, monkeypatch):
     from dynchoice.callouts import prior
 
-    monkeypatch.setattr(prior, "SETTLED", 0.0)
+    monkeypatch.setattr(prior, "SETTLED", -1.0)
     assert run(job, "train", "--quiet") == 3
     assert "did not converge" in capsys.readouterr().err
     kept = dc.Callouts.load(job / "out" / "callouts.npz")

@@ -48,6 +48,7 @@ def by_type(
     last = rows.filter(rows.period == rows.period.max())
     kept = ["member", "state", "choice", "weight"]
     here = last.select(*kept, *(["region"] if regional else [])).execute()
+    here = here.sort_values("member")  # a query's rows come in any order, and sums follow it
     at = np.searchsorted(everyone, here["member"].to_numpy())
     weight = here["weight"].to_numpy(dtype=np.float64)
     fits: dict[str, Results] = {}

@@ -10,7 +10,7 @@ import pytest
 from test_kernels import factored
 
 import dynchoice as dc
-from dynchoice import product_kernels
+from dynchoice.kernels import products as product_kernels
 from dynchoice.model import factored as factored_module
 from dynchoice.model.factored import Factored
 from dynchoice.model.product import Product, product_of, split

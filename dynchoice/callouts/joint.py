@@ -12,8 +12,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
-from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.cells import Cells
+from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import FloatArray
 
 PASSES, TOLERANCE = 200, 1e-5

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import ndtr
 
-from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import MOST_JOINT, Probit, prior_mapping
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
+from dynchoice.kernels import callouts as kernels
 from dynchoice.panel.states import StateSpace, as_floats, check_labels, code_labels
 from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level

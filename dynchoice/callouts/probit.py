@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells, singles
 from dynchoice.callouts.joint import Joint, joint_posterior
 from dynchoice.errors import ConvergenceWarning, DynChoiceWarning, SpecificationError, suggest
+from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import FloatArray, IntArray
 
 METHODS = {

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.catalogue import Catalogue
 from dynchoice.callouts.probit import Gaussian
 from dynchoice.callouts.terms import Terms
 from dynchoice.errors import SpecificationError
+from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SPARE = 4

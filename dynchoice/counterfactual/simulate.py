@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solve.solution import solve

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.likelihood import choice_gradient, second_order, through_values
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import (
     FiniteDependence,

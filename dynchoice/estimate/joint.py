@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.first_stage import FirstStage
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
 from dynchoice.estimate.optimise import maximise
 from dynchoice.estimate.report import ScoreParts, as_results
 from dynchoice.inference.results import Results
+from dynchoice.kernels import core as kernels
 from dynchoice.model.factored import Factored, LawEstimate
 from dynchoice.panel.counts import NO_NEXT, Counts
 from dynchoice.typing import FloatArray, IntArray, Progress

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import SpecificationError
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solve.bellman import bellman_of, over_choices

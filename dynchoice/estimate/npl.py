@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.ccp import hotz_miller
@@ -30,6 +29,7 @@ from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, Progress

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
@@ -15,6 +14,7 @@ from dynchoice.estimate.optimise import Optimization
 from dynchoice.inference.covariance import CellScore, check_cluster, cluster_notes, covariance
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray

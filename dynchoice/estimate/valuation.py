@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.likelihood import Likelihood
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.bellman import over_choices
 from dynchoice.solve.linear import PolicySystem

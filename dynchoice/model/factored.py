@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import DataError, SpecificationError, first_few
+from dynchoice.kernels import core as kernels
 from dynchoice.model.laws import IMPOSSIBLE, BoundLaw, Fixed, bind
 from dynchoice.model.product import Product, product_of
 from dynchoice.model.transitions import Transitions, connected_blocks, expect_rows

@@ -29,7 +29,7 @@ def joint_table(laws: Sequence[BoundLaw], J: int) -> FloatArray:
 
 
 def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[Any, ...]:
-    """Return the graph of a law (J, C, C) as arrays: see :mod:`dynchoice.level_kernels`.
+    """Return the graph of a law (J, C, C) as arrays: see :mod:`dynchoice.kernels.levels`.
 
     Choices that a level (C, J) never offers lead nowhere.
     """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice import product_kernels as kernels
+from dynchoice.kernels import products as kernels
 from dynchoice.model.laws import BoundLaw, Fixed
 from dynchoice.model.levels import (
     distinct_chains,

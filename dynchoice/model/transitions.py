@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import SpecificationError, first_few
+from dynchoice.kernels import core as kernels
 from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import FloatArray, IntArray, Level
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice import count_kernels as kernels
 from dynchoice.errors import DataError
+from dynchoice.kernels import counts as kernels
 from dynchoice.panel import query
 from dynchoice.panel.cells import members_worth
 from dynchoice.panel.source import stream

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import callout_kernels, count_kernels, kernels, level_kernels, product_kernels
 from dynchoice.errors import SpecificationError
+from dynchoice.kernels import callouts as callout_kernels
+from dynchoice.kernels import core as kernels
+from dynchoice.kernels import counts as count_kernels
+from dynchoice.kernels import levels as level_kernels
+from dynchoice.kernels import products as product_kernels
 from dynchoice.panel.grid import FIRST_TABLE, Table
 from dynchoice.typing import Progress
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice import kernels, level_kernels
+from dynchoice.kernels import core as kernels
+from dynchoice.kernels import levels as level_kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.product import Product
 from dynchoice.typing import FloatArray

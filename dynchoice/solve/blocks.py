@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import level_kernels
+from dynchoice.kernels import levels as level_kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Fixed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import ConvergenceError
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.bellman import bellman_of, over_choices
 from dynchoice.solve.infinite import fixed_point

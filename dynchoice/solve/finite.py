@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynchoice import kernels
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray
 

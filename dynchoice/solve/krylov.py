@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.product_kernels import add_rows, krylov_step
+from dynchoice.kernels.products import add_rows, krylov_step
 from dynchoice.typing import FloatArray
 
 Sweep = Callable[[FloatArray, FloatArray, FloatArray], None]

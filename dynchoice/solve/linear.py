@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice import kernels
+from dynchoice.kernels import core as kernels
 from dynchoice.model.product import Product
 from dynchoice.model.transitions import Transitions
 from dynchoice.solve.sweeps import Sweeps

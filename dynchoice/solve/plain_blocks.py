@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynchoice import kernels
 from dynchoice.errors import ConvergenceError
+from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solve.bellman import Bellman, bellman_of

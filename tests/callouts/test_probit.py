@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import norm
 
 import dynchoice as dc
-from dynchoice import callout_kernels as kernels
 from dynchoice.callouts.cells import Cells
 from dynchoice.callouts.probit import METHODS, NODES, WEIGHTS
+from dynchoice.kernels import callouts as kernels
 
 GROUPS = ["1", *["item"] * 4, *["plan"] * 3, *["pair"] * 12]
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import dynchoice as dc
-from dynchoice import count_kernels, memory
+from dynchoice import memory
 from dynchoice.errors import MemoryLimitError
+from dynchoice.kernels import counts as count_kernels
 from dynchoice.panel import grid, query
 
 STATES = dc.StateSpace(a=["lo", "hi"], b=[10, 20, 30])

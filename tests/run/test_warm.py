@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dynchoice import cache
+from dynchoice.kernels import cache
 from dynchoice.run import cli, warm
 
 
@@ -52,7 +52,7 @@ def test_the_command_says_how_many(capsys, monkeypatch):
 @pytest.mark.slow
 def test_kernels_are_kept_in_the_folder_named(tmp_path):
     code = (
-        "import numpy as np; from dynchoice import kernels as k;"
+        "import numpy as np; from dynchoice.kernels import core as k;"
         "k.policy_average(np.ones((2, 2)), np.ones((2, 2, 1)), np.ones((2, 1)))"
     )
     kept = tmp_path / "kept"
@@ -105,7 +105,7 @@ def small_fit(**setting):
         "theta = np.array([.4, 5.]);\n"
         "for _ in range(12): a = e.evaluate(theta); theta = theta - np.linalg.solve(e.hessian(a),"
         " a.score)\n"
-        "from dynchoice import kernels; print(kernels.INTERPRETED, *theta.tolist())"
+        "from dynchoice.kernels import core; print(core.INTERPRETED, *theta.tolist())"
     )
     kept = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
     done = subprocess.run(

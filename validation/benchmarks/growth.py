@@ -29,8 +29,8 @@ from large import heavy, programme, seasonal
 from models import cpu, draw_counts, plan_model
 
 import dynchoice as dc
-from dynchoice import kernels
 from dynchoice.estimate.likelihood import Likelihood
+from dynchoice.kernels import core as kernels
 from dynchoice.solve import sweeps
 from dynchoice.solve.bellman import bellman_of
 from dynchoice.solve.linear import PolicySystem, one_blas_thread

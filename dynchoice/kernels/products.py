@@ -5,17 +5,17 @@ what is left moves by ``A (x) B``, two chains of at most a few hundred states ea
 expectation is two products of matrices. Arrays of states are (C, n) with ``n = D E``, those of
 states and choices (C, J, n): what is known of a level stands together. ``halves`` = (A (L, D, D), B
 transposed (L, E, E), chain of each choice (J,), the levels it leads to, need (L, C)); ``graph`` as
-in :mod:`dynchoice.level_kernels`; ``z`` (L, C, n) is room for ``Q_l x(c)`` and ``half`` (D, E) for
+in :mod:`dynchoice.kernels.levels`; ``z`` (L, C, n) is room for ``Q_l x(c)`` and ``half`` (D, E) for
 one product.
 
-A file of its own: see :mod:`dynchoice.level_kernels`.
+A file of its own: see :mod:`dynchoice.kernels.levels`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from dynchoice.kernels import vectors
+from dynchoice.kernels.core import vectors
 
 
 @vectors

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba import njit
 
-from dynchoice.cache import folder
+from dynchoice.kernels.cache import folder
 
 INTERPRETED = bool(numba.config.DISABLE_JIT)
 """With ``NUMBA_DISABLE_JIT=1`` kernels are plain Python over NumPy arrays: a first fit of a hundred

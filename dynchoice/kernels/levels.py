@@ -7,8 +7,8 @@ levels it leads to, need (L, C), and their number (L,)); ``graph`` = (indptr (C 
 ``c J + j``, next level, probability, order of a sweep, rank in it, whether a level returns to
 itself); ``z`` (L, C, E) is room for ``Q_l x(c)``.
 
-A file of its own beside :mod:`dynchoice.kernels`: numba's cache on disk does not see an edit of a
-callee in another file, so kernels here call none from there (a test holds that); only the
+A file of its own beside :mod:`dynchoice.kernels.core`: numba's cache on disk does not see an edit
+of a callee in another file, so kernels here call none from there (a test holds that); only the
 decorators are shared.
 """
 
@@ -18,10 +18,10 @@ from math import inf, log
 
 import numpy as np
 
-from dynchoice.kernels import compiled, finite_vectors, fused, vectors
+from dynchoice.kernels.core import compiled, finite_vectors, fused, vectors
 
 TINY = 1e-300
-"""Least probability of an offered choice, as in :func:`dynchoice.kernels.soft_bellman`."""
+"""Least probability of an offered choice, as in :func:`dynchoice.kernels.core.soft_bellman`."""
 _LOW = log(TINY) - 1.0
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 6.93145751953125e-1, 1.42860682030941723212e-6
 _ROUND = 1.5 * 2.0**52
@@ -192,7 +192,7 @@ def level_choice(v, V, pi, room):
 
 @fused
 def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
-    """:func:`dynchoice.kernels.soft_bellman` on arrays (J, n), by vectors of the processor.
+    """:func:`dynchoice.kernels.core.soft_bellman` on arrays (J, n), by vectors of the processor.
 
     ``v = u + beta ev``, attentive ``pi``, policy ``P`` (J, n) and the operator ``V`` (n,).
     """

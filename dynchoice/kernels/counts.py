@@ -4,14 +4,14 @@ A grid (members, periods) holds one code a row of the panel, ``empty`` where the
 count keys (whole numbers from 0) by open addressing: ``table`` (m,) holds keys or -1 and ``found``
 (m,) how often each was met; ``m`` is a power of two.
 
-A file of its own: see :mod:`dynchoice.level_kernels`.
+A file of its own: see :mod:`dynchoice.kernels.levels`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from dynchoice.kernels import compiled
+from dynchoice.kernels.core import compiled
 
 
 @compiled

@@ -5,7 +5,7 @@ and ``value`` (n, A). A *cell* is a row with its outcomes: ``clicks`` and ``fail
 known, and ``open_`` impressions without a click so far, by now due with probability ``due``; its
 likelihood at linear predictor ``z`` is ``Phi(z)^clicks Phi(-z)^fails (1 - due Phi(z))^open_``.
 
-A file of its own: see :mod:`dynchoice.level_kernels`.
+A file of its own: see :mod:`dynchoice.kernels.levels`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import erfc, exp, log, log1p, sqrt
 
 import numpy as np
 
-from dynchoice.kernels import compiled
+from dynchoice.kernels.core import compiled
 
 ROOT2, DENSITY = sqrt(2.0), 0.3989422804014327
 LOG_ROOT_2PI = 0.9189385332046727

@@ -13,7 +13,17 @@ import pytest
 import dynchoice
 
 PACKAGE = Path(dynchoice.__file__).parent
-LADDER = ["base", "panel", "model", "solve", "inference", "estimate", "counterfactual", "run"]
+LADDER = [
+    "base",
+    "panel",
+    "model",
+    "membership",
+    "solve",
+    "inference",
+    "estimate",
+    "counterfactual",
+    "run",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 LATE = {"ibis", "linearmodels", "torch", "matplotlib", "formulaic", "duckdb", "rich", "joblib"}
 

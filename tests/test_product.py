@@ -13,7 +13,7 @@ import dynchoice as dc
 from dynchoice.kernels import products as product_kernels
 from dynchoice.model import factored as factored_module
 from dynchoice.model.factored import Factored
-from dynchoice.model.product import Product, product_of, split
+from dynchoice.model.level_product import Product, product_of, split
 from dynchoice.solve.krylov import flexible_gmres
 from dynchoice.solve.linear import PolicySystem
 

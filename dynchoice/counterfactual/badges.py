@@ -16,10 +16,10 @@ import numpy as np
 
 from dynchoice.counterfactual.identified import check_identified
 from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.model.membership import Membership
-from dynchoice.model.terms import PRICE
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 IDENTIFIED = "identified"

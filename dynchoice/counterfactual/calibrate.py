@@ -12,7 +12,7 @@ from dynchoice.counterfactual.arguments import limit, listed, number
 from dynchoice.counterfactual.ledger import rates
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.model.membership import Membership
+from dynchoice.membership.membership import Membership
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.membership.membership import Membership
 from dynchoice.model.ddc import DDC
-from dynchoice.model.membership import Membership
 from dynchoice.typing import FloatArray
 
 

@@ -34,7 +34,7 @@ from dynchoice.errors import (
 )
 from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results
-from dynchoice.model.membership import Membership
+from dynchoice.membership.membership import Membership
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats

@@ -15,8 +15,8 @@ from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, pha
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.uncertainty import Draw, tables_of
 from dynchoice.errors import SpecificationError, suggest
+from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC
-from dynchoice.model.terms import PRICE
 from dynchoice.solve.blocks import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.model.contracts import NEW, PAID, TRIAL
-from dynchoice.model.membership import Membership
-from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
+from dynchoice.membership.contracts import NEW, PAID, TRIAL
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.names import BUNDLE, CONTRACT, MENU, VINTAGE
 from dynchoice.solve.plain_blocks import PlainBlocks
 from dynchoice.typing import FloatArray, IntArray
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
-from dynchoice.model import changes
+from dynchoice.membership import changes
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.names import COSTS, MENU
+from dynchoice.membership.plans import Plan, check_number
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
 from dynchoice.model.laws import Fixed, bind
 from dynchoice.model.lifts import lifted
-from dynchoice.model.membership import Membership
-from dynchoice.model.plans import Plan, check_number
-from dynchoice.model.terms import COSTS, MENU
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.typing import FloatArray, IntArray

@@ -16,8 +16,8 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
+from dynchoice.membership.engagement import engagement_laws
 from dynchoice.model.ddc import DDC
-from dynchoice.model.engagement import engagement_laws
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, bind
 from dynchoice.model.lifts import Lifted

@@ -29,7 +29,7 @@ from dynchoice.counterfactual.path import valued
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
-from dynchoice.model.changes import OFFERED
+from dynchoice.membership.changes import OFFERED
 from dynchoice.model.ddc import DDC
 from dynchoice.solve.linear import one_blas_thread
 from dynchoice.typing import FloatArray

@@ -15,9 +15,9 @@ from dynchoice.errors import DataError, SpecificationError, StorageError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
+from dynchoice.inference.model_file import model_from_tree, model_to_tree
 from dynchoice.inference.summary import Summary, number, summarise
 from dynchoice.model.ddc import DDC
-from dynchoice.model.stored import model_from_tree, model_to_tree
 from dynchoice.model.transitions import Transitions
 from dynchoice.solve.solution import Solution, solve
 from dynchoice.storage import load_tree, save_tree

@@ -17,7 +17,7 @@ import numpy as np
 from dynchoice.errors import DataError, SpecificationError, first_few
 from dynchoice.kernels import core as kernels
 from dynchoice.model.laws import IMPOSSIBLE, BoundLaw, Fixed, bind
-from dynchoice.model.product import Product, product_of
+from dynchoice.model.level_product import Product, product_of
 from dynchoice.model.transitions import Transitions, connected_blocks, expect_rows
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level

@@ -11,14 +11,14 @@ import numpy as np
 from dynchoice.counterfactual.forecast import ALL
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import ConfigError, DataError, SpecificationError, first_few, suggest
+from dynchoice.membership.file import build as build_part
+from dynchoice.membership.file import from_plain, read_toml
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.names import BUNDLE, MENU, VINTAGE
+from dynchoice.membership.plans import Benefit, Plan
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
-from dynchoice.model.membership import Membership
-from dynchoice.model.plans import Benefit, Plan
-from dynchoice.model.programme_file import build as build_part
-from dynchoice.model.programme_file import from_plain, read_toml
-from dynchoice.model.terms import BUNDLE, MENU, VINTAGE
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.panel import Panel

@@ -20,8 +20,8 @@ from dynchoice.run.schema import HISTORY, RunFile
 
 if TYPE_CHECKING:
     from dynchoice.counterfactual.scenario import Scenario
+    from dynchoice.membership.membership import Membership
     from dynchoice.model.ddc import DDC
-    from dynchoice.model.membership import Membership
     from dynchoice.panel.panel import Panel
 
 BASELINE = "baseline"

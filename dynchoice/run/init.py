@@ -17,7 +17,7 @@ from dynchoice.storage import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 MONTHS, MEMBERS, FIRST = 24, 500, (2024, 1)
 TRUTH: dict[str, dict[str, float]] = {
@@ -46,7 +46,7 @@ def write_sample(folder: str | Path) -> list[Path]:
     """
     import tomllib
 
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
     target = Path(folder)
     try:

@@ -23,7 +23,7 @@ import numpy as np
 from dynchoice.kernels import core as kernels
 from dynchoice.kernels import levels as level_kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.model.product import Product
+from dynchoice.model.level_product import Product
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dynchoice.kernels import levels as level_kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Fixed
-from dynchoice.model.levels import (
+from dynchoice.model.level_graph import (
     distinct_chains,
     joint_table,
     law_table,

@@ -13,7 +13,7 @@ import numpy as np
 
 from dynchoice.memory import require
 from dynchoice.model.ddc import DDC
-from dynchoice.model.product import Product
+from dynchoice.model.level_product import Product
 from dynchoice.solve.linear import DENSE_STATES, GMRES_RESTART, LU_WORK
 from dynchoice.solve.sweeps import KRYLOV_NUMBERS, KRYLOV_VECTORS
 

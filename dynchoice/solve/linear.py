@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.kernels import core as kernels
-from dynchoice.model.product import Product
+from dynchoice.model.level_product import Product
 from dynchoice.model.transitions import Transitions
 from dynchoice.solve.sweeps import Sweeps
 from dynchoice.typing import FloatArray, IntArray

@@ -1,11 +1,12 @@
 """Linear systems of factored models too large to expand, by sweeps over their levels.
 
-``(I - beta F^P) x = b`` with ``F`` levels times two dense halves (:mod:`dynchoice.model.product`):
-a sweep over the levels, each after those it leads to, nearly solves it, and flexible GMRES does the
-rest in 4 to 12 sweeps where the plain product needs hundreds. The slow mode of size ``1 / (1 -
-beta)`` is taken out of both systems, so that the steps depend on how members mix, not on beta: the
-forward one is solved on relative values; of the transposed one the sum is known,
-``sum(x) = sum(b) / (1 - beta)``, and the rest is solved among vectors that sum to zero.
+``(I - beta F^P) x = b`` with ``F`` levels times two dense halves
+(:mod:`dynchoice.model.level_product`): a sweep over the levels, each after those it leads to,
+nearly solves it, and flexible GMRES does the rest in 4 to 12 sweeps where the plain product needs
+hundreds. The slow mode of size ``1 / (1 - beta)`` is taken out of both systems, so that the steps
+depend on how members mix, not on beta: the forward one is solved on relative values; of the
+transposed one the sum is known, ``sum(x) = sum(b) / (1 - beta)``, and the rest is solved among
+vectors that sum to zero.
 
 Several right sides are solved by one thread each. One level of parallelism at a time: in a worker
 of joblib or dask they come one after the other; the figures are the same to the bit.
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.model.product import Product
+from dynchoice.model.level_product import Product
 from dynchoice.solve.krylov import Room, Rooms, flexible_gmres
 from dynchoice.typing import FloatArray
 

@@ -4,7 +4,8 @@ import oracles
 import pytest
 
 import dynchoice as dc
-from dynchoice.model import factored, product
+from dynchoice.model import factored
+from dynchoice.model import level_product as product
 from dynchoice.solve import linear
 from dynchoice.solve.linear import PolicySystem, choose_method
 

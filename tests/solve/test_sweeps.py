@@ -28,8 +28,8 @@ from dynchoice.estimate import likelihood as likelihood_module
 from dynchoice.estimate import start as start_module
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.model import factored as factored_module
-from dynchoice.model import levels as levels_module
-from dynchoice.model.product import Product
+from dynchoice.model import level_graph as levels_module
+from dynchoice.model.level_product import Product
 from dynchoice.solve import linear as linear_module
 from dynchoice.solve import sweeps as sweeps_module
 from dynchoice.solve.bellman import Bellman, LevelBellman

@@ -171,7 +171,7 @@ def of_the_machine(study: Study, quick: bool) -> None:
         P = system.sweeps._P[0]
         sweep = cpu(lambda: law.sweep(0, v, P, one, two), 10)
         need, loops = law._halves[0][3], law.graph[-1]
-        from dynchoice.model.product import INNER
+        from dynchoice.model.level_product import INNER
 
         products = need.sum() + INNER * need[:, loops].sum()
         flops = products * 2 * law.n * (law.D + law.E)

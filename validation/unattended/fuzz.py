@@ -211,8 +211,8 @@ def all_keys() -> list[str]:
 
     from pydantic import BaseModel
 
-    from dynchoice.model.membership import Membership
-    from dynchoice.model.plans import Benefit, Plan
+    from dynchoice.membership.membership import Membership
+    from dynchoice.membership.plans import Benefit, Plan
     from dynchoice.run import schema
 
     tables = [x for x in vars(schema).values() if isinstance(x, type) and issubclass(x, BaseModel)]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Study, expected, main
 
 import dynchoice
-from dynchoice.model.membership import Membership
+from dynchoice.membership.membership import Membership
 from dynchoice.run import init
 
 HERE = Path(__file__).resolve().parent

@@ -20,7 +20,7 @@ import numpy as np
 
 from dynchoice.kernels import products as kernels
 from dynchoice.model.laws import BoundLaw, Fixed
-from dynchoice.model.levels import (
+from dynchoice.model.level_graph import (
     distinct_chains,
     joint_table,
     law_table,

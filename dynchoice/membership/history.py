@@ -1,7 +1,7 @@
 """Plan histories read into panels: contract clock, tenure and trial eligibility are derived.
 
 A history says who held which plan in which month. Where a member stands at the start of a month
-follows from the months before: the contract levels of :mod:`dynchoice.model.contracts` are run
+follows from the months before: the contract levels of :mod:`dynchoice.membership.contracts` are run
 forward, month by month, for all members at once. What the model leaves to chance is known here:
 tenure comes from the months counted, and so does the return to trial eligibility.
 """
@@ -23,9 +23,9 @@ from dynchoice.errors import (
     first_few,
     suggest,
 )
-from dynchoice.model.contracts import LAPSED, PAID, Contracts
-from dynchoice.model.schedule import in_force, need
-from dynchoice.model.terms import BUNDLE, CONTRACT, MENU, VINTAGE
+from dynchoice.membership.contracts import LAPSED, PAID, Contracts
+from dynchoice.membership.names import BUNDLE, CONTRACT, MENU, VINTAGE
+from dynchoice.membership.offers import in_force, need
 from dynchoice.panel import checks
 from dynchoice.panel.history import period_numbers, previous
 from dynchoice.panel.panel import MEMBER_LIMIT, Panel
@@ -34,7 +34,7 @@ from dynchoice.typing import AnyArray, IntArray
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 ENTRIES = ("new", "outside", "unknown")
 BROKEN = ("raise", "drop")
@@ -417,7 +417,7 @@ def read_panel(
     """Return the panel of a plan history: see :meth:`Membership.panel`."""
     import pandas as pd
 
-    from dynchoice.model.history_parts import by_parts, source_of
+    from dynchoice.membership.history_chunks import by_parts, source_of
 
     unknown = [k for k in options if k not in PANEL_OPTIONS]
     if unknown:

@@ -13,7 +13,7 @@ import pytest
 from histories import CLUBS, COLUMNS, cells, histories, used, with_use
 
 import dynchoice as dc
-from dynchoice.model.plan_history import contract_levels
+from dynchoice.membership.history import contract_levels
 
 
 def same(found: pd.Series, want: pd.Series) -> None:

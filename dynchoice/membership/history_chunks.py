@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.errors import DataError
+from dynchoice.membership.names import CONTRACT
 from dynchoice.memory import in_bytes, limit
-from dynchoice.model.terms import CONTRACT
 from dynchoice.panel import checks
 from dynchoice.panel.history import FIRST_MONTH, LAST_MONTH
 from dynchoice.panel.panel import Panel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
 
-    from dynchoice.model.plan_history import Reading
+    from dynchoice.membership.history import Reading
 
 ROW_BYTES = 600
 """Bytes that a row takes while its contract level is derived, about."""
@@ -64,7 +64,7 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
     DataError
         What is wrong with the first part where something is; no room for the files.
     """
-    from dynchoice.model.plan_history import NOTHING_LEFT, Findings
+    from dynchoice.membership.history import NOTHING_LEFT, Findings
 
     memory, progress = told.get("memory"), told.get("progress")
     bound = limit() // 2 if memory is None else in_bytes(memory)

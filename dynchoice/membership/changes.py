@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
-from dynchoice.model.membership import Membership
-from dynchoice.model.plans import (
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.plans import (
     Benefit,
     Plan,
     check_attention,

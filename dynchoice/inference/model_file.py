@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice.membership.membership import Membership
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Cycle, Deterministic, Fixed, Increment, Law, Markov
-from dynchoice.model.membership import Membership
 from dynchoice.model.transitions import Stacked, Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace

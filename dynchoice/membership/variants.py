@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynchoice.errors import SpecificationError, suggest
 
 if TYPE_CHECKING:
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 
 def segment(club: Membership, label: str) -> Membership:

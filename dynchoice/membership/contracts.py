@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynchoice.model.plans import Plan
+from dynchoice.membership.plans import Plan
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 NONE = "none"

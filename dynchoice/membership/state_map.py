@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
-from dynchoice.model.contracts import NEW, NONE, PAID, TRIAL, Contracts
-from dynchoice.model.terms import CONTRACT, VINTAGE
+from dynchoice.membership.contracts import NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.names import CONTRACT, VINTAGE
 from dynchoice.typing import IntArray
 
 if TYPE_CHECKING:
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 
 def state_map(old: Membership, new: Membership) -> IntArray:

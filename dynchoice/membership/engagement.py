@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
+from dynchoice.membership.names import BUNDLE
+from dynchoice.membership.plans import Benefit
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Markov
-from dynchoice.model.plans import Benefit
-from dynchoice.model.terms import BUNDLE
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 
 def engagement_laws(club: Membership, estimated: Any) -> dict[str, Markov]:

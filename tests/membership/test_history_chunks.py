@@ -16,7 +16,7 @@ import pytest
 from histories import CLUBS, COLUMNS, cells, histories, used, with_use
 
 import dynchoice as dc
-from dynchoice.model import history_parts
+from dynchoice.membership import history_chunks as history_parts
 
 SMALL = {"member_limit": 10, "memory": "200KB"}
 """Some 160 rows a part."""
@@ -279,7 +279,7 @@ def test_files_live_as_long_as_anything_reads_them(club, plain, folders, tmp_pat
 def test_a_forked_process_that_ends_leaves_the_files(tmp_path):
     code = (
         "import os, sys, warnings; warnings.simplefilter('ignore');"
-        "import pandas as pd, dynchoice as dc; from dynchoice.model import history_parts as h;"
+        "import pandas as pd, dynchoice as dc; from dynchoice.membership import history_chunks as h;"
         "h.LEAST_ROWS = 1; club = dc.Membership([dc.Plan('monthly', 15)]);"
         "f = pd.DataFrame({'who': [i // 5 for i in range(500)], 'plan': 'none',"
         " 'when': [i % 5 for i in range(500)]});"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
-from dynchoice.model.membership import Membership
-from dynchoice.model.plans import Benefit, MemberType, Plan, check_mapping
+from dynchoice.membership.membership import Membership
+from dynchoice.membership.plans import Benefit, MemberType, Plan, check_mapping
 from dynchoice.storage import write_atomically
 
 PARTS: dict[str, Any] = {"plans": Plan, "benefits": Benefit}

@@ -8,7 +8,7 @@ The model of SOURCES.md 7.3. In month t a customer stands at a contract level ``
                    paying upfront
 
 Outside, utility is zero: that is the normalisation. Contract levels and moves are in
-:mod:`dynchoice.model.contracts`; engagement moves by one Markov chain a benefit. Prices and
+:mod:`dynchoice.membership.contracts`; engagement moves by one Markov chain a benefit. Prices and
 bundles in force are two Fixed axes, so that regions and months with different offers are one
 model.
 """
@@ -25,23 +25,9 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
-from dynchoice.model.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
-from dynchoice.model.ddc import DDC
-from dynchoice.model.engagement import engagement_laws
-from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
-from dynchoice.model.plans import (
-    Benefit,
-    MemberType,
-    Plan,
-    assign,
-    check_attention,
-    check_mapping,
-    check_number,
-    check_whole,
-)
-from dynchoice.model.programme_tables import check_names, feature_table
-from dynchoice.model.state_map import state_map
-from dynchoice.model.terms import (
+from dynchoice.membership.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.engagement import engagement_laws
+from dynchoice.membership.names import (
     BUNDLE,
     CANCEL,
     CONTRACT,
@@ -57,9 +43,23 @@ from dynchoice.model.terms import (
     UPFRONT,
     VINTAGE,
 )
+from dynchoice.membership.plans import (
+    Benefit,
+    MemberType,
+    Plan,
+    assign,
+    check_attention,
+    check_mapping,
+    check_number,
+    check_whole,
+)
+from dynchoice.membership.state_map import state_map
+from dynchoice.membership.utility import check_names, feature_table
+from dynchoice.membership.variants import of_type, segment
+from dynchoice.model.ddc import DDC
+from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
-from dynchoice.model.variants import of_type, segment
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray
@@ -466,12 +466,12 @@ class Membership:
         ColumnError, DataError
             Columns that are missing; plans, levels or choices that do not fit the programme.
         """
-        from dynchoice.model.plan_history import read_panel
+        from dynchoice.membership.history import read_panel
 
         return read_panel(self, data, member=member, time=time, plan=plan, **options)
 
     def segment(self, label: str) -> Membership:
-        """Return the programme of one segment: see :func:`dynchoice.model.variants.segment`."""
+        """Return one segment's programme: see :func:`dynchoice.membership.variants.segment`."""
         return segment(self, label)
 
     def theta(self, kind: str | None = None) -> FloatArray:
@@ -493,7 +493,7 @@ class Membership:
         return np.array([values[n] for n in self.names])
 
     def of_type(self, kind: str) -> Membership:
-        """Return it as one type values it: see :func:`dynchoice.model.variants.of_type`."""
+        """Return it as one type values it: see :func:`dynchoice.membership.variants.of_type`."""
         return of_type(self, kind)
 
     def newcomers(self) -> FloatArray:
@@ -512,7 +512,7 @@ class Membership:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the programme as plain nested values; :meth:`from_dict` reads it back."""
-        from dynchoice.model.programme_file import as_plain
+        from dynchoice.membership.file import as_plain
 
         return as_plain(self)
 
@@ -525,20 +525,20 @@ class Membership:
         SpecificationError
             Unknown or missing keys, by name.
         """
-        from dynchoice.model.programme_file import from_plain
+        from dynchoice.membership.file import from_plain
 
         return from_plain(tree)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Membership:
         """Read a programme from a TOML file."""
-        from dynchoice.model.programme_file import read_toml
+        from dynchoice.membership.file import read_toml
 
         return read_toml(Path(path))
 
     def to_toml(self, path: str | os.PathLike[str]) -> Path:
         """Write the programme to a TOML file."""
-        from dynchoice.model.programme_file import write_toml
+        from dynchoice.membership.file import write_toml
 
         return write_toml(self, Path(path))
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
-from dynchoice.model.contracts import LAPSED, NEW, PAID, TRIAL
-from dynchoice.model.plans import MemberType, assign, check_mapping, check_number
-from dynchoice.model.terms import (
+from dynchoice.membership.contracts import LAPSED, NEW, PAID, TRIAL
+from dynchoice.membership.names import (
     BUNDLE,
     CANCEL,
     CONTRACT,
@@ -24,10 +23,11 @@ from dynchoice.model.terms import (
     UPFRONT,
     VINTAGE,
 )
+from dynchoice.membership.plans import MemberType, assign, check_mapping, check_number
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
-    from dynchoice.model.membership import Membership
+    from dynchoice.membership.membership import Membership
 
 
 def check_names(club: Membership) -> None:

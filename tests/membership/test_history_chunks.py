@@ -279,7 +279,8 @@ def test_files_live_as_long_as_anything_reads_them(club, plain, folders, tmp_pat
 def test_a_forked_process_that_ends_leaves_the_files(tmp_path):
     code = (
         "import os, sys, warnings; warnings.simplefilter('ignore');"
-        "import pandas as pd, dynchoice as dc; from dynchoice.membership import history_chunks as h;"
+        "import pandas as pd, dynchoice as dc;"
+        "from dynchoice.membership import history_chunks as h;"
         "h.LEAST_ROWS = 1; club = dc.Membership([dc.Plan('monthly', 15)]);"
         "f = pd.DataFrame({'who': [i // 5 for i in range(500)], 'plan': 'none',"
         " 'when': [i % 5 for i in range(500)]});"

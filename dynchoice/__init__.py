@@ -30,8 +30,8 @@ _HOME = {
     "Plan": "membership.plans",
     "Benefit": "membership.plans",
     "MemberType": "membership.plans",
-    "solve": "solve.solution",
-    "Solution": "solve.solution",
+    "solve": "solvers.solve",
+    "Solution": "solvers.solve",
     "NFXP": "estimate.nfxp",
     "fit_segments": "estimate.segments",
     "SegmentFits": "estimate.segments",
@@ -134,25 +134,15 @@ def _function(folder: str, module: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps ``dynchoice.solve`` and ``dynchoice.counterfactual`` the public functions.
+    """Keeps ``dynchoice.counterfactual`` the public function.
 
-    Folders of the same names exist, and importing a module from one would bind the name to the
+    A folder of the same name exists, and importing a module from it would bind the name to the
     folder; a property on the package's class takes precedence over that binding.
     """
 
     def __reduce__(self) -> Any:
         """Pickle by name, as plain modules are (joblib's workers receive functions that use it)."""
         return importlib.import_module, (self.__name__,)
-
-    @property
-    def solve(self) -> Any:
-        """The function :func:`dynchoice.solve.solution.solve`."""
-        return _function("solve", "solution")
-
-    @solve.setter
-    def solve(self, folder: ModuleType) -> None:
-        """Ignore the import machinery's binding of the folder."""
-        del folder
 
     @property
     def counterfactual(self) -> Any:
@@ -165,7 +155,7 @@ class _Package(ModuleType):
         del folder
 
 
-_FOLDERS = ("solve", "counterfactual")
+_FOLDERS = ("counterfactual",)
 sys.modules[__name__].__class__ = _Package
 
 

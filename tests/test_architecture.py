@@ -18,7 +18,7 @@ LADDER = [
     "panel",
     "model",
     "membership",
-    "solve",
+    "solvers",
     "inference",
     "estimate",
     "counterfactual",
@@ -78,7 +78,7 @@ def test_heavy_packages_stay_where_they_belong(path):
         if root == "numba":
             assert name == "kernels/core.py"
         if root == "pandas":
-            assert not name.startswith("solve/") and not name.startswith("kernels/")
+            assert not name.startswith("solvers/") and not name.startswith("kernels/")
             assert not top
         if root in LATE:
             assert not top, f"{name} imports {module} at the top"

@@ -14,7 +14,7 @@ import dynchoice as dc
 from dynchoice.kernels import core as kernels
 from dynchoice.kernels import levels as level_kernels
 from dynchoice.kernels import products as product_kernels
-from dynchoice.solve.blocks import LevelBlocks, blocks_of, level_law
+from dynchoice.solvers.layout_levels import LevelBlocks, blocks_of, level_law
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from dynchoice.kernels import products as product_kernels
 from dynchoice.model import factored as factored_module
 from dynchoice.model.factored import Factored
 from dynchoice.model.level_product import Product, product_of, split
-from dynchoice.solve.krylov import flexible_gmres
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.krylov import flexible_gmres
+from dynchoice.solvers.linear import PolicySystem
 
 SEEDS = range(40)
 

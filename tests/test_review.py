@@ -255,7 +255,7 @@ def test_solve_and_counterfactual_are_the_functions_whatever_was_imported():
     import inspect
 
     import dynchoice.counterfactual.scenario
-    import dynchoice.solve.linear
+    import dynchoice.solvers.linear
 
     assert "params" in inspect.signature(dc.solve).parameters
     assert "weights" in inspect.signature(dc.counterfactual).parameters
@@ -334,16 +334,16 @@ def test_functions_that_use_the_package_travel_to_workers():
 
 
 def test_every_way_of_importing_works():
-    import dynchoice.solve.linear as by_name
-    from dynchoice.solve import linear
+    import dynchoice.solvers.linear as by_name
+    from dynchoice.solvers import linear
 
     assert by_name is linear and dynchoice_attribute() is linear
 
 
 def dynchoice_attribute():
-    import dynchoice.solve.linear
+    import dynchoice.solvers.linear
 
-    return dynchoice.solve.linear
+    return dynchoice.solvers.linear
 
 
 def test_weighted_parts_add_their_members():

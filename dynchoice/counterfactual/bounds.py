@@ -30,7 +30,7 @@ from dynchoice.inference.results import Results
 from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import StateSpace, as_floats
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Level
 
 DIRECTIONS = 200

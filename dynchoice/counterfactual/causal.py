@@ -29,8 +29,8 @@ from dynchoice.inference.summary import wrapped
 from dynchoice.model.regions import MarketEvent, RegionGrid, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
-from dynchoice.solve.linear import one_blas_thread
-from dynchoice.solve.solution import solve
+from dynchoice.solvers.linear import one_blas_thread
+from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray, Progress
 
 if TYPE_CHECKING:

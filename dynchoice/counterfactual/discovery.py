@@ -30,7 +30,7 @@ from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
-from dynchoice.solve.solution import solve
+from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:

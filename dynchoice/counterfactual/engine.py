@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.blocks import blocks_of
-from dynchoice.solve.plain_blocks import TOL, BlockSolution, PlainBlocks
+from dynchoice.solvers.layout import TOL, BlockSolution, PlainBlocks
+from dynchoice.solvers.layout_levels import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SLOPE_RTOL = 1e-6
@@ -37,7 +37,7 @@ class Features:
     """A model's features laid out by block, and which blocks are alike.
 
     ``x`` (K, B n J) with its offset (B n J,), minus infinity where not offered, in the order of
-    :meth:`~dynchoice.solve.plain_blocks.PlainBlocks.flat`; ``twin`` (B,) names for each block the
+    :meth:`~dynchoice.solvers.layout.PlainBlocks.flat`; ``twin`` (B,) names for each block the
     first one that equals it in everything.
     """
 

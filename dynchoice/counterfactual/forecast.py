@@ -38,7 +38,7 @@ from dynchoice.membership.membership import Membership
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dynchoice.counterfactual.uncertainty import Draw, tables_of
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.blocks import blocks_of
+from dynchoice.solvers.layout_levels import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 BATCH = 8

@@ -35,9 +35,9 @@ from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.bellman import bellman_of
-from dynchoice.solve.infinite import fixed_point
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.bellman import bellman_of
+from dynchoice.solvers.infinite import fixed_point
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 
 DENSE_STATES = 2000

@@ -15,7 +15,7 @@ import numpy as np
 from dynchoice.membership.contracts import NEW, PAID, TRIAL
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import BUNDLE, CONTRACT, MENU, VINTAGE
-from dynchoice.solve.plain_blocks import PlainBlocks
+from dynchoice.solvers.layout import PlainBlocks
 from dynchoice.typing import FloatArray, IntArray
 
 RATES = {

@@ -11,8 +11,8 @@ from dynchoice.counterfactual.badges import badge
 from dynchoice.counterfactual.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
-from dynchoice.solve.linear import one_blas_thread
-from dynchoice.solve.warm import WarmSolver
+from dynchoice.solvers.linear import one_blas_thread
+from dynchoice.solvers.warm import WarmSolver
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.moves import mover
+from dynchoice.solvers.push_forward import mover
 from dynchoice.typing import FloatArray, IntArray
 
 

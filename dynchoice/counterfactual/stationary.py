@@ -18,7 +18,7 @@ from dynchoice.counterfactual.ledger import Ledger
 from dynchoice.counterfactual.tables import measures
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
 

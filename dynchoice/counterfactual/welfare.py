@@ -31,7 +31,7 @@ from dynchoice.counterfactual.stationary import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.membership.changes import OFFERED
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Progress
 
 VALUATIONS = ("exact", "simulation", "finite-dependence")

@@ -39,7 +39,7 @@ from dynchoice.inference.summary import Comparison, compare
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Progress
 
 INNER = ("NFXP", "CCP")

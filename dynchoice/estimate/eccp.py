@@ -36,7 +36,7 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
 from dynchoice.model.regions import RegionGrid
 from dynchoice.panel.counts import Counts
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:

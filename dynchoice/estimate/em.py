@@ -22,7 +22,7 @@ from dynchoice.estimate.likelihood import FiniteLikelihood, Likelihood
 from dynchoice.estimate.mixture import TypeLayout, posterior, share_probabilities
 from dynchoice.estimate.valuation import pseudo_likelihood
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray, IntArray, Progress
 
 ODDS = 30.0

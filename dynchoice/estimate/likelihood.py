@@ -23,10 +23,10 @@ from dynchoice.errors import SpecificationError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solve.bellman import bellman_of, over_choices
-from dynchoice.solve.footprint import check_likelihood
-from dynchoice.solve.infinite import FixedPoint, fixed_point
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.bellman import bellman_of, over_choices
+from dynchoice.solvers.infinite import FixedPoint, fixed_point
+from dynchoice.solvers.linear import PolicySystem
+from dynchoice.solvers.memory_needed import check_likelihood
 from dynchoice.typing import FloatArray
 
 DERIVATIVE_RTOL = 1e-10
@@ -268,7 +268,7 @@ class FiniteLikelihood(Likelihood):
             self._last = replace(last, score=score, outer=outer, loglik=float(loglik))
 
     def evaluate(self, params: FloatArray) -> Evaluation:
-        from dynchoice.solve.finite import backward_induction
+        from dynchoice.solvers.finite import backward_induction
 
         if self._last is not None and np.array_equal(self._last.params, params):
             return self._last

@@ -20,8 +20,8 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.inference.results import Results
-from dynchoice.solve.bellman import over_choices
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.bellman import over_choices
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
 TREATMENTS = ("two-step", "joint")
@@ -48,7 +48,7 @@ class NFXP(Estimator):
     SpecificationError
         Model and panel do not fit each other.
     MemoryLimitError
-        The fit would take more memory than there is (:mod:`dynchoice.solve.footprint`).
+        The fit would take more memory than there is (:mod:`dynchoice.solvers.memory_needed`).
 
     Notes
     -----

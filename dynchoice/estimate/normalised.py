@@ -24,7 +24,7 @@ import numpy as np
 from dynchoice.errors import ConvergenceError
 from dynchoice.estimate.dependent import psi
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray
 
 

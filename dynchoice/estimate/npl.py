@@ -31,7 +31,7 @@ from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, Progress
 
 

@@ -31,7 +31,7 @@ from dynchoice.inference.results import Results
 from dynchoice.inference.summary import Summary, number
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import BoolArray, FloatArray
 
 if TYPE_CHECKING:

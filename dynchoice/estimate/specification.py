@@ -20,7 +20,7 @@ from dynchoice.inference.hypotheses import ChiSquaredTest
 from dynchoice.inference.mixture import MixtureResults
 from dynchoice.inference.results import Results, refuse_not_nested
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
 

@@ -29,8 +29,8 @@ from dynchoice.estimate.histories import histories
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.panel.counts import Counts
-from dynchoice.solve.linear import one_blas_thread
-from dynchoice.solve.warm import WarmSolver
+from dynchoice.solvers.linear import one_blas_thread
+from dynchoice.solvers.warm import WarmSolver
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from dynchoice.estimate.dependent import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.bellman import over_choices
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.bellman import over_choices
+from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray, IntArray
 
 TRUNCATION = 1e-3

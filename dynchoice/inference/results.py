@@ -19,7 +19,7 @@ from dynchoice.inference.model_file import model_from_tree, model_to_tree
 from dynchoice.inference.summary import Summary, number, summarise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
-from dynchoice.solve.solution import Solution, solve
+from dynchoice.solvers.solve import Solution, solve
 from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import FloatArray
 

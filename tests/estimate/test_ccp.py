@@ -12,7 +12,7 @@ import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
 from dynchoice.estimate.dependent import DependentLikelihood
 from dynchoice.estimate.valuation import SimulatedValues, valuation
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.linear import PolicySystem
 
 builders.RUST_THETA = np.array([0.4, 2.0])
 DEPENDENT = {"valuation": "finite-dependence"}

@@ -279,7 +279,7 @@ def test_ccp_agrees_with_nfxp_in_a_large_sample(membership, fitted):
 
 def test_hotz_miller_valuation_against_the_oracle():
     from dynchoice.estimate.ccp import valuation
-    from dynchoice.solve.linear import PolicySystem
+    from dynchoice.solvers.linear import PolicySystem
 
     spec = oracles.random_model(5, 30, 3, 2, 0.95, attention=False)
     model = builders.from_oracle(spec)
@@ -295,7 +295,7 @@ def test_hotz_miller_valuation_against_the_oracle():
 def test_ccp_at_the_true_probabilities_is_consistent_under_inattention(beta):
     from dynchoice.estimate.ccp import pseudo_likelihood, unmix
     from dynchoice.estimate.optimise import maximise
-    from dynchoice.solve.linear import PolicySystem
+    from dynchoice.solvers.linear import PolicySystem
 
     spec = oracles.random_model(5, 30, 3, 2, beta, attention=True)
     model = builders.from_oracle(spec)

@@ -17,7 +17,7 @@ from dynchoice.estimate.choice_probabilities import smoothed
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.optimise import maximise
 from dynchoice.estimate.valuation import pseudo_likelihood
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ["keep", "replace"]

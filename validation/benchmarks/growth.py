@@ -31,9 +31,9 @@ from models import cpu, draw_counts, plan_model
 import dynchoice as dc
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.kernels import core as kernels
-from dynchoice.solve import sweeps
-from dynchoice.solve.bellman import bellman_of
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers import sweeps
+from dynchoice.solvers.bellman import bellman_of
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 
 
 def slope(sizes: list[float], seconds: list[float]) -> float:

@@ -31,7 +31,7 @@ from models import bus_model, cpu, draw_counts, plain_scipy, plan_model
 import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import pooled
 from dynchoice.estimate.npl import npl
-from dynchoice.solve.linear import one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 
 BUS_TRUTH = np.array([10.0750, 2.2930])
 

@@ -14,8 +14,8 @@ import numpy as np
 from dynchoice.memory import require
 from dynchoice.model.ddc import DDC
 from dynchoice.model.level_product import Product
-from dynchoice.solve.linear import DENSE_STATES, GMRES_RESTART, LU_WORK
-from dynchoice.solve.sweeps import KRYLOV_NUMBERS, KRYLOV_VECTORS
+from dynchoice.solvers.linear import DENSE_STATES, GMRES_RESTART, LU_WORK
+from dynchoice.solvers.sweeps import KRYLOV_NUMBERS, KRYLOV_VECTORS
 
 FEW_STATES = 20_000
 """States (times periods) up to which nobody asks: they take some hundred megabytes at most."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynchoice.solve.bellman import Bellman
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.bellman import Bellman
+from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray
 
 CONTRACTIONS = 20

@@ -30,15 +30,15 @@ from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.model import factored as factored_module
 from dynchoice.model import level_graph as levels_module
 from dynchoice.model.level_product import Product
-from dynchoice.solve import linear as linear_module
-from dynchoice.solve import sweeps as sweeps_module
-from dynchoice.solve.bellman import Bellman, LevelBellman
-from dynchoice.solve.derivative import ccp_derivative
-from dynchoice.solve.krylov import Rooms
-from dynchoice.solve.linear import PolicySystem
-from dynchoice.solve.plain_blocks import PlainBlocks
-from dynchoice.solve.sweeps import Sweeps
-from dynchoice.solve.warm import WarmSolver
+from dynchoice.solvers import linear as linear_module
+from dynchoice.solvers import sweeps as sweeps_module
+from dynchoice.solvers.bellman import Bellman, LevelBellman
+from dynchoice.solvers.derivative import ccp_derivative
+from dynchoice.solvers.krylov import Rooms
+from dynchoice.solvers.layout import PlainBlocks
+from dynchoice.solvers.linear import PolicySystem
+from dynchoice.solvers.sweeps import Sweeps
+from dynchoice.solvers.warm import WarmSolver
 
 EPS = np.finfo(float).eps
 BENCHMARKS = Path(__file__).resolve().parents[2] / "validation" / "benchmarks"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.model.level_product import Product
-from dynchoice.solve.krylov import Room, Rooms, flexible_gmres
+from dynchoice.solvers.krylov import Room, Rooms, flexible_gmres
 from dynchoice.typing import FloatArray
 
 KRYLOV_VECTORS, KRYLOV_CYCLES = 40, 50

@@ -6,8 +6,8 @@ import pytest
 import dynchoice as dc
 from dynchoice.model import factored
 from dynchoice.model import level_product as product
-from dynchoice.solve import linear
-from dynchoice.solve.linear import PolicySystem, choose_method
+from dynchoice.solvers import linear
+from dynchoice.solvers.linear import PolicySystem, choose_method
 
 
 @pytest.mark.parametrize("seed", range(14))

@@ -11,10 +11,10 @@ from dynchoice.errors import ConvergenceError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solve.bellman import Bellman, bellman_of
-from dynchoice.solve.infinite import fixed_point
-from dynchoice.solve.linear import PolicySystem
-from dynchoice.solve.moves import mover
+from dynchoice.solvers.bellman import Bellman, bellman_of
+from dynchoice.solvers.infinite import fixed_point
+from dynchoice.solvers.linear import PolicySystem
+from dynchoice.solvers.push_forward import mover
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 TOL = 1e-12

@@ -27,7 +27,7 @@ from dynchoice.model.level_product import Product
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
-    from dynchoice.solve.linear import PolicySystem
+    from dynchoice.solvers.linear import PolicySystem
 
 
 def over_choices(P: FloatArray, x: FloatArray) -> FloatArray:

@@ -7,9 +7,9 @@ import numpy as np
 from dynchoice.errors import ConvergenceError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.bellman import bellman_of, over_choices
-from dynchoice.solve.infinite import fixed_point
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.bellman import bellman_of, over_choices
+from dynchoice.solvers.infinite import fixed_point
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.solve.bellman import bellman_of
-from dynchoice.solve.finite import backward_induction
-from dynchoice.solve.footprint import check_solution
-from dynchoice.solve.infinite import fixed_point
-from dynchoice.solve.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.bellman import bellman_of
+from dynchoice.solvers.finite import backward_induction
+from dynchoice.solvers.infinite import fixed_point
+from dynchoice.solvers.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.memory_needed import check_solution
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def solve(
         Parameters of the wrong number; laws without probabilities.
     MemoryLimitError
         It would take more memory than there is: about ``8 S (8 J + 14)`` bytes (``5 J``
-        by sweeps) and the linear solver's (:mod:`dynchoice.solve.footprint`), checked before
+        by sweeps) and the linear solver's (:mod:`dynchoice.solvers.memory_needed`), checked before
         anything is allocated.
 
     Examples

@@ -7,7 +7,7 @@ One deterministic rule picks the method (ecosystem.md 3.2; no clock is read):
 - else sparse LU (SuperLU, minimum degree) if ``n w^2 <= LU_WORK`` with ``w`` the bandwidth after
   reverse Cuthill-McKee: thin kernels mix slowly and factor cheaply;
 - else, and for factored laws too large to expand, sweeps over levels where the law has levels and
-  two dense halves (:mod:`dynchoice.solve.sweeps`): 5 sweeps a Newton step where plain GMRES needs
+  two dense halves (:mod:`dynchoice.solvers.sweeps`): 5 sweeps a Newton step where plain GMRES needs
   500 products;
 - else GMRES, on the expanded law or matrix-free.
 
@@ -25,7 +25,7 @@ import numpy as np
 from dynchoice.kernels import core as kernels
 from dynchoice.model.level_product import Product
 from dynchoice.model.transitions import Transitions
-from dynchoice.solve.sweeps import Sweeps
+from dynchoice.solvers.sweeps import Sweeps
 from dynchoice.typing import FloatArray, IntArray
 
 DENSE_STATES = 700

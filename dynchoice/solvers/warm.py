@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynchoice.model.ddc import DDC
-from dynchoice.solve.bellman import bellman_of, over_choices
-from dynchoice.solve.infinite import FixedPoint, fixed_point
-from dynchoice.solve.linear import PolicySystem
+from dynchoice.solvers.bellman import bellman_of, over_choices
+from dynchoice.solvers.infinite import FixedPoint, fixed_point
+from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray
 
 

@@ -7,7 +7,7 @@ after those it leads to, solves most of Newton's linear system at once (an annua
 chain of twelve levels), so GMRES needs about seven sweeps where it took seventy products.
 Nothing is allocated between solutions: thousands of draws cost their arithmetic.
 
-Models of another form take :class:`~dynchoice.solve.plain_blocks.PlainBlocks`: one block, the
+Models of another form take :class:`~dynchoice.solvers.layout.PlainBlocks`: one block, the
 library's general solvers.
 """
 
@@ -29,7 +29,7 @@ from dynchoice.model.level_graph import (
     level_graph,
     needed_levels,
 )
-from dynchoice.solve.plain_blocks import TOL, BlockSolution, PlainBlocks
+from dynchoice.solvers.layout import TOL, BlockSolution, PlainBlocks
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 BASIS = 60

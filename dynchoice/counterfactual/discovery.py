@@ -25,7 +25,7 @@ from dynchoice.counterfactual.group import price_of_utility
 from dynchoice.counterfactual.uncertainty import draws_of, tables_of
 from dynchoice.counterfactual.welfare import everyone
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored

@@ -32,7 +32,7 @@ from dynchoice.errors import (
     first_few,
     suggest,
 )
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.membership.membership import Membership
 from dynchoice.panel.counts import Counts, period_label

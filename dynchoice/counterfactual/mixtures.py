@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.panel.panel import Panel
 from dynchoice.typing import FloatArray

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
-from dynchoice.inference.rewards import RewardResults, numbers_of
+from dynchoice.inference.reward_results import RewardResults, numbers_of
 from dynchoice.model.sieve import Sieve
 from dynchoice.model.utility import evaluate
 from dynchoice.panel.trajectories import NO_ROW, Trajectories

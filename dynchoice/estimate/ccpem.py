@@ -34,7 +34,7 @@ from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.inference.covariance import (
     check_cov_type,
 )
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.summary import Comparison, compare
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells

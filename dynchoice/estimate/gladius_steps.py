@@ -181,7 +181,7 @@ class JointPredictor:
     def at(
         self, x: FloatArray, offered: BoolArray | None, o: IntArray, known: FloatArray, beta: float
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """See :class:`dynchoice.inference.learned.Predictor`."""
+        """See :class:`dynchoice.inference.learner_predictions.Predictor`."""
         del o, known
         q = np.mean([f.q(x) for f in self.fits], axis=0)
         return (

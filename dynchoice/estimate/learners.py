@@ -28,7 +28,7 @@ from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.rows import solved
 from dynchoice.estimate.rows_pqr import RowsPQR
 from dynchoice.estimate.stages import LearnedStages, SieveStages
-from dynchoice.inference.learned import (
+from dynchoice.inference.learner_predictions import (
     CLIP,
     ClassifierPolicy,
     Corrected,

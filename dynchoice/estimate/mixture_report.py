@@ -14,7 +14,7 @@ from dynchoice.estimate.mixture import TypeLayout
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.report import without_curvature
 from dynchoice.inference.covariance import bucket_sums, check_cluster, cluster_notes, inverse
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.typing import FloatArray
 

@@ -17,7 +17,7 @@ from dynchoice.estimate.learners import CrossFitted, checked
 from dynchoice.estimate.rows_reward import RowsReward
 from dynchoice.estimate.table_pqr import TableReward
 from dynchoice.inference.results import Results
-from dynchoice.inference.rewards import RewardResults
+from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.ddc import DDC
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.counts import Counts

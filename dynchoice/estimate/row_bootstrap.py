@@ -17,7 +17,7 @@ from dynchoice.errors import (
 )
 from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import check_cov_type
-from dynchoice.inference.rewards import RewardResults
+from dynchoice.inference.reward_results import RewardResults
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import FloatArray, Progress
 

@@ -12,7 +12,7 @@ from dynchoice.estimate.learners import Learned
 from dynchoice.estimate.optimise import check_options
 from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
 from dynchoice.estimate.rows_pqr import RowsFit, RowsPQR
-from dynchoice.inference.rewards import RewardResults
+from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import FloatArray, Progress

@@ -20,7 +20,7 @@ from dynchoice.errors import SpecificationError
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.pqr import DeepPQR
 from dynchoice.inference.results import Results
-from dynchoice.inference.rewards import RewardResults
+from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.ddc import DDC
 from dynchoice.model.laws import Markov
 from dynchoice.model.reward import RewardModel

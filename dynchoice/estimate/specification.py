@@ -17,7 +17,7 @@ from dynchoice.inference.contrasts import ContrastTest
 from dynchoice.inference.covariance import check_cluster, clustered_meat
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
-from dynchoice.inference.mixture import MixtureResults
+from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results, refuse_not_nested
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import one_blas_thread

@@ -38,7 +38,7 @@ from dynchoice.estimate.optimise import check_options
 from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
 from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
 from dynchoice.inference.diagnostics import Identification
-from dynchoice.inference.rewards import RewardResults
+from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import log_softmax
 from dynchoice.panel.trajectories import Trajectories

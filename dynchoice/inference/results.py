@@ -404,11 +404,11 @@ def load(path: str | os.PathLike[str]) -> Any:
     mixture, rewards = tree.pop("mixture", False), tree.pop("rewards", False)
     try:
         if rewards:
-            from dynchoice.inference.rewards import RewardResults
+            from dynchoice.inference.reward_results import RewardResults
 
             return RewardResults.from_tree(tree)
         if mixture:
-            from dynchoice.inference.mixture import MixtureResults
+            from dynchoice.inference.mixture_results import MixtureResults
 
             return MixtureResults.from_tree(tree)
         return Results.from_tree(tree)

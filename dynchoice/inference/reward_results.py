@@ -12,7 +12,7 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
-from dynchoice.inference.learned import Predictor
+from dynchoice.inference.learner_predictions import Predictor
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import Sieve, by_choice, log_softmax, logit_logs

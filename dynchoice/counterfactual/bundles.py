@@ -66,7 +66,7 @@ class Bundles:
 
     def plot(self, x: str = "surplus", y: str = "profit", path: Any = None) -> Any:
         """Draw all rows and the frontier, a panel a segment."""
-        from dynchoice.counterfactual.pictures import plot_frontier
+        from dynchoice.plots.outcomes import plot_frontier
 
         return plot_frontier(self, x, y, path)
 
@@ -271,7 +271,7 @@ class Elasticities:
 
     def plot(self, horizon: str = "long", path: Any = None) -> Any:
         """Draw the elasticities as a table in colours, a panel a segment."""
-        from dynchoice.counterfactual.pictures import plot_elasticities
+        from dynchoice.plots.outcomes import plot_elasticities
 
         return plot_elasticities(self, horizon, path)
 

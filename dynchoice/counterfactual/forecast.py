@@ -114,7 +114,7 @@ class Forecast:
         Returns the matplotlib figure; with ``path`` it is saved too (needs the extra
         ``report``).
         """
-        from dynchoice.counterfactual.plot import plot_forecast
+        from dynchoice.plots.forecast import plot_forecast
 
         return plot_forecast(self, segments, path)
 
@@ -122,7 +122,7 @@ class Forecast:
         self, measures: Sequence[str] | None = None, segments: Any = None, path: Any = None
     ) -> Any:
         """Draw measures of :attr:`outcomes` by period with pointwise and uniform bands."""
-        from dynchoice.counterfactual.pictures import plot_outcomes
+        from dynchoice.plots.outcomes import plot_outcomes
 
         return plot_outcomes(self, measures, segments, path)
 
@@ -130,7 +130,7 @@ class Forecast:
         self, scenario: str, segment: Any = None, period: int | None = None, path: Any = None
     ) -> Any:
         """Draw who moves from which plan to which in one period, beside the baseline."""
-        from dynchoice.counterfactual.pictures import plot_flows
+        from dynchoice.plots.outcomes import plot_flows
 
         return plot_flows(self, scenario, segment, period, path)
 

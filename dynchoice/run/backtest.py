@@ -376,7 +376,7 @@ class Backtest:
 
                 write_backtest(folder / "backtest.html", tables, record, self.run.spec)
             if self.run.spec.output.picture:
-                from dynchoice.run.figures import backtest_picture
+                from dynchoice.plots.report import backtest_picture
 
                 backtest_picture(tables, folder / "backtest.png")
             return record

@@ -34,7 +34,7 @@ def write_outputs(
     (folder / "forecast.txt").write_text(words + "\n", encoding="utf-8")
     shutil.copyfile(job.counted.file("panel.txt"), folder / "panel.txt")
     if output.picture:
-        from dynchoice.counterfactual.plot import plot_forecast
+        from dynchoice.plots.forecast import plot_forecast
 
         drawn = Drawn(tables["take_up"], facts["forecast"]["level"], facts["forecast"]["draws"])
         plot_forecast(drawn, path=folder / "forecast.png")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.run import figures
+from dynchoice.plots import report as figures
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -220,7 +220,7 @@ def test_long_names_of_scenarios_fit_into_the_picture(tmp_path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from dynchoice.counterfactual.plot import fitting, legend_columns
+    from dynchoice.plots.forecast import fitting, legend_columns
 
     for names in (
         ["a", "b"], ["baseline", "annual plan at twenty per cent less"],

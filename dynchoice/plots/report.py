@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynchoice.counterfactual.plot import COLOURS, legend_columns, line_style
+from dynchoice.plots.forecast import COLOURS, legend_columns, line_style
 
 if TYPE_CHECKING:
     import pandas as pd

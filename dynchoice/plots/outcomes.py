@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.plot import COLOURS, line_style, literal
 from dynchoice.errors import MissingExtraError, SpecificationError, suggest
+from dynchoice.plots.forecast import COLOURS, line_style, literal
 
 if TYPE_CHECKING:
     from dynchoice.counterfactual.bundles import Bundles, Elasticities

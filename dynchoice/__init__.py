@@ -6,8 +6,6 @@ Public names load on first use (PEP 562), so that ``import dynchoice`` costs mil
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -62,30 +60,30 @@ _HOME = {
     "load": "inference.results",
     "identification": "inference.identification",
     "compare": "inference.summary",
-    "Scenario": "counterfactual.scenario",
-    "counterfactual": "counterfactual.point",
-    "forecast": "counterfactual.forecast",
-    "Forecast": "counterfactual.forecast",
-    "causal_check": "counterfactual.causal",
-    "welfare": "counterfactual.welfare",
-    "shapley": "counterfactual.welfare",
-    "bundles": "counterfactual.bundles",
-    "elasticities": "counterfactual.bundles",
-    "reward_counterfactual": "counterfactual.soft_q",
-    "RewardCounterfactual": "counterfactual.soft_q",
+    "Scenario": "counterfactuals.scenario",
+    "counterfactual": "counterfactuals.counterfactual",
+    "forecast": "counterfactuals.forecast",
+    "Forecast": "counterfactuals.forecast",
+    "causal_check": "counterfactuals.causal_check",
+    "welfare": "counterfactuals.welfare",
+    "shapley": "counterfactuals.welfare",
+    "bundles": "counterfactuals.bundles",
+    "elasticities": "counterfactuals.bundles",
+    "reward_counterfactual": "counterfactuals.reward_counterfactual",
+    "RewardCounterfactual": "counterfactuals.reward_counterfactual",
     "feature_match": "estimate.mceirl",
-    "check_identified": "counterfactual.identified",
-    "counterfactual_bounds": "counterfactual.bounds",
-    "Restriction": "counterfactual.bounds",
-    "RollOut": "counterfactual.experiments",
-    "rank_experiments": "counterfactual.experiments",
+    "check_identified": "counterfactuals.identified",
+    "counterfactual_bounds": "counterfactuals.bounds",
+    "Restriction": "counterfactuals.bounds",
+    "RollOut": "counterfactuals.experiments",
+    "rank_experiments": "counterfactuals.experiments",
     "pool": "estimate.pooling",
     "Pooled": "estimate.pooling",
-    "calibrate": "counterfactual.calibrate",
-    "Calibration": "counterfactual.calibrate",
-    "simulate": "counterfactual.simulate",
-    "discovery_values": "counterfactual.discovery",
-    "callout_lift": "counterfactual.discovery",
+    "calibrate": "counterfactuals.calibrate",
+    "Calibration": "counterfactuals.calibrate",
+    "simulate": "counterfactuals.simulate",
+    "discovery_values": "counterfactuals.discovery",
+    "callout_lift": "counterfactuals.discovery",
     "Probit": "callouts.probit",
     "MetaPrior": "callouts.prior",
     "Callouts": "callouts.bandit",
@@ -118,45 +116,11 @@ __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME or name in _FOLDERS:
+    if name not in _HOME:
         raise AttributeError(f"module 'dynchoice' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dynchoice.{_HOME[name]}"), name)
     globals()[name] = value
     return value
-
-
-def _function(folder: str, module: str) -> Any:
-    """Return the public function named like its folder, with the folder's modules as attributes."""
-    function = getattr(importlib.import_module(f"dynchoice.{folder}.{module}"), folder)
-    loaded = vars(sys.modules[f"dynchoice.{folder}"])
-    function.__dict__.update({k: v for k, v in loaded.items() if isinstance(v, ModuleType)})
-    return function
-
-
-class _Package(ModuleType):
-    """Keeps ``dynchoice.counterfactual`` the public function.
-
-    A folder of the same name exists, and importing a module from it would bind the name to the
-    folder; a property on the package's class takes precedence over that binding.
-    """
-
-    def __reduce__(self) -> Any:
-        """Pickle by name, as plain modules are (joblib's workers receive functions that use it)."""
-        return importlib.import_module, (self.__name__,)
-
-    @property
-    def counterfactual(self) -> Any:
-        """The function :func:`dynchoice.counterfactual.point.counterfactual`."""
-        return _function("counterfactual", "point")
-
-    @counterfactual.setter
-    def counterfactual(self, folder: ModuleType) -> None:
-        """Ignore the import machinery's binding of the folder."""
-        del folder
-
-
-_FOLDERS = ("counterfactual",)
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

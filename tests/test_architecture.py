@@ -21,7 +21,7 @@ LADDER = [
     "solvers",
     "inference",
     "estimate",
-    "counterfactual",
+    "counterfactuals",
     "run",
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -192,7 +192,7 @@ def test_the_sample_forecast_holds_what_the_truth_would_do(tmp_path):
     import pandas as pd
 
     import dynchoice as dc
-    from dynchoice.counterfactual.regime import Regime, push_path
+    from dynchoice.counterfactuals.regime import Regime, push_path
     from dynchoice.run.config import load_run
     from dynchoice.run.job import run_forecast
 

@@ -254,7 +254,7 @@ def test_a_price_that_is_a_plan_constant_is_named_and_no_traceback(membership, e
 def test_solve_and_counterfactual_are_the_functions_whatever_was_imported():
     import inspect
 
-    import dynchoice.counterfactual.scenario
+    import dynchoice.counterfactuals.scenario
     import dynchoice.solvers.linear
 
     assert "params" in inspect.signature(dc.solve).parameters

@@ -109,7 +109,7 @@ def test_money_rests_on_the_price_parameter_whatever_the_scenario():
     f = dc.forecast(fit, dc.Scenario("x", bundle={"video": 0}), start=panel, periods=2, draws=0)
     assert set(f.badges["money"]) == {"identified"}
     fixed = replace(fit.model.membership, fixed={"price": 0.1, "video": 0.5})
-    from dynchoice.counterfactual.badges import badge
+    from dynchoice.counterfactuals.badges import badge
 
     model = fixed.model(estimated=(fit.model.membership, fit.model.transitions))
     s = dc.Scenario("x", bundle={"music": 0})

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.badges import badge
-from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactuals.badges import badge
+from dynchoice.counterfactuals.steady_state import Stationary
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "counterfactual"))
 from test_bundles import measure

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.engine import Engine
-from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactuals.engine import Engine
+from dynchoice.counterfactuals.steady_state import Stationary
 
 CLUB = dc.Membership(
     [dc.Plan("monthly", 10.0)], beta=0.95,

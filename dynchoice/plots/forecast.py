@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynchoice.errors import MissingExtraError, SpecificationError, suggest
 
 if TYPE_CHECKING:
-    from dynchoice.counterfactual.forecast import Forecast
+    from dynchoice.counterfactuals.forecast import Forecast
 
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 

@@ -11,8 +11,8 @@ from dynchoice.errors import MissingExtraError, SpecificationError, suggest
 from dynchoice.plots.forecast import COLOURS, line_style, literal
 
 if TYPE_CHECKING:
-    from dynchoice.counterfactual.bundles import Bundles, Elasticities
-    from dynchoice.counterfactual.forecast import Forecast
+    from dynchoice.counterfactuals.bundles import Bundles, Elasticities
+    from dynchoice.counterfactuals.forecast import Forecast
 
 SHOWN = ("penetration", "revenue", "surplus")
 UNITS = {

@@ -258,8 +258,8 @@ class Backtest:
         """Forecast from an origin and compare."""
         import pandas as pd
 
-        from dynchoice.counterfactual.forecast import forecast
-        from dynchoice.run.evaluate import Known, evaluate
+        from dynchoice.counterfactuals.backtest_scores import Known, evaluate
+        from dynchoice.counterfactuals.forecast import forecast
         from dynchoice.run.tables import forecast_tables
 
         began, failed = time.perf_counter(), list[str]()
@@ -321,7 +321,7 @@ class Backtest:
         """Write the result, or find that it is there."""
         import pandas as pd
 
-        from dynchoice.run.evaluate import by_segment, pooled_bins, summary_of
+        from dynchoice.counterfactuals.backtest_scores import by_segment, pooled_bins, summary_of
         from dynchoice.run.tables import write_table
 
         whole = [s for s in scored.values() if s is not None]
@@ -405,7 +405,7 @@ def in_words(summary: pd.DataFrame, origins: list[str], errors: pd.DataFrame) ->
             number(r.score, 9), number(r.model_gains, 13), number(r.std_error, 8),
         ]  # fmt: skip
         lines.append(f"{r.method:<18}{r.horizon:>6}{''.join(cells)}")
-    from dynchoice.run.evaluate import cells_in_words
+    from dynchoice.counterfactuals.backtest_scores import cells_in_words
 
     over = cells_in_words(errors)
     lines += [

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.forecast import ALL
-from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactuals.forecast import ALL
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import ConfigError, DataError, SpecificationError, first_few, suggest
 from dynchoice.membership.file import build as build_part
 from dynchoice.membership.file import from_plain, read_toml
@@ -374,7 +374,7 @@ class Changed:
 
 def check_model(run: Run) -> DDC:
     """Refuse mistakes of model and scenarios before a single row is read; return the model."""
-    from dynchoice.counterfactual.forecast import list_scenarios
+    from dynchoice.counterfactuals.forecast import list_scenarios
 
     if run.spec.data.offers is not None:
         read_csv(run, run.spec.data.offers, "data.offers")

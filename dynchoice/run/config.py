@@ -19,7 +19,7 @@ from dynchoice.panel.states import StateSpace
 from dynchoice.run.schema import HISTORY, RunFile
 
 if TYPE_CHECKING:
-    from dynchoice.counterfactual.scenario import Scenario
+    from dynchoice.counterfactuals.scenario import Scenario
     from dynchoice.membership.membership import Membership
     from dynchoice.model.ddc import DDC
     from dynchoice.panel.panel import Panel

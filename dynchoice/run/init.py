@@ -152,7 +152,7 @@ def own_months(
 
     import pandas as pd
 
-    from dynchoice.counterfactual.simulate import simulate
+    from dynchoice.counterfactuals.simulate import simulate
 
     benefits = tuple(replace(b, **USE) for b in club.benefits)
     known = replace(club, benefits=benefits, params={**TRUTH[segment], **COSTS})

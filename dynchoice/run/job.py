@@ -415,7 +415,7 @@ class Job:
             return
         if self.keys.regional:
             missing = list(keys)
-        from dynchoice.counterfactual.forecast import forecast
+        from dynchoice.counterfactuals.forecast import forecast
         from dynchoice.run.tables import forecast_tables
 
         f, began = self.run.spec.forecast, time.perf_counter()

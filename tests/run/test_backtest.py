@@ -9,9 +9,11 @@ import pytest
 from scipy.special import beta as beta_function
 
 import dynchoice as dc
+from dynchoice.counterfactuals import backtest_rivals as baselines
+from dynchoice.counterfactuals import backtest_scores as evaluate
 from dynchoice.panel import cohorts
 from dynchoice.panel.saved import full_digest, load_counts, save_counts
-from dynchoice.run import baselines, cli, evaluate
+from dynchoice.run import cli
 from dynchoice.run.init import write_sample
 
 # Fader and Hardie (2007), "How to project customer retention", table 1 and the estimates of

@@ -14,9 +14,9 @@ import pytest
 from run.test_unattended import done, forecast, started
 
 import dynchoice as dc
+from dynchoice.counterfactuals.backtest_scores import by_segment, cells_in_words, summary_of
 from dynchoice.run import cli
 from dynchoice.run.config import load_run
-from dynchoice.run.evaluate import by_segment, cells_in_words, summary_of
 from dynchoice.run.guard import drift_of_scenarios
 from dynchoice.run.init import write_sample
 from dynchoice.run.schema import Guard
@@ -203,7 +203,7 @@ def test_a_scenario_that_means_something_else_is_told_and_not_held():
 
 
 def test_bands_of_draws_with_one_number_have_no_spread_and_no_warning():
-    from dynchoice.counterfactual.tables import bands_of
+    from dynchoice.counterfactuals.forecast_tables import bands_of
 
     point = np.array([[1.0, 2.0]])
     drawn = [np.array([[1.0, np.nan]]), np.array([[1.2, np.nan]]), np.array([[0.9, 2.1]])]

@@ -224,7 +224,7 @@ def which_part(study: Study, panels: dict, fits: dict, quick: bool, out: Path) -
         steps = {"monthly": [price]} if quick else {"monthly": grid["monthly"](price)}
         found.append(dc.bundles({segment: fit}, prices=steps, start=panels[segment]).table)
     table = pd.concat(found, ignore_index=True)
-    from dynchoice.counterfactual.bundles import Bundles
+    from dynchoice.counterfactuals.bundles import Bundles
 
     every = Bundles(table, False)
     every.plot(path=out / "bundles.png")

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Study, expected, main
 
 import dynchoice as dc
-from dynchoice.counterfactual.stationary import Stationary
-from dynchoice.counterfactual.welfare import everyone
+from dynchoice.counterfactuals.steady_state import Stationary
+from dynchoice.counterfactuals.welfare import everyone
 
 HERE = Path(__file__).resolve().parent
 MONTHS = 600
@@ -88,7 +88,7 @@ def identities(study: Study, club: dc.Membership, want: dict) -> None:
     model = club.model()
     for who in everyone(club, None):
         s = Stationary(who.model, who.theta)
-        from dynchoice.counterfactual.welfare import experience
+        from dynchoice.counterfactuals.welfare import experience
 
         gap = np.abs(experience(s.engine, who.theta) - s.policy.V).max()
         study.check(f"{who.kind}: V = W", gap, 0, bands["value_is_experience"], "closed form")
@@ -146,7 +146,7 @@ def eccp_identity(study: Study, club: dc.Membership, want: dict) -> None:
 
 def truth_table(study: Study, want: dict) -> None:
     """papers.md 6.2: identified counterfactuals do not move with the anchor, others do."""
-    from dynchoice.counterfactual.identified import Dynamics, equivalent_payoffs
+    from dynchoice.counterfactuals.identified import Dynamics, equivalent_payoffs
 
     rng = np.random.default_rng(62)
     S, J, beta = 30, 4, 0.95

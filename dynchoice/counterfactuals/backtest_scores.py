@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import ndtri
 
+from dynchoice.counterfactuals import backtest_rivals as baselines
 from dynchoice.inference.results import Results
 from dynchoice.panel.counts import Counts
-from dynchoice.run import baselines
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.counterfactual.identified import check_identified
-from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactuals.identified import check_identified
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.group import price_of_utility
-from dynchoice.counterfactual.uncertainty import draws_of, tables_of
-from dynchoice.counterfactual.welfare import everyone
+from dynchoice.counterfactuals.draws import draws_of, tables_of
+from dynchoice.counterfactuals.population import price_of_utility
+from dynchoice.counterfactuals.welfare import everyone
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results

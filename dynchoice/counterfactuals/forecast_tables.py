@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.badges import ORDER
-from dynchoice.counterfactual.group import Group, GroupPaths, LongRun
-from dynchoice.counterfactual.ledger import rates
-from dynchoice.counterfactual.path import Sums
-from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.counterfactual.uncertainty import DELTA_STEP
+from dynchoice.counterfactuals.accounts import rates
+from dynchoice.counterfactuals.badges import ORDER
+from dynchoice.counterfactuals.draws import DELTA_STEP
+from dynchoice.counterfactuals.path import Sums
+from dynchoice.counterfactuals.population import Group, GroupPaths, LongRun
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynchoice.counterfactual.engine import Engine, Policy
-from dynchoice.counterfactual.ledger import Ledger
+from dynchoice.counterfactuals.accounts import Ledger
+from dynchoice.counterfactuals.engine import Engine, Policy
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, IntArray
 

@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.calibrated import Calibrated, calibrated_fits
-from dynchoice.counterfactual.group import Group, GroupPaths, Shared, Task, check_ramps, run_task
-from dynchoice.counterfactual.mixtures import by_type
-from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.counterfactual.tables import lay_out
-from dynchoice.counterfactual.uncertainty import Draw, bootstrap_draws, delta_draws, draws_of
+from dynchoice.counterfactuals.calibrated import Calibrated, calibrated_fits
+from dynchoice.counterfactuals.draws import Draw, bootstrap_draws, delta_draws, draws_of
+from dynchoice.counterfactuals.forecast_tables import lay_out
+from dynchoice.counterfactuals.mixtures import by_type
+from dynchoice.counterfactuals.population import (
+    Group,
+    GroupPaths,
+    Shared,
+    Task,
+    check_ramps,
+    run_task,
+)
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import (
     ConvergenceError,
     DataError,
@@ -44,7 +51,7 @@ from dynchoice.typing import FloatArray, Progress
 if TYPE_CHECKING:
     import pandas as pd
 
-logger = logging.getLogger("dynchoice.counterfactual")
+logger = logging.getLogger("dynchoice.counterfactuals")
 
 BASELINE = "baseline"
 ALL = "all"
@@ -466,7 +473,7 @@ def _starts(
             raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
         if start is None:
             raise SpecificationError("start= is needed: the Panel, an array, or 'steady state'")
-        from dynchoice.counterfactual.group import baseline_steady_state
+        from dynchoice.counterfactuals.population import baseline_steady_state
 
         keys = list(results) if isinstance(results, Mapping) else [ALL]
         fits = results if isinstance(results, Mapping) else {ALL: results}
@@ -523,7 +530,7 @@ def _calibrated_groups(
     club: Membership, start: Any, by: str | None
 ) -> tuple[dict[Any, Calibrated], list[Group]]:
     """Return models and groups of a programme's own segments and types."""
-    from dynchoice.counterfactual.group import baseline_steady_state
+    from dynchoice.counterfactuals.population import baseline_steady_state
 
     if by == "region":
         raise SpecificationError("a programme without a panel has no regions")

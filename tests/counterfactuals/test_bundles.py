@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactuals.steady_state import Stationary
 
 
 @cache
@@ -149,7 +149,7 @@ def test_bundles_hold_every_combination_and_today():
 
 
 def test_a_search_finds_what_all_combinations_would(monkeypatch):
-    from dynchoice.counterfactual import bundles
+    from dynchoice.counterfactuals import bundles
 
     every = dc.bundles(club(), prices={"monthly": [9, 10, 12]}).best("profit")
     monkeypatch.setattr(bundles, "LIMIT", 1)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import listed, number
-from dynchoice.counterfactual.engine import Engine
-from dynchoice.counterfactual.path import moved
-from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactuals.arguments import listed, number
+from dynchoice.counterfactuals.engine import Engine
+from dynchoice.counterfactuals.path import moved
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
@@ -244,7 +244,7 @@ class _Design:
 
 def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
     """Return customers (S,) in the next period by region (one region where there are none)."""
-    from dynchoice.counterfactual.forecast import _by_region
+    from dynchoice.counterfactuals.forecast import _by_region
 
     counts = start.counts if isinstance(start, Panel) else start
     if not hasattr(counts, "at_period"):

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import check_scenario, listed
-from dynchoice.counterfactual.engine import Engine
-from dynchoice.counterfactual.forecast import match_groups
-from dynchoice.counterfactual.group import present_values, price_of_utility
-from dynchoice.counterfactual.path import valued
-from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactuals.arguments import check_scenario, listed
+from dynchoice.counterfactuals.engine import Engine
+from dynchoice.counterfactuals.forecast import match_groups
+from dynchoice.counterfactuals.path import valued
+from dynchoice.counterfactuals.population import present_values, price_of_utility
+from dynchoice.counterfactuals.scenario import Scenario
+from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.membership.changes import OFFERED
 from dynchoice.model.ddc import DDC

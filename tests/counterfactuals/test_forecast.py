@@ -295,7 +295,7 @@ def test_simulate_reports_what_does_not_fit(fitted, membership):
 
 
 def test_simulation_axis_by_axis_has_the_same_law(fitted, monkeypatch):
-    from dynchoice.counterfactual.simulate import draw_axes
+    from dynchoice.counterfactuals.simulate import draw_axes
 
     fit, _ = fitted
     F = fit.transitions

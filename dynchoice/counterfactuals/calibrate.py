@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import limit, listed, number
-from dynchoice.counterfactual.ledger import rates
-from dynchoice.counterfactual.stationary import Stationary
+from dynchoice.counterfactuals.accounts import rates
+from dynchoice.counterfactuals.arguments import limit, listed, number
+from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.membership.membership import Membership
 from dynchoice.typing import FloatArray, Progress

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels

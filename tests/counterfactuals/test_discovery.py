@@ -104,7 +104,7 @@ def by_hand(benefit, ahead):
 
 @pytest.mark.parametrize("benefit", ["video", "music"])
 def test_the_worth_of_a_discovery_is_that_of_enumeration(benefit):
-    from dynchoice.counterfactual.discovery import Goal, discoveries
+    from dynchoice.counterfactuals.discovery import Goal, discoveries
 
     V, P, F, _ = dense()
     got = discoveries(model(), THETA, [benefit], Goal("value", 24, None))[:, 0]
@@ -118,7 +118,7 @@ def test_the_worth_of_a_discovery_is_that_of_enumeration(benefit):
 
 def test_it_is_the_derivative_of_value_by_a_lift_of_one_period():
     """A lift that lasts one period and is expected: today's V rises by its worth times the lift."""
-    from dynchoice.counterfactual.discovery import Goal, discoveries
+    from dynchoice.counterfactuals.discovery import Goal, discoveries
 
     m = model(attention=1.0)
     V = dc.solve(m, THETA).V

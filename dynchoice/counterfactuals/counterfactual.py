@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.badges import badge
-from dynchoice.counterfactual.scenario import Scenario
+from dynchoice.counterfactuals.badges import badge
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
 from dynchoice.solvers.linear import one_blas_thread

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import check_models
+from dynchoice.counterfactuals.arguments import check_models
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.causal import predicted_take_up, two_way
+from dynchoice.counterfactuals.causal_check import predicted_take_up, two_way
 from dynchoice.model.regions import RegionGrid, market_events
 
 HERE = Path(__file__).resolve().parents[2] / "validation"

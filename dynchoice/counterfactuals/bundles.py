@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.arguments import listed, price_grid
-from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.counterfactual.stationary import Stationary
-from dynchoice.counterfactual.welfare import Someone, _benefits, everyone, offered
+from dynchoice.counterfactuals.arguments import listed, price_grid
+from dynchoice.counterfactuals.scenario import Scenario
+from dynchoice.counterfactuals.steady_state import Stationary
+from dynchoice.counterfactuals.welfare import Someone, _benefits, everyone, offered
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.typing import FloatArray, Progress
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.bounds import (
+from dynchoice.counterfactuals.bounds import (
     Restriction,
     axis_directions,
     bounds,
@@ -16,7 +16,7 @@ from dynchoice.counterfactual.bounds import (
     select,
     share_of,
 )
-from dynchoice.counterfactual.identified import (
+from dynchoice.counterfactuals.identified import (
     Dynamics,
     Sensitivity,
     equivalent_payoffs,

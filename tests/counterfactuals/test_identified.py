@@ -5,7 +5,7 @@ import oracles
 import pytest
 
 import dynchoice as dc
-from dynchoice.counterfactual.identified import (
+from dynchoice.counterfactuals.identified import (
     Dynamics,
     check_identified,
     criterion,

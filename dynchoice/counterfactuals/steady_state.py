@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from dynchoice.counterfactual.engine import Engine, Policy, steady_state, transposed_solve
-from dynchoice.counterfactual.group import cash, present_values, price_of_utility
-from dynchoice.counterfactual.ledger import Ledger
-from dynchoice.counterfactual.tables import measures
+from dynchoice.counterfactuals.accounts import Ledger
+from dynchoice.counterfactuals.engine import Engine, Policy, steady_state, transposed_solve
+from dynchoice.counterfactuals.forecast_tables import measures
+from dynchoice.counterfactuals.population import cash, present_values, price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import one_blas_thread

@@ -4,7 +4,7 @@ What the data and the maintained model leave open is the anchor's payoff ``u_J``
 restrictions on it, the counterfactual outcomes that the data allow are an interval, found by
 minimising and maximising the outcome over ``u_J`` (Kalouptsidi, Kitamura, Lima and Souza-Rodrigues,
 "Counterfactual Analysis for Structural Dynamic Discrete Choice Models"). Gradients are exact:
-:class:`dynchoice.counterfactual.identified.Sensitivity`. Known transfers stay at their values in
+:class:`dynchoice.counterfactuals.identified.Sensitivity`. Known transfers stay at their values in
 utils. The interval is of point estimates: sampling error is not in it.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynchoice.counterfactual.identified import (
+from dynchoice.counterfactuals.identified import (
     Dynamics,
     Outcome,
     Sensitivity,
@@ -490,7 +490,7 @@ def counterfactual_bounds(
     directions : array (S, D), optional
         Along which those payoffs move. Default: :func:`axis_directions`.
     payoff, state_map
-        As in :func:`dynchoice.counterfactual.identified.check_identified`.
+        As in :func:`dynchoice.counterfactuals.identified.check_identified`.
     params : array (K,) or mapping, optional
         Parameters of the scenario. Default: the estimate.
 

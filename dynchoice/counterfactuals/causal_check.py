@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactual.regime import Regime
+from dynchoice.counterfactuals.regime import Regime
 from dynchoice.errors import ConvergenceError, DynChoiceWarning, SpecificationError
 from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.counterfactual.badges import Badge, badge, laws_differ
-from dynchoice.counterfactual.engine import Engine, Features, Policy, steady_state
-from dynchoice.counterfactual.ledger import Ledger
-from dynchoice.counterfactual.path import Dates, Sums, enter, follow, moved, phases
-from dynchoice.counterfactual.scenario import Scenario
-from dynchoice.counterfactual.uncertainty import Draw, tables_of
+from dynchoice.counterfactuals.accounts import Ledger
+from dynchoice.counterfactuals.badges import Badge, badge, laws_differ
+from dynchoice.counterfactuals.draws import Draw, tables_of
+from dynchoice.counterfactuals.engine import Engine, Features, Policy, steady_state
+from dynchoice.counterfactuals.path import Dates, Sums, enter, follow, moved, phases
+from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC

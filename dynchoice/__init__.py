@@ -46,7 +46,7 @@ _HOME = {
     "SAmQ": "estimate.samq",
     "GLADIUS": "estimate.gladius",
     "MCEIRL": "estimate.mceirl",
-    "Network": "estimate.network",
+    "Network": "estimate.rewards.network",
     "select_types": "estimate.ccpem",
     "MixtureResults": "inference.mixture_results",
     "finite_dependence": "model.dependence",

@@ -187,7 +187,7 @@ def run_tables(published: Path) -> Answer:
 def kinds() -> dict[str, Callable[[], Any]]:
     """Return how each kind of file is made: something with a ``save``."""
     from estimate.test_eccp import as_panel, sampled
-    from estimate.test_rows_pqr import chain, loaded, spec
+    from estimate.test_pqr_rows import chain, loaded, spec
 
     membership, panel = small()
     model, rows = membership.unknown, loaded(chain(0))

@@ -3,7 +3,7 @@
 import builders
 import numpy as np
 import pytest
-from estimate.test_rows_pqr import THETA, line, loaded, members_on, spec
+from estimate.test_pqr_rows import THETA, line, loaded, members_on, spec
 
 import dynchoice as dc
 

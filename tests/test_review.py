@@ -315,7 +315,7 @@ def test_a_stationary_point_that_is_no_maximum_is_not_converged():
         utility=dc.Utility.from_array(x, ["k"]),
         transitions=dc.Transitions.dense(np.full((2, 2, 2), 0.5)),
     )  # fmt: skip
-    from dynchoice.estimate.report import without_curvature
+    from dynchoice.estimate.make_results import without_curvature
 
     n = np.array([[10.0, 10.0], [10.0, 10.0]])
     dead, falls = without_curvature(model, n, np.array([[5.0]]))

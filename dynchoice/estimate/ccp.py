@@ -1,7 +1,7 @@
 """CCP: the estimator that replaces the fixed point by first-stage choice probabilities.
 
 Hotz and Miller's (1993) pseudo-likelihood, with the values of :mod:`dynchoice.estimate.valuation`
-(policy inversion, simulated paths) or of :mod:`dynchoice.estimate.dependent` (finite dependence).
+(policy inversion, simulated paths) or of :mod:`dynchoice.estimate.finite_dependence` (finite dependence).
 It is also where NFXP starts.
 """
 
@@ -20,28 +20,28 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.choice_probabilities import (
     ChoiceProbabilities,
     FirstStageChoice,
     smoothed,
     static,
 )
-from dynchoice.estimate.dependent import DependentLikelihood, unmix
+from dynchoice.estimate.finite_dependence import DependentLikelihood, unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
-from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.likelihood import (
     Evaluation,
     FiniteLikelihood,
     Likelihood,
 )
+from dynchoice.estimate.make_results import ScoreParts, as_results, score_parts
 from dynchoice.estimate.optimise import (
     Optimization,
     check_options,
     maximise,
     newton_decrement,
 )
-from dynchoice.estimate.report import ScoreParts, as_results, score_parts
-from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.valuation import (
     SimulatedValues,
     pseudo_likelihood,

@@ -14,23 +14,23 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import CCP, VALUATIONS
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
-from dynchoice.estimate.dependent import DependentLikelihood
-from dynchoice.estimate.em import EM, EMState, FullInner, PseudoInner, opening_posteriors
+from dynchoice.estimate.finite_dependence import DependentLikelihood
 from dynchoice.estimate.first_stage import FirstStage, counts_of
-from dynchoice.estimate.histories import Histories, histories
-from dynchoice.estimate.mixture import (
+from dynchoice.estimate.nfxp import NFXP
+from dynchoice.estimate.optimise import Optimization, check_options, maximise
+from dynchoice.estimate.types.em import EM, EMState, FullInner, PseudoInner, opening_posteriors
+from dynchoice.estimate.types.histories import Histories, histories
+from dynchoice.estimate.types.mixture import (
     MixtureEvaluation,
     MixtureLikelihood,
     TypeLayout,
     share_features,
     share_probabilities,
 )
-from dynchoice.estimate.mixture_report import mixture_results
-from dynchoice.estimate.nfxp import NFXP
-from dynchoice.estimate.optimise import Optimization, check_options, maximise
-from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.types.mixture_report import mixture_results
 from dynchoice.inference.covariance import (
     check_cov_type,
 )

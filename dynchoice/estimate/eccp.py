@@ -23,13 +23,13 @@ import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.linear_iv import Ordered, Regression, run_iv, second_stage
-from dynchoice.estimate.log_odds import log_odds, sampling
-from dynchoice.estimate.market import read_market
+from dynchoice.estimate.linear.iv import Ordered, Regression, run_iv, second_stage
+from dynchoice.estimate.linear.log_odds import log_odds, sampling
+from dynchoice.estimate.linear.market import read_market
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.estimate.resampling import Estimator, resampled
 from dynchoice.inference.covariance import check_cov_type, cluster_notes
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate.gladius_steps import JointNetworks, JointSieve
-from dynchoice.estimate.network import Network, torch_module
 from dynchoice.estimate.pqr import POOL, SUPPORT, DeepPQR, positive
-from dynchoice.estimate.rows_reward import RowsReward
+from dynchoice.estimate.rewards.gladius_steps import JointNetworks, JointSieve
+from dynchoice.estimate.rewards.network import Network, torch_module
+from dynchoice.estimate.rewards.rows_reward import RowsReward
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
 

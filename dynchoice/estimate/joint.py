@@ -19,8 +19,8 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.first_stage import FirstStage
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
+from dynchoice.estimate.make_results import ScoreParts, as_results
 from dynchoice.estimate.optimise import maximise
-from dynchoice.estimate.report import ScoreParts, as_results
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.factored import Factored, LawEstimate

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import IdentificationError, SpecificationError
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import with_periods
 from dynchoice.estimate.first_stage import counts_of, first_stage
-from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.joint import fit_joint
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
+from dynchoice.estimate.make_results import as_results, score_parts
 from dynchoice.estimate.optimise import Optimization, check_options, maximise
-from dynchoice.estimate.report import as_results, score_parts
-from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.start import default_start, probabilities_near
 from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import check_cov_type

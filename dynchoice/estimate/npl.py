@@ -12,20 +12,20 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import FirstStageChoice, pooled
-from dynchoice.estimate.dependent import unmix
+from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
-from dynchoice.estimate.identified import refuse_unidentified
 from dynchoice.estimate.likelihood import Evaluation, Likelihood, choice_gradient, second_order
+from dynchoice.estimate.make_results import as_results, score_parts
 from dynchoice.estimate.optimise import (
     Optimization,
     check_options,
     newton_decrement,
     scaled_gradient,
 )
-from dynchoice.estimate.report import as_results, score_parts
-from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results

@@ -1,8 +1,8 @@
 """Deep PQR and GenPQR: rewards from choices, given one choice whose reward is known.
 
 States that are levels (a :class:`dynchoice.DDC` and its Panel) take closed forms
-(:mod:`dynchoice.estimate.table_pqr`); states that are numbers (a :class:`dynchoice.RewardModel` and
-:class:`dynchoice.Trajectories`) take regressions (:mod:`dynchoice.estimate.rows_pqr`).
+(:mod:`dynchoice.estimate.rewards.pqr_levels`); states that are numbers (a :class:`dynchoice.RewardModel` and
+:class:`dynchoice.Trajectories`) take regressions (:mod:`dynchoice.estimate.rewards.pqr_rows`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate.learners import CrossFitted, checked
-from dynchoice.estimate.rows_reward import RowsReward
-from dynchoice.estimate.table_pqr import TableReward
+from dynchoice.estimate.rewards.learners import CrossFitted, checked
+from dynchoice.estimate.rewards.pqr_levels import TableReward
+from dynchoice.estimate.rewards.rows_reward import RowsReward
 from dynchoice.inference.results import Results
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.ddc import DDC

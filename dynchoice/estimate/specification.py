@@ -10,9 +10,9 @@ import numpy as np
 from dynchoice.errors import IdentificationError, SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.first_stage import counts_of
-from dynchoice.estimate.histories import histories
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.report import score_parts
+from dynchoice.estimate.make_results import score_parts
+from dynchoice.estimate.types.histories import histories
 from dynchoice.inference.contrasts import ContrastTest
 from dynchoice.inference.covariance import check_cluster, clustered_meat
 from dynchoice.inference.estimates import Estimates

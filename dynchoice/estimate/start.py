@@ -7,7 +7,7 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import pooled, smoothed, static
-from dynchoice.estimate.dependent import unmix
+from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import maximise

@@ -33,10 +33,10 @@ from dynchoice.errors import (
     SpecificationError,
 )
 from dynchoice.estimate.choice_logit import ChoiceLogit
-from dynchoice.estimate.learners import folds_of, named_fold
 from dynchoice.estimate.optimise import check_options
-from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
-from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
+from dynchoice.estimate.rewards.learners import folds_of, named_fold
+from dynchoice.estimate.rewards.row_bootstrap import bootstrapped, check_cov, clustered
+from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, solved
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel

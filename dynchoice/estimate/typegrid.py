@@ -25,7 +25,7 @@ from dynchoice.errors import (
 )
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.first_stage import counts_of
-from dynchoice.estimate.histories import histories
+from dynchoice.estimate.types.histories import histories
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.panel.counts import Counts

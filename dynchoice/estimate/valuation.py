@@ -17,7 +17,7 @@ import numpy as np
 
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.estimate.choice_probabilities import static
-from dynchoice.estimate.dependent import unmix
+from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC

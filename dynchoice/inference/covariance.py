@@ -9,7 +9,7 @@ With ``H`` minus the second derivative of the log-likelihood (sum), ``psi`` the 
     robust      H^-1 (sum over member-months of psi psi') H^-1
     clustered   H^-1 (sum over members, or regions, of (sum psi)(sum psi)') H^-1
     bootstrap   of the estimates over panels resampled by member bucket (or region), with every
-                stage redone: :mod:`dynchoice.estimate.resampling`
+                stage redone: :mod:`dynchoice.estimate.bootstrap`
 
 Where the choice probabilities of a first stage have no zero Jacobian, their influence is in psi,
 and ``choice_meat`` takes the place of H and B in the middle. No small-sample factor is applied.

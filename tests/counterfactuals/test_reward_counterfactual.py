@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from estimate.test_rows_pqr import BETA, CHOICES, GRID, line, loaded, members_on, spec
+from estimate.test_pqr_rows import BETA, CHOICES, GRID, line, loaded, members_on, spec
 
 import dynchoice as dc
 
@@ -117,7 +117,7 @@ def test_bad_scenarios_are_named(fitted, options, message):
 
 def test_contracts_do_not_hide_what_is_identified():
     """A choice that a contract never offers has columns its rows cannot tell apart."""
-    from estimate.test_rows_pqr import in_contracts, two_periods
+    from estimate.test_pqr_rows import in_contracts, two_periods
 
     frame, model = two_periods(1500, 3)
     rows = in_contracts(frame)

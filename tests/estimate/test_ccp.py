@@ -10,7 +10,7 @@ import pytest
 
 import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
-from dynchoice.estimate.dependent import DependentLikelihood
+from dynchoice.estimate.finite_dependence import DependentLikelihood
 from dynchoice.estimate.valuation import SimulatedValues, valuation
 from dynchoice.solvers.linear import PolicySystem
 

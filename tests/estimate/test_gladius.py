@@ -7,7 +7,7 @@ import builders
 import numpy as np
 import pandas as pd
 import pytest
-from estimate.test_rows_pqr import (
+from estimate.test_pqr_rows import (
     ATTRIBUTES,
     CHOICES,
     GRID,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from estimate.test_rows_pqr import CHOICES, GRID, THETA, chain, line, loaded, members_on, spec
+from estimate.test_pqr_rows import CHOICES, GRID, THETA, chain, line, loaded, members_on, spec
 from scipy.stats import norm
 
 import dynchoice as dc
@@ -242,7 +242,7 @@ def test_a_regression_that_would_diverge_is_refused():
     frame = pd.DataFrame(rows, columns=["id", "t", "hours", "plan"])
     model = spec(features=lambda t: np.stack([0 * t[["hours"]], 1 + 0 * t[["hours"]],
                                               0 * t[["hours"]]], axis=1), names=["in"])  # fmt: skip
-    from dynchoice.estimate.rows import ValueSystem
+    from dynchoice.estimate.rewards.rows import ValueSystem
 
     M, N = np.array([[1.0]]), np.array([[2.5]])
     with pytest.raises(dc.IdentificationError, match="not below one"):

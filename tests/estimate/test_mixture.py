@@ -12,8 +12,8 @@ import pytest
 import dynchoice as dc
 from dynchoice.estimate.ccpem import share_features
 from dynchoice.estimate.first_stage import first_stage
-from dynchoice.estimate.histories import histories
-from dynchoice.estimate.mixture import MixtureLikelihood, TypeLayout
+from dynchoice.estimate.types.histories import histories
+from dynchoice.estimate.types.mixture import MixtureLikelihood, TypeLayout
 
 QUIET = dc.ConvergenceWarning
 

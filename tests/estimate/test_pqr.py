@@ -16,8 +16,8 @@ from builders import (
 )
 
 import dynchoice as dc
-from dynchoice.estimate.dependent import psi, psi_derivative
-from dynchoice.estimate.normalised import normalised
+from dynchoice.estimate.finite_dependence import psi, psi_derivative
+from dynchoice.estimate.rewards.normalised import normalised
 
 BETAS = [0.0, 0.5, 0.95, 0.999]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from estimate.test_rows_pqr import THETA, chain, line, loaded, members_on, spec
+from estimate.test_pqr_rows import THETA, chain, line, loaded, members_on, spec
 
 import dynchoice as dc
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from estimate.test_rows_pqr import BETA, CHOICES, THETA, chain, line, loaded, members_on, spec
+from estimate.test_pqr_rows import BETA, CHOICES, THETA, chain, line, loaded, members_on, spec
 from scipy.optimize import minimize
 
 import dynchoice as dc

@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE.parent))
 from common import Study, expected, main
 
 import dynchoice as dc
-from dynchoice.estimate.normalised import normalised
+from dynchoice.estimate.rewards.normalised import normalised
 
 BETAS = (0.0, 0.5, 0.95, 0.99, 0.999)
 THETA = np.array([-0.6, 0.5, -0.4])

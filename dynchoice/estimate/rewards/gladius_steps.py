@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import DataError
-from dynchoice.estimate.learners import Learned, folds_of, named_fold
-from dynchoice.estimate.network import Network, torch_module, train
-from dynchoice.estimate.rows import solved
-from dynchoice.estimate.rows_pqr import RowsFit, RowsPQR, Slab
-from dynchoice.estimate.stages import LearnedStages, SieveStages
+from dynchoice.estimate.rewards.first_stages import LearnedStages, SieveStages
+from dynchoice.estimate.rewards.learners import Learned, folds_of, named_fold
+from dynchoice.estimate.rewards.network import Network, torch_module, train
+from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR, Slab
+from dynchoice.estimate.rewards.rows import solved
 from dynchoice.model.sieve import Sieve, log_softmax
 from dynchoice.panel.trajectories import NO_ROW
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
@@ -43,7 +43,7 @@ class JointStages:
     J: int
 
     def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
-        """See :class:`dynchoice.estimate.stages.FirstStages`."""
+        """See :class:`dynchoice.estimate.rewards.first_stages.FirstStages`."""
         return log_softmax(self.values(rows, phi), offered)
 
     def values(self, rows: Any, phi: FloatArray) -> FloatArray:

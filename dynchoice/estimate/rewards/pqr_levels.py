@@ -15,14 +15,14 @@ import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError, suggest
 from dynchoice.estimate import first_stage as laws_of_motion
+from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.choice_probabilities import ChoiceProbabilities, FirstStageChoice
-from dynchoice.estimate.dependent import psi_derivative
+from dynchoice.estimate.finite_dependence import psi_derivative
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.normalised import Normalised, normalised
+from dynchoice.estimate.make_results import ScoreParts, as_results
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.estimate.report import ScoreParts, as_results
-from dynchoice.estimate.resampling import Estimator, resampled
+from dynchoice.estimate.rewards.normalised import Normalised, normalised
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results

@@ -25,9 +25,9 @@ import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit
-from dynchoice.estimate.rows import solved
-from dynchoice.estimate.rows_pqr import RowsPQR
-from dynchoice.estimate.stages import LearnedStages, SieveStages
+from dynchoice.estimate.rewards.first_stages import LearnedStages, SieveStages
+from dynchoice.estimate.rewards.pqr_rows import RowsPQR
+from dynchoice.estimate.rewards.rows import solved
 from dynchoice.inference.learner_predictions import (
     CLIP,
     ClassifierPolicy,

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, SpecificationError
-from dynchoice.estimate.learners import Learned
 from dynchoice.estimate.optimise import check_options
-from dynchoice.estimate.row_bootstrap import bootstrapped, check_cov, clustered
-from dynchoice.estimate.rows_pqr import RowsFit, RowsPQR
+from dynchoice.estimate.rewards.learners import Learned
+from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR
+from dynchoice.estimate.rewards.row_bootstrap import bootstrapped, check_cov, clustered
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories

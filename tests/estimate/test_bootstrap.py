@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import dynchoice as dc
-from dynchoice.estimate.resampling import weights_of
+from dynchoice.estimate.bootstrap import weights_of
 from dynchoice.panel.cells import RegionCells, group_sum
 
 S, J, T = 12, 3, 6

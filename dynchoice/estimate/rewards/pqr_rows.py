@@ -23,7 +23,7 @@ Where the reference itself has features (inside a contract, the cost of leaving)
 ``g + x_o theta``. Values are linear in it: ``H``, ``A H = sum phi x_o`` (GenPQR: ``-sum f x'_o``),
 is what they gain by ``theta``. ``theta`` solves ``sum z (r - (x - dr/dtheta)' theta) = 0``, where
 ``z`` is ``x - dr/dtheta`` as the sieve expects it: the features normalised as the reward is
-(:meth:`dynchoice.estimate.normalised.Normalised.features`). Everything else follows at that
+(:meth:`dynchoice.estimate.rewards.normalised.Normalised.features`). Everything else follows at that
 ``theta``. Without such features ``z = x``.
 
 Where learners stand in for the sieve in P and Q, ``theta`` is corrected by the mean of that
@@ -43,8 +43,8 @@ import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit, taken
-from dynchoice.estimate.rows import SievedRows, ValueSystem, solved
-from dynchoice.estimate.stages import FirstStages, SieveStages
+from dynchoice.estimate.rewards.first_stages import FirstStages, SieveStages
+from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, solved
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import by_choice

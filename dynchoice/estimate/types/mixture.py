@@ -22,8 +22,8 @@ import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.estimate.first_stage import FirstStage, influence
-from dynchoice.estimate.histories import Histories
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
+from dynchoice.estimate.types.histories import Histories
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import MemberCells
 from dynchoice.typing import FloatArray, IntArray

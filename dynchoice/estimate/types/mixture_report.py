@@ -10,9 +10,9 @@ import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
 from dynchoice.estimate.first_stage import influence
-from dynchoice.estimate.mixture import TypeLayout
+from dynchoice.estimate.make_results import without_curvature
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.estimate.report import without_curvature
+from dynchoice.estimate.types.mixture import TypeLayout
 from dynchoice.inference.covariance import bucket_sums, check_cluster, cluster_notes, inverse
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results

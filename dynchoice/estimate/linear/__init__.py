@@ -1,0 +1,1 @@
+"""Linear regressions on log-odds, with instruments."""

@@ -1,0 +1,1 @@
+"""Rewards without a functional form, on rows and on levels."""

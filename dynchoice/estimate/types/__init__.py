@@ -1,0 +1,1 @@
+"""Unobserved types: the EM steps and what is said of a mixture."""

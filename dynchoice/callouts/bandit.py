@@ -3,7 +3,7 @@
 SOURCES.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
 still. It is represented by ``draws`` vectors of weights; a decision follows one of them, picked at
 random, so that the propensity of what is shown, the share of draws that would show it, is known
-exactly (:mod:`dynchoice.callouts.snapshot`).
+exactly (:mod:`dynchoice.callouts.policy_draws`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dynchoice.callouts.cells import Cells
 from dynchoice.callouts.delay import Delays
 from dynchoice.callouts.expected import expected_clicks
 from dynchoice.callouts.feedback import Feedback, Learned, coded_rows
-from dynchoice.callouts.personal import (
+from dynchoice.callouts.member_rules import (
     blocked_items,
     capped_pairs,
     check_table,
     dirichlet_weights,
     weight_table,
 )
+from dynchoice.callouts.policy_draws import Rules, Snapshot, check_numbers
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import Gaussian, Probit, prior_mapping
-from dynchoice.callouts.snapshot import Rules, Snapshot, check_numbers
 from dynchoice.callouts.terms import Terms, code_of
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace, check_labels
@@ -511,7 +511,7 @@ class Callouts:
 
     def add(self, items: pd.DataFrame) -> Callouts:
         """Add items; what is known stays, new ones start from their group's prior."""
-        from dynchoice.callouts.state import moved
+        from dynchoice.callouts.policy_file import moved
 
         return self.become(moved(self, self.catalogue.extended(items), self.values))
 
@@ -532,7 +532,7 @@ class Callouts:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole state to one file: arrays and JSON, no pickle; whole or not at all."""
-        from dynchoice.callouts.state import tree_of
+        from dynchoice.callouts.policy_file import tree_of
 
         return save_tree(path, KIND, tree_of(self))
 
@@ -545,7 +545,7 @@ class Callouts:
         StorageError
             No such file; damaged; another kind of object.
         """
-        from dynchoice.callouts.state import policy_of
+        from dynchoice.callouts.policy_file import policy_of
 
         return policy_of(load_tree(path, KIND))
 

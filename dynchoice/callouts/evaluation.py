@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from dynchoice.callouts.catalogue import as_time
-from dynchoice.callouts.personal import need
-from dynchoice.callouts.snapshot import Rules
+from dynchoice.callouts.member_rules import need
+from dynchoice.callouts.policy_draws import Rules
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress

@@ -1,8 +1,9 @@
 """Deep PQR and GenPQR: rewards from choices, given one choice whose reward is known.
 
 States that are levels (a :class:`dynchoice.DDC` and its Panel) take closed forms
-(:mod:`dynchoice.estimate.rewards.pqr_levels`); states that are numbers (a :class:`dynchoice.RewardModel` and
-:class:`dynchoice.Trajectories`) take regressions (:mod:`dynchoice.estimate.rewards.pqr_rows`).
+(:mod:`dynchoice.estimate.rewards.pqr_levels`); states that are numbers (a
+:class:`dynchoice.RewardModel` and :class:`dynchoice.Trajectories`) take regressions
+(:mod:`dynchoice.estimate.rewards.pqr_rows`).
 """
 
 from __future__ import annotations

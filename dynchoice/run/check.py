@@ -73,7 +73,7 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
         f" {before.manifest.get('panel', {}).get('last_label', 'a month not noted')}"
     )
     if warm:
-        from dynchoice.run.warm import warm_up
+        from dynchoice.run.warm_up import warm_up
 
         tell(2, "compiling")
         lines.append(f"kernels: {sum(warm_up().values())} ready")

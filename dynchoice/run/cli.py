@@ -194,7 +194,7 @@ def init_command(args: argparse.Namespace) -> int:
 def check_command(args: argparse.Namespace) -> int:
     """Check everything but the estimates."""
     from dynchoice.run.check import check_run
-    from dynchoice.run.say import progress_of
+    from dynchoice.run.progress import progress_of
 
     run = opened(args)
     with progress_of(args.quiet, args.log, cleaner(args)) as progress:
@@ -207,7 +207,7 @@ def forecast_command(args: argparse.Namespace) -> int:
     """Run the forecast with a progress bar on a terminal and lines elsewhere."""
     from dynchoice.errors import ConfigError
     from dynchoice.run.job import Options, plan, run_job
-    from dynchoice.run.say import progress_of
+    from dynchoice.run.progress import progress_of
 
     run = opened(args)
     if not 0 <= args.exit_code_unchanged <= 255:
@@ -271,7 +271,7 @@ def tell_note(args: argparse.Namespace, text: str) -> None:
 def backtest_command(args: argparse.Namespace) -> int:
     """Run the backtest."""
     from dynchoice.run.backtest import run_backtest
-    from dynchoice.run.say import progress_of
+    from dynchoice.run.progress import progress_of
 
     run = opened(args)
     args.published = published_since(run, "backtest")
@@ -284,8 +284,8 @@ def backtest_command(args: argparse.Namespace) -> int:
 
 def callouts_command(args: argparse.Namespace) -> int:
     """Run one step of a callout policy."""
-    from dynchoice.run import callouts
-    from dynchoice.run.say import progress_of
+    from dynchoice.run import callout_job as callouts
+    from dynchoice.run.progress import progress_of
 
     job = callouts.load_job(args.run, changes(args.set))
     with progress_of(args.quiet, args.log) as progress:
@@ -302,8 +302,8 @@ def callouts_command(args: argparse.Namespace) -> int:
 
 def warm_command(args: argparse.Namespace) -> int:
     """Compile all kernels."""
-    from dynchoice.run.say import progress_of
-    from dynchoice.run.warm import warm_up
+    from dynchoice.run.progress import progress_of
+    from dynchoice.run.warm_up import warm_up
 
     with progress_of(args.quiet) as progress:
         found = warm_up(args.stop.between(progress))
@@ -347,7 +347,7 @@ def failed(args: argparse.Namespace, text: str, code: int) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run a command and return the exit code; whatever goes wrong becomes a message."""
-    from dynchoice.run.say import Interrupted
+    from dynchoice.run.progress import Interrupted
 
     try:
         return int(args.run_command(args))
@@ -390,7 +390,7 @@ def said(args: argparse.Namespace, error: Exception) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    from dynchoice.run.say import Stop
+    from dynchoice.run.progress import Stop
 
     args = parser().parse_args(argv)
     # a scheduler's SIGTERM should stop like Ctrl-C: temporary files removed, nothing published

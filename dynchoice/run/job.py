@@ -32,8 +32,8 @@ from dynchoice.errors import (
 )
 from dynchoice.run import publish, source
 from dynchoice.run.config import Run
-from dynchoice.run.keys import BASELINE, Keys
 from dynchoice.run.publish import Outcome, locked
+from dynchoice.run.stage_keys import BASELINE, Keys
 from dynchoice.run.stages import Stage, Stages
 from dynchoice.typing import Progress
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dynchoice.kernels import cache
-from dynchoice.run import cli, warm
+from dynchoice.run import cli
+from dynchoice.run import warm_up as warm
 
 
 def kernels_of(module):

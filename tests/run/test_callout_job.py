@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import dynchoice as dc
-from dynchoice.run import callouts, cli
+from dynchoice.run import callout_job as callouts
+from dynchoice.run import cli
 
 ITEMS = pd.DataFrame(
     {"item": ["1", "2", "c"], "benefit": ["x", "y", "y"], "price": [1 / 3, 0.1 + 0.2, 2.0]}

@@ -141,8 +141,8 @@ def restored(job: Job) -> Callouts:
         What was learned does not fit the file any more: terms, context, method, window.
     """
     from dynchoice.callouts.bandit import Callouts
+    from dynchoice.callouts.policy_file import merged, moved
     from dynchoice.callouts.probit import MOST_JOINT
-    from dynchoice.callouts.state import merged, moved
     from dynchoice.callouts.values import text_of
 
     new = fresh(job)

@@ -10,6 +10,7 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.membership.membership import Membership
 from dynchoice.model.ddc import DDC
+from dynchoice.names import ALL
 from dynchoice.typing import FloatArray
 
 
@@ -43,7 +44,7 @@ class Calibrated:
 def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     """Return (segment, type) -> model at the programme's own parameters, types by their share."""
     out: dict[tuple[str, str], Calibrated] = {}
-    for segment in club.segments or ("all",):
+    for segment in club.segments or (ALL,):
         own = club.segment(segment) if club.segments else club
         model = own.model()
         if model.transitions.estimated:
@@ -58,5 +59,5 @@ def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
                 model if alike else his.model(), his.theta(), spec.share
             )
         if not own.types:
-            out[segment, "all"] = Calibrated(model, own.theta())
+            out[segment, ALL] = Calibrated(model, own.theta())
     return out

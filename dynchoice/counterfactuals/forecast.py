@@ -42,6 +42,7 @@ from dynchoice.errors import (
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.membership.membership import Membership
+from dynchoice.names import ALL, BASELINE
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dynchoice.counterfactuals")
 
-BASELINE = "baseline"
-ALL = "all"
 BANDS = ("draws", "bootstrap", "delta")
 BY = (None, "type", "region")
 TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run", "badges")

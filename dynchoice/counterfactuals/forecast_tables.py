@@ -14,12 +14,12 @@ from dynchoice.counterfactuals.draws import DELTA_STEP
 from dynchoice.counterfactuals.path import Sums
 from dynchoice.counterfactuals.population import Group, GroupPaths, LongRun
 from dynchoice.counterfactuals.scenario import Scenario
+from dynchoice.names import ALL
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALL = "all"
 UNIFORM_SAMPLES = 2000
 NOBODY = 1e-12
 """Share of customers up to which nobody is due, so that there is no rate."""

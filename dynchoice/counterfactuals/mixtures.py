@@ -9,10 +9,9 @@ import numpy as np
 from dynchoice.errors import DataError, SpecificationError
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
+from dynchoice.names import ALL
 from dynchoice.panel.panel import Panel
 from dynchoice.typing import FloatArray
-
-ALL = "all"
 
 
 def by_type(

@@ -31,13 +31,13 @@ from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.membership.changes import OFFERED
 from dynchoice.model.ddc import DDC
+from dynchoice.names import ALL
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALL = "all"
 MANY = 10
 """Benefits up to which every subset is solved for a decomposition."""
 

@@ -12,8 +12,9 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
-from dynchoice.inference.results import KIND, Results
+from dynchoice.inference.results import Results
 from dynchoice.inference.summary import Summary, summarise
+from dynchoice.names import RESULTS
 from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray, IntArray
 
@@ -196,7 +197,7 @@ class MixtureResults(Estimates):
             "notes": list(self.notes),
             "by_type": [r.to_tree() for r in self.by_type],
         }
-        return save_tree(path, KIND, tree)
+        return save_tree(path, RESULTS, tree)
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> MixtureResults:

@@ -19,14 +19,13 @@ from dynchoice.inference.model_file import model_from_tree, model_to_tree
 from dynchoice.inference.summary import Summary, number, summarise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
+from dynchoice.names import RESULTS
 from dynchoice.solvers.solve import Solution, solve
 from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
-
-KIND = "dynchoice results"
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ class Results(Estimates):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save to one file (``.npz`` with a JSON skeleton, no pickle); :func:`load` reads it."""
-        return save_tree(path, KIND, self.to_tree())
+        return save_tree(path, RESULTS, self.to_tree())
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""
@@ -400,7 +399,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     StorageError
         No such file, damaged, or no results of this package.
     """
-    tree = dict(load_tree(path, KIND))
+    tree = dict(load_tree(path, RESULTS))
     mixture, rewards = tree.pop("mixture", False), tree.pop("rewards", False)
     try:
         if rewards:

@@ -16,6 +16,7 @@ from dynchoice.inference.learner_predictions import Predictor
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import Sieve, by_choice, log_softmax, logit_logs
+from dynchoice.names import RESULTS
 from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from dynchoice.model.ddc import DDC
     from dynchoice.model.transitions import Transitions
     from dynchoice.panel.states import StateSpace
-
-KIND = "dynchoice results"
 
 
 def numbers_of(table: Any, features: tuple[str, ...]) -> FloatArray:
@@ -309,7 +308,7 @@ class RewardResults(Estimates):
                 "available": [[k, v] for k, v in m.available.items()], "offset": m.offset,
             },
         }  # fmt: skip
-        return save_tree(path, KIND, tree)
+        return save_tree(path, RESULTS, tree)
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> RewardResults:

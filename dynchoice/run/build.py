@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactuals.forecast import ALL
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import ConfigError, DataError, SpecificationError, first_few, suggest
 from dynchoice.membership.file import build as build_part
@@ -21,6 +20,7 @@ from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
+from dynchoice.names import ALL
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.source import read_files
 from dynchoice.run.schema import Axis, Factor, ScenarioPart

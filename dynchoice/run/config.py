@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dynchoice.errors import ConfigError, SpecificationError, suggest
+from dynchoice.names import BASELINE
 from dynchoice.panel.states import StateSpace
 from dynchoice.run.schema import HISTORY, RunFile
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from dynchoice.model.ddc import DDC
     from dynchoice.panel.panel import Panel
 
-BASELINE = "baseline"
 SHOWN, LONGEST = 20, 250
 """Mistakes shown at most, and letters of each, so that the list stays on one screen."""
 MOST_STATES = 50_000_000

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice.names import BASELINE
 from dynchoice.run.publish import Published
 from dynchoice.run.schema import Guard
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OK, BREACH, WARNING, OFF, NONE = "ok", "breach", "warning", "off", "none"
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)

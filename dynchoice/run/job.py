@@ -30,10 +30,11 @@ from dynchoice.errors import (
     MissingExtraError,
     first_few,
 )
+from dynchoice.names import BASELINE
 from dynchoice.run import publish, source
 from dynchoice.run.config import Run
 from dynchoice.run.publish import Outcome, locked
-from dynchoice.run.stage_keys import BASELINE, Keys
+from dynchoice.run.stage_keys import Keys
 from dynchoice.run.stages import Stage, Stages
 from dynchoice.typing import Progress
 

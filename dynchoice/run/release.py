@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.errors import CheckError
+from dynchoice.names import BASELINE
 from dynchoice.run import manifest, publish, source
 from dynchoice.run.progress import Interrupted
 from dynchoice.run.publish import COMPLETE, HELD, PARTIAL, Outcome, Published
-from dynchoice.run.stage_keys import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd

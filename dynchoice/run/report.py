@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynchoice.names import ALL, BASELINE
 from dynchoice.plots import report as figures
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE, ALL = "baseline", "all"
 MEASURES = ("penetration", "revenue", "profit", "surplus", "churn")
 MOST_FIGURES = 24
 """Segments that get pictures of their own; tables have them all."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dynchoice.errors import ConfigError, DataError, first_few
+from dynchoice.names import BASELINE
 from dynchoice.run import manifest, source
 from dynchoice.run.config import Run
 from dynchoice.run.stages import key_of
 
-BASELINE = "baseline"
 PLACES = frozenset({"path", "duckdb", "connection", "memory"})
 """Keys of ``[data]`` that say where rows are, not what they mean: the rows' digest counts."""
 

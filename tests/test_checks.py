@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said(check, message):
 
 
 def test_a_missing_column_and_another_kind_of_error():
-    with pytest.raises(dc.ColumnError, match="the log: column 'itme' is missing. Did you mean"):
+    with pytest.raises(dc.ColumnError, match=r"the log: column 'itme' is missing\. Did you mean"):
         checks.columns(pd.DataFrame({"item": [1]}), ["itme"], "the log")
     with pytest.raises(dc.DataError, match="segment 'x' is unknown"):
         checks.known(["x"], ["a"], "segment", error=dc.DataError)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactuals.regime import Regime
 from dynchoice.errors import ConvergenceError, DynChoiceWarning, SpecificationError
 from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP
@@ -30,6 +29,7 @@ from dynchoice.model.regions import MarketEvent, RegionGrid, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
+from dynchoice.solvers.push_forward import mover
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray, Progress
 
@@ -427,17 +427,17 @@ def pretrend_pvalue(
     return float(2 * student.sf(abs(effect) / spread, G - 1))
 
 
-def _regime(results: Results) -> tuple[Regime, FloatArray]:
-    """Return the fitted model's policy in force, and its choice probabilities."""
+def _fitted_moves(results: Results) -> tuple[Callable[[FloatArray], FloatArray], FloatArray]:
+    """Return how mass moves under the fitted policy, and the fitted choice probabilities."""
     model = results.model
     solution = results.solution if results.converged else solve(model, results.theta, strict=True)
-    return Regime(model, solution.ccp), solution.ccp
+    return mover(model.transitions, solution.ccp), solution.ccp
 
 
 def predicted_take_up(results: Results, grid: RegionGrid, take: Any) -> FloatArray:
     """Return take-up (R, T) that the model predicts from each region's first month on."""
     with one_blas_thread():
-        regime, ccp = _regime(results)
+        move, ccp = _fitted_moves(results)
         outcome = ccp[:, take].sum(axis=1)
         S = len(ccp)
         out = np.zeros((len(grid.labels), grid.T))
@@ -449,7 +449,7 @@ def predicted_take_up(results: Results, grid: RegionGrid, take: Any) -> FloatArr
                 out[r, t] = outcome @ mu
                 if t < grid.T - 1:
                     to = grid.offset[grid.to[r, t, grid.fixed]] + grid.base
-                    mu = _moved(to, regime.push(mu), S)
+                    mu = _moved(to, move(mu), S)
         return out
 
 
@@ -467,7 +467,7 @@ def predicted_effect(
     """
     with one_blas_thread():
         model = results.model
-        regime, ccp = _regime(results)
+        move, ccp = _fitted_moves(results)
         outcome = ccp[:, take].sum(axis=1)
         axis = model.states.axis(event.axis)
         levels = list(model.states.axes[event.axis])
@@ -491,10 +491,10 @@ def predicted_effect(
                 if t == grid.T - 1:
                     break
                 to = grid.offset[grid.to[r, t, grid.fixed]] + grid.base
-                with_it = _moved(to, regime.push(with_it), S)
+                with_it = _moved(to, move(with_it), S)
                 # other changes reach the branch without the roll-out through its twin states
                 twin = _twins(grid, r, t, own, levels, event, shift, S)
-                without = _moved(twin, regime.push(without), S)
+                without = _moved(twin, move(without), S)
         return out
 
 

@@ -12,7 +12,7 @@ from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.solvers.warm import WarmSolver
+from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -126,21 +126,21 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
             " by state; use forecast(), which moves members to the new ones"
         )
     with one_blas_thread():
-        before = WarmSolver(base, results.theta, start).base
-        after = WarmSolver(model, scenario.theta(base, results.theta), start).base
+        before = solve(base, results.theta, start=start)
+        after = solve(model, scenario.theta(base, results.theta), start=start)
     at = scenario.state_map(base)
-    V, P = (after.V, after.P) if at is None else (after.V[at], after.P[at])
+    V, P = (after.V, after.ccp) if at is None else (after.V[at], after.ccp[at])
     found = badge(scenario, base, model, at, results.counts)
     return Counterfactual(
         scenario,
         P,
         V,
-        before.P,
+        before.ccp,
         before.V,
         w / w.sum(),
         base.choices,
         found.identified,
         found.reasons,
-        before.point.converged and after.point.converged,
-        after.point.message,
+        before.converged and after.converged,
+        after.message,
     )

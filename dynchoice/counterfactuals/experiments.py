@@ -23,8 +23,8 @@ from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.panel import Panel
-from dynchoice.solvers.derivative import ccp_derivative, state_information
 from dynchoice.solvers.linear import one_blas_thread
+from dynchoice.solvers.solver import ccp_derivative, state_information
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

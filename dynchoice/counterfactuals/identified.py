@@ -35,9 +35,8 @@ from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
 from dynchoice.panel.states import as_floats
-from dynchoice.solvers.bellman import bellman_of
-from dynchoice.solvers.infinite import fixed_point
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.solver import Solver
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 
 DENSE_STATES = 2000
@@ -305,8 +304,7 @@ class Sensitivity:
             matrix.append(X_new)
         _, size, directions = np.linalg.svd(np.concatenate(matrix), full_matrices=False)
         self.matters = directions[size > 1e-9 * max(1.0, float(np.abs(B).max(initial=0.0)))]
-        self._system = PolicySystem(new.transitions, new.beta)
-        self._bellman = bellman_of(new, self._system)
+        self._solver = Solver(new)
         self._h: FloatArray | None = None
         self.solutions, self.failures = 0, 0
 
@@ -317,21 +315,17 @@ class Sensitivity:
         ``q = d outcome / d v`` through the probabilities, the gradient with respect to payoffs is
         ``q + P y``, ``(I - beta F^P)' y = d outcome / dV + beta F' q``: one transposed solve.
         """
-        bellman, system, beta = self._bellman, self._system, self.model.beta
-        u = self.u + self.moves @ z
-        point = fixed_point(bellman, system, u, self._h)
-        if not point.converged and self._h is not None:
-            point = fixed_point(bellman, system, u)
+        solver = self._solver
+        point = solver.solve(self.u + self.moves @ z, self._h)
         self.solutions += 1
         self.failures += not point.converged
         self._h = point.h if point.converged else None
-        V = point.h + point.gain / (1 - beta)
-        value, slope_V, slope_P = self.outcome(V, bellman.observed())
-        pi, policy = bellman.pi, bellman.P.copy()
+        value, slope_V, slope_P = self.outcome(solver.value(point), solver.bellman.observed())
+        pi, policy = solver.bellman.pi, solver.policy()
         q = slope_P - (pi * slope_P).sum(axis=1, keepdims=True)
         q *= self.model.attention[:, None] * pi
-        system.factor(policy)
-        y = system.solve(slope_V + beta * self.model.transitions.push(q), transposed=True)
+        solver.hold(policy)
+        y = solver.adjoint(q, slope_V)
         gradient = np.tensordot(q + policy * y[:, None], self.moves, axes=2) - self._taken
         return value - self._level - float(self._taken @ z), gradient
 

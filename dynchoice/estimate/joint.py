@@ -160,7 +160,7 @@ class JointLikelihood:
                 column = row.at.start + i - 1
                 dev[:, :, column] = F.expect_change(row.law, change, inner.point.h)
         dev *= model.beta
-        dV = likelihood.system.solve(np.einsum("sj,sjg->sg", inner.P, dev))
+        dV = likelihood.solver.invert(np.einsum("sj,sjg->sg", inner.P, dev))
         dv = np.concatenate([inner.dv, dev + model.beta * F.expect(dV)], axis=2)
         out = np.empty_like(dv)
         kernels.log_ccp_derivative(inner.pi, inner.P, model.attention, model.default, dv, out)

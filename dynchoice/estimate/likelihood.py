@@ -23,10 +23,10 @@ from dynchoice.errors import SpecificationError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solvers.bellman import bellman_of, over_choices
-from dynchoice.solvers.infinite import FixedPoint, fixed_point
-from dynchoice.solvers.linear import PolicySystem
+from dynchoice.solvers.bellman import over_choices
+from dynchoice.solvers.infinite import FixedPoint
 from dynchoice.solvers.memory_needed import check_likelihood
+from dynchoice.solvers.solver import Solver
 from dynchoice.typing import FloatArray
 
 DERIVATIVE_RTOL = 1e-10
@@ -84,10 +84,8 @@ class Likelihood:
         self.model, self.n = model, np.ascontiguousarray(n, dtype=np.float64)
         self.total = float(self.n.sum())
         self.attentive = bool((model.attention == 1).all())
-        self.system = PolicySystem(model.transitions, model.beta)
-        self.bellman = bellman_of(model, self.system)
-        self.solves = 0
-        self._x = np.ascontiguousarray(model.utility.x)
+        self.solver = Solver(model)
+        self._x = self.solver.x
         self._offset = np.where(model.available, model.utility.offset, -np.inf)
         self._no_dV = np.zeros(self._x.shape[::2])
         self._last: Evaluation | None = None
@@ -134,48 +132,38 @@ class Likelihood:
             start = last.point.h
             if self.model.beta > 0:
                 start = start + last.dV @ np.where(np.isfinite(shift), shift, 0.0)
-        b = self.bellman
+        solver = self.solver
         self._factored = None
-        point = fixed_point(b, self.system, self.flow(params), start)
-        if start is not None and not point.converged:
-            point = fixed_point(b, self.system, self.flow(params))
-        self.solves += 1
-        # what failed on the way to a fixed point that converged does not matter
-        self.system.failures.clear()
+        point = solver.solve(self.flow(params), start)
         if self.model.beta == 0:
             # nothing below reads the derivative of V when the future does not count
             dV, dv = self._no_dV, self._x
         else:
-            b.hand_policy(self.system)
             near = None if last is None or not last.converged else last.dV
-            right = over_choices(b.P, self._x)
-            dV = self.system.solve(right, rtol=DERIVATIVE_RTOL, guess=near)
-            dv = self.model.transitions.expect(dV)
-            dv *= self.model.beta
-            dv += self._x
-        if self.system.failures:
-            # values may be right and their derivatives wrong: neither is to be trusted then
-            point = replace(point, converged=False, message=self.system.failures[-1])
-        dlogp = np.empty_like(dv)
-        policy = b.P.copy()
-        P = policy if self.model.sophisticated else b.observed()
-        kernels.log_ccp_derivative(b.pi, P, self.model.attention, self.model.default, dv, dlogp)
+            dV, dv = solver.derivative(DERIVATIVE_RTOL, near)
+            if solver.system.failures:
+                # values may be right and their derivatives wrong: neither is to be trusted then
+                point = replace(point, converged=False, message=solver.system.failures[-1])
+        policy = solver.policy()
+        P = policy if self.model.sophisticated else solver.bellman.observed()
+        dlogp = solver.log_ccp_derivative(dv, P)
         K = len(params)
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, dlogp, score, outer)
+        b = solver.bellman
         self._last = Evaluation(
             params.copy(),
             float(kernels.log_likelihood(self.n, P, b.v, self.model.attention)),
             score,
             outer,
-            point,
-            b.v.copy(),
-            b.pi.copy(),
-            P,
-            dV,
-            dv,
-            dlogp,
-            policy,
+            point=point,
+            v=b.v.copy(),
+            pi=b.pi.copy(),
+            P=P,
+            dV=dV,
+            dv=dv,
+            dlogp=dlogp,
+            policy=policy,
         )
         self._factored = self._last
         return self._last
@@ -184,15 +172,14 @@ class Likelihood:
         """Make the linear system that of an evaluation, which need not be the last one made."""
         held = self._factored
         if (held is None or held.policy is not at.policy) and self.model.beta > 0:
-            self.system.factor(at.policy)
+            self.solver.hold(at.policy)
             self._factored = at
 
     def _adjoint(self, m: FloatArray) -> FloatArray:
         """Return ``A^{-T} beta F' m`` (S,) for ``m`` (S, J)."""
         if self.model.beta == 0:
             return np.zeros(m.shape[0])
-        pushed = self.model.beta * self.model.transitions.push(m)
-        return self.system.solve(pushed, transposed=True)
+        return self.solver.adjoint(m)
 
     def hessian(self, at: Evaluation) -> FloatArray:
         """Return the exact second derivative (K, K) of the log-likelihood."""
@@ -285,11 +272,22 @@ class FiniteLikelihood(Likelihood):
                 pi[t], P[t], self.model.attention, self.model.default, dv[t], dlogp[t]
             )
             kernels.score_and_outer(self.n_t[t], dlogp[t], score, outer)
-        self.solves += 1
         a = self.model.attention
         loglik = float(sum(kernels.log_likelihood(self.n_t[t], P[t], v[t], a) for t in range(T)))
         self._last = Evaluation(
-            params.copy(), loglik, score, outer, None, v, pi, P, dV, dv, dlogp, P, V
+            params.copy(),
+            loglik,
+            score,
+            outer,
+            point=None,
+            v=v,
+            pi=pi,
+            P=P,
+            dV=dV,
+            dv=dv,
+            dlogp=dlogp,
+            policy=P,
+            V=V,
         )
         return self._last
 

@@ -56,10 +56,11 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
         return out if by_cell is None else out + by_cell(cells)
 
     hessian = likelihood.hessian(at)
-    if likelihood.system.failures:
-        label = f"NOT reliable: {likelihood.system.failures[-1]}"
+    if likelihood.solver.system.failures:
+        label = f"NOT reliable: {likelihood.solver.system.failures[-1]}"
         warnings.warn(
-            f"a linear solve behind the standard errors failed: {likelihood.system.failures[-1]}",
+            f"a linear solve behind the standard errors failed:"
+            f" {likelihood.solver.system.failures[-1]}",
             ConvergenceWarning,
             stacklevel=3,
         )

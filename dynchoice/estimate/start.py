@@ -42,7 +42,7 @@ def default_start(
         model = model.unchecked(perceived=model.attention)
     if model.horizon is not None:
         return smoothed(model.with_parts(horizon=None, beta=0.0), n).params, True
-    if likelihood.system.sweeps is not None:
+    if likelihood.solver.system.sweeps is not None:
         theta, value = large_start(model, n, likelihood, progress, near)
         likelihood.value = value
         return theta, True
@@ -71,7 +71,7 @@ def large_start(
     The first takes frequencies shrunk to those of the level (of a contract, say), which is what
     choices hang on most; only states where somebody was seen enter a stage's likelihood.
     """
-    bellman, system = likelihood.bellman, likelihood.system
+    bellman, system = likelihood.solver.bellman, likelihood.solver.system
     assert system.sweeps is not None
     likelihood.release()
     rows = np.flatnonzero(n.any(axis=1))

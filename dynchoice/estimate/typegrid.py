@@ -30,7 +30,7 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.panel.counts import Counts
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.solvers.warm import WarmSolver
+from dynchoice.solvers.solver import Solver
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
@@ -161,14 +161,14 @@ class TypeGrid:
         model = self._first.model
         P = []
         with one_blas_thread():
-            solver = WarmSolver(model, self.grid[0])
+            solver = Solver(model)
             for g, theta in enumerate(self.grid):
-                solution = solver.at(theta)
-                if not solution.point.converged:
+                point = solver.solve_near(theta) if g else solver.expand(theta)
+                if not point.converged:
                     raise SpecificationError(
-                        f"the model at type {g} does not solve: {solution.point.message}"
+                        f"the model at type {g} does not solve: {point.message}"
                     )
-                P.append(solution.P)
+                P.append(solver.observed())
                 if progress is not None:
                     progress(g + 1, len(self.grid), "types solved")
         if self.method == "likelihood":

@@ -22,7 +22,7 @@ from dynchoice.model.factored import Factored
 from dynchoice.model.regions import MarketEvent, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
-from dynchoice.solvers.derivative import ccp_derivative, state_information
+from dynchoice.solvers.solver import ccp_derivative, state_information
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:

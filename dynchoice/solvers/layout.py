@@ -11,10 +11,7 @@ from dynchoice.errors import ConvergenceError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.solvers.bellman import Bellman, bellman_of
-from dynchoice.solvers.infinite import fixed_point
-from dynchoice.solvers.linear import PolicySystem
-from dynchoice.solvers.push_forward import mover
+from dynchoice.solvers.solver import Solver
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 TOL = 1e-12
@@ -65,7 +62,7 @@ class PlainBlocks:
         self.place[self.order.reshape(-1)] = np.arange(S)
         self.attention = np.ascontiguousarray(model.perceived[self.order])
         self.default = np.ascontiguousarray(model.default[self.order])
-        self._general: tuple[Bellman, PolicySystem] | None = None
+        self._solver: Solver | None = None
 
     def blocked(self, by_state: FloatArray) -> FloatArray:
         """Return something known by state (S, ...) by block (B, n, ...)."""
@@ -118,13 +115,11 @@ class PlainBlocks:
         self.__dict__.update(fresh.__dict__)
 
     @property
-    def general(self) -> tuple[Bellman, PolicySystem]:
-        """The general solver of the whole model, made on first use."""
-        if self._general is None:
-            model = self.model
-            system = PolicySystem(model.transitions, model.beta)
-            self._general = bellman_of(model, system), system
-        return self._general
+    def solver(self) -> Solver:
+        """The solver of the whole model, made on first use."""
+        if self._solver is None:
+            self._solver = Solver(self.model)
+        return self._solver
 
     def solve(
         self,
@@ -140,19 +135,21 @@ class PlainBlocks:
         active : array (B,) of bool, optional
             Blocks that matter; others may be left at zero.
         """
-        bellman, system = self.general
-        flow = self.by_state(u)
-        point = fixed_point(
-            bellman, system, flow, None if start is None else self.by_state(start), tol
-        )
-        if start is not None and not point.converged:
-            point = fixed_point(bellman, system, flow, None, tol)
-        h, gain = self.blocked(point.h), self.blocked(point.gain)
+        solver = self.solver
+        guess = None if start is None else self.by_state(start)
+        point = solver.solve(self.by_state(u), guess, tol)
         # copies: the solver's arrays are overwritten by its next solution
-        pi, policy = self.blocked(bellman.pi.copy()), self.blocked(bellman.P.copy())
-        V = h + gain / (1 - self.beta)
-        P = self.observed(pi, policy)
-        return BlockSolution(h, V, pi, policy, P, point.residual, point.converged, system.products)
+        pi, policy = self.blocked(solver.bellman.pi.copy()), self.blocked(solver.policy())
+        return BlockSolution(
+            h=self.blocked(point.h),
+            V=self.blocked(solver.value(point)),
+            pi=pi,
+            policy=policy,
+            P=self.observed(pi, policy),
+            residual=point.residual,
+            converged=point.converged,
+            sweeps=solver.system.products,
+        )
 
     def solve_linear(self, P: FloatArray, right: FloatArray, rtol: float = 1e-12) -> FloatArray:
         """Return ``(I - beta F^P)^{-1} right`` (B, n, K), zero at each block's first state.
@@ -162,13 +159,12 @@ class PlainBlocks:
         ConvergenceError
             No method got there.
         """
-        _, system = self.general
-        system.failures.clear()
-        system.factor(self.by_state(P))
-        found = self.blocked(system.solve(self.by_state(right)))
-        if system.failures:
-            raise ConvergenceError(f"a linear solve failed: {system.failures[-1]}")
-        return found - found[:, :1]
+        solver = self.solver
+        solver.hold(self.by_state(P))
+        values = self.blocked(solver.invert(self.by_state(right)))
+        if solver.system.failures:
+            raise ConvergenceError(f"a linear solve failed: {solver.system.failures[-1]}")
+        return values - values[:, :1]
 
     def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
         """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
@@ -197,7 +193,7 @@ class PlainBlocks:
 
     def mover(self, b: int, P: FloatArray) -> Callable[[FloatArray], FloatArray]:
         """Return the map of one block's distribution to the next period's, for many periods."""
-        return mover(self.model.transitions, P)
+        return self.solver.mover(P)
 
     def push(
         self,

@@ -10,11 +10,10 @@ import numpy as np
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.solvers.bellman import bellman_of
 from dynchoice.solvers.finite import backward_induction
-from dynchoice.solvers.infinite import fixed_point
-from dynchoice.solvers.linear import PolicySystem, one_blas_thread
+from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.memory_needed import check_solution
+from dynchoice.solvers.solver import Solver
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -121,7 +120,16 @@ def solve(
         if not model.sophisticated:
             P = np.stack([model.observed(p) for p in pi])
         message = f"backward induction over {model.horizon} periods"
-        return Solution(V, v, P, True, 0.0, message, {"method": "backward"}, model)
+        return Solution(
+            V=V,
+            v=v,
+            ccp=P,
+            converged=True,
+            residual=0.0,
+            message=message,
+            stats={"method": "backward"},
+            model=model,
+        )
     if start is not None:
         start = as_floats(start, "start")
         if start.shape != (model.states.size,):
@@ -129,24 +137,28 @@ def solve(
                 f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"
             )
     with one_blas_thread():
-        system = PolicySystem(model.transitions, model.beta)
-        bellman = bellman_of(model, system)
-        point = fixed_point(bellman, system, model.flow_utility(params), start, tol, maxiter)
+        solver = Solver(model)
+        point = solver.solve(model.flow_utility(params), start, tol, maxiter)
     stats = {
         "contractions": point.contractions,
         "newton": point.newton,
-        "method": system.method,
-        "reason": system.reason,
-        "products": system.products,
+        "method": solver.system.method,
+        "reason": solver.system.reason,
+        "products": solver.system.products,
     }
-    del system  # of large models its vectors take as much as all results
-    level = point.gain / (1 - model.beta)
-    V = point.h + level
-    v = np.array(bellman.v)
-    v += model.beta * level[:, None]
-    residual = point.residual / (1 + float(np.abs(V).max()))
+    del solver.system  # of large models its vectors take as much as all results
+    V = solver.value(point)
+    v = np.array(solver.bellman.v)
+    v += model.beta * (point.gain / (1 - model.beta))[:, None]
     solution = Solution(
-        V, v, bellman.observed().copy(), point.converged, residual, point.message, stats, model
+        V=V,
+        v=v,
+        ccp=solver.observed(),
+        converged=point.converged,
+        residual=point.residual / (1 + float(np.abs(V).max())),
+        message=point.message,
+        stats=stats,
+        model=model,
     )
     if strict and not solution.converged:
         raise ConvergenceError(solution.message)

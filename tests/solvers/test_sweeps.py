@@ -33,12 +33,11 @@ from dynchoice.model.level_product import Product
 from dynchoice.solvers import linear as linear_module
 from dynchoice.solvers import sweeps as sweeps_module
 from dynchoice.solvers.bellman import Bellman, LevelBellman
-from dynchoice.solvers.derivative import ccp_derivative
 from dynchoice.solvers.krylov import Rooms
 from dynchoice.solvers.layout import PlainBlocks
 from dynchoice.solvers.linear import PolicySystem
+from dynchoice.solvers.solver import Solver, ccp_derivative
 from dynchoice.solvers.sweeps import Sweeps
-from dynchoice.solvers.warm import WarmSolver
 
 EPS = np.finfo(float).eps
 BENCHMARKS = Path(__file__).resolve().parents[2] / "validation" / "benchmarks"
@@ -549,7 +548,7 @@ def test_likelihood_and_derivatives_are_those_of_the_expanded_model(rng, kind, b
         with unexpanded():
             large, _ = model_of(seed, beta, kind)
             two = Likelihood(large, n)
-            assert two.system.method == ("levels" if beta else "identity")
+            assert two.solver.system.method == ("levels" if beta else "identity")
             found = [two.evaluate(p) for p in points]
             held = [
                 {k: v.copy() for k, v in vars(e).items() if isinstance(v, np.ndarray)}
@@ -587,7 +586,7 @@ def test_expanded_models_that_factor_badly(rng, monkeypatch, beta):
             patched.setattr(linear_module, "LU_WORK", 0.0)
             other, _ = model_of(seed, beta)
             two = Likelihood(other, n)
-        assert two.system.method in ("levels", "gmres")
+        assert two.solver.system.method in ("levels", "gmres")
         found = two.evaluate(spec["params"])
         assert want.converged and found.converged, (seed, found.message)
         scale = 1e-8 * (1 + np.abs(want.outer).max())
@@ -669,7 +668,7 @@ def test_derivatives_where_members_hardly_move(rng):
     theta, n = np.array([0.4, -0.7]), rng.integers(0, 9, (140, 2)).astype(float)
     with unexpanded():
         likelihood = Likelihood(model, n)
-        assert likelihood.system.method == "levels"
+        assert likelihood.solver.system.method == "levels"
         far = likelihood.evaluate(theta + 0.3)
         at = likelihood.evaluate(theta)
     assert far.converged and at.converged
@@ -775,7 +774,7 @@ def test_fits_are_those_of_the_expanded_model(members, kind, known):
     small = dc.NFXP(members.make(kind, known), panel).fit(tol=1e-10)
     with unexpanded():
         nfxp = dc.NFXP(members.make(kind, known), panel)
-        assert nfxp.likelihood().system.method == "levels"
+        assert nfxp.likelihood().solver.system.method == "levels"
         large = nfxp.fit(tol=1e-10)
     same_fit(small, large)
 
@@ -925,17 +924,19 @@ def test_derivatives_of_choice_probabilities(rng, kind):
 def test_solutions_nearby(rng, kind):
     for seed in (3, 6, 101):
         model, spec = model_of(seed, 0.99, kind)
-        small = WarmSolver(model, spec["params"])
+        small = Solver(model)
+        small.expand(spec["params"])
         with unexpanded():
             other, _ = model_of(seed, 0.99, kind)
-            large = WarmSolver(other, spec["params"])
+            large = Solver(other)
+            large.expand(spec["params"])
             for p in (spec["params"], spec["params"] + 0.1, spec["params"] - 2.0):
-                a, b = small.at(p), large.at(p)
-                assert a.point.converged and b.point.converged
-                np.testing.assert_allclose(b.V, a.V, atol=1e-9 * (1 + np.abs(a.V).max()))
-                np.testing.assert_allclose(b.P, a.P, atol=1e-9)
-                np.testing.assert_allclose(b.policy, a.policy, atol=1e-9)
-            assert (large.base.P == large.at(spec["params"]).P).all()
+                a, b = small.solve_near(p), large.solve_near(p)
+                assert a.converged and b.converged
+                V = small.value(a)
+                np.testing.assert_allclose(large.value(b), V, atol=1e-9 * (1 + np.abs(V).max()))
+                np.testing.assert_allclose(large.observed(), small.observed(), atol=1e-9)
+                np.testing.assert_allclose(large.policy(), small.policy(), atol=1e-9)
 
 
 def test_a_model_without_parameters_is_solved_from_nearby(rng):
@@ -953,10 +954,11 @@ def test_a_model_without_parameters_is_solved_from_nearby(rng):
             available=spec["available"],
         )
 
-    small = WarmSolver(make(), np.zeros(0)).base
+    small = Solver(make())
+    V = small.value(small.expand(np.zeros(0)))
     with unexpanded():
-        large = WarmSolver(make(), np.zeros(0)).base
-    np.testing.assert_allclose(large.V, small.V, atol=1e-9)
+        large = Solver(make())
+        np.testing.assert_allclose(large.value(large.expand(np.zeros(0))), V, atol=1e-9)
 
 
 def test_plain_blocks_solve_through_the_large_path(rng):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.counterfactuals.draws import draws_of, tables_of
-from dynchoice.counterfactuals.population import price_of_utility
+from dynchoice.counterfactuals.group_paths import price_of_utility
 from dynchoice.counterfactuals.welfare import everyone
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.inference.mixture_results import MixtureResults

@@ -21,8 +21,7 @@ import numpy as np
 from dynchoice.counterfactuals.calibrated import Calibrated, calibrated_fits
 from dynchoice.counterfactuals.draws import Draw, bootstrap_draws, delta_draws, draws_of
 from dynchoice.counterfactuals.forecast_tables import lay_out
-from dynchoice.counterfactuals.mixtures import by_type
-from dynchoice.counterfactuals.population import (
+from dynchoice.counterfactuals.group_paths import (
     Group,
     GroupPaths,
     Shared,
@@ -30,6 +29,7 @@ from dynchoice.counterfactuals.population import (
     check_ramps,
     run_task,
 )
+from dynchoice.counterfactuals.mixtures import by_type
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import (
     ConvergenceError,
@@ -472,7 +472,7 @@ def _starts(
             raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
         if start is None:
             raise SpecificationError("start= is needed: the Panel, an array, or 'steady state'")
-        from dynchoice.counterfactuals.population import baseline_steady_state
+        from dynchoice.counterfactuals.group_paths import baseline_steady_state
 
         keys = list(results) if isinstance(results, Mapping) else [ALL]
         fits = results if isinstance(results, Mapping) else {ALL: results}
@@ -529,7 +529,7 @@ def _calibrated_groups(
     club: Membership, start: Any, by: str | None
 ) -> tuple[dict[Any, Calibrated], list[Group]]:
     """Return models and groups of a programme's own segments and types."""
-    from dynchoice.counterfactuals.population import baseline_steady_state
+    from dynchoice.counterfactuals.group_paths import baseline_steady_state
 
     if by == "region":
         raise SpecificationError("a programme without a panel has no regions")

@@ -11,8 +11,8 @@ import numpy as np
 from dynchoice.counterfactuals.accounts import rates
 from dynchoice.counterfactuals.badges import ORDER
 from dynchoice.counterfactuals.draws import DELTA_STEP
+from dynchoice.counterfactuals.group_paths import Group, GroupPaths, LongRun
 from dynchoice.counterfactuals.path import Sums
-from dynchoice.counterfactuals.population import Group, GroupPaths, LongRun
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.names import ALL
 from dynchoice.typing import FloatArray

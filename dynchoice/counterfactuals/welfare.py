@@ -24,8 +24,8 @@ import numpy as np
 from dynchoice.counterfactuals.arguments import check_scenario, listed
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.forecast import match_groups
+from dynchoice.counterfactuals.group_paths import present_values, price_of_utility
 from dynchoice.counterfactuals.path import valued
-from dynchoice.counterfactuals.population import present_values, price_of_utility
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice.counterfactuals.applied import AppliedScenario, laws_differ, offer_map
 from dynchoice.counterfactuals.identified import check_identified
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC
-from dynchoice.model.factored import Factored
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 IDENTIFIED = "identified"
@@ -49,24 +49,16 @@ class Badge:
         return f"{self.label}: {'; '.join(self.reasons)}" if self.reasons else self.label
 
 
-def badge(
-    scenario: Scenario,
-    base: DDC,
-    model: DDC,
-    place: IntArray | None,
-    counts: FloatArray | None,
-) -> Badge:
+def badge(applied: AppliedScenario, counts: FloatArray | None) -> Badge:
     """Return what a scenario's numbers rest on.
 
     Parameters
     ----------
-    base, model : DDC
-        Without and with the scenario.
-    place : IntArray, shape (S,), optional
-        Where members move.
+    applied : AppliedScenario
     counts : FloatArray, shape (S, J), optional
         The data's choices; None (or none at all) for a calibrated model.
     """
+    scenario, base, model, place = applied.scenario, applied.base, applied.model, applied.place
     if counts is not None and not counts.any():
         counts = None
     found: list[tuple[str, str]] = []
@@ -158,33 +150,6 @@ def _back(base: DDC, model: DDC, place: IntArray | None) -> IntArray | None:
     return back
 
 
-def laws_differ(base: DDC, model: DDC) -> bool:
-    """Return whether some law of motion changes (offers that members are moved between do not)."""
-    F, G = base.transitions, model.transitions
-    if F is G:
-        return False
-    if not isinstance(F, Factored) or not isinstance(G, Factored):
-        a, b = F.stacked(), G.stacked()
-        return (
-            a is None
-            or b is None
-            or any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-        )
-    own = {law.name: law for law in F.bound}
-    for law in G.bound:
-        old = own.get(law.name)
-        if old is None or (law.n, law.groups, law.by_choice) != (old.n, old.groups, old.by_choice):
-            return True
-        pairs: tuple[tuple[Any, Any], ...] = (
-            (law.table, old.table),
-            (law.following, old.following),
-        )
-        for x, y in pairs:
-            if (x is None) != (y is None) or (x is not None and not np.array_equal(x, y)):
-                return True
-    return len(own) != len(G.bound)
-
-
 def _beyond(
     club: Membership, new: Membership, plans: list[str], seen: BoolArray, where: IntArray
 ) -> list[tuple[str, str]]:
@@ -232,7 +197,7 @@ def _features(
         where = np.flatnonzero(seen) if place is None else place[seen]
         out += _beyond(club, model.membership, list(s.prices), seen, where)
     if place is not None and seen is not None and s.offer:
-        moved = s.offer_map(base)
+        moved = offer_map(s, base)
         if moved is not None:
             lost = seen & ~seen[moved]
             if lost.any():

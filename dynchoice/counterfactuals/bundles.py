@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.counterfactuals.arguments import listed, price_grid
+from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
-from dynchoice.counterfactuals.welfare import Someone, _benefits, everyone, offered
+from dynchoice.counterfactuals.welfare import named_benefits, offered
 from dynchoice.errors import SpecificationError, suggest
+from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
@@ -86,11 +89,11 @@ class Bundles:
 
 
 def bundles(
-    results: Any,
+    results: Fits,
     benefits: Sequence[str] | None = None,
     *,
     prices: Mapping[str, Iterable[float]] | None = None,
-    start: Any = None,
+    start: Start = None,
     objective: str = "profit",
     starts: int = 4,
     seed: int = 0,
@@ -125,20 +128,17 @@ def bundles(
     import pandas as pd
 
     grid = price_grid(prices)
-    if isinstance(starts, bool) or not isinstance(starts, int | np.integer) or starts < 1:
-        raise SpecificationError(f"starts={starts!r} must be a whole number, at least 1")
+    checks.whole(starts, "starts", 1)
     if benefits is not None and (isinstance(benefits, str) or len(benefits)):
         benefits = listed(benefits, "benefits")
-    groups = everyone(results, start)
+    segments = population(results, start).by_segment()
     rows: list[dict[str, Any]] = []
     searched = False
-    segments = list(dict.fromkeys(g.segment for g in groups))
-    for i, segment in enumerate(segments):
-        own = [g for g in groups if g.segment == segment]
-        names = _names(own[0], benefits)
+    for i, (segment, groups) in enumerate(segments.items()):
+        names = _names(groups[0].model, benefits)
         options = list(product(*(grid[k] for k in grid)))
-        solver = _Solver(own, names, list(grid))
-        today = solver(TODAY, ())["row"]
+        solver = _BundleSolver(groups, names, list(grid))
+        today = solver(TODAY, ()).row
         if objective not in today or objective == "bundle":
             known = [k for k in today if k != "bundle"]
             raise SpecificationError(
@@ -153,48 +153,50 @@ def bundles(
         else:
             searched = True
             _climb(solver, len(names), options, objective, starts, seed)
-        first = next(iter(solver.found.values()))["value"]
-        for found in solver.found.values():
-            row = {"segment": segment, **found["row"]}
-            row["welfare"] = found["value"] - first
-            rows.append(row)
+        solved = list(solver.solved.values())
+        rows += [
+            {"segment": segment, **s.row, "welfare": s.value - solved[0].value} for s in solved
+        ]
     return Bundles(pd.DataFrame(rows), searched)
 
 
-def _names(who: Someone, benefits: Sequence[str] | None) -> list[str]:
-    if who.model.membership is None:
+def _names(model: DDC, benefits: Sequence[str] | None) -> list[str]:
+    if model.membership is None:
         raise SpecificationError("bundles() needs a model built by Membership")
-    known = [b.name for b in who.model.membership.benefits]
     if benefits is None:
-        return known
-    return _benefits(who.model, list(benefits)) if len(benefits) <= 10 else list(benefits)
+        return [b.name for b in model.membership.benefits]
+    return named_benefits(model, list(benefits)) if len(benefits) <= 10 else list(benefits)
 
 
-class _Solver:
+class _Solved(NamedTuple):
+    """Outcomes of a bundle, and the value to today's customers in money."""
+
+    row: dict[str, Any]
+    value: float
+
+
+class _BundleSolver:
     """Solves one bundle at one price list for a segment, once."""
 
-    def __init__(self, own: list[Someone], names: list[str], plans: list[str]) -> None:
-        self.own, self.names, self.plans = own, names, plans
-        club = own[0].model.membership
+    def __init__(self, groups: list[Group], names: list[str], plans: list[str]) -> None:
+        self.groups, self.names, self.plans = groups, names, plans
+        club = groups[0].model.membership
         paid: dict[str, set[float]] = {}
-        for who in own:
-            if who.model.membership is not None:
-                lists = who.model.membership.prices()[who.mu > 0]
-                for p, column in zip(who.model.membership.plans, lists.T, strict=True):
+        for group in groups:
+            if group.model.membership is not None:
+                prices = group.model.membership.prices()[group.mu > 0]
+                for p, column in zip(group.model.membership.plans, prices.T, strict=True):
                     paid.setdefault(p.name, set()).update(np.unique(column).tolist())
-        known = () if club is None else [p.name for p in club.plans]
-        for p in plans:
-            if p not in known:
-                raise SpecificationError(f"prices: no plan {p!r}.{suggest(p, known)}")
+        checks.known(plans, () if club is None else [p.name for p in club.plans], "prices: plan")
         self.today = tuple(
             paid[p].copy().pop() if len(paid.get(p, ())) == 1 else float("nan") for p in plans
         )
-        self.found: dict[tuple[Any, Any], dict[str, Any]] = {}
+        self.solved: dict[tuple[tuple[bool, ...], tuple[float, ...]], _Solved] = {}
 
-    def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> dict[str, Any]:
+    def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> _Solved:
         key = (included, price)
-        if key in self.found:
-            return self.found[key]
+        if key in self.solved:
+            return self.solved[key]
         if included == TODAY and not price:
             s, label, price = Scenario("bundle"), AS_IS, self.today
         else:
@@ -202,15 +204,15 @@ class _Solver:
             label = " + ".join(inside) or "none of them"
             paid = dict(zip(self.plans, price, strict=True))
             s = Scenario("bundle", bundle=offered(self.names, inside), prices=paid or None)
-        mass = sum(who.mass for who in self.own)
+        mass = sum(group.customers for group in self.groups)
         total: dict[str, float] = {}
         value = 0.0
-        for who in self.own:
-            at = Stationary(s.changed(who.model), who.theta, who.mu)
-            share = who.mass / mass
-            V, here = at.engine.blocks.by_state(at.policy.V), who.mu > 0
-            value += float(who.mu[here] @ V[here]) / who.alpha / mass
-            for k, v in at.measures.items():
+        for group in self.groups:
+            steady = Stationary(s.applied(group.model).model, group.theta, group.mu)
+            share = group.customers / mass
+            V, occupied = steady.engine.blocks.by_state(steady.policy.V), group.mu > 0
+            value += float(group.mu[occupied] @ V[occupied]) / group.alpha / mass
+            for k, v in steady.measures.items():
                 if k in REPORTED or k.startswith("choosing "):
                     total[k] = total.get(k, 0.0) + share * v
         row = {
@@ -218,12 +220,12 @@ class _Solver:
             **{f"price {k}": v for k, v in zip(self.plans, price, strict=True)},
             **total,
         }
-        self.found[key] = {"row": row, "value": value}
-        return self.found[key]
+        self.solved[key] = _Solved(row, value)
+        return self.solved[key]
 
 
 def _climb(
-    solver: _Solver,
+    solver: _BundleSolver,
     K: int,
     options: Sequence[tuple[float, ...]],
     objective: str,
@@ -234,7 +236,7 @@ def _climb(
     rng = np.random.default_rng(seed)
 
     def score(b: tuple[bool, ...], p: tuple[float, ...]) -> float:
-        return float(solver(b, p)["row"][objective])
+        return float(solver(b, p).row[objective])
 
     for i in range(max(starts, 1)):
         at = (True,) * K if i == 0 else tuple(bool(x) for x in rng.integers(0, 2, K))
@@ -289,7 +291,7 @@ def ratio(a: float, b: float) -> float:
     return float(a / b) if abs(b) > 0 else float("nan")
 
 
-def elasticities(results: Any, *, start: Any = None) -> Elasticities:
+def elasticities(results: Fits, *, start: Start = None) -> Elasticities:
     """Return elasticities of take-up by prices from implicit derivatives, short and long run.
 
     Short run: the distribution of customers is today's, choice probabilities answer at once.
@@ -301,20 +303,18 @@ def elasticities(results: Any, *, start: Any = None) -> Elasticities:
     """
     import pandas as pd
 
-    groups = everyone(results, start)
     rows, slopes, moves = [], [], []
-    for segment in dict.fromkeys(g.segment for g in groups):
-        own = [g for g in groups if g.segment == segment]
-        club = own[0].model.membership
+    for segment, groups in population(results, start).by_segment().items():
+        club = groups[0].model.membership
         if club is None:
             raise SpecificationError("elasticities() needs a model built by Membership")
         level: dict[str, FloatArray] = {}
         slope: dict[tuple[str, str, str], FloatArray] = {}
-        mass = sum(who.mass for who in own)
-        for who in own:
-            weight = who.mass / mass
-            at = Stationary(who.model, who.theta, who.mu)
-            today = at.engine.blocks.blocked(who.mu / who.mass)
+        mass = sum(group.customers for group in groups)
+        for group in groups:
+            weight = group.customers / mass
+            at = Stationary(group.model, group.theta, group.mu)
+            today = at.engine.blocks.blocked(group.mu / group.customers)
             for horizon, mu in (("short", today), ("long", at.mu)):
                 now = np.einsum("bn,bnj->j", mu, at.policy.P)
                 level[horizon] = level.get(horizon, 0.0) + weight * now

@@ -119,7 +119,8 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
             f"weights must be non-negative with shape (S,) = ({base.states.size},)"
         )
     start = results.value if results.value.size else None
-    model = scenario.changed(base)
+    applied = scenario.applied(base)
+    model = applied.model
     if model.choices != base.choices or model.states != base.states:
         raise SpecificationError(
             f"scenario {scenario.name!r} changes states or choices: counterfactual() compares state"
@@ -127,10 +128,10 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
         )
     with one_blas_thread():
         before = solve(base, results.theta, start=start)
-        after = solve(model, scenario.theta(base, results.theta), start=start)
-    at = scenario.state_map(base)
+        after = solve(model, applied.theta(results.theta), start=start)
+    at = applied.place
     V, P = (after.V, after.ccp) if at is None else (after.V[at], after.ccp[at])
-    found = badge(scenario, base, model, at, results.counts)
+    found = badge(applied, results.counts)
     return Counterfactual(
         scenario,
         P,

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactuals.draws import draws_of, tables_of
-from dynchoice.counterfactuals.group_paths import price_of_utility
-from dynchoice.counterfactuals.welfare import everyone
+from dynchoice.counterfactuals.draws import Draw, draws_of, tables_of
+from dynchoice.counterfactuals.population import Group, population, price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
@@ -103,22 +102,26 @@ def discovery_values(
         raise SpecificationError(f"horizon={horizon!r}: a whole number of periods above 0")
     if not isinstance(draws, int | np.integer) or draws < 0 or draws == 1:
         raise SpecificationError(f"draws={draws!r}: 0, or at least 2 for standard errors")
-    who = everyone(results, start)
-    if outcome == "money" and not all(np.isfinite(w.alpha) and w.alpha > 0 for w in who):
+    groups = population(results, start).groups
+    if draws and isinstance(results, MixtureResults):
+        raise SpecificationError(
+            "standard errors are for Results, or a mapping of segments to them"
+        )
+    if outcome == "money" and not all(np.isfinite(g.alpha) and g.alpha > 0 for g in groups):
         raise SpecificationError(
             "outcome='money' needs a parameter of price, above 0: take 'value' (utils) or 'months'"
         )
-    names = benefit_axes(who[0].model, benefits)
-    for one in who[1:]:
+    names = benefit_axes(groups[0].model, benefits)
+    for one in groups[1:]:
         benefit_axes(one.model, names)
-    places, labels = common_cells(who, by)
+    places, labels = common_cells(groups, by)
     goal = Goal(outcome, int(horizon), outside)
     n = len(labels)
     mass = np.zeros(n)
-    for one, cells in zip(who, places, strict=True):
+    for one, cells in zip(groups, places, strict=True):
         mass += np.bincount(cells, one.mu, n)
     value = averaged(
-        who, places, n, [discoveries(one.model, one.theta, names, goal) for one in who]
+        groups, places, n, [discoveries(g.model, g.theta, names, goal) for g in groups]
     )
     out = pd.concat(
         [
@@ -128,7 +131,7 @@ def discovery_values(
         ignore_index=True,
     )
     if draws:
-        spread = drawn_values(results, who, names, goal, places, n, int(draws), seed)
+        spread = drawn_values(groups, names, goal, places, n, int(draws), seed)
         out["std_error"] = spread.std(axis=0, ddof=1).ravel()
     return out
 
@@ -265,46 +268,54 @@ def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
 
 
 def drawn_values(
-    results: Any, who: Sequence[Any], names: Sequence[str], goal: Goal,
-    places: Sequence[IntArray], n: int, draws: int, seed: int,
-) -> FloatArray:  # fmt: skip
-    """Return values (draws, benefits, cells) at draws of estimates and laws."""
-    if isinstance(results, MixtureResults) or not isinstance(results, Results | Mapping):
-        raise SpecificationError(
-            "standard errors are for Results, or a mapping of segments to them"
-        )
+    groups: Sequence[Group],
+    names: Sequence[str],
+    goal: Goal,
+    places: Sequence[IntArray],
+    n: int,
+    draws: int,
+    seed: int,
+) -> FloatArray:
+    """Return values (draws, benefits, cells) at draws of estimates and laws.
+
+    A fit is drawn once for all groups that share it: what they have in common does not average out.
+    """
     rng = np.random.default_rng(seed)
-    fits = dict(results) if isinstance(results, Mapping) else {}
-    drawn = {
-        id(one): draws_of(fits.get(one.segment, results), draws, rng)
-        for one in who
-    }  # fmt: skip
+    drawn: dict[int, list[Draw]] = {}
+    for group in groups:
+        if not isinstance(group.fit, Results):
+            raise SpecificationError(
+                "standard errors are for Results, or a mapping of segments to them"
+            )
+        if id(group.fit) not in drawn:
+            drawn[id(group.fit)] = draws_of(group.fit, draws, rng)
     out = np.zeros((draws, len(names), n))
     for d in range(draws):
         worth = []
-        for one in who:
-            draw = drawn[id(one)][d]
-            F = one.model.transitions
-            tables = tables_of(one.model, one.model, draw.tables)
+        for group in groups:
+            draw = drawn[id(group.fit)][d]
+            F = group.model.transitions
+            assert isinstance(F, Factored)
+            tables = tables_of(group.model, group.model, draw.tables)
             bound = tuple(
                 replace(law, table=tables[law.name]) if law.name in tables else law
                 for law in F.bound
             )
-            model = one.model.with_parts(transitions=F.with_bound(bound))
+            model = group.model.with_parts(transitions=F.with_bound(bound))
             worth.append(discoveries(model, draw.theta, names, goal))
-        out[d] = averaged(who, places, n, worth).T
+        out[d] = averaged(groups, places, n, worth).T
     return out
 
 
 def common_cells(
-    who: Sequence[Any], by: Mapping[str, Any] | Sequence[str]
+    groups: Sequence[Group], by: Mapping[str, Any] | Sequence[str]
 ) -> tuple[list[IntArray], pd.DataFrame]:
     """Return the cell of each state of each group's model, and the labels of all cells."""
     import pandas as pd
 
     known: dict[tuple[Any, ...], int] = {}
     frames, places = [], []
-    for one in who:
+    for one in groups:
         cells, labels = cells_of(one.model, by)
         rows = [tuple(r) for r in labels.itertuples(index=False)]
         fresh = [i for i, r in enumerate(rows) if r not in known]
@@ -316,12 +327,12 @@ def common_cells(
 
 
 def averaged(
-    who: Sequence[Any], places: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
+    groups: Sequence[Group], places: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
 ) -> FloatArray:
     """Return means (n, benefits) over the members of each cell; of its states, where none are."""
-    total = sum(one.mass for one in who)
+    total = sum(group.customers for group in groups)
     weights, sums = np.zeros(n), np.zeros((n, worth[0].shape[1]))
-    for one, cells, own in zip(who, places, worth, strict=True):
+    for one, cells, own in zip(groups, places, worth, strict=True):
         weight = one.mu + FAINT * total / len(one.mu)
         weights += np.bincount(cells, weight, n)
         for k in range(own.shape[1]):

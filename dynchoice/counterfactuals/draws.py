@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice.counterfactuals.population import Fitted
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
 from dynchoice.membership.engagement import engagement_laws
@@ -30,6 +31,35 @@ class Draw:
 
     theta: FloatArray
     tables: dict[str, FloatArray] = field(default_factory=dict)
+
+
+def draw_fit(
+    fit: Fitted, n: int, bands: str, stream: np.random.SeedSequence | None = None
+) -> list[Draw]:
+    """Return the draws of one fit behind the bands of everything that rests on it.
+
+    Parameters
+    ----------
+    bands : {"draws", "bootstrap", "delta"}
+        See :func:`dynchoice.forecast`.
+
+    Raises
+    ------
+    SpecificationError
+        Nothing was estimated, or the fit has no bootstrap.
+    """
+    if not n:
+        return []
+    if not isinstance(fit, Results):
+        raise SpecificationError(
+            "a calibrated programme has no sampling error to draw from: draws=0, or vary"
+            " params= over scenarios"
+        )
+    if bands == "bootstrap":
+        return bootstrap_draws(fit, n)
+    if bands == "delta":
+        return delta_draws(fit)
+    return draws_of(fit, n, np.random.default_rng(stream))
 
 
 def law_records(fit: Results) -> list[dict[str, Any]]:

@@ -18,10 +18,12 @@ import numpy as np
 from dynchoice.counterfactuals.arguments import listed, number
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.path import moved
+from dynchoice.counterfactuals.population import choices_by_region
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
+from dynchoice.names import ALL
 from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solver import ccp_derivative, state_information
@@ -215,8 +217,8 @@ class _Design:
         self.place = None
         model = base
         if scenario is not None:
-            model, self.place = scenario.changed(base), scenario.state_map(base)
-            theta = scenario.theta(base, theta)
+            applied = scenario.applied(base)
+            model, self.place, theta = applied.model, applied.place, applied.theta(theta)
             if scenario.params:
                 raise SpecificationError(
                     f"scenario {scenario.name!r} sets parameters: an experiment changes offers,"
@@ -244,8 +246,6 @@ class _Design:
 
 def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
     """Return customers (S,) in the next period by region (one region where there are none)."""
-    from dynchoice.counterfactuals.forecast import _by_region
-
     counts = start.counts if isinstance(start, Panel) else start
     if not hasattr(counts, "at_period"):
         raise SpecificationError("start= must be the Panel or its Counts")
@@ -256,9 +256,9 @@ def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
         )
     push = model.transitions.push
     if counts.regions is None:
-        return {"all": push(np.ascontiguousarray(counts.at_period().sum(axis=0)))}
+        return {ALL: push(np.ascontiguousarray(counts.at_period().sum(axis=0)))}
     out: dict[Any, FloatArray] = {}
-    for parts in _by_region(counts).values():
+    for parts in choices_by_region(counts).values():
         for region, n in parts:
             out[region] = out.get(region, 0.0) + push(np.ascontiguousarray(n))
     return out

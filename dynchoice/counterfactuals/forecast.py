@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,36 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.counterfactuals.calibrated import Calibrated, calibrated_fits
-from dynchoice.counterfactuals.draws import Draw, bootstrap_draws, delta_draws, draws_of
+from dynchoice import checks
+from dynchoice.counterfactuals.draws import draw_fit
 from dynchoice.counterfactuals.forecast_tables import lay_out
-from dynchoice.counterfactuals.group_paths import (
-    Group,
-    GroupPaths,
-    Shared,
-    Task,
-    check_ramps,
-    run_task,
-)
-from dynchoice.counterfactuals.mixtures import by_type
+from dynchoice.counterfactuals.group_paths import GroupPaths, Shared, Task, check_ramps, run_task
+from dynchoice.counterfactuals.population import Fits, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import (
     ConvergenceError,
-    DataError,
-    DataWarning,
     SpecificationError,
-    first_few,
-    suggest,
 )
-from dynchoice.inference.mixture_results import MixtureResults
-from dynchoice.inference.results import Results
 from dynchoice.membership.membership import Membership
-from dynchoice.names import ALL, BASELINE
-from dynchoice.panel.counts import Counts, period_label
-from dynchoice.panel.panel import Panel
-from dynchoice.panel.states import as_floats
+from dynchoice.names import BASELINE
+from dynchoice.panel.counts import period_label
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +40,7 @@ logger = logging.getLogger("dynchoice.counterfactuals")
 
 BANDS = ("draws", "bootstrap", "delta")
 BY = (None, "type", "region")
+LONG_RUN = ("point", "bands", "none")
 TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run", "badges")
 
 
@@ -162,10 +147,10 @@ class Forecast:
 
 
 def forecast(
-    results: Results | MixtureResults | Membership | Mapping[Any, Results],
+    results: Fits,
     scenarios: Scenario | Iterable[Scenario] = (),
     *,
-    start: Any = None,
+    start: Start = None,
     periods: int = 24,
     draws: int | None = None,
     level: float = 0.9,
@@ -232,30 +217,43 @@ def forecast(
     """
     if draws is None:
         draws = 0 if isinstance(results, Membership) else 200
-    check_options(periods, draws, level, bands, by, long_run, seed, n_jobs)
+    check_options(
+        periods=periods,
+        draws=draws,
+        level=level,
+        bands=bands,
+        by=by,
+        long_run=long_run,
+        seed=seed,
+        n_jobs=n_jobs,
+    )
     listed = list_scenarios(scenarios, periods)
     everyone = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
     names = [s.name for s in everyone]
     if len(set(names)) < len(names):
         raise SpecificationError(f"scenarios need distinct names, got {names}")
-    fits, groups, first = match_groups(results, start, by, everyone)
-    check_ramps(everyone, groups)
+    regional = by == "region" or any(s.ramp for s in everyone)
+    people = population(results, start, regional)
+    check_ramps(everyone, people.groups)
+    first = people.period
     labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
-    streams = np.random.SeedSequence(seed).spawn(len(fits))
+    parts = people.by_fit()
+    streams = np.random.SeedSequence(seed).spawn(len(parts))
     shared = Shared(everyone)
-    for fit in fits.values():  # before the threads start: what they share is only read there
-        shared.models(fit.model)
+    for part in parts:  # before the threads start: what they share is only read there
+        shared.applied(part[0].model)
     tasks = [
         Task(
-            fit,
-            [g for g in groups if g.fit == key],
-            everyone,
-            periods,
-            _draws(fit, draws, bands, streams[i]),
-            long_run,
-            shared,
+            fit=part[0].fit,
+            groups=part,
+            scenarios=everyone,
+            periods=periods,
+            # once a fit: groups that share it share its error, and their sum has the same
+            draws=draw_fit(part[0].fit, draws, bands, stream),
+            long_run=long_run,
+            shared=shared,
         )
-        for i, (key, fit) in enumerate(fits.items())
+        for part, stream in zip(parts, streams, strict=True)
     ]
     done = run_tasks(tasks, n_jobs, progress)
     failures = sum(d.failures for d in done)
@@ -269,66 +267,45 @@ def forecast(
         notes.append(
             f"{lost} draws have a price parameter of zero or below: bands of money leave them out"
         )
-    tables = lay_out(done, groups, everyone, labels, level, bands, by, _choices(everyone, done))
+    tables = lay_out(done, parts, everyone, labels, level=level, kind=bands, by=by)
     return Forecast(
-        tables["take_up"],
-        tables["flows"],
-        tables["welfare"],
-        level,
-        draws,
-        seed,
-        not failures,
-        message,
-        tables["outcomes"],
-        tables["long_run"],
-        tables["badges"],
-        bands,
-        tuple(notes),
+        take_up=tables["take_up"],
+        flows=tables["flows"],
+        welfare=tables["welfare"],
+        level=level,
+        draws=draws,
+        seed=seed,
+        converged=not failures,
+        message=message,
+        outcomes=tables["outcomes"],
+        long_run=tables["long_run"],
+        badges=tables["badges"],
+        bands=bands,
+        notes=tuple(notes),
     )
 
 
 def check_options(
-    periods: Any,
-    draws: Any,
-    level: Any,
-    bands: Any,
-    by: Any,
-    long_run: Any,
-    seed: Any,
-    n_jobs: Any,
+    *,
+    periods: object,
+    draws: object,
+    level: object,
+    bands: object,
+    by: object,
+    long_run: object,
+    seed: object,
+    n_jobs: object,
 ) -> None:
-    """Refuse options that cannot be."""
-    wanted = (("periods", periods, 1), ("draws", draws, 0), ("n_jobs", n_jobs, None))
-    for name, x, low in wanted:
-        whole = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-        if not whole or (x == 0 if low is None else x < low):
-            limit = "not 0" if low is None else f"at least {low}"
-            raise SpecificationError(f"{name}={x!r} must be a whole number, {limit}")
-    if not isinstance(level, float | int | np.floating) or not 0 < level < 1:
-        raise SpecificationError(f"level={level!r} must lie between 0 and 1 (0.95 for 95%)")
-    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise SpecificationError(f"seed={seed!r} must be a non-negative whole number or None")
-    if bands not in BANDS:
-        raise SpecificationError(f"bands={bands!r}: use {', '.join(map(repr, BANDS))}")
-    if by not in BY:
-        raise SpecificationError(f"by={by!r}: use None, 'type' or 'region'")
-    if long_run not in ("point", "bands", "none"):
-        raise SpecificationError(f"long_run={long_run!r}: use 'point', 'bands' or 'none'")
-
-
-def _draws(fit: Any, n: int, bands: str, stream: Any) -> list[Draw]:
-    if not n:
-        return []
-    if bands == "bootstrap":
-        return bootstrap_draws(fit, n)
-    if bands == "delta":
-        return delta_draws(fit)
-    return draws_of(fit, n, np.random.default_rng(stream))
-
-
-def _choices(scenarios: Sequence[Scenario], done: Sequence[GroupPaths]) -> list[tuple[Any, ...]]:
-    """Return each scenario's choice labels; segments may differ only by what they share."""
-    return [done[0].choices[i] for i in range(len(scenarios))]
+    """Validate the options of :func:`forecast`."""
+    checks.whole(periods, "periods", 1)
+    checks.whole(draws, "draws")
+    checks.share(level, "level", open_interval=True)
+    checks.one_of(bands, "bands", BANDS)
+    checks.one_of(by, "by", BY)
+    checks.one_of(long_run, "long_run", LONG_RUN)
+    checks.seed(seed)
+    if checks.whole(n_jobs, "n_jobs", -1) == 0:
+        raise SpecificationError("n_jobs=0: 1 thread, more, or -1 for all cores")
 
 
 def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list[GroupPaths]:
@@ -348,7 +325,7 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
             for i, part in parts:
                 found.append(run_task(part))
                 if progress is not None:
-                    progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
+                    progress(len(found), len(parts), tasks[i].title)
         else:
             # kernels release the interpreter's lock, so threads share memory and still run at once;
             # a cluster named by joblib.parallel_config takes their place
@@ -359,7 +336,7 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
             for (i, _), one in zip(parts, running, strict=True):
                 found.append(one)
                 if progress is not None:
-                    progress(len(found), len(parts), f"forecast {tasks[i].groups[0].segment}")
+                    progress(len(found), len(parts), tasks[i].title)
     out: list[GroupPaths] = []
     for i in range(len(tasks)):
         own = [f for (k, _), f in zip(parts, found, strict=True) if k == i]
@@ -388,167 +365,3 @@ def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
                 f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods})"
             )
     return listed
-
-
-def match_groups(
-    results: Any, start: Any, by: str | None, scenarios: Sequence[Scenario]
-) -> tuple[dict[Any, Any], list[Group], tuple[int, str] | None]:
-    """Return fits by key, groups of customers, and the first period's number and kind if known."""
-    if isinstance(results, Membership):
-        return (*_calibrated_groups(results, start, by), None)
-    regional = by == "region" or any(s.ramp for s in scenarios)
-    kind, typed = "segment", None
-    if isinstance(results, MixtureResults):
-        results, parts, period = by_type(results, start, regional)
-        kind, typed = "type", (parts, period)
-    if isinstance(results, Mapping) and not results:
-        raise SpecificationError("there is no fit to forecast with: the mapping is empty")
-    fits_given = results.values() if isinstance(results, Mapping) else [results]
-    for fit in fits_given:
-        if not isinstance(fit, Results):
-            raise SpecificationError(
-                f"forecast() takes Results, MixtureResults, a Membership, or a mapping of segment"
-                f" to Results; got {type(fit).__name__}"
-            )
-        fit.require_model("a forecast")
-    starts, first = _starts(results, start, regional) if typed is None else typed
-    if isinstance(results, Results):
-        fits = dict.fromkeys(starts, results)
-    else:
-        fits = dict(results)
-        missing = [m for m in fits if m not in starts]
-        if missing:
-            raise SpecificationError(
-                f"there is a fit of segment {missing[0]!r} but no member of it to start from."
-                f"{suggest(missing[0], starts)}"
-            )
-    left_out = [m for m in starts if m not in fits]
-    if left_out:
-        warnings.warn(
-            f"no fit for segment(s) {first_few(left_out)}: their members are not in the forecast",
-            DataWarning,
-            stacklevel=3,
-        )
-    if len(fits) > 1 and ALL in map(str, fits):
-        raise SpecificationError(f"a segment may not be named {ALL!r}: it stands for all together")
-    if len({fit.model.choices for fit in fits.values()}) > 1:
-        raise SpecificationError("the fits of the segments have different choices")
-    groups: list[Group] = []
-    for m, fit in fits.items():
-        mass = sum(float(part.sum()) for _, part in starts[m])
-        if not mass > 0:
-            raise DataError(f"segment {m!r} has no member in the last period to start from")
-        if fit.model.horizon is not None:
-            raise SpecificationError("forecast() is for infinite horizons")
-        for region, part in starts[m]:
-            if len(part) != fit.model.states.size:
-                raise SpecificationError(
-                    f"start of {m!r} is over {len(part)} states, the model has"
-                    f" {fit.model.states.size}"
-                )
-            last = part if part.ndim == 2 else None
-            mu = part if last is None else fit.model.transitions.push(np.ascontiguousarray(part))
-            groups.append(
-                Group(m, m, m if kind == "type" else ALL, region, mu, last, float(part.sum()))
-            )
-    return fits, groups, first
-
-
-def _starts(
-    results: Any, start: Any, regional: bool
-) -> tuple[dict[Any, list[tuple[Any, FloatArray]]], tuple[int, str] | None]:
-    """Return (region, choices (S, J) or distribution (S,)) parts by segment, and the period."""
-    counts = start.counts if isinstance(start, Panel) else start
-    if isinstance(counts, Counts):
-        first = (counts.last_period + 1, counts.period_kind)
-        if regional:
-            return _by_region(counts), first
-        last = counts.at_period()
-        return {label: [(ALL, last[m])] for m, label in enumerate(counts.segments)}, first
-    if regional:
-        raise SpecificationError("by region needs start= a Panel (or Counts) with regions")
-    if start is None or isinstance(start, str):
-        if start not in (None, "steady state"):
-            raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
-        if start is None:
-            raise SpecificationError("start= is needed: the Panel, an array, or 'steady state'")
-        from dynchoice.counterfactuals.group_paths import baseline_steady_state
-
-        keys = list(results) if isinstance(results, Mapping) else [ALL]
-        fits = results if isinstance(results, Mapping) else {ALL: results}
-        return {m: [(ALL, baseline_steady_state(fits[m]))] for m in keys}, None
-    if hasattr(start, "columns"):
-        raise SpecificationError(
-            "start= is a table: pass the Panel, its Counts, or an array over states"
-            " (np.bincount(states.codes(table), minlength=states.size))"
-        )
-    arrays = start if isinstance(start, Mapping) else {ALL: start}
-    out: dict[Any, list[tuple[Any, FloatArray]]] = {}
-    for label, a in arrays.items():
-        mu = as_floats(a, f"start of {label!r}")
-        if mu.ndim != 1 or not (mu >= 0).all() or not np.isfinite(mu).all():
-            raise SpecificationError(
-                f"start of {label!r} must be a non-negative vector over states, got {mu.shape}"
-            )
-        out[label] = [(ALL, mu)]
-    return out, None
-
-
-def _by_region(counts: Counts) -> dict[Any, list[tuple[Any, FloatArray]]]:
-    """Return last-period choices (S, J) by segment and region."""
-    if counts.regions is None:
-        counts.by_region()  # says what to do
-    own = counts.regions
-    assert own is not None
-    S, J = counts.states.size, len(counts.choices)
-    out: dict[Any, list[tuple[Any, FloatArray]]] = {}
-    for m, label in enumerate(counts.segments):
-        mine = (own.cells[:, 0] == m) & (own.cells[:, 2] == counts.last_period)
-        parts = []
-        for r, region in enumerate(own.labels):
-            at = mine & (own.cells[:, 1] == r)
-            if at.any():
-                n = np.zeros((S, J))
-                np.add.at(n, (own.cells[at, 3], own.cells[at, 4]), own.n[at])
-                parts.append((region, n))
-        out[label] = parts
-    return out
-
-
-def _own_start(start: Mapping[Any, Any], key: tuple[str, str]) -> Any:
-    """Return the start of a (segment, type): named by both, by the type or by the segment."""
-    for name in (key, key[1], key[0]):
-        if name in start:
-            return start[name]
-    raise SpecificationError(
-        f"start has nothing for {key[0]!r}, type {key[1]!r}; it names {first_few(list(start))}"
-    )
-
-
-def _calibrated_groups(
-    club: Membership, start: Any, by: str | None
-) -> tuple[dict[Any, Calibrated], list[Group]]:
-    """Return models and groups of a programme's own segments and types."""
-    from dynchoice.counterfactuals.group_paths import baseline_steady_state
-
-    if by == "region":
-        raise SpecificationError("a programme without a panel has no regions")
-    fits = calibrated_fits(club)
-    groups = []
-    for key, fit in fits.items():
-        if start is None or (isinstance(start, str) and start == "steady state"):
-            mu = baseline_steady_state(fit)
-        elif isinstance(start, str) and start == "newcomers":
-            assert fit.model.membership is not None
-            mu = fit.model.membership.newcomers()
-        else:
-            given = _own_start(start, key) if isinstance(start, Mapping) else start
-            mu = as_floats(given, "start")
-            if mu.shape != (fit.model.states.size,) or not (mu >= 0).all() or not mu.sum() > 0:
-                raise SpecificationError(
-                    f"start must be a non-negative vector over {fit.model.states.size} states"
-                )
-        groups.append(
-            Group(key, key[0], key[1], ALL, fit.share * mu, None, fit.share * float(mu.sum()))
-        )
-    return dict(fits), groups

@@ -11,8 +11,9 @@ import numpy as np
 from dynchoice.counterfactuals.accounts import rates
 from dynchoice.counterfactuals.badges import ORDER
 from dynchoice.counterfactuals.draws import DELTA_STEP
-from dynchoice.counterfactuals.group_paths import Group, GroupPaths, LongRun
+from dynchoice.counterfactuals.group_paths import GroupPaths, LongRun
 from dynchoice.counterfactuals.path import Sums
+from dynchoice.counterfactuals.population import Group
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.names import ALL
 from dynchoice.typing import FloatArray
@@ -115,19 +116,21 @@ def cuts(done: Sequence[GroupPaths], tasks: Sequence[list[Group]], by: str | Non
 
 def lay_out(
     done: Sequence[GroupPaths],
-    groups: Sequence[Group],
+    tasks: Sequence[list[Group]],
     scenarios: Sequence[Scenario],
     labels: list[str],
+    *,
     level: float,
     kind: str,
     by: str | None,
-    choices: Sequence[tuple[Any, ...]],
 ) -> dict[str, Any]:
-    """Return the tables of a forecast by name."""
+    """Return the tables of a forecast by name.
+
+    ``tasks`` are the groups of each fit, whose paths are ``done``; ``kind`` is the kind of bands.
+    """
     import pandas as pd
 
-    order = list(dict.fromkeys(g.fit for g in groups))
-    tasks = [[g for g in groups if g.fit == key] for key in order]
+    choices = done[0].choices  # segments may differ only by what they share
     reader = Reader(done, kind)
     rows: dict[str, list[Any]] = {"take_up": [], "flows": [], "welfare": [], "outcomes": []}
     long_rows: list[dict[str, Any]] = []

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from dynchoice.counterfactuals.accounts import Ledger
-from dynchoice.counterfactuals.badges import Badge, badge, laws_differ
+from dynchoice.counterfactuals.applied import AppliedScenario
+from dynchoice.counterfactuals.badges import Badge, badge
 from dynchoice.counterfactuals.draws import Draw, tables_of
 from dynchoice.counterfactuals.engine import Engine, Features, Policy, steady_state
 from dynchoice.counterfactuals.path import Dates, Sums, enter, follow, moved, phases
+from dynchoice.counterfactuals.population import Fitted, Group, price_of_utility
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
-from dynchoice.membership.names import PRICE
 from dynchoice.model.ddc import DDC
+from dynchoice.names import ALL
+from dynchoice.solvers.layout import PlainBlocks
 from dynchoice.solvers.layout_levels import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
@@ -28,22 +31,6 @@ DRAW_TOL = 1e-8
 
 Ahead = dict[tuple[int, bytes], tuple[FloatArray, FloatArray | None]]
 """Flow utilities (B, n, J) and starting values (B, n) by engine and parameters."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Customers of one fit: who they are, where they stand in period 1 and how many they are.
-
-    ``mu`` (S,) is in customers; ``last`` (S, J) the choices of the period before, if seen.
-    """
-
-    fit: Any
-    segment: Any
-    kind: Any
-    region: Any
-    mu: FloatArray
-    last: FloatArray | None
-    mass: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class GroupPaths:
 
 
 class Shared:
-    """What the fits of one forecast have in common: models of scenarios, features, ledgers.
+    """What the fits of one forecast have in common: scenarios applied, features, ledgers.
 
     Types and segments often share a model; what is made for it is made once. Everything here is
     read and never written again.
@@ -98,19 +85,16 @@ class Shared:
 
     def __init__(self, scenarios: Sequence[Scenario]) -> None:
         self.scenarios = scenarios
-        self._models: dict[int, tuple[DDC, list[DDC], list[IntArray | None]]] = {}
+        # the model is kept beside what its id stands for, so that the id is not given away
+        self._applied: dict[int, tuple[DDC, list[AppliedScenario]]] = {}
         self.features: dict[int, Features] = {}
         self.ledgers: dict[int, Ledger] = {}
 
-    def models(self, base: DDC) -> tuple[list[DDC], list[IntArray | None]]:
-        """Return each scenario's model and where members move, from a baseline."""
-        if id(base) not in self._models:
-            models = [s.changed(base) for s in self.scenarios]
-            # a change to what already is leaves the baseline itself, to the bit
-            models = [base if same_model(m, base) else m for m in models]
-            places = [s.state_map(base) for s in self.scenarios]
-            self._models[id(base)] = base, models, places
-        return self._models[id(base)][1:]
+    def applied(self, base: DDC) -> list[AppliedScenario]:
+        """Return the scenarios applied to a model, each once."""
+        if id(base) not in self._applied:
+            self._applied[id(base)] = base, [s.applied(base) for s in self.scenarios]
+        return self._applied[id(base)][1]
 
     def engine(self, model: DDC, theta: FloatArray, active: BoolArray) -> Engine:
         """Return an engine on the model's shared features."""
@@ -121,29 +105,11 @@ class Shared:
         return engine
 
 
-def same_model(a: DDC, b: DDC) -> bool:
-    """Return whether two models are equal in everything that a forecast reads."""
-    if a is b:
-        return True
-    if a.states != b.states or a.choices != b.choices or a.beta != b.beta or a.names != b.names:
-        return False
-    pairs = [(a.utility.x, b.utility.x), (a.utility.offset, b.utility.offset)]
-    for what in ("available", "attention", "default", "perceived"):
-        pairs.append((getattr(a, what), getattr(b, what)))
-    if not all(np.array_equal(x, y) for x, y in pairs) or laws_differ(b, a):
-        return False
-    one, other = a.membership, b.membership
-    if one is None or other is None:
-        return one is other
-    money = ((one.payments(), other.payments()), (one.refunds(), other.refunds()))
-    return one.plans == other.plans or all(np.array_equal(x, y) for x, y in money)
-
-
 @dataclass(frozen=True)
 class Task:
     """What one thread computes: a fit, its groups, the scenarios and some draws."""
 
-    fit: Any
+    fit: Fitted
     groups: list[Group]
     scenarios: Sequence[Scenario]
     periods: int
@@ -151,6 +117,12 @@ class Task:
     long_run: str
     shared: Shared
     badges: bool = True
+
+    @property
+    def title(self) -> str:
+        """What a progress bar says."""
+        segments = dict.fromkeys(str(g.segment) for g in self.groups)
+        return f"forecast {next(iter(segments)) if len(segments) == 1 else ALL}"
 
     def split(self, chunks: int) -> list[Task]:
         """Return the task in chunks of draws (each solves the estimates again)."""
@@ -166,71 +138,72 @@ class Task:
 
 @dataclass
 class Prepared:
-    """One scenario made ready: engine, where members move, dates by group, ledger."""
+    """One scenario made ready: engine, dates by group, ledger."""
 
-    scenario: Scenario
+    applied: AppliedScenario
     engine: Engine
-    place: IntArray | None
     dates: list[Dates]
     ledger: Ledger | None
     mix: list[float]
     badge: Badge | None = None
 
-
-def price_of_utility(model: DDC, theta: FloatArray) -> float:
-    """Return the price parameter (utils per unit of money), NaN where there is none above 0."""
-    value = float("nan")
-    if PRICE in model.names:
-        value = float(theta[model.names.index(PRICE)])
-    elif model.membership is not None:
-        value = float(model.membership.fixed.get(PRICE, float("nan")))
-    return value if value > 0 else float("nan")
+    @property
+    def place(self) -> IntArray | None:
+        """Where members move once the scenario is in force."""
+        return self.applied.place
 
 
-def occupied(engine_blocks: Any, mu: FloatArray) -> BoolArray:
+def occupied(blocks: PlainBlocks, mu: FloatArray) -> BoolArray:
     """Return the blocks (B,) in which somebody stands."""
-    return np.asarray((mu[engine_blocks.order] > 0).any(axis=1))
+    return np.asarray((mu[blocks.order] > 0).any(axis=1))
 
 
 def prepare(task: Task) -> list[Prepared]:
     """Compile the baseline and every scenario; those that only move members share an engine."""
     base, theta = task.fit.model, task.fit.theta
-    here = np.sum([g.mu for g in task.groups], axis=0)
+    present = np.sum([g.mu for g in task.groups], axis=0)
     blocks = blocks_of(base)
-    active = occupied(blocks, here)
-    everywhere = here.copy()
-    models, places = task.shared.models(base)
-    for model, place in zip(models, places, strict=True):
-        if model is base and place is not None:
-            np.add.at(everywhere, place[blocks.order[active].reshape(-1)], 1.0)
-    seen = getattr(task.fit, "counts", None)
-    out: list[Prepared] = []
-    for s, model, place in zip(task.scenarios, models, places, strict=True):
-        own = s.theta(base, theta)
+    active = occupied(blocks, present)
+    scenarios = task.shared.applied(base)
+    # scenarios that only move members share the baseline's engine: it must solve where they go too
+    visited = present.copy()
+    for applied in scenarios:
+        if applied.model is base and applied.place is not None:
+            np.add.at(visited, applied.place[blocks.order[active].reshape(-1)], 1.0)
+    ready: list[Prepared] = []
+    for applied in scenarios:
+        scenario, model = applied.scenario, applied.model
+        params = applied.theta(theta)
         same = [
-            p.engine for p in out if p.engine.model is model and np.array_equal(p.engine.theta, own)
+            p.engine
+            for p in ready
+            if p.engine.model is model and np.array_equal(p.engine.theta, params)
         ]
         if same:
             engine = same[0]
         else:
-            target = everywhere if model is base else _reached(base, blocks, active, place, model)
-            engine = task.shared.engine(model, own, occupied(blocks_of(model), target))
-        dates = [_dates(s, g) for g in task.groups]
-        mix = [_mix(s, g) for g in task.groups]
-        rests = badge(s, base, model, place, seen) if task.badges else None
-        out.append(
-            Prepared(s, engine, place, dates, task.shared.ledgers.get(id(model)), mix, rests)
+            target = visited if model is base else _reached(base, blocks, active, applied)
+            engine = task.shared.engine(model, params, occupied(blocks_of(model), target))
+        ready.append(
+            Prepared(
+                applied=applied,
+                engine=engine,
+                dates=[_dates(scenario, g) for g in task.groups],
+                ledger=task.shared.ledgers.get(id(model)),
+                mix=[_mix(scenario, g) for g in task.groups],
+                badge=badge(applied, task.fit.counts) if task.badges else None,
+            )
         )
-    return out
+    return ready
 
 
 def _reached(
-    base: DDC, blocks: Any, active: BoolArray, place: IntArray | None, model: DDC
+    base: DDC, blocks: PlainBlocks, active: BoolArray, applied: AppliedScenario
 ) -> FloatArray:
     """Return a mark (S~,) on states where members of the occupied blocks will stand."""
     states = blocks.order[active].reshape(-1)
-    mark = np.zeros(model.states.size)
-    mark[states if place is None else place[states]] = 1.0
+    mark = np.zeros(applied.model.states.size)
+    mark[states if applied.place is None else applied.place[states]] = 1.0
     return mark
 
 
@@ -276,16 +249,16 @@ def run_task(task: Task) -> GroupPaths:
             p.engine.prepare()
     names = [p.ledger.names if p.ledger is not None else () for p in ready]
     out = GroupPaths(
-        [],
-        [],
-        np.zeros(0),
-        names,
-        [p.engine.model.choices for p in ready],
-        [],
-        [],
-        0,
-        0,
-        [p.badge for p in ready],
+        point=[],
+        drawn=[],
+        alpha=np.zeros(0),
+        names=names,
+        choices=[p.engine.model.choices for p in ready],
+        long_run=[],
+        long_run_drawn=[],
+        failures=0,
+        solved=0,
+        badges=[p.badge for p in ready],
     )
     alphas: list[float] = []
     flows: Ahead = {}
@@ -314,7 +287,7 @@ def flows_ahead(task: Task, ready: Sequence[Prepared], thetas: Sequence[FloatArr
     """Return flow utilities and starting values of some draws by engine and parameters."""
     out: Ahead = {}
     for p in ready:
-        own = [p.scenario.theta(task.fit.model, theta) for theta in thetas]
+        own = [p.applied.theta(theta) for theta in thetas]
         new = [x for x in own if (id(p.engine), x.tobytes()) not in out]
         if new:
             thetas_new = np.stack(new)
@@ -339,13 +312,13 @@ def one_draw(
     flows: Ahead,
 ) -> tuple[list[list[Sums]], list[list[LongRun | None]], int, int]:
     """Return sums by scenario and group at one draw, solutions made and failed."""
-    model, tol = task.fit.model, 1e-12 if first else DRAW_TOL
+    tol = 1e-12 if first else DRAW_TOL
     policies: dict[tuple[int, bytes], Policy] = {}
     found: list[tuple[Engine, Policy, FloatArray]] = []
     failed = 0
     beyond: FloatArray | None = None
     for p in ready:
-        own = p.scenario.theta(model, theta)
+        own = p.applied.theta(theta)
         key = (id(p.engine), own.tobytes())
         if key not in policies:
             u, guess = flows.get(key, (None, None))
@@ -519,17 +492,3 @@ def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) 
             value[i] = h[i] + (right[i, 0, k] + beta * ahead[0] - h[i, 0]) / (1 - beta)
         out.append(value)
     return out
-
-
-def baseline_steady_state(fit: Any) -> FloatArray:
-    """Return the stationary distribution (S,) of a model at its parameters.
-
-    A membership's is in its first offer (the other menus and bundles are scenarios); of another
-    model, every state counts alike at the start.
-    """
-    model = fit.model
-    engine = Engine(model, fit.theta)
-    club = model.membership
-    start = np.full(model.states.size, 1 / model.states.size) if club is None else club.newcomers()
-    mu, _ = steady_state(engine, engine.base, engine.blocks.blocked(start))
-    return engine.blocks.by_state(mu)

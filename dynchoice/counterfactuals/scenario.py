@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
-from dynchoice.membership import changes
-from dynchoice.membership.membership import Membership
-from dynchoice.membership.names import COSTS, MENU
-from dynchoice.membership.plans import Plan, check_number
-from dynchoice.model.choicesets import check_available
+from dynchoice.counterfactuals.applied import AppliedScenario, apply_scenario
+from dynchoice.errors import SpecificationError, suggest
+from dynchoice.membership.names import MENU
 from dynchoice.model.ddc import DDC
-from dynchoice.model.factored import Factored, parents_first
-from dynchoice.model.laws import Fixed, bind
-from dynchoice.model.lifts import lifted
-from dynchoice.model.transitions import Transitions
-from dynchoice.model.utility import Utility
 from dynchoice.typing import FloatArray, IntArray
 
 MAPPINGS = (
@@ -239,245 +230,18 @@ class Scenario:
                 ) from None
         return out
 
+    def applied(self, model: DDC) -> AppliedScenario:
+        """Return the scenario applied to a model: what holds then, and where members stand.
+
+        Everything else about a scenario and a model is asked of what this returns, so that a
+        programme is changed once, however many ask.
+        """
+        return apply_scenario(self, model)
+
     def changed(self, model: DDC) -> DDC:
         """Return the model under the scenario (the same object where nothing changes)."""
-        if self.model is not None:
-            if self.model.states != model.states or self.model.choices != model.choices:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: its model has other states or choices"
-                )
-            if self.model.names != model.names:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: its model has other parameters"
-                    f" ({', '.join(self.model.names)})"
-                )
-            return self.model
-        if self.of_programme:
-            model = self.programme(model)
-        parts: dict[str, Any] = {}
-        if self.utility is not None:
-            parts["utility"] = self._utility(model)
-        if self.transitions is not None:
-            parts["transitions"] = self._transitions(model)
-        if self.available is not None:
-            parts["available"] = check_available(self.available, model.states, model.choices)
-        if self.lift:
-            F = parts.get("transitions", model.transitions)
-            if not isinstance(F, Factored):
-                raise SpecificationError(
-                    f"scenario {self.name!r}: lift= needs a factored model, with an axis for each"
-                    " benefit"
-                )
-            try:
-                parts["transitions"] = lifted(F, self.lift)
-            except SpecificationError as error:
-                raise SpecificationError(f"scenario {self.name!r}: {error}") from None
-        return model.with_parts(**parts) if parts else model
-
-    def programme(self, model: DDC) -> DDC:
-        """Return the model of the changed membership, chains of use as estimated."""
-        club = model.membership
-        if club is None:
-            raise SpecificationError(
-                f"scenario {self.name!r} changes plans, prices or benefits, but the model was not"
-                " built by Membership: describe the change by utility=, params=, transitions="
-            )
-        if not isinstance(model.transitions, Factored):
-            raise SpecificationError("a membership's transitions are factored")
-        try:
-            new = changed_programme(club, self)
-        except SpecificationError as error:
-            raise SpecificationError(f"scenario {self.name!r}: {error}") from None
-        self._warn_of_refunds(club, new)
-        try:
-            new = self._valued(club, new, model)
-        except SpecificationError as error:
-            raise SpecificationError(f"scenario {self.name!r}: {error}") from None
-        lost = [n for n in model.names if n not in new.all_names]
-        if lost:
-            raise SpecificationError(f"scenario {self.name!r} removes the parameter {lost[0]!r}")
-        unseen = [n for n in new.names if n not in model.names]
-        if unseen:
-            raise SpecificationError(
-                f"scenario {self.name!r} needs {unseen[0]!r}, which never varied in the data: give"
-                f" its value in utils (new_values={{{unseen[0]!r}: ...}}) and vary it over a range"
-            )
-        fresh = new.model(estimated=(club, model.transitions))
-        order = [fresh.names.index(n) for n in model.names]
-        if order != list(range(len(order))):
-            u = fresh.utility
-            fresh = fresh.with_parts(
-                utility=Utility.from_array(u.x[:, :, order], model.names, u.offset)
-            )
-        return fresh
-
-    def _warn_of_refunds(self, club: Membership, new: Membership) -> None:
-        """Say where who bought on some terms is refunded by others."""
-        before, after = price_lists(club), price_lists(new)
-        moved = [
-            p.name
-            for p in new.plans
-            if not self.grandfathered
-            and refundable(p)
-            and before.get(p.name) not in (None, after[p.name])
-        ]
-        told = self.terms or {}
-        changed = [
-            p.name
-            for p in club.plans
-            if refundable(p) and {"periods", "refund"} & set(told.get(p.name, {}))
-        ]
-        if not moved and not changed:
-            return
-        name, what = (moved[0], "price") if moved else (changed[0], "length and rule")
-        way = " grandfathered='contract' refunds what was paid"
-        warnings.warn(
-            f"scenario {self.name!r}: running contracts of {name!r} are refunded by the new {what},"
-            " whatever was agreed: a change can make quitting (or a cheap start) pay."
-            + (way if moved and self.ends is None else ""),
-            DynChoiceWarning,
-            stacklevel=2,
-        )
-
-    def _valued(self, club: Membership, new: Membership, model: DDC) -> Membership:
-        """Return a changed programme with the costs it had, and values of what is new in it."""
-        if club.costs is None:
-            needed = new.usual_costs
-            costs = tuple(c for c in COSTS if c in club.used_costs or c in needed)
-            new = replace(new, costs=costs)
-        given = dict(self.new_values or {})
-        fresh = {b.name for b in new.benefits} - {b.name for b in club.benefits}
-        unseen = [n for n in new.names if n not in model.names]
-        strange = [k for k in given if k not in unseen and k not in fresh]
-        if strange:
-            raise SpecificationError(
-                f"new_values: {strange[0]!r} is not new to the programme."
-                f"{suggest(strange[0], [*unseen, *fresh])} Estimates are changed by params="
-            )
-        values = {k: check_number(given[k], f"new_values: {k}") for k in unseen if k in given}
-        return replace(new, fixed={**new.fixed, **values}) if values else new
-
-    def _utility(self, model: DDC) -> Utility:
-        import pandas as pd
-
-        if isinstance(self.utility, Utility):
-            if self.utility.names != model.names:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: its utility has the parameters"
-                    f" {', '.join(self.utility.names)}, the model {', '.join(model.names)}"
-                )
-            return self.utility
-        if isinstance(self.utility, pd.DataFrame):
-            if model.utility.formula is None:
-                raise SpecificationError(
-                    f"scenario {self.name!r} gives attributes, but the model's utility was not"
-                    " built from a formula"
-                )
-            new = Utility.from_formula(
-                model.utility.formula, model.states, model.choices, self.utility
-            )
-            if new.names != model.names:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: with its attributes the formula has the parameters"
-                    f" {', '.join(new.names)}, the model has {', '.join(model.names)}. A level that"
-                    " the model never had needs a parameter of its own"
-                )
-            return new.with_offset(model.utility.offset)
-        extra = np.asarray(self.utility, dtype=np.float64)
-        if extra.shape != model.shape[:2] or not np.isfinite(extra).all():
-            raise SpecificationError(
-                f"scenario {self.name!r}: utils to add must be finite with shape"
-                f" {model.shape[:2]}, got {extra.shape}"
-            )
-        return model.utility.with_offset(extra)
-
-    def _transitions(self, model: DDC) -> Transitions:
-        if isinstance(self.transitions, Transitions):
-            return self.transitions
-        if not isinstance(model.transitions, Factored) or not isinstance(self.transitions, Mapping):
-            raise SpecificationError(
-                f"scenario {self.name!r}: transitions must be Transitions, or {{axis: law}} for a"
-                " factored model"
-            )
-        own = model.transitions
-        unknown = [k for k in self.transitions if k not in own.laws]
-        if unknown:
-            raise SpecificationError(
-                f"scenario {self.name!r} changes the law of {unknown[0]!r}, which the model does"
-                f" not have.{suggest(unknown[0], own.laws)}"
-            )
-        fresh = [bind(own.states, own.choices, k, law) for k, law in self.transitions.items()]
-        changed = {law.name for law in fresh}
-        kept = [law for law in own.bound if law.name not in changed]
-        bound = parents_first((*kept, *fresh), own.states)
-        return Factored(own.states, own.choices, {**own.laws, **self.transitions}, bound)
+        return self.applied(model).model
 
     def state_map(self, model: DDC) -> IntArray | None:
         """Return where each state stands once it is in force (S,), or None: where it is."""
-        moved = self.offer_map(model)
-        if not self.changes_states:
-            return moved
-        new = self.programme(model).membership
-        place = model.membership.state_map(new)
-        if moved is not None:
-            place = place[moved]
-        return None if np.array_equal(place, np.arange(new.states.size)) else np.asarray(place)
-
-    def offer_map(self, model: DDC) -> IntArray | None:
-        """Return where each state (S,) stands under the offers alone, or None."""
-        if not self.offer:
-            return None
-        states = model.states
-        index = list(np.unravel_index(np.arange(states.size), states.shape))
-        for axis, change in self.offer.items():
-            at = states.axis(axis)
-            if isinstance(model.transitions, Factored):
-                law = next(b for b in model.transitions.bound if at in b.axes)
-                if not isinstance(law.family, Fixed):
-                    raise SpecificationError(
-                        f"scenario {self.name!r}: axis {axis!r} moves by itself"
-                        f" ({type(law.family).__name__}); an offer is an axis with law Fixed()"
-                    )
-            moves = np.arange(states.shape[at])
-            if isinstance(change, Mapping):
-                for old, new in change.items():
-                    moves[states.level_code(axis, old)] = states.level_code(axis, new)
-            else:
-                moves[:] = states.level_code(axis, change)
-            index[at] = moves[index[at]]
-        place = np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
-        return None if np.array_equal(place, np.arange(states.size)) else place
-
-
-def refundable(p: Plan) -> bool:
-    """Return whether who quits a running contract gets money back."""
-    return p.clock > 1 and p.refund != "none" and p.cancel == "any time"
-
-
-def price_lists(club: Membership) -> dict[str, list[float]]:
-    """Return each plan's price under every menu."""
-    menus = list(club.menus.values()) or [{}]
-    return {p.name: [m.get(p.name, p.price) for m in menus] for p in club.plans}
-
-
-def changed_programme(club: Membership, scenario: Scenario) -> Membership:
-    """Return a membership as a scenario has it."""
-    club = replace(club, costs=club.used_costs)
-    benefits = scenario.benefits or ()
-    values = dict(scenario.new_values or {})
-    if benefits:
-        club = changes.with_benefits(club, benefits, values)
-    plans = scenario.plans or ()
-    if plans or scenario.drop:
-        club = changes.with_plans(club, plans, scenario.drop or ())
-    if scenario.prices is not None:
-        club = changes.with_prices(club, scenario.prices, scenario.grandfathered)
-    elif scenario.grandfathered:
-        raise SpecificationError("grandfathered= is for a change of prices")
-    for what in ("bundle", "terms", "engagement"):
-        change = getattr(scenario, what)
-        if change is not None:
-            club = changes.STEPS[what](club, change)
-    if scenario.attention is not None:
-        club = changes.with_attention(club, scenario.attention)
-    return club
+        return self.applied(model).place

@@ -102,9 +102,9 @@ def simulate(
     rng = np.random.default_rng(seed)
     codes = _starts(start, weights, members, rng)
     if scenario is not None:
-        moved = scenario.state_map(model)
-        codes = codes if moved is None else moved[codes]
-        model, theta = scenario.changed(model), scenario.theta(model, theta)
+        applied = scenario.applied(model)
+        codes = codes if applied.place is None else applied.place[codes]
+        model, theta = applied.model, applied.theta(theta)
     if model.horizon is not None and periods > model.horizon:
         raise SpecificationError(f"periods={periods} is beyond the horizon {model.horizon}")
     ccp = solve(model, theta, strict=True).ccp

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.counterfactuals.arguments import check_scenario, listed
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.forecast import match_groups
-from dynchoice.counterfactuals.group_paths import present_values, price_of_utility
+from dynchoice.counterfactuals.group_paths import present_values
 from dynchoice.counterfactuals.path import valued
+from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
@@ -40,36 +41,6 @@ if TYPE_CHECKING:
 
 MANY = 10
 """Benefits up to which every subset is solved for a decomposition."""
-
-
-@dataclass(frozen=True)
-class Someone:
-    """A homogeneous group of customers: model, parameters and where they stand (S,)."""
-
-    segment: str
-    kind: str
-    model: DDC
-    theta: FloatArray
-    mu: FloatArray
-
-    @property
-    def mass(self) -> float:
-        """How many they are."""
-        return float(self.mu.sum())
-
-    @property
-    def alpha(self) -> float:
-        """Utils per unit of money."""
-        return price_of_utility(self.model, self.theta)
-
-
-def everyone(results: Any, start: Any) -> list[Someone]:
-    """Return the groups of customers that a forecast would start from."""
-    fits, groups, _ = match_groups(results, start, None, ())
-    return [
-        Someone(str(g.segment), str(g.kind), fits[g.fit].model, fits[g.fit].theta, g.mu)
-        for g in groups
-    ]
 
 
 def experience(engine: Engine, theta: FloatArray) -> FloatArray:
@@ -103,7 +74,7 @@ class Welfare:
     __repr__ = __str__
 
 
-def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
+def welfare(results: Fits, scenario: Scenario, *, start: Start = None) -> Welfare:
     """Return what a scenario that starts today is worth to today's customers.
 
     Parameters
@@ -124,7 +95,7 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
     """
     import pandas as pd
 
-    parts: dict[str, list[tuple[Someone, FloatArray, FloatArray]]] = {}
+    parts: dict[str, list[tuple[Group, FloatArray, FloatArray]]] = {}
     check_scenario(scenario, "welfare()")
     if scenario.ramp is not None:
         raise SpecificationError(
@@ -132,31 +103,31 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
             " forecast(...).welfare knows ramp="
         )
     with one_blas_thread():
-        for who in everyone(results, start):
-            new_model = scenario.changed(who.model)
-            place = scenario.state_map(who.model)
-            before = Engine(who.model, who.theta)
+        for group in population(results, start).groups:
+            applied = scenario.applied(group.model)
+            before = Engine(group.model, group.theta)
             after = before
-            if new_model is not who.model or scenario.params:
-                after = Engine(new_model, scenario.theta(who.model, who.theta))
+            if applied.model is not group.model or scenario.params:
+                after = Engine(applied.model, applied.theta(group.theta))
             for engine in (before, after):
                 if not engine.base.converged:
-                    raise ConvergenceError(f"{who.segment}: {engine.base.message}")
+                    raise ConvergenceError(f"{group.segment}: {engine.base.message}")
             b = before.blocks
-            V = valued(before, after, place, after.base.V) - before.base.V
-            W = valued(before, after, place, experience(after, after.theta))
+            V = valued(before, after, applied.place, after.base.V) - before.base.V
+            W = valued(before, after, applied.place, experience(after, after.theta))
             W = W - experience(before, before.theta)
-            parts.setdefault(who.segment, []).append((who, b.by_state(V), b.by_state(W)))
+            changes = group, b.by_state(V), b.by_state(W)
+            parts.setdefault(str(group.segment), []).append(changes)
     rows = []
     if len(parts) > 1:
         parts[ALL] = [x for part in list(parts.values()) for x in part]
-    for segment, group in parts.items():
-        mass = sum(who.mass for who, _, _ in group)
-        weight = np.concatenate([who.mu for who, _, _ in group]) / mass
-        decided = np.concatenate([V for _, V, _ in group])
-        lived = np.concatenate([W for _, _, W in group])
-        alpha = np.concatenate([np.full(len(who.mu), who.alpha) for who, _, _ in group])
-        beta = np.concatenate([np.full(len(who.mu), who.model.beta) for who, _, _ in group])
+    for segment, part in parts.items():
+        mass = sum(group.customers for group, _, _ in part)
+        weight = np.concatenate([group.mu for group, _, _ in part]) / mass
+        decided = np.concatenate([V for _, V, _ in part])
+        lived = np.concatenate([W for _, _, W in part])
+        alpha = np.concatenate([np.full(len(group.mu), group.alpha) for group, _, _ in part])
+        beta = np.concatenate([np.full(len(group.mu), group.model.beta) for group, _, _ in part])
         money = decided / alpha
         order = np.argsort(money)
         cumulated, last = np.cumsum(weight[order]), len(order) - 1
@@ -175,9 +146,7 @@ def welfare(results: Any, scenario: Scenario, *, start: Any = None) -> Welfare:
             }
         )
     by_state = {
-        segment: group[0][1] / group[0][0].alpha
-        for segment, group in parts.items()
-        if len(group) == 1
+        segment: part[0][1] / part[0][0].alpha for segment, part in parts.items() if len(part) == 1
     }
     return Welfare(scenario, pd.DataFrame(rows), by_state)
 
@@ -207,10 +176,10 @@ class Decomposition:
 
 
 def shapley(
-    results: Any,
+    results: Fits,
     benefits: Sequence[str] | None = None,
     *,
-    start: Any = None,
+    start: Start = None,
     outcomes: Sequence[str] = ("surplus", "penetration", "revenue"),
 ) -> Decomposition:
     """Decompose surplus, penetration or revenue by benefit, over all bundles of them.
@@ -236,12 +205,10 @@ def shapley(
     outcomes = listed(outcomes, "outcomes")
     if benefits is not None:
         benefits = listed(benefits, "benefits")
-    groups = everyone(results, start)
-    for segment in dict.fromkeys(g.segment for g in groups):
-        own = [g for g in groups if g.segment == segment]
-        names = _benefits(own[0].model, benefits)
+    for segment, groups in population(results, start).by_segment().items():
+        names = named_benefits(groups[0].model, benefits)
         worth = {
-            subset: _worth(own, names, subset, outcomes)
+            subset: _worth(groups, names, subset, outcomes)
             for k in range(len(names) + 1)
             for subset in combinations(names, k)
         }
@@ -278,7 +245,8 @@ def shapley(
     return Decomposition(pd.DataFrame(rows), pd.DataFrame(totals))
 
 
-def _benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
+def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
+    """Return the benefits to decompose by: those wanted, or all of the membership's."""
     if model.membership is None:
         raise SpecificationError("a decomposition by benefit needs a model built by Membership")
     known = [b.name for b in model.membership.benefits]
@@ -301,26 +269,21 @@ def offered(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
 
 
 def _worth(
-    own: Sequence[Someone], names: Sequence[str], subset: tuple[str, ...], outcomes: Sequence[str]
+    groups: Sequence[Group], names: Sequence[str], subset: tuple[str, ...], outcomes: Sequence[str]
 ) -> dict[str, float]:
     """Return outcomes per customer with only ``subset`` of the named benefits on offer."""
-    offer = offered(names, subset)
+    scenario = Scenario("bundle", bundle=offered(names, subset))
     total = dict.fromkeys(outcomes, 0.0)
-    mass = sum(who.mass for who in own)
-    for who in own:
-        model = Scenario("bundle", bundle=offer).changed(who.model)
-        at = Stationary(model, who.theta, who.mu)
-        for o in outcomes:
-            if o == "surplus":
-                V = at.engine.blocks.by_state(at.policy.V)
-                here = who.mu > 0
-                value = float(who.mu[here] @ V[here]) / who.alpha / who.mass
-            elif o in at.measures:
-                value = at.measures[o]
+    mass = sum(group.customers for group in groups)
+    for group in groups:
+        steady = Stationary(scenario.applied(group.model).model, group.theta, group.mu)
+        for outcome in outcomes:
+            if outcome == "surplus":
+                V = steady.engine.blocks.by_state(steady.policy.V)
+                occupied = group.mu > 0
+                value = float(group.mu[occupied] @ V[occupied]) / group.alpha / group.customers
             else:
-                raise SpecificationError(
-                    f"no outcome {o!r}.{suggest(o, at.measures)} Outcomes: surplus,"
-                    f" {', '.join(at.measures)}"
-                )
-            total[o] += who.mass / mass * value
+                checks.known([outcome], ["surplus", *steady.measures], "outcome")
+                value = steady.measures[outcome]
+            total[outcome] += group.customers / mass * value
     return total

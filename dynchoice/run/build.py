@@ -386,11 +386,7 @@ def check_model(run: Run) -> DDC:
     try:
         for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
             scenario.theta(trial, np.zeros(len(trial.names)))
-            scenario.state_map(trial)
-            if scenario.of_programme:
-                scenario.programme(trial)
-            if scenario.lift:
-                scenario.changed(trial)
+            scenario.applied(trial)
     except SpecificationError as error:
         raise ConfigError(f"{run.source}: {error}") from error
     return trial

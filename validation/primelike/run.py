@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import Study, expected, main
 
 import dynchoice as dc
+from dynchoice.counterfactuals.population import population
 from dynchoice.counterfactuals.steady_state import Stationary
-from dynchoice.counterfactuals.welfare import everyone
 
 HERE = Path(__file__).resolve().parent
 MONTHS = 600
@@ -86,7 +86,7 @@ def identities(study: Study, club: dc.Membership, want: dict) -> None:
     """papers.md 9, row 18b."""
     bands = want["bands"]
     model = club.model()
-    for who in everyone(club, None):
+    for who in population(club, None).groups:
         s = Stationary(who.model, who.theta)
         from dynchoice.counterfactuals.welfare import experience
 

@@ -134,10 +134,15 @@ def one_of(value: Any, what: str, allowed: Collection[Any]) -> Any:
     plain = isinstance(value, str | int) and not isinstance(value, bool)
     if not any(value is a or (plain and not isinstance(a, bool) and value == a) for a in allowed):
         raise SpecificationError(
-            f"{what}={value!r} is unknown.{suggest(value, allowed)} Use"
-            f" {', '.join(map(repr, allowed))}"
+            f"{what}={value!r} is unknown.{suggest(value, allowed)} Use {_either(allowed)}"
         )
     return value
+
+
+def _either(allowed: Collection[Any]) -> str:
+    """Return values as a reader names them: ``'a', 'b' or 'c'``."""
+    *first, last = map(repr, allowed)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def known(

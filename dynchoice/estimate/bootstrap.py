@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from dynchoice.errors import (
     DynChoiceWarning,
     SpecificationError,
 )
+from dynchoice.estimate.estimator import CountsEstimator, Fit, FitOptions
 from dynchoice.estimate.workers import processes
 from dynchoice.inference.covariance import FEW_CLUSTERS, check_cluster
-from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     from dynchoice.panel.panel import Panel
@@ -36,24 +36,6 @@ FAILED_SHARE = 0.1
 """Share of resampled fits that may fail before the covariance is called unreliable."""
 BATCH = 8
 """Resampled fits between two reports of progress."""
-
-
-class Estimator:
-    """What the bootstrap needs of an estimator: its counts, and itself on other counts.
-
-    ``options`` are the keywords that made it, beside model and data.
-    """
-
-    model: DDC
-    counts: Counts
-    panel: Panel | None
-    options: dict[str, Any]
-
-    def again(self, counts: Counts) -> Self:
-        """Return the same estimator on other counts."""
-        kind: Any = type(self)
-        made: Self = kind(self.model, counts, **self.options)
-        return made
 
 
 def resampling_counts(counts: Counts, cluster: str, panel: Panel | None, horizon: Any) -> Counts:
@@ -83,103 +65,68 @@ def weights_of(counts: Counts, draws: int, seed: int | None) -> FloatArray:
     return out
 
 
-def one_draw(estimator: Any, counts: Counts, weight: FloatArray, options: dict[str, Any]) -> Any:
-    """Refit on one resampled panel: the estimates and laws, or why there are none."""
+Draw: TypeAlias = "tuple[FloatArray, dict[str, FloatArray]] | str"
+"""Estimates and laws on one resampled panel, or why there are none."""
+
+
+def one_draw(
+    estimator: CountsEstimator[Fit], counts: Counts, weight: FloatArray, options: FitOptions
+) -> Draw:
+    """Refit on one resampled panel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DynChoiceWarning)
         try:
-            fit = estimator.again(counts.reweighted(weight)).fit(**options)
+            fit = estimator.again(counts.reweighted(weight)).run(options)
         except DynChoiceError as error:
             return str(error)
     if not fit.converged:
         return fit.message
     model = getattr(fit, "model", None)
     bound = getattr(getattr(model, "transitions", None), "bound", ())
-    laws = {law.name: law.table for law in bound if law.estimated}
-    return fit.vector, laws
+    return fit.vector, {law.name: law.table for law in bound if law.estimated}
 
 
-def resampled(
-    estimator: Any,
-    options: dict[str, Any],
-    cluster: str,
-    draws: int,
-    jobs: int,
-    seed: int | None,
-    progress: Progress | None,
-    strict: bool,
-) -> Any:
+def bootstrap_counts(estimator: CountsEstimator[Fit], options: FitOptions) -> Fit:
     """Return the fit of an estimator with the covariance of its bootstrap distribution.
-
-    Parameters
-    ----------
-    estimator : Estimator
-    options : dict
-        Of ``fit``, without those of the covariance.
-    cluster : {"member", "region"}
-        Unit: buckets of members, or regions.
-    draws, jobs : int
-        Resampled panels, and processes (joblib).
 
     Raises
     ------
     SpecificationError
-        Fewer than 20 draws; jobs below one; fewer than two units.
+        Fewer than two units to resample.
+    ConvergenceError
+        ``strict`` and too many draws failed.
     """
-    if not isinstance(draws, int | np.integer) or draws < 20:
-        raise SpecificationError(f"draws={draws!r}: a bootstrap covariance needs 20 at least")
-    if jobs < 1:
-        raise SpecificationError(f"jobs={jobs}: at least one process is needed")
-    horizon = estimator.model.horizon
+    horizon, cluster = estimator.model.horizon, options.cluster
     # influence by cluster needs the panel at a finite horizon; the point estimate does not
-    own = "clustered" if horizon is None else "opg"
+    analytic = "clustered" if horizon is None else "opg"
     with warnings.catch_warnings():
         # that its own errors leave something out is no news here
         warnings.filterwarnings("ignore", message=f".*{REMEDY}.*")
-        point = estimator.fit(**options, cov_type=own, cluster=cluster, seed=seed, strict=strict)
+        point = estimator.run(replace(options, cov_type=analytic, progress=None))
     counts = resampling_counts(estimator.counts, cluster, estimator.panel, horizon)
     filled = int((np.bincount(counts.cells[:, 1], minlength=counts.buckets) > 0).sum())
     if filled < 2:
         raise SpecificationError(f"{filled} {cluster} unit(s): nothing to resample")
-    weights = weights_of(counts, draws, seed)
-    inner = {**options, "cov_type": "unadjusted", **point.restart()}
-    if getattr(estimator, "steps", None) is not None:
-        inner.pop("start", None)  # K stages count from the first stage, redone in every draw
-    # a seed of its own for every draw: simulated values carry their noise into the spread
-    tasks = [
-        (w, {**inner, "seed": int(x)})
-        for w, x in zip(weights, np.random.SeedSequence(seed).generate_state(draws), strict=True)
-    ]
-    found: list[Any] = []
-    for first in range(0, draws, BATCH * jobs):
-        batch = tasks[first : first + BATCH * jobs]
-        if jobs == 1:
-            found += [one_draw(estimator, counts, w, o) for w, o in batch]
-        else:
-            from joblib import delayed
-
-            bare = estimator.again(estimator.counts)
-            found += processes(jobs)(delayed(one_draw)(bare, counts, w, o) for w, o in batch)
-        if progress is not None:
-            progress(len(found), draws, "bootstrap")
-    good = [f for f in found if not isinstance(f, str)]
-    failed = [f for f in found if isinstance(f, str)]
+    drawn = _refit(estimator, counts, options, estimator.restart(point))
+    good = [draw for draw in drawn if not isinstance(draw, str)]
+    failed = [draw for draw in drawn if isinstance(draw, str)]
     # what the point estimate's own errors leave out, the resampled ones carry
-    notes = [n for n in point.notes if REMEDY not in n]
+    notes = [note for note in point.notes if REMEDY not in note]
     if failed:
-        text = f"{len(failed)} of {draws} bootstrap fits failed and are left out: {failed[0]}"
+        text = (
+            f"{len(failed)} of {options.draws} bootstrap fits failed and are left out: {failed[0]}"
+        )
         notes.append(text)
-        if len(failed) > FAILED_SHARE * draws:
-            if strict:
+        if len(failed) > FAILED_SHARE * options.draws:
+            if options.strict:
                 raise ConvergenceError(text)
-            warnings.warn(text, ConvergenceWarning, stacklevel=3)
+            warnings.warn(text, ConvergenceWarning, stacklevel=5)
     if filled < FEW_CLUSTERS:
         notes.append(
             f"Only {filled} units to resample: bootstrap errors are rough, likely too small"
         )
     K = len(point.vector)
     sample = np.array([x for x, _ in good]) if len(good) > 1 else np.full((2, K), np.nan)
-    cov = np.atleast_2d(np.cov(sample, rowvar=False))
     config = {
         **point.cov_config,
         "clusters": filled,
@@ -188,15 +135,51 @@ def resampled(
         "failed": len(failed),
         "first_stage_label": "redone in every draw",
     }
-    new = replace(
-        point,
-        cov_matrix=cov,
-        cov_type="bootstrap",
-        cov_config=config,
-        bootstrap=sample,
-        notes=tuple(notes),
-        seed=seed,
+    changes: dict[str, Any] = {
+        "cov_matrix": np.atleast_2d(np.cov(sample, rowvar=False)),
+        "cov_type": "bootstrap",
+        "cov_config": config,
+        "bootstrap": sample,
+        "notes": tuple(notes),
+        "seed": options.seed,
+    }
+    if hasattr(point, "bootstrap_laws"):
+        changes["bootstrap_laws"] = tuple(laws for _, laws in good)
+    fit: Any = replace(cast("Any", point), **changes)
+    return cast("Fit", fit.refreshed())
+
+
+def _refit(
+    estimator: CountsEstimator[Fit], counts: Counts, options: FitOptions, start: Any
+) -> list[Draw]:
+    """Return the refits of all resampled panels, side by side in ``jobs`` processes."""
+    # a seed of its own for every draw: simulated values carry their noise into the spread
+    seeds = np.random.SeedSequence(options.seed).generate_state(options.draws)
+    inner = FitOptions(
+        **{
+            **estimator.defaults,
+            "start": start,
+            "cov_type": "unadjusted",
+            "tol": options.tol,
+            "maxiter": options.maxiter,
+        }
     )
-    if hasattr(new, "bootstrap_laws"):
-        new = replace(new, bootstrap_laws=tuple(laws for _, laws in good))
-    return new.refreshed()
+    tasks = [
+        (weight, replace(inner, seed=int(seed)))
+        for weight, seed in zip(weights_of(counts, options.draws, options.seed), seeds, strict=True)
+    ]
+    drawn: list[Draw] = []
+    for first in range(0, options.draws, BATCH * options.jobs):
+        batch = tasks[first : first + BATCH * options.jobs]
+        if options.jobs == 1:
+            drawn += [one_draw(estimator, counts, weight, inner) for weight, inner in batch]
+        else:
+            from joblib import delayed
+
+            bare = estimator.again(estimator.counts)  # a panel's connection stays here
+            drawn += processes(options.jobs)(
+                delayed(one_draw)(bare, counts, weight, inner) for weight, inner in batch
+            )
+        if options.progress is not None:
+            options.progress(len(drawn), options.draws, "bootstrap")
+    return drawn

@@ -20,13 +20,13 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.choice_probabilities import (
     ChoiceProbabilities,
     FirstStageChoice,
     smoothed,
     static,
 )
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.finite_dependence import DependentLikelihood, unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.likelihood import (
@@ -34,10 +34,9 @@ from dynchoice.estimate.likelihood import (
     FiniteLikelihood,
     Likelihood,
 )
-from dynchoice.estimate.make_results import ScoreParts, as_results, score_parts
+from dynchoice.estimate.make_results import Estimate, ScoreParts, make_results, score_parts
 from dynchoice.estimate.optimise import (
     Optimization,
-    check_options,
     maximise,
     newton_decrement,
 )
@@ -47,13 +46,12 @@ from dynchoice.estimate.valuation import (
     pseudo_likelihood,
     valuation,
 )
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
-from dynchoice.solvers.linear import PolicySystem, one_blas_thread
-from dynchoice.typing import FloatArray, IntArray, Progress
+from dynchoice.solvers.linear import PolicySystem
+from dynchoice.typing import FloatArray, IntArray
 
 VALUATIONS = ("exact", "simulation", "finite-dependence")
 FAR_END = 1e-2
@@ -90,7 +88,7 @@ def hotz_miller(
     return best, optimization, Wz @ best.params + We
 
 
-class CCP(Estimator):
+class CCP(CountsEstimator[Results]):
     """Conditional choice probability estimator of Hotz and Miller (1993).
 
     Parameters
@@ -178,41 +176,17 @@ class CCP(Estimator):
         self._stage = FirstStageChoice.of(model, first_stage)
         self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
-
-        ``start`` is ignored: a pseudo-likelihood is globally concave (given the discount factor).
-        ``seed`` also draws the simulated paths.
-        """
-        del start
-        check_options(tol, maxiter, progress)
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(
-                self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict
-            )
-        options = {"cov_type": cov_type, "cluster": cluster, "seed": seed, "strict": strict}
-        with one_blas_thread():
-            if self.valuation == "finite-dependence":
-                return self._fit_dependent(tol, maxiter, options)
-            return self._fit_values(tol, maxiter, options)
+    def estimate(self, options: FitOptions) -> Results:
+        """Return the maximum of the pseudo-likelihood, which is concave given ``beta``."""
+        dependent = self.valuation == "finite-dependence"
+        estimate = self._by_dependence(options) if dependent else self._by_values(options)
+        return make_results(estimate, options)
 
     # exact and simulated values ---------------------------------------------------------------
 
-    def _fit_values(self, tol: float, maxiter: int, options: dict[str, Any]) -> Results:
+    def _by_values(self, options: FitOptions) -> Estimate:
         model, n = self._first.model, self.counts.n_sj()
+        tol, maxiter = options.tol, options.maxiter
         probe = Likelihood(model, n)
         refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
         first = self._stage.estimate(model, n)
@@ -221,7 +195,7 @@ class CCP(Estimator):
         if self.valuation == "exact" or model.beta == 0:
             best, optimization, value = hotz_miller(model, n, 1, tol, maxiter, first.P)
         else:
-            best, optimization, value, noise = self._simulated(first, tol, maxiter, options, notes)
+            best, optimization, value, noise = self._simulated(first, options, notes)
         likelihood = Likelihood(model, n, value)
         at = likelihood.evaluate(best.params)
         parts = score_parts(likelihood, at, self._first)
@@ -230,30 +204,24 @@ class CCP(Estimator):
         notes += self._distance(newton_decrement(at.score, -parts.hessian))
         if first.empty:
             notes.append(self._empties(first, best.params, parts.hessian, tol, maxiter))
-        return as_results(
-            self.name,
-            self._first,
-            self.counts,
-            at,
-            parts,
-            optimization,
+        return Estimate(
+            name=self.name,
+            first=self._first,
+            counts=self.counts,
+            at=at,
+            parts=parts,
+            optimization=optimization,
             pseudo_loglik=best.loglik,
             notes=tuple(notes),
-            **options,
         )
 
     def _simulated(
-        self,
-        first: ChoiceProbabilities,
-        tol: float,
-        maxiter: int,
-        options: dict[str, Any],
-        notes: list[str],
-    ) -> tuple[Any, Optimization, FloatArray, FloatArray]:
+        self, first: ChoiceProbabilities, options: FitOptions, notes: list[str]
+    ) -> tuple[Evaluation, Optimization, FloatArray, FloatArray]:
         """Maximise the pseudo-likelihood of simulated values; and the simulation's variance."""
         model, n = self._first.model, self.counts.n_sj()
         rows = np.flatnonzero(n.sum(axis=1) > 0)
-        values = SimulatedValues(model, rows, first.P, self.paths, options["seed"])
+        values = SimulatedValues(model, rows, first.P, self.paths, options.seed)
         x, offset = values.index()
         likelihood = Likelihood(static(model, x, offset, rows), n[rows])
         best, optimization = maximise(
@@ -261,8 +229,8 @@ class CCP(Estimator):
             likelihood.hessian,
             np.zeros(len(model.names)),
             likelihood.total,
-            tol=tol,
-            maxiter=maxiter,
+            tol=options.tol,
+            maxiter=options.maxiter,
         )
         pulls = np.stack([likelihood.pull(best, k) for k in range(len(model.names))])
         noise = values.score_variance(pulls, best.params)
@@ -333,7 +301,7 @@ class CCP(Estimator):
 
     # finite dependence ------------------------------------------------------------------------
 
-    def _fit_dependent(self, tol: float, maxiter: int, options: dict[str, Any]) -> Results:
+    def _by_dependence(self, options: FitOptions) -> Estimate:
         model = self._first.model
         horizon = model.horizon
         n = self.counts.n_sj() if horizon is None else self.counts.n_tsj(horizon)
@@ -351,8 +319,8 @@ class CCP(Estimator):
             likelihood.hessian,
             start,
             likelihood.total,
-            tol=tol,
-            maxiter=maxiter,
+            tol=options.tol,
+            maxiter=options.maxiter,
         )
         found = likelihood.found
         notes = []
@@ -393,15 +361,15 @@ class CCP(Estimator):
         parts = _dependent_parts(likelihood, best, first, self._first, at)
         shown = replace(at, params=best.params)
         counts = self.counts
-        if horizon is not None and options["cov_type"] in ("clustered", "robust", "cluster"):
-            counts = with_periods(counts, self.panel, options["cov_type"], options["cluster"])
-        return as_results(
-            f"{self.name} (finite dependence)",
-            self._first,
-            counts,
-            shown,
-            parts,
-            optimization,
+        if horizon is not None and options.cov_type in ("clustered", "robust"):
+            counts = with_periods(counts, self.panel, options.cov_type, options.cluster)
+        return Estimate(
+            name=f"{self.name} (finite dependence)",
+            first=self._first,
+            counts=counts,
+            at=shown,
+            parts=parts,
+            optimization=optimization,
             pseudo_loglik=best.loglik,
             notes=tuple(notes),
             extra_names=extra,
@@ -410,7 +378,6 @@ class CCP(Estimator):
                 "share": likelihood.total / self.counts.nobs,
                 "states": int(np.unique(likelihood.s).size),
             },
-            **options,
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,13 +14,13 @@ from dynchoice.errors import (
     suggest,
 )
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import CCP, VALUATIONS
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.finite_dependence import DependentLikelihood
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.nfxp import NFXP
-from dynchoice.estimate.optimise import Optimization, check_options, maximise
+from dynchoice.estimate.optimise import Optimization, maximise
 from dynchoice.estimate.types.em import EM, EMState, FullInner, PseudoInner, opening_posteriors
 from dynchoice.estimate.types.histories import Histories, histories
 from dynchoice.estimate.types.mixture import (
@@ -30,17 +30,13 @@ from dynchoice.estimate.types.mixture import (
     share_features,
     share_probabilities,
 )
-from dynchoice.estimate.types.mixture_report import mixture_results
-from dynchoice.inference.covariance import (
-    check_cov_type,
-)
+from dynchoice.estimate.types.mixture_report import MixtureEstimate, mixture_results
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.summary import Comparison, compare
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.panel.states import as_floats
-from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.typing import FloatArray, IntArray, Progress
+from dynchoice.typing import FloatArray, IntArray
 
 INNER = ("NFXP", "CCP")
 BURN_IN = 15
@@ -49,7 +45,7 @@ MAX_EM = 2000
 EM_TOL = 1e-6
 
 
-class CCPEM(Estimator):
+class CCPEM(CountsEstimator[MixtureResults]):
     """Mixture of unobserved types by expectation-maximisation (Arcidiacono and Miller 2011).
 
     Parameters
@@ -92,6 +88,8 @@ class CCPEM(Estimator):
     """
 
     name = "CCPEM"
+    defaults: ClassVar[Mapping[str, Any]] = {"starts": 5, "seed": 0}
+    several_starts = True
 
     def __init__(
         self,
@@ -167,61 +165,17 @@ class CCPEM(Estimator):
             )
         return self.panel.member_cells(by_period=True)
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        starts: Any = 5,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = 0,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> MixtureResults:
-        """Estimate.
+    def estimate(self, options: FitOptions) -> MixtureResults:
+        """Return the maximum of the mixture's likelihood, or EM's fixed point with CCPs inside.
 
-        Parameters
-        ----------
-        start : array (P,), mapping or Series, or array (members, Q), optional
-            Parameters of all types, or posteriors by member, to start from instead of ``starts``.
-        cov_type, cluster, tol, maxiter, draws, jobs, progress, strict
-            As in :meth:`dynchoice.NFXP.fit`; ``tol`` and ``maxiter`` are of the Newton steps at the
-            end. With CCPs inside EM stops when no parameter moves by more than 1e-6.
-        starts : int
-            Starting points: the first from members' scores at the fit without types, the others
-            at random. The best after a few EM steps is carried on; all are in
-            ``optimization["starts"]``.
-        seed : int
-            Of the random starts and the bootstrap.
-
-        Returns
-        -------
-        MixtureResults
+        ``tol`` and ``maxiter`` are of the Newton steps at the end; with CCPs inside, EM stops when
+        no parameter moves by more than 1e-6. The first starting point comes from members' scores at
+        the fit without types, the others are random; the best after a few EM steps is carried on.
         """
-        kind = check_cov_type(cov_type)
-        check_options(tol, maxiter, progress)
-        if not isinstance(starts, int | np.integer) or starts < 1:
-            raise SpecificationError(f"starts={starts!r}: at least one is needed")
-        if kind == "bootstrap":
-            return resampled(
-                self,
-                {"tol": tol, "maxiter": maxiter, "starts": starts, "start": start},
-                cluster,
-                draws,
-                jobs,
-                seed,
-                progress,
-                strict,
-            )
-        with one_blas_thread():
-            state, trace = self._em(start, int(starts), seed, tol, maxiter, progress)
-            if self.valuation == "exact":
-                return self._carried(state, trace, kind, cluster, tol, maxiter, seed, strict)
-            return self._by_ccp(state, trace, kind, cluster, seed, strict)
+        state, trace = self._em(options)
+        if self.valuation == "exact":
+            return self._carried(state, trace, options)
+        return self._by_ccp(state, trace, options)
 
     # EM --------------------------------------------------------------------------------------
 
@@ -250,16 +204,10 @@ class CCPEM(Estimator):
             self._dependent() if self.valuation == "finite-dependence" else None,
         )
 
-    def _em(
-        self,
-        start: Any,
-        starts: int,
-        seed: int | None,
-        tol: float,
-        maxiter: int,
-        progress: Progress | None,
-    ) -> tuple[EMState, tuple[dict[str, Any], ...]]:
+    def _em(self, options: FitOptions) -> tuple[EMState, tuple[dict[str, Any], ...]]:
         """Run EM from every start and return the best, carried on where CCPs are inside."""
+        start, tol, maxiter = options.start, options.tol, options.maxiter
+        progress = options.progress
         L, G = self.layout, self._phi.shape[1]
         gamma = np.zeros((L.types - 1, G))
         dependent = self.valuation == "finite-dependence"
@@ -275,7 +223,9 @@ class CCPEM(Estimator):
             base, scores, variance = self._without_types(tol, maxiter)
             opening = [np.ones((len(self.data.weight), 1))]
             if L.types > 1:
-                opening = opening_posteriors(scores, variance, L.types, starts, seed)
+                opening = opening_posteriors(
+                    scores, variance, L.types, options.starts, options.seed
+                )
         trace, runs = [], []
         for i, post in enumerate(opening):
             em = EM(self.data, L, self._phi, self._make_inner(), self.shape)
@@ -388,12 +338,7 @@ class CCPEM(Estimator):
         self,
         state: EMState,
         trace: tuple[dict[str, Any], ...],
-        kind: str,
-        cluster: str,
-        tol: float,
-        maxiter: int,
-        seed: int | None,
-        strict: bool,
+        options: FitOptions,
     ) -> MixtureResults:
         """Take EM's best point to the maximum of the likelihood, and report."""
         L = self.layout
@@ -404,8 +349,8 @@ class CCPEM(Estimator):
             likelihood.hessian,
             theta,
             likelihood.total,
-            tol=tol,
-            maxiter=maxiter,
+            tol=options.tol,
+            maxiter=options.maxiter,
         )
         at: MixtureEvaluation = best
         hessian = likelihood.hessian(at)
@@ -417,34 +362,27 @@ class CCPEM(Estimator):
                 label = "included"
             else:
                 label = "NOT included: use cov_type='bootstrap'"
-        return mixture_results(
-            self,
-            at.params,
-            at.loglik,
-            at.post,
-            hessian,
-            at.outer,
-            at.by_history,
-            cross,
-            label,
-            optimization,
-            trace,
-            kind,
-            cluster,
-            seed,
-            strict,
+        estimate = MixtureEstimate(
+            theta=at.params,
+            loglik=at.loglik,
+            post=at.post,
+            hessian=hessian,
+            outer=at.outer,
+            by_history=at.by_history,
+            cross=cross,
+            label=label,
+            optimization=optimization,
+            trace=trace,
             iterations=state.iterations,
             each=at.each,
         )
+        return mixture_results(self, estimate, options)
 
     def _by_ccp(
         self,
         state: EMState,
         trace: tuple[dict[str, Any], ...],
-        kind: str,
-        cluster: str,
-        seed: int | None,
-        strict: bool,
+        options: FitOptions,
     ) -> MixtureResults:
         """Report the fixed point of EM with CCPs by finite dependence inside."""
         L, E = self.layout, len(self.layout.extra)
@@ -459,29 +397,30 @@ class CCPEM(Estimator):
             else f"not converged: parameters still move after {state.iterations} EM steps"
         )
         status = Optimization(
-            converged, message, state.iterations, state.iterations, np.nan, np.nan, np.zeros(0)
+            converged=converged,
+            message=message,
+            iterations=state.iterations,
+            evaluations=state.iterations,
+            gradient=np.nan,
+            decrement=np.nan,
+            start=np.zeros(0),
         )
         by_history, hessian = self._pseudo_scores(state, theta, order)
         weighted = by_history * self.data.weight[:, None]
-        return mixture_results(
-            self,
-            theta,
-            float("nan"),
-            post,
-            hessian,
-            weighted.T @ by_history,
-            by_history,
-            None,
-            "choice probabilities NOT included: use cov_type='bootstrap'",
-            status,
-            trace,
-            kind,
-            cluster,
-            seed,
-            strict,
+        estimate = MixtureEstimate(
+            theta=theta,
+            loglik=float("nan"),
+            post=post,
+            hessian=hessian,
+            outer=weighted.T @ by_history,
+            by_history=by_history,
+            label="choice probabilities NOT included: use cov_type='bootstrap'",
+            optimization=status,
+            trace=trace,
             iterations=state.iterations,
             pseudo=state.loglik,
         )
+        return mixture_results(self, estimate, options)
 
     def _pseudo_scores(
         self, state: EMState, theta: FloatArray, order: IntArray

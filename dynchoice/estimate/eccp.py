@@ -17,27 +17,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.bootstrap import Estimator, resampled
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.linear.iv import Ordered, Regression, run_iv, second_stage
 from dynchoice.estimate.linear.log_odds import log_odds, sampling
 from dynchoice.estimate.linear.market import read_market
 from dynchoice.estimate.optimise import Optimization
-from dynchoice.inference.covariance import check_cov_type, cluster_notes
+from dynchoice.inference.covariance import cluster_notes
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import FiniteDependence, describe_failures, finite_dependence
 from dynchoice.model.regions import RegionGrid
 from dynchoice.panel.counts import Counts
-from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.typing import FloatArray, IntArray, Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ METHODS = ("2sls", "gmm")
 CLUSTERS = ("region", "period")
 
 
-class ECCP(Estimator):
+class ECCP(CountsEstimator[Results]):
     """Linear instrumental-variable estimator from Euler equations in CCPs.
 
     Parameters
@@ -102,6 +102,7 @@ class ECCP(Estimator):
     """
 
     name = "ECCP"
+    defaults: ClassVar[Mapping[str, Any]] = {"cluster": "region", "seed": 0}
 
     def __init__(
         self,
@@ -360,69 +361,39 @@ class ECCP(Estimator):
 
     # fit --------------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "region",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = 0,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate by instrumental variables.
+    def estimate(self, options: FitOptions) -> Results:
+        """Estimate by instrumental variables; nothing is searched for.
 
-        Parameters
-        ----------
-        cov_type : {"clustered", "robust", "unadjusted", "bootstrap"}
-        cluster : {"region", "period"}
-            Unit of the clustered covariance (with one region: period).
-        seed : int
-            Of the jackknife's split and the bootstrap.
-        start, tol, maxiter
-            Accepted for the common signature; a linear estimator has no use for them.
-
-        Returns
-        -------
-        Results
-            ``tests`` holds linearmodels' first-stage diagnostics, over-identification test and
-            weak-instrument F under its names. ``loglik`` is the likelihood of the model solved at
-            the estimates, or NaN where market variables leave no model to solve.
+        ``tests`` of the results hold linearmodels' first-stage diagnostics, over-identification
+        test and weak-instrument F under its names. ``loglik`` is the likelihood of the model solved
+        at the estimates, or NaN where market variables leave no model to solve.
         """
-        del start, tol, maxiter
-        kind = check_cov_type(cov_type)
+        kind, cluster = options.cov_type, options.cluster
         if kind == "opg":
             raise SpecificationError("a linear estimator has no 'opg' covariance: use 'robust'")
-        if cluster not in CLUSTERS:
+        checks.one_of(cluster, "cluster", CLUSTERS)
+        regression = self.regression()
+        fit, pieces = run_iv(regression, self._groups(regression.cells), self.method, kind, cluster)
+        theta = np.asarray(fit.params, dtype=np.float64)
+        cov = np.asarray(fit.cov, dtype=np.float64)
+        notes = list(self._first.notes)
+        if self.correction == "jackknife":
+            split = [
+                run_iv(half, self._groups(half.cells), self.method, "unadjusted", cluster)[0].params
+                for half in self._halves(options.seed)
+            ]
+            theta = 2 * theta - np.mean(split, axis=0)
+            notes.append("Split-sample jackknife: 2 theta - mean of the two halves'")
+        return self._results(regression, fit, pieces, theta, cov, notes, options)
+
+    def resample(self, options: FitOptions) -> Results:
+        """Return the fit with the covariance of its estimates on resampled regions."""
+        if options.cluster != "region":
+            checks.one_of(options.cluster, "cluster", CLUSTERS)
             raise SpecificationError(
-                f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'region' or"
-                " 'period'"
+                f"the bootstrap resamples regions, not {options.cluster}s: use cluster='region'"
             )
-        if kind == "bootstrap" and cluster != "region":
-            raise SpecificationError(
-                f"the bootstrap resamples regions, not {cluster}s: use cluster='region'"
-            )
-        if kind == "bootstrap":
-            return resampled(self, {}, "region", draws, jobs, seed, progress, strict)
-        with one_blas_thread():
-            found = self.regression()
-            fit, pieces = run_iv(found, self._groups(found.cells), self.method, kind, cluster)
-            theta = np.asarray(fit.params, dtype=np.float64)
-            cov = np.asarray(fit.cov, dtype=np.float64)
-            notes = list(self._first.notes)
-            if self.correction == "jackknife":
-                halves = self._halves(seed)
-                split = [
-                    run_iv(h, self._groups(h.cells), self.method, "unadjusted", cluster)[0].params
-                    for h in halves
-                ]
-                theta = 2 * theta - np.mean(split, axis=0)
-                notes.append("Split-sample jackknife: 2 theta - mean of the two halves'")
-            return self._results(found, fit, pieces, theta, cov, kind, cluster, notes, seed)
+        return super().resample(options)
 
     def _groups(self, cells: pd.DataFrame) -> list[IntArray]:
         out = []
@@ -457,13 +428,12 @@ class ECCP(Estimator):
         pieces: dict[str, Any],
         theta: FloatArray,
         cov: FloatArray,
-        kind: str,
-        cluster: str,
         notes: list[str],
-        seed: int | None,
+        options: FitOptions,
     ) -> Results:
         from dynchoice import __version__
 
+        kind, cluster = options.cov_type, options.cluster
         model, counts = self._first.model, self.counts
         tests = fit.tests()
         sizes = found.cells["members"]
@@ -528,7 +498,7 @@ class ECCP(Estimator):
             value=value,
             data_digest=counts.digest,
             package_version=__version__,
-            seed=seed,
+            seed=options.seed,
             loglik_transitions=self._first.loglik,
             notes=tuple(notes),
             first_stage=self._first.records(),

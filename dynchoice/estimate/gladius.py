@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate.pqr import POOL, SUPPORT, DeepPQR, positive
+from dynchoice.estimate.pqr import POOL, SUPPORT, RewardEstimator, positive
 from dynchoice.estimate.rewards.gladius_steps import JointNetworks, JointSieve
 from dynchoice.estimate.rewards.network import Network, torch_module
 from dynchoice.estimate.rewards.rows_reward import RowsReward
@@ -16,7 +16,7 @@ LITTLE = 0.1
 """Rows that pull on what choices do not share, by default."""
 
 
-class GLADIUS:
+class GLADIUS(RewardEstimator):
     """Empirical-risk-minimising inverse reinforcement learning (GLADIUS).
 
     Parameters
@@ -85,9 +85,7 @@ class GLADIUS:
             else JointNetworks(network, weight, 2 if folds is None else folds)
         )
         self.model = model
-        self._made = RowsReward(
+        self.made = RowsReward(
             self.name, model, data, learner, general=False, degree=degree, pairs=pairs, pool=POOL,
             support=support,
         )  # fmt: skip
-
-    fit = DeepPQR.fit

@@ -12,20 +12,19 @@ zero, and which move to pair with which choice is arbitrary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.first_stage import FirstStage
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
-from dynchoice.estimate.make_results import ScoreParts, as_results
+from dynchoice.estimate.make_results import Estimate, ScoreParts
 from dynchoice.estimate.optimise import maximise
-from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.factored import Factored, LawEstimate
 from dynchoice.panel.counts import NO_NEXT, Counts
-from dynchoice.typing import FloatArray, IntArray, Progress
+from dynchoice.typing import FloatArray, IntArray
 
 MAX_FREE = 300
 """Free probabilities above which the joint likelihood is refused."""
@@ -197,51 +196,34 @@ class JointLikelihood:
         return out
 
 
-def fit_joint(
-    first: FirstStage,
-    counts: Counts,
-    theta: FloatArray,
-    cov_type: str,
-    *,
-    cluster: str,
-    tol: float,
-    maxiter: int,
-    seed: int | None,
-    progress: Progress | None,
-    strict: bool,
-) -> Results:
-    """Maximise the full likelihood from the two-step estimate and report theta's part."""
+def joint_estimate(
+    first: FirstStage, counts: Counts, two_step: Evaluation, options: FitOptions
+) -> Estimate:
+    """Maximise the full likelihood from the two-step estimate; report the utility's part."""
     likelihood = JointLikelihood(first, counts)
-    total = counts.nobs
     best, optimization = maximise(
         likelihood.evaluate,
         None,
-        likelihood.start(theta),
-        total,
-        tol=tol,
-        maxiter=maxiter,
-        progress=progress,
+        likelihood.start(two_step.params),
+        counts.nobs,
+        tol=options.tol,
+        maxiter=options.maxiter,
+        progress=options.progress,
     )
-    at: Any = best
     parts = ScoreParts(
-        likelihood.hessian(at),
-        at.outer,
-        lambda cells: likelihood.psi(at, cells),
-        np.zeros((likelihood.size, likelihood.size)),
-        "estimated jointly",
+        hessian=likelihood.hessian(best),
+        outer=best.outer,
+        psi=lambda cells: likelihood.psi(best, cells),
+        first_stage=np.zeros((likelihood.size, likelihood.size)),
+        label="estimated jointly",
     )
-    transitions_part = sum(e.loglik for e in at.first.estimates)
-    return as_results(
-        "NFXP (joint)",
-        at.first,
-        counts,
-        at.inner,
-        parts,
-        optimization,
-        cov_type,
-        cluster=cluster,
-        seed=seed,
-        strict=strict,
+    return Estimate(
+        name="NFXP (joint)",
+        first=best.first,
+        counts=counts,
+        at=best.inner,
+        parts=parts,
+        optimization=optimization,
         extra_params=likelihood.size - likelihood.K,
-        loglik_transitions=transitions_part,
+        loglik_transitions=sum(e.loglik for e in best.first.estimates),
     )

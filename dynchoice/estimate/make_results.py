@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, Likelihood
 from dynchoice.estimate.optimise import Optimization
@@ -18,6 +19,9 @@ from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+STACK = 6
+"""Calls between a user's ``fit`` and a warning raised here: the warning names the user's line."""
 
 
 @dataclass(frozen=True)
@@ -93,115 +97,143 @@ def without_curvature(model: DDC, n: FloatArray, hessian: FloatArray) -> tuple[B
     return dead, falls
 
 
-def as_results(
-    estimator: str,
-    first: FirstStage,
-    counts: Counts,
-    at: Evaluation,
-    parts: ScoreParts,
-    optimization: Optimization,
-    cov_type: str,
-    *,
-    seed: int | None = None,
-    strict: bool = False,
-    pseudo_loglik: float | None = None,
-    notes: tuple[str, ...] = (),
-    extra_params: int = 0,
-    loglik_transitions: float | None = None,
-    cluster: str = "member",
-    extra_names: tuple[str, ...] = (),
-    model: DDC | None = None,
-    uses: dict[str, float] | None = None,
-) -> Results:
-    """Build the results; warn (or raise, if strict) where the estimate is not to be trusted.
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Where an estimator stopped, before covariance and results are made of it.
 
-    ``parts`` may speak of more parameters than the results report (probabilities estimated
-    jointly); ``extra_names`` are those after the model's that are reported. ``model`` is the one
-    to report where it is not the first stage's (an estimated discount factor).
+    Attributes
+    ----------
+    name : str
+        The estimator, with what of its options a reader must know.
+    first : FirstStage
+    counts : Counts
+    at : Evaluation
+        The likelihood at the estimate.
+    parts : ScoreParts
+        May speak of more parameters than the results report (probabilities estimated jointly).
+    optimization : Optimization
+    pseudo_loglik : float, optional
+        What was maximised, where it was no likelihood.
+    extra_names : tuple of str
+        Parameters reported after the model's.
+    extra_params : int
+        Parameters beside those reported; default: the first stage's.
+    model : DDC, optional
+        The model to report where it is not the first stage's (an estimated discount factor).
+    uses : dict, optional
+        What of the data the estimate rests on.
     """
+
+    name: str
+    first: FirstStage
+    counts: Counts
+    at: Evaluation
+    parts: ScoreParts
+    optimization: Optimization
+    pseudo_loglik: float | None = None
+    notes: tuple[str, ...] = ()
+    extra_names: tuple[str, ...] = ()
+    extra_params: int = 0
+    loglik_transitions: float | None = None
+    model: DDC | None = None
+    uses: dict[str, float] | None = None
+
+
+@dataclass
+class _Status:
+    """Whether an estimate is to be trusted, in words; the last thing found wrong is said."""
+
+    converged: bool
+    message: str
+
+    def fail(self, reason: str) -> None:
+        """Say that the estimate is none, and why."""
+        self.converged, self.message = False, f"not converged: {reason}"
+
+
+def make_results(estimate: Estimate, options: FitOptions) -> Results:
+    """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
     from dynchoice import __version__
 
-    model = first.model if model is None else model
+    first, counts, at, parts = estimate.first, estimate.counts, estimate.at, estimate.parts
+    model = first.model if estimate.model is None else estimate.model
     K = len(model.names)
-    total = K + len(extra_names)
-    off, no_maximum = without_curvature(model, counts.n_sj(), parts.hessian)
+    total = K + len(estimate.extra_names)
+    n = counts.n_sj()
+    runaway, no_maximum = without_curvature(model, n, parts.hessian)
     dead = np.zeros(len(parts.hessian), dtype=bool)
-    dead[:K] = off
+    dead[:K] = runaway
     cov = covariance(
-        cov_type,
+        options.cov_type,
         parts.hessian,
         parts.outer,
         parts.psi,
         parts.first_stage,
-        check_cluster(cluster, counts),
-        dead,
-        parts.choice_meat,
-        parts.noise,
+        counts=check_cluster(options.cluster, counts),
+        dead=dead,
+        choice_meat=parts.choice_meat,
+        noise=parts.noise,
     )
-    config = {**cov.config, "first_stage_label": parts.label}
-    found = [*first.notes, *notes]
-    converged, message = optimization.converged, optimization.message
+    notes = [*first.notes, *estimate.notes]
+    status = _Status(estimate.optimization.converged, estimate.optimization.message)
     if not at.converged:
-        converged, message = False, f"not converged: {at.message}"
+        status.fail(at.message)
     if no_maximum:
-        converged = False
-        message = (
-            "not converged: the likelihood is stationary but not at a maximum (its curvature has"
-            " the wrong sign along some direction): try start= or starts="
+        status.fail(
+            "the likelihood is stationary but not at a maximum (its curvature has the wrong sign"
+            " along some direction): try start= or starts="
         )
     if dead.any():
         names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=False) if d)
-        message = (
-            f"not converged: the likelihood keeps rising as {names} grow(s) without bound, as when"
-            " a choice with a parameter of its own is never (or always) taken. Drop the parameter"
-            " or make the choice unavailable"
+        status.fail(
+            f"the likelihood keeps rising as {names} grow(s) without bound, as when a choice with a"
+            " parameter of its own is never (or always) taken. Drop the parameter or make the"
+            " choice unavailable"
         )
-        converged = False
-        found.append(f"No estimate of {names}: {message}")
+        notes.append(f"No estimate of {names}: {status.message}")
     if "clusters" in cov.config:
-        found += cluster_notes(cov.config["clusters"], total)
-    labels = (*model.names, *extra_names)
+        notes += cluster_notes(cov.config["clusters"], total)
+    labels = (*model.names, *estimate.extra_names)
     flat = Identification.of(labels, -parts.hessian[:total, :total]).flat if total else []
     if cov.flat.shape[1]:
         flat = flat or ["a direction that involves the transition probabilities"]
         text = f"the likelihood is flat along: {'; '.join(flat)}"
-        found.append(text[0].upper() + text[1:])
-        warnings.warn(text, IdentificationWarning, stacklevel=3)
-    if not converged:
-        if strict:
-            raise ConvergenceError(message)
-        warnings.warn(f"{estimator}: {message}", ConvergenceWarning, stacklevel=3)
-    n = counts.n_sj()
-    offered = np.log(model.available.sum(axis=1))
+        notes.append(text[0].upper() + text[1:])
+        warnings.warn(text, IdentificationWarning, stacklevel=STACK)
+    if not status.converged:
+        if options.strict:
+            raise ConvergenceError(status.message)
+        warnings.warn(f"{estimate.name}: {status.message}", ConvergenceWarning, stacklevel=STACK)
+    # simulated values add noise that no cluster's influence holds
+    by_cluster = None if parts.noise is not None else cov.influence
+    loglik_laws = estimate.loglik_transitions
     return Results(
-        estimator=estimator,
+        estimator=estimate.name,
         model=model,
         theta=at.params[:K].copy(),
         cov_matrix=cov.matrix[:total, :total],
         cov_type=cov.cov_type,
-        cov_config=config,
+        cov_config={**cov.config, "first_stage_label": parts.label},
         loglik=at.loglik,
-        loglik_null=-float(n.sum(axis=1) @ offered),
+        loglik_null=-float(n.sum(axis=1) @ np.log(model.available.sum(axis=1))),
         nobs=counts.nobs,
         nmembers=counts.nmembers,
-        converged=converged,
-        message=message,
-        optimization={**asdict(optimization), "inner": at.message},
+        converged=status.converged,
+        message=status.message,
+        optimization={**asdict(estimate.optimization), "inner": at.message},
         counts=n,
         hessian=parts.hessian[:total, :total],
-        uses=uses or {"share": 1.0, "states": int((n.sum(axis=1) > 0).sum())},
+        uses=estimate.uses or {"share": 1.0, "states": int((n.sum(axis=1) > 0).sum())},
         extra=at.params[K:total].copy(),
-        extra_names=extra_names,
-        influence=None
-        if cov.influence is None or parts.noise is not None
-        else cov.influence[:, :total],
+        extra_names=estimate.extra_names,
+        influence=None if by_cluster is None else by_cluster[:, :total],
         value=np.zeros(0) if at.point is None else at.point.h,
         data_digest=counts.digest,
         package_version=__version__,
-        seed=seed,
-        loglik_transitions=first.loglik if loglik_transitions is None else loglik_transitions,
-        pseudo_loglik=pseudo_loglik,
-        extra_params=extra_params or first.nparams,
-        notes=tuple(found),
+        seed=options.seed,
+        loglik_transitions=first.loglik if loglik_laws is None else loglik_laws,
+        pseudo_loglik=estimate.pseudo_loglik,
+        extra_params=estimate.extra_params or first.nparams,
+        notes=tuple(notes),
         first_stage=first.records(parts.cross),
     )

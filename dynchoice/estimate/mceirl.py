@@ -12,12 +12,12 @@ observed choices are those that follow the policy's choices: features are matche
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.estimate.estimator import FitOptions, renamed
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.inference.results import Results
 from dynchoice.solvers.bellman import over_choices
@@ -49,21 +49,21 @@ class MCEIRL(NFXP):
 
     name = "MCEIRL"
 
-    def fit(self, **options: Any) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
+    def run(self, options: FitOptions) -> Results:
+        """Estimate as NFXP does, and say how well features are matched."""
         if self.model.horizon is not None:
             raise SpecificationError("MCEIRL is for infinite horizons")
         if not (self.model.attention == 1).all():
             raise SpecificationError("MCEIRL has no inattention: use NFXP, or drop attention=")
-        fit = super().fit(**options)
-        found = feature_match(fit)
-        scale = np.maximum(found["observed"].abs().max(), 1e-300)
-        gap = float((found["observed"] - found["model"]).abs().max() / scale)
+        fit = super().run(options)
+        match = feature_match(fit)
+        scale = np.maximum(match["observed"].abs().max(), 1e-300)
+        gap = float((match["observed"] - match["model"]).abs().max() / scale)
         note = (
             f"Discounted features after the choices observed and after the model's agree to"
             f" {gap:.1e} of the largest"
         )
-        return replace(fit, estimator=self.name, notes=(*fit.notes, note))
+        return renamed(fit, self.name, note)
 
 
 def feature_match(results: Results) -> pd.DataFrame:

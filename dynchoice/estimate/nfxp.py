@@ -7,27 +7,27 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import IdentificationError, SpecificationError
-from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import with_periods
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.first_stage import counts_of, first_stage
-from dynchoice.estimate.joint import fit_joint
+from dynchoice.estimate.joint import joint_estimate
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
-from dynchoice.estimate.make_results import as_results, score_parts
-from dynchoice.estimate.optimise import Optimization, check_options, maximise
+from dynchoice.estimate.make_results import Estimate, make_results, score_parts
+from dynchoice.estimate.optimise import Optimization, maximise
 from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.start import default_start, probabilities_near
 from dynchoice.estimate.workers import processes
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray
 
 TREATMENTS = ("two-step", "joint")
 
 
-class NFXP(Estimator):
+class NFXP(CountsEstimator[Results]):
     """Nested fixed point: at every trial of the parameters the model is solved to tolerance.
 
     Parameters
@@ -76,12 +76,10 @@ class NFXP(Estimator):
     """
 
     name = "NFXP"
+    several_starts = True
 
     def __init__(self, model: DDC, data: Any, *, transitions: str = "two-step") -> None:
-        if transitions not in TREATMENTS:
-            raise SpecificationError(
-                f"transitions={transitions!r}: use {' or '.join(map(repr, TREATMENTS))}"
-            )
+        checks.one_of(transitions, "transitions", TREATMENTS)
         self.model = model
         self.counts, self.panel = counts_of(data)
         self.options = {"transitions": transitions}
@@ -101,204 +99,109 @@ class NFXP(Estimator):
             return FiniteLikelihood(model, self.counts.n_tsj(model.horizon))
         return Likelihood(model, self.counts.n_sj())
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        starts: int = 1,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate by maximum likelihood.
-
-        Parameters
-        ----------
-        start : array (K,), mapping, Series or Results, optional
-            Default: the CCP estimate. With Results, of other members in the same states, that
-            estimate begins from the choice probabilities fitted there.
-        cov_type : {"clustered", "robust", "opg", "unadjusted", "bootstrap"}
-            Rust (1987) printed ``"opg"``. ``"bootstrap"`` redoes every stage on resampled panels.
-        cluster : {"member", "region"}
-            Unit of ``"clustered"`` and ``"bootstrap"`` (there: buckets of members).
-        tol : float
-            Bound on the gradient of the mean log-likelihood in scaled parameters.
-        maxiter : int
-            Iterations of the optimiser at most.
-        starts : int
-            Starting points in all; the further ones are drawn around the first with ``seed``.
-        draws : int
-            Resampled panels of the bootstrap.
-        jobs : int
-            Processes that fit resampled panels or climb from several starting points.
-        seed : int, optional
-            Of the further starting points, and of the bootstrap.
-        progress : callable, optional
-            ``progress(done, total, message)`` after each iteration.
-        strict : bool
-            Raise if the estimate did not converge, instead of saying so in the results.
-
-        Returns
-        -------
-        Results
-
-        Raises
-        ------
-        IdentificationError
-            Parameters that nothing identifies, by name.
-        ConvergenceError
-            Only with ``strict=True``.
-        """
-        check_cov_type(cov_type)
-        if starts < 1:
-            raise SpecificationError(f"starts={starts}: at least one is needed")
-        if jobs < 1:
-            raise SpecificationError(f"jobs={jobs}: at least one process is needed")
-        check_options(tol, maxiter, progress)
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(
-                self,
-                {"tol": tol, "maxiter": maxiter, "start": start},
-                cluster,
-                draws,
-                jobs,
-                seed,
-                progress,
-                strict,
-            )
+    def estimate(self, options: FitOptions) -> Results:
+        """Return the maximum of the likelihood."""
         model = self._first.model
-        with one_blas_thread():
-            likelihood = self.likelihood()
-            theta, sound = None, False
-            if isinstance(start, Results) and model.horizon is not None:
-                theta, sound = model.vector(start.params), start.converged
-            elif start is None or isinstance(start, Results):
-                near = None if start is None else probabilities_near(start, model)
-                n = self.counts.n_sj()
-                theta, sound = default_start(model, n, likelihood, progress, near)
-            # what nothing identifies shows at any parameters but runaway ones, so neither a
-            # user's start nor one that did not converge is where to look
-            probe = theta if theta is not None and sound else np.zeros(len(model.names))
-            try:
-                refuse_unidentified(model, likelihood, likelihood.evaluate(probe))
-            except IdentificationError:
-                # a saturated start looks flat too: only what is flat at zero as well is refused
-                at_zero = likelihood.evaluate(np.zeros(len(model.names)))
-                refuse_unidentified(model, likelihood, at_zero)
-            theta = model.vector(start) if theta is None else theta
-            best, optimization = self._maximise(
-                likelihood, theta, tol, maxiter, starts, jobs, seed, progress
-            )
-            if self.joint:
-                return fit_joint(
-                    self._first,
-                    self.counts,
-                    best.params,
-                    cov_type,
-                    cluster=cluster,
-                    tol=tol,
-                    maxiter=maxiter,
-                    seed=seed,
-                    progress=progress,
-                    strict=strict,
-                )
-            parts = score_parts(likelihood, best, self._first)
+        likelihood = self.likelihood()
+        theta = self._opening(likelihood, options)
+        best, optimization = self._maximise(likelihood, theta, options)
+        if self.joint:
+            return make_results(joint_estimate(self._first, self.counts, best, options), options)
+        parts = score_parts(likelihood, best, self._first)
         counts = self.counts
-        if model.horizon is not None and cov_type in ("robust", "clustered", "cluster"):
+        if model.horizon is not None and options.cov_type in ("robust", "clustered"):
             # scores differ by period there, so each member's cells must carry it
-            counts = with_periods(counts, self.panel, cov_type, cluster)
-        return as_results(
-            self.name,
-            self._first,
-            counts,
-            best,
-            parts,
-            optimization,
-            cov_type,
-            cluster=cluster,
-            seed=seed,
-            strict=strict,
+            counts = with_periods(counts, self.panel, options.cov_type, options.cluster)
+        estimate = Estimate(
+            name=self.name,
+            first=self._first,
+            counts=counts,
+            at=best,
+            parts=parts,
+            optimization=optimization,
         )
+        return make_results(estimate, options)
+
+    def _opening(self, likelihood: Likelihood, options: FitOptions) -> FloatArray:
+        """Return the parameters to start from; refuse a model that nothing identifies."""
+        model, start = self._first.model, options.start
+        theta, sound = None, False
+        if isinstance(start, Results) and model.horizon is not None:
+            theta, sound = model.vector(start.params), start.converged
+        elif start is None or isinstance(start, Results):
+            near = None if start is None else probabilities_near(start, model)
+            n = self.counts.n_sj()
+            theta, sound = default_start(model, n, likelihood, options.progress, near)
+        # what nothing identifies shows at any parameters but runaway ones, so neither a user's
+        # start nor one that did not converge is where to look
+        probe = theta if theta is not None and sound else np.zeros(len(model.names))
+        try:
+            refuse_unidentified(model, likelihood, likelihood.evaluate(probe))
+        except IdentificationError:
+            # a saturated start looks flat too: only what is flat at zero as well is refused
+            at_zero = likelihood.evaluate(np.zeros(len(model.names)))
+            refuse_unidentified(model, likelihood, at_zero)
+        return model.vector(start) if theta is None else theta
 
     def _maximise(
-        self,
-        likelihood: Likelihood,
-        theta: FloatArray,
-        tol: float,
-        maxiter: int,
-        starts: int,
-        jobs: int,
-        seed: int | None,
-        progress: Progress | None,
+        self, likelihood: Likelihood, theta: FloatArray, options: FitOptions
     ) -> tuple[Evaluation, Optimization]:
-        points = [theta]
-        if starts > 1:
-            # spread by what one observation in a thousand could tell, and by the size of theta
-            at = likelihood.evaluate(theta)
-            spread = np.sqrt(1000 / np.maximum(np.diag(at.outer), 1e-12))
-            spread = np.minimum(spread, 0.5 * np.abs(theta) + 0.5)
-            noise = np.random.default_rng(seed).standard_normal((starts - 1, len(theta)))
-            points += list(theta + noise * spread)
-        options = {"tol": tol, "maxiter": maxiter}
-        if starts == 1:
-            runs = [climbed(likelihood, theta, {**options, "progress": progress})]
-        else:  # each by itself: the same for any number of processes
-            runs = side_by_side(self, points, options, jobs, progress)
-        order = max(range(len(runs)), key=lambda i: (runs[i][1].converged, runs[i][0].loglik))
-        best, optimization = runs[order]
-        if starts > 1:
-            trace = tuple(
-                {
-                    "start": o.start,
-                    "loglik": e.loglik,
-                    "converged": o.converged,
-                    "params": e.params,
-                }
-                for e, o in runs
-            )
-            optimization = replace(optimization, starts=trace)
-        return best, optimization
+        """Return the best maximum from one or several starting points."""
+        if options.starts == 1:
+            return climb(likelihood, theta, options)
+        # spread by what one observation in a thousand could tell, and by the size of theta
+        outer = likelihood.evaluate(theta).outer
+        spread = np.sqrt(1000 / np.maximum(np.diag(outer), 1e-12))
+        spread = np.minimum(spread, 0.5 * np.abs(theta) + 0.5)
+        rng = np.random.default_rng(options.seed)
+        noise = rng.standard_normal((options.starts - 1, len(theta)))
+        # each by itself: the same for any number of processes
+        runs = climb_side_by_side(self, [theta, *(theta + noise * spread)], options)
+        best, optimization = max(runs, key=lambda run: (run[1].converged, run[0].loglik))
+        trace = tuple(
+            {"start": o.start, "loglik": e.loglik, "converged": o.converged, "params": e.params}
+            for e, o in runs
+        )
+        return best, replace(optimization, starts=trace)
 
 
-def climbed(
-    likelihood: Likelihood, start: FloatArray, options: dict[str, Any]
+def climb(
+    likelihood: Likelihood, start: FloatArray, options: FitOptions
 ) -> tuple[Evaluation, Optimization]:
     """Maximise a likelihood from a starting point."""
-    evaluate, hessian = likelihood.evaluate, likelihood.hessian
-    return maximise(evaluate, hessian, start, likelihood.total, **options)
+    return maximise(
+        likelihood.evaluate,
+        likelihood.hessian,
+        start,
+        likelihood.total,
+        tol=options.tol,
+        maxiter=options.maxiter,
+        progress=options.progress,
+    )
 
 
-def from_start(
-    estimator: NFXP, start: FloatArray, options: dict[str, Any]
+def climb_alone(
+    estimator: NFXP, start: FloatArray, options: FitOptions
 ) -> tuple[Evaluation, Optimization]:
-    """Maximise a likelihood of its own from a starting point."""
+    """Maximise a likelihood of its own from a starting point, in whatever process."""
     with one_blas_thread():
-        return climbed(estimator.likelihood(), start, options)
+        return climb(estimator.likelihood(), start, options)
 
 
-def side_by_side(
-    estimator: NFXP,
-    points: list[FloatArray],
-    options: dict[str, Any],
-    jobs: int,
-    progress: Progress | None,
+def climb_side_by_side(
+    estimator: NFXP, points: list[FloatArray], options: FitOptions
 ) -> list[tuple[Evaluation, Optimization]]:
     """Maximise from several points, in ``jobs`` processes (or where joblib is configured to)."""
     from joblib import delayed
 
     bare = estimator.again(estimator.counts)  # a panel's connection stays here
-    running = processes(jobs, return_as="generator")(
-        delayed(from_start)(bare, point, options) for point in points
+    silent = replace(options, progress=None, start=None)
+    running = processes(options.jobs, return_as="generator")(
+        delayed(climb_alone)(bare, point, silent) for point in points
     )
     runs = []
-    for one in running:
-        runs.append(one)
-        if progress is not None:
-            progress(len(runs), len(points), f"start {len(runs)}: {one[1].message}")
+    for run in running:
+        runs.append(run)
+        if options.progress is not None:
+            options.progress(len(runs), len(points), f"start {len(runs)}: {run[1].message}")
     return runs

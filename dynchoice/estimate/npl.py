@@ -10,29 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import FirstStageChoice, pooled
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Evaluation, Likelihood, choice_gradient, second_order
-from dynchoice.estimate.make_results import as_results, score_parts
+from dynchoice.estimate.make_results import Estimate, make_results, score_parts
 from dynchoice.estimate.optimise import (
     Optimization,
-    check_options,
     newton_decrement,
     scaled_gradient,
 )
 from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.valuation import policy_flows
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
-from dynchoice.solvers.linear import PolicySystem, one_blas_thread
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.solvers.linear import PolicySystem
+from dynchoice.typing import FloatArray
 
 
 class Stages:
@@ -128,7 +127,7 @@ def npl(
     return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], maxiter
 
 
-class NPL(Estimator):
+class NPL(CountsEstimator[Results]):
     """Nested pseudo-likelihood: CCP stages repeated (Aguirregabiria and Mira 2002).
 
     Parameters
@@ -155,75 +154,51 @@ class NPL(Estimator):
     ) -> None:
         if model.horizon is not None:
             raise SpecificationError("NPL is for infinite horizons; NFXP takes a finite one")
-        if steps is not None and (
-            isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
-        ):
-            raise SpecificationError(f"steps={steps!r}: a positive number of stages, or None")
+        if steps is not None:
+            checks.whole(steps, "steps", 1)
         self.model, self.steps = model, steps
         self.options = {"steps": steps, "first_stage": first_stage}
         self.counts, self.panel = counts_of(data)
         self._stage = FirstStageChoice.of(model, first_stage)
         self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
+    def restart(self, fit: Results) -> FloatArray | None:
+        """Return where the bootstrap refits from: K stages count from the first one, redone."""
+        return None if self.steps is not None else fit.restart()
 
-        ``start`` are parameters whose choice probabilities the first stage takes; ``maxiter``
-        bounds the stages.
-        """
-        check_options(tol, maxiter, progress)
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(
-                self, {"tol": tol, "maxiter": maxiter}, cluster, draws, jobs, seed, progress, strict
-            )
+    def estimate(self, options: FitOptions) -> Results:
+        """Return the fixed point of the stages, or where the last of ``steps`` stages arrived."""
         model, n = self._first.model, self.counts.n_sj()
-        with one_blas_thread():
-            probe = Likelihood(model, n)
-            if start is None:
-                refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
-                own = self._stage
-                # a fixed point does not remember where it started: the cheapest start will do
-                cheap = self.steps is None and own.kind == "smoothed"
-                P = pooled(n, model.available) if cheap else own.estimate(model, n).P
-            else:
-                P = probe.evaluate(model.vector(start)).P
-            pseudo = None
-            if self.steps is None:
-                theta, value, stages = npl(model, n, P, tol, maxiter, progress)
-            else:
-                best, optimization, value = hotz_miller(model, n, self.steps, tol, maxiter, P)
-                theta, stages, pseudo = best.params, self.steps, best.loglik
-            likelihood = Likelihood(model, n, value)
-            at = likelihood.evaluate(theta)
-            parts = score_parts(likelihood, at, self._first)
+        probe = Likelihood(model, n)
+        if options.start is None:
+            refuse_unidentified(model, probe, probe.evaluate(np.zeros(len(model.names))))
+            stage = self._stage
+            # a fixed point does not remember where it started: the cheapest start will do
+            cheap = self.steps is None and stage.kind == "smoothed"
+            P = pooled(n, model.available) if cheap else stage.estimate(model, n).P
+        else:
+            P = probe.evaluate(model.vector(options.start)).P
+        tol, maxiter, pseudo = options.tol, options.maxiter, None
+        if self.steps is None:
+            theta, value, stages = npl(model, n, P, tol, maxiter, options.progress)
+        else:
+            best, optimization, value = hotz_miller(model, n, self.steps, tol, maxiter, P)
+            theta, stages, pseudo = best.params, self.steps, best.loglik
+        likelihood = Likelihood(model, n, value)
+        at = likelihood.evaluate(theta)
+        parts = score_parts(likelihood, at, self._first)
         if self.steps is None:
             optimization = _fixed_point_status(at, parts.hessian, likelihood.total, tol, stages)
-        return as_results(
-            self.name if self.steps is None else f"NPL ({self.steps} steps)",
-            self._first,
-            self.counts,
-            at,
-            parts,
-            optimization,
-            cov_type,
-            cluster=cluster,
-            seed=seed,
-            strict=strict,
+        estimate = Estimate(
+            name=self.name if self.steps is None else f"NPL ({self.steps} steps)",
+            first=self._first,
+            counts=self.counts,
+            at=at,
+            parts=parts,
+            optimization=optimization,
             pseudo_loglik=pseudo,
         )
+        return make_results(estimate, options)
 
 
 def _fixed_point_status(

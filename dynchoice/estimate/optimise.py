@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError
 from dynchoice.typing import FloatArray, Progress
 
 
@@ -54,19 +53,6 @@ class Optimization:
     decrement: float
     start: FloatArray
     starts: tuple[dict[str, Any], ...] = field(default=())
-
-
-def check_options(tol: Any, maxiter: Any, progress: Any = None) -> None:
-    """Refuse a tolerance that would call anything converged, and no iterations at all."""
-    if not isinstance(tol, int | float | np.number) or not 0 < tol <= 1e-4:
-        raise SpecificationError(f"tol={tol!r} must lie between 0 and 1e-4")
-    if not isinstance(maxiter, int | np.integer) or maxiter < 1:
-        raise SpecificationError(f"maxiter={maxiter!r}: at least one iteration is needed")
-    if progress is not None and not callable(progress):
-        raise SpecificationError(
-            f"progress={progress!r}: pass a function of (done, total, message), e.g."
-            " lambda done, total, text: print(done, total, text)"
-        )
 
 
 def curvature(outer: FloatArray, hessian: FloatArray | None) -> FloatArray:

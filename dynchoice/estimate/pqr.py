@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.estimate.estimator import Estimator, FitOptions
 from dynchoice.estimate.rewards.learners import CrossFitted, checked
 from dynchoice.estimate.rewards.pqr_levels import TableReward
 from dynchoice.estimate.rewards.rows_reward import RowsReward
@@ -24,7 +25,7 @@ from dynchoice.model.reward import RewardModel
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.trajectories import Trajectories
-from dynchoice.typing import FloatArray, Level, Progress
+from dynchoice.typing import FloatArray, Level
 
 SUPPORT = 30
 """Least number of member-months with a reference choice, below which no reward is estimated."""
@@ -47,7 +48,25 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
-class DeepPQR:
+class RewardEstimator(Estimator[Results | RewardResults]):
+    """An estimator of rewards that is made of another one for the kind of states at hand."""
+
+    made: Estimator[Results] | Estimator[RewardResults]
+
+    def estimate(self, options: FitOptions) -> Results | RewardResults:
+        """Return the rewards and their projection on the features."""
+        return self.made.estimate(options)
+
+    def resample(self, options: FitOptions) -> Results | RewardResults:
+        """Return the same with the covariance of a bootstrap."""
+        return self.made.resample(options)
+
+    def run(self, options: FitOptions) -> Results | RewardResults:
+        """Estimate with options that are checked already, as the estimator for these states."""
+        return self.made.run(options)
+
+
+class DeepPQR(RewardEstimator):
     """Inverse reinforcement learning with an anchor choice of known reward (Deep PQR).
 
     Parameters
@@ -137,34 +156,10 @@ class DeepPQR:
             "folds": folds, "rounds": rounds,
         }  # fmt: skip
         self.model = model
-        self._made = made(self.name, model, data, table, rows, anchor, support, 0.0)
-
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results | RewardResults:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
-
-        ``start`` is ignored: nothing here has more than one optimum. With a RewardModel, ``tol``
-        and ``maxiter`` bound Newton's method on the policy.
-        """
-        return self._made.fit(
-            start=start, cov_type=cov_type, cluster=cluster, tol=tol, maxiter=maxiter, draws=draws,
-            jobs=jobs, seed=seed, progress=progress, strict=strict,
-        )  # fmt: skip
+        self.made = estimator_for(self.name, model, data, table, rows, anchor, support, 0.0)
 
 
-class GenPQR:
+class GenPQR(RewardEstimator):
     """Inverse reinforcement learning under a general normalisation (GenPQR).
 
     Parameters
@@ -220,12 +215,10 @@ class GenPQR:
         }  # fmt: skip
         pull = positive("pool", POOL if pool is None else pool)
         self.model = model
-        self._made = made(self.name, model, data, table, rows, reference, support, pull)
-
-    fit = DeepPQR.fit
+        self.made = estimator_for(self.name, model, data, table, rows, reference, support, pull)
 
 
-def made(
+def estimator_for(
     name: str,
     model: Any,
     data: Any,

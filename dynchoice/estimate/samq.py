@@ -11,12 +11,12 @@ The bias falls with the spread of values within clusters, the variance grows wit
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.estimate.estimator import Estimator, FitOptions, renamed
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.pqr import DeepPQR
 from dynchoice.inference.results import Results
@@ -46,7 +46,7 @@ def best_centres(q: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
     return np.asarray(min((c for c, _ in tries), key=lambda c: float((vq(q, c)[1] ** 2).sum())))
 
 
-class SAmQ:
+class SAmQ(Estimator[Results]):
     """State aggregation by values, then NFXP (Geng, Nassif and Manzanares 2023).
 
     Parameters
@@ -83,6 +83,7 @@ class SAmQ:
     """
 
     name = "SAmQ"
+    several_starts = True
 
     def __init__(
         self, model: RewardModel, data: Any, *, clusters: int = 50,
@@ -235,17 +236,23 @@ class SAmQ:
                     out[j, s] = able[away[s, able].argmin()]
         return out
 
-    def fit(self, **options: Any) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
-        fit = NFXP(self.aggregated, self.panel).fit(**options)
-        spread = self._spread()
+    def run(self, options: FitOptions) -> Results:
+        """Estimate as NFXP does, on the clusters."""
+        fit = NFXP(self.aggregated, self.panel).run(options)
         note = (
             f"States are {len(self._offered):,} clusters of like values (largest distance of a"
-            f" value from its cluster's mean {spread:.2g}), taken as given in the standard errors"
+            f" value from its cluster's mean {self._spread():.2g}), taken as given in the standard"
+            " errors"
         )
-        return replace(
-            fit, estimator=self.name, notes=(*fit.notes, note), rows_digest=self.rows.digest
-        )
+        return renamed(fit, self.name, note, rows_digest=self.rows.digest)
+
+    def estimate(self, options: FitOptions) -> Results:
+        """Return the fit on the clusters: see :meth:`run`."""
+        return self.run(options)
+
+    def resample(self, options: FitOptions) -> Results:
+        """Return the fit on the clusters, bootstrapped: see :meth:`run`."""
+        return self.run(options)
 
     def _spread(self) -> float:
         """Return ``eps_Q``: the largest distance of a sampled row's values from its cluster's."""

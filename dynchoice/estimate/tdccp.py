@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,16 +33,16 @@ from dynchoice.errors import (
     SpecificationError,
 )
 from dynchoice.estimate.choice_logit import ChoiceLogit
-from dynchoice.estimate.optimise import check_options
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.rewards.learners import folds_of, named_fold
-from dynchoice.estimate.rewards.row_bootstrap import bootstrapped, check_cov, clustered
+from dynchoice.estimate.rewards.row_bootstrap import RowsEstimator, clustered
 from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, solved
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import log_softmax
 from dynchoice.panel.trajectories import Trajectories
-from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
+from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Step:
     """Features of the next row's choice (known, K); 0 after a terminal row."""
 
 
-class TDCCP:
+class TDCCP(RowsEstimator):
     """Conditional choice probabilities by temporal differences (Adusumilli and Eckardt 2025).
 
     Parameters
@@ -136,34 +136,16 @@ class TDCCP:
         same = own == degree and ahead is None
         self.policy = self.values if same else SievedRows(model, data, own, pairs)
 
-    def on(self, rows: Trajectories) -> TDCCP:
+    def on(self, rows: Trajectories) -> Self:
         """Return the same estimator on other rows."""
         return type(self)(self.model, rows, **self.options)
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-        draws: int = 199,
-        jobs: int = 1,
-    ) -> RewardResults:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`."""
+    def estimate_rows(self, options: FitOptions) -> RewardResults:
+        """Return the maximum of the pseudo-likelihood, or the robust moment's solution."""
         from dynchoice import __version__
 
-        del start
-        check_options(tol, maxiter, progress)
-        if check_cov(cov_type, cluster, self.rows):
-            options = {"tol": tol, "maxiter": maxiter, "cluster": cluster}
-            return bootstrapped(
-                self, options, draws=draws, jobs=jobs, seed=seed, progress=progress, strict=strict
-            )
+        tol, maxiter, progress = options.tol, options.maxiter, options.progress
+        seed, cluster, strict = options.seed, options.cluster, options.strict
         tell = progress or (lambda done, total, text: None)
         tell(0, 3, "choice probabilities")
         policy = self.policy.policy(tol, maxiter)

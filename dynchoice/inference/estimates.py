@@ -39,6 +39,9 @@ class Estimates(ABC):
     data_digest: str
     bootstrap: FloatArray | None
     influence: FloatArray | None
+    converged: bool
+    message: str
+    notes: tuple[str, ...]
     likelihood_of = "parameters"
     """What the log-likelihood is of; criteria of other things are not compared."""
     rows_digest = ""
@@ -59,9 +62,9 @@ class Estimates(ABC):
     def summary(self) -> Summary:
         """The table of estimates."""
 
-    def restart(self) -> dict[str, Any]:
-        """Return the options of ``fit`` that start a refit from here."""
-        return {"start": self.vector}
+    def restart(self) -> Any:
+        """Return the ``start`` of a refit from here."""
+        return self.vector
 
     def refreshed(self) -> Any:
         """Return the fit with whatever is derived from the covariance derived again."""

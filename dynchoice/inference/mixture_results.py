@@ -97,9 +97,9 @@ class MixtureResults(Estimates):
         )
         return replace(self, by_type=types)
 
-    def restart(self) -> dict[str, Any]:
-        """Return the options of ``fit`` that start a refit from here."""
-        return {"start": self.theta if self.pseudo_loglik is None else self.posteriors}
+    def restart(self) -> FloatArray:
+        """Return the ``start`` of a refit from here: parameters, or posteriors by member."""
+        return self.theta if self.pseudo_loglik is None else self.posteriors
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -119,9 +119,9 @@ class Results(Estimates):
         """:attr:`theta` and :attr:`extra`."""
         return np.r_[self.theta, self.extra]
 
-    def restart(self) -> dict[str, Any]:
-        """Return the options of ``fit`` that start a refit from here."""
-        return {"start": self.theta}
+    def restart(self) -> FloatArray:
+        """Return the ``start`` of a refit from here."""
+        return self.theta
 
     @property
     def maximum_likelihood(self) -> bool:

@@ -256,7 +256,7 @@ class Comparison:
         values = {
             name: float(getattr(r, by))
             for name, r in self.results.items()
-            if r.converged and r.likelihood_of == "parameters"  # type: ignore[attr-defined]
+            if r.converged and r.likelihood_of == "parameters"
         }
         values = {name: v for name, v in values.items() if np.isfinite(v)}
         if not values:

@@ -40,7 +40,7 @@ def test_with_a_column_a_level_and_choice_it_is_the_table():
 def test_it_is_the_minimum_of_the_papers_objective():
     """Against a general optimiser on the objective as printed, zeta a projection."""
     frame, beta, pool, weight = chain(3, members=40), 0.9, 7.0, 2.5
-    made = dc.GLADIUS(spec(), loaded(frame, ["hours"]), degree=2, pool=pool, weight=weight)._made
+    made = dc.GLADIUS(spec(), loaded(frame, ["hours"]), degree=2, pool=pool, weight=weight).made
     fit = made.fit()
     n = frame.sort_values(["id", "t"]).reset_index(drop=True)
     a = n["plan"].map({c: j for j, c in enumerate(CHOICES)}).to_numpy()

@@ -359,7 +359,7 @@ def test_finite_dependence_inside_is_near(two, full):
     assert any("bootstrap" in note for note in dependent.notes)
     assert "NOT included" in str(dependent.summary())
     again = dc.CCPEM(model, counts, varying=["k0"], inner="CCP", valuation="finite-dependence").fit(
-        **dependent.restart()
+        start=dependent.restart()
     )
     np.testing.assert_allclose(again.params, dependent.params, atol=1e-3)
 

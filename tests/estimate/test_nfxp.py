@@ -226,7 +226,7 @@ def test_states_never_seen_are_counted(fitted, membership):
     ("build", "message"),
     [
         (lambda m, p: dc.NFXP(m, pd.DataFrame()), "pass a Panel or its Counts"),
-        (lambda m, p: dc.NFXP(m, p, transitions="both"), "use 'two-step' or 'joint'"),
+        (lambda m, p: dc.NFXP(m, p, transitions="both"), "Use 'two-step' or 'joint'"),
         (lambda m, p: dc.NFXP(m, p).fit(cov_type="robst"), "Did you mean 'robust'"),
         (
             lambda m, p: dc.NFXP(m.with_parts(choices=["none", "annual", "monthly"],

@@ -96,7 +96,7 @@ def test_influence_is_the_derivative_by_the_weight_of_a_member(kind):
     frame = chain(2).assign(w=1.0)
     model = spec()
     base = kind(model, loaded(frame, weights="w"), degree=1)
-    sums = base._made.steps.fit().sums
+    sums = base.made.steps.fit().sums
     for m in (0, 7, 31):
         ends = []
         for e in (1e-3, -1e-3):

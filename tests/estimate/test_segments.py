@@ -134,7 +134,7 @@ def test_starts_side_by_side_are_those_one_by_one(club):
     for a, b in zip(one.optimization["starts"], two.optimization["starts"], strict=True):
         assert a["loglik"] == b["loglik"] and (a["params"] == b["params"]).all()
     assert [t[:2] for t in told if t[2].startswith("start ")] == [(1, 3), (2, 3), (3, 3)]
-    with pytest.raises(SpecificationError, match="jobs=0: at least one"):
+    with pytest.raises(SpecificationError, match="jobs=0 must be a whole number of at least 1"):
         dc.NFXP(model, part).fit(jobs=0)
 
 

@@ -15,23 +15,22 @@ import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError, suggest
 from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.choice_probabilities import ChoiceProbabilities, FirstStageChoice
+from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.finite_dependence import psi_derivative
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.make_results import ScoreParts, as_results
+from dynchoice.estimate.make_results import Estimate, ScoreParts, make_results
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.rewards.normalised import Normalised, normalised
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.typing import FloatArray, IntArray, Level
 
 
-class TableReward(Estimator):
+class TableReward(CountsEstimator[Results]):
     """A reward on states that are levels; what :class:`DeepPQR` and :class:`GenPQR` are there."""
 
     def __init__(
@@ -129,54 +128,48 @@ class TableReward(Estimator):
 
     # estimation ------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        *,
-        start: Any = None,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-    ) -> Results:
-        """Estimate; the arguments are those of :meth:`dynchoice.NFXP.fit`.
-
-        Nothing is iterated: ``start``, ``tol`` and ``maxiter`` are there for the signature.
-        """
-        del start, tol, maxiter
-        if check_cov_type(cov_type) == "bootstrap":
-            return resampled(self, {}, cluster, draws, jobs, seed, progress, strict)
+    def estimate(self, options: FitOptions) -> Results:
+        """Return rewards and their projection on the features, in closed form."""
         n, model = self.counts.n_sj(), self._first.model
         probabilities = self._stage.estimate(self.model, n)
         zero = normalised(model, probabilities.P, self.mu, self.g)
         x, h = zero.features(model.utility.x) if self.known is None else (model.utility.x, None)
-        gram, theta = self._project(x, zero.r - model.utility.offset, n)
-        found = (
+        _, theta = self._project(x, zero.r - model.utility.offset, n)
+        solved = (
             zero if h is None else normalised(model, zero.P, self.mu, self.g + self._earned(theta))
         )
-        rest = np.where(model.available, found.r - model.utility.flow(theta), 0.0)
-        own = model.with_parts(utility=model.utility.with_offset(rest))
-        parts = self._parts(found, probabilities, x, h, rest, n)
-        likelihood = Likelihood(own, n, found.V)
+        rest = np.where(model.available, solved.r - model.utility.flow(theta), 0.0)
+        rewarded = model.with_parts(utility=model.utility.with_offset(rest))
+        parts = self._parts(solved, probabilities, x, h, rest, n)
+        likelihood = Likelihood(rewarded, n, solved.V)
         at = likelihood.evaluate(theta)
         missed = float(np.abs(at.P - probabilities.P).max())
-        done = Optimization(
-            missed <= 1e-6,
-            "converged: solved in closed form"
-            if missed <= 1e-6
+        exact = missed <= 1e-6
+        status = Optimization(
+            converged=exact,
+            message="converged: solved in closed form"
+            if exact
             else f"not converged: the reward's own choice probabilities are {missed:.1e} off",
-            1, 1, missed, 0.0, np.zeros(0),
-        )  # fmt: skip
-        return as_results(
-            self.name, self._first, self.counts, at, parts, done, cov_type,
-            cluster=cluster, seed=seed, strict=strict, model=own, pseudo_loglik=at.loglik,
-            notes=self._notes(probabilities, n), extra_params=int(own.available.sum()),
+            iterations=1,
+            evaluations=1,
+            gradient=missed,
+            decrement=0.0,
+            start=np.zeros(0),
+        )
+        estimate = Estimate(
+            name=self.name,
+            first=self._first,
+            counts=self.counts,
+            at=at,
+            parts=parts,
+            optimization=status,
+            model=rewarded,
+            pseudo_loglik=at.loglik,
+            notes=self._notes(probabilities, n),
+            extra_params=int(rewarded.available.sum()),
             uses=self._uses(n),
-        )  # fmt: skip
+        )
+        return make_results(estimate, options)
 
     def _earned(self, theta: FloatArray) -> FloatArray:
         """Return what the reference's features are worth (S,)."""

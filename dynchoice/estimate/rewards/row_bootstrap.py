@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,11 +16,11 @@ from dynchoice.errors import (
     DynChoiceWarning,
     SpecificationError,
 )
+from dynchoice.estimate.estimator import Estimator, FitOptions
 from dynchoice.estimate.workers import processes
-from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.panel.trajectories import Trajectories
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray
 
 KEPT = 1_000_000
 """Numbers up to which the influence of every cluster is kept with a fit."""
@@ -27,103 +28,131 @@ FAILED_SHARE = 0.05
 """Share of failed draws from which on the fit warns (or, strict, fails)."""
 
 
-def one_draw(estimator: Any, times: FloatArray, options: dict[str, Any]) -> Any:
+class RowsEstimator(Estimator[RewardResults]):
+    """An estimator on rows whose states are numbers.
+
+    Attributes
+    ----------
+    rows : Trajectories
+    """
+
+    rows: Trajectories
+
+    @abstractmethod
+    def on(self, rows: Trajectories) -> Self:
+        """Return the same estimator on other rows."""
+
+    @abstractmethod
+    def estimate_rows(self, options: FitOptions) -> RewardResults:
+        """Return one fit, its covariance by the influence of members."""
+
+    def estimate(self, options: FitOptions) -> RewardResults:
+        """Return one fit, its covariance clustered by member or region."""
+        check_cov(options, self.rows)
+        return self.estimate_rows(options)
+
+    def resample(self, options: FitOptions) -> RewardResults:
+        """Return the fit with the covariance of its estimates over resampled members."""
+        check_cov(options, self.rows)
+        return bootstrap_rows(self, options)
+
+
+def one_draw(estimator: RowsEstimator, times: FloatArray, options: FitOptions) -> FloatArray | str:
     """Return the estimates on resampled members, or why there are none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DynChoiceWarning)
         try:
-            fit = estimator.on(estimator.rows.reweighted(times)).fit(**options)
+            fit = estimator.on(estimator.rows.reweighted(times)).run(options)
         except DynChoiceError as error:
             return str(error)
     return fit.vector if fit.converged else fit.message
 
 
-def bootstrapped(
-    estimator: Any, options: dict[str, Any], *, draws: int, jobs: int, seed: int | None,
-    progress: Progress | None, strict: bool,
-) -> RewardResults:  # fmt: skip
-    """Return the fit with the covariance of its estimates over resampled members.
+def resampled_times(rows: Trajectories, options: FitOptions) -> FloatArray:
+    """Return how often each member stands in each resampled panel, (draws, members)."""
+    rng = np.random.default_rng(options.seed)
+    if options.cluster == "member":
+        size = np.ones(rows.nmembers)
+        size[rows.member] = rows.weight  # a weight says how many members a history stands for
+        total = max(round(size.sum()), 1)
+        drawn = rng.multinomial(total, size / size.sum(), size=options.draws)
+        return np.asarray(drawn / size, dtype=np.float64)
+    assert rows.region is not None
+    regions = int(rows.region.max()) + 1
+    drawn = rng.multinomial(regions, np.full(regions, 1 / regions), size=options.draws)
+    return np.asarray(drawn[:, rows.region], dtype=np.float64)
 
-    Parameters
-    ----------
-    estimator : RowsReward or TDCCP
-        With ``rows``, ``fit`` and ``on(rows)``: the same estimator on other rows.
-    options : dict
-        Of ``fit``, without those of the covariance.
-    draws, jobs, seed, progress, strict
-        See :meth:`dynchoice.DeepPQR.fit`.
+
+def bootstrap_rows(estimator: RowsEstimator, options: FitOptions) -> RewardResults:
+    """Return the fit with the covariance of its estimates over resampled members.
 
     Raises
     ------
-    SpecificationError
-        Fewer than 20 draws; jobs below one.
     ConvergenceError
         ``strict`` and too many draws failed.
     """
-    if not isinstance(draws, int | np.integer) or draws < 20:
-        raise SpecificationError(f"draws={draws!r}: a bootstrap covariance needs 20 at least")
-    if not isinstance(jobs, int) or jobs < 1:
-        raise SpecificationError(f"jobs={jobs!r}: at least one process is needed")
-    point = estimator.fit(**options, strict=strict, seed=seed)
-    rows = estimator.rows
-    unit = np.arange(rows.nmembers) if options["cluster"] == "member" else rows.region
-    N, size = int(unit.max()) + 1, np.ones(len(unit))
-    if options["cluster"] == "member":
-        size[rows.member] = rows.weight  # a weight says how many members a history stands for
-    chance = size / size.sum() if options["cluster"] == "member" else np.full(N, 1 / N)
-    total = max(round(size.sum()), 1) if options["cluster"] == "member" else N
-    drawn = np.random.default_rng(seed).multinomial(total, chance, size=draws)
-    times = (drawn / size if options["cluster"] == "member" else drawn[:, unit]).astype(np.float64)
-    found: list[Any] = []
-    for first in range(0, draws, 8 * jobs):
-        batch = times[first : first + 8 * jobs]
-        if jobs == 1:
-            found += [one_draw(estimator, t, options) for t in batch]
+    analytic = replace(options, cov_type="clustered", progress=None)
+    point = estimator.run(analytic)
+    times = resampled_times(estimator.rows, options)
+    inner = replace(analytic, strict=False, seed=None)
+    drawn: list[FloatArray | str] = []
+    for first in range(0, options.draws, 8 * options.jobs):
+        batch = times[first : first + 8 * options.jobs]
+        if options.jobs == 1:
+            drawn += [one_draw(estimator, t, inner) for t in batch]
         else:
             from joblib import delayed
 
-            found += processes(jobs)(delayed(one_draw)(estimator, t, options) for t in batch)
-        if progress is not None:
-            progress(len(found), draws, "bootstrap")
-    good = np.array([f for f in found if not isinstance(f, str)])
-    failed = [f for f in found if isinstance(f, str)]
+            drawn += processes(options.jobs)(delayed(one_draw)(estimator, t, inner) for t in batch)
+        if options.progress is not None:
+            options.progress(len(drawn), options.draws, "bootstrap")
+    good = np.array([x for x in drawn if not isinstance(x, str)])
+    failed = [x for x in drawn if isinstance(x, str)]
     notes = point.notes
     if failed:
-        text = f"{len(failed)} of {draws} bootstrap fits failed and are left out: {failed[0]}"
+        text = (
+            f"{len(failed)} of {options.draws} bootstrap fits failed and are left out: {failed[0]}"
+        )
         notes = (*notes, text)
-        if len(failed) > FAILED_SHARE * draws:
-            if strict:
+        if len(failed) > FAILED_SHARE * options.draws:
+            if options.strict:
                 raise ConvergenceError(text)
-            warnings.warn(f"{estimator.name}: {text}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{estimator.name}: {text}", ConvergenceWarning, stacklevel=5)
     K = len(point.vector)
     cov = np.atleast_2d(np.cov(good, rowvar=False)) if len(good) > 1 else np.full((K, K), np.nan)
     config = {
-        **point.cov_config, "draws": len(good), "failed": len(failed),
+        **point.cov_config,
+        "draws": len(good),
+        "failed": len(failed),
         "first_stage_label": "redone in every draw",
-    }  # fmt: skip
+    }
     return replace(
-        point, cov_matrix=cov, cov_type="bootstrap", cov_config=config,
-        bootstrap=good if len(good) > 1 else None, notes=notes, seed=seed,
-    )  # fmt: skip
+        point,
+        cov_matrix=cov,
+        cov_type="bootstrap",
+        cov_config=config,
+        bootstrap=good if len(good) > 1 else None,
+        notes=notes,
+        seed=options.seed,
+    )
 
 
-def check_cov(cov_type: str, cluster: str, rows: Trajectories) -> bool:
-    """Return whether the errors are to be bootstrapped.
+def check_cov(options: FitOptions, rows: Trajectories) -> None:
+    """Validate the covariance asked for.
 
     Raises
     ------
     SpecificationError
         Errors that estimators on rows do not have.
     """
-    kind = check_cov_type(cov_type)
-    if kind not in ("clustered", "robust", "bootstrap") or cluster not in ("member", "region"):
+    kinds = ("clustered", "robust", "bootstrap")
+    if options.cov_type not in kinds or options.cluster not in ("member", "region"):
         raise SpecificationError(
-            f"cov_type={cov_type!r}, cluster={cluster!r}: rewards over numbers have errors"
-            " clustered by member (or region), or bootstrapped over them, only"
+            f"cov_type={options.cov_type!r}, cluster={options.cluster!r}: rewards over numbers have"
+            " errors clustered by member (or region), or bootstrapped over them, only"
         )
-    if cluster == "region" and rows.region is None:
+    if options.cluster == "region" and rows.region is None:
         raise SpecificationError("cluster='region': Trajectories(..., region=) names no column")
-    return kind == "bootstrap"
 
 
 @dataclass(frozen=True)

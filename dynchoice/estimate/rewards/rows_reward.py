@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, SpecificationError
-from dynchoice.estimate.optimise import check_options
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.rewards.learners import Learned
 from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR
-from dynchoice.estimate.rewards.row_bootstrap import bootstrapped, check_cov, clustered
+from dynchoice.estimate.rewards.row_bootstrap import RowsEstimator, clustered
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
@@ -39,7 +39,7 @@ class Learner(Protocol):
         ...
 
 
-class RowsReward:
+class RowsReward(RowsEstimator):
     """A reward on rows.
 
     Parameters
@@ -61,40 +61,26 @@ class RowsReward:
         self.options = options
         self.steps = RowsPQR(model, rows, **options)
 
-    def on(self, rows: Trajectories) -> RowsReward:
+    def on(self, rows: Trajectories) -> Self:
         """Return the same estimator on other rows."""
-        return RowsReward(self.name, self.model, rows, self.learner, **self.options)
+        return type(self)(self.name, self.model, rows, self.learner, **self.options)
 
-    def fit(
-        self,
-        *,
-        cov_type: str = "clustered",
-        cluster: str = "member",
-        tol: float = 1e-8,
-        maxiter: int = 100,
-        draws: int = 199,
-        jobs: int = 1,
-        seed: int | None = None,
-        progress: Progress | None = None,
-        strict: bool = False,
-        start: Any = None,
-    ) -> RewardResults:
-        """Estimate; see :meth:`dynchoice.DeepPQR.fit`."""
+    def resample(self, options: FitOptions) -> RewardResults:
+        """Return the fit bootstrapped over members; learners are not refitted."""
+        if self.learner is not None and self.learner.trains:
+            raise SpecificationError(
+                "cov_type='bootstrap': learners are not refitted to resampled members (a"
+                " bootstrap of learners is not valid in general); their errors come from"
+                " cross-fitting and influence functions, cov_type='clustered'"
+            )
+        return super().resample(options)
+
+    def estimate_rows(self, options: FitOptions) -> RewardResults:
+        """Return the projection of the reward, corrected for what the first steps miss."""
         from dynchoice import __version__
 
-        del start
-        check_options(tol, maxiter, progress)
-        if check_cov(cov_type, cluster, self.rows):
-            if self.learner is not None and self.learner.trains:
-                raise SpecificationError(
-                    "cov_type='bootstrap': learners are not refitted to resampled members (a"
-                    " bootstrap of learners is not valid in general); their errors come from"
-                    " cross-fitting and influence functions, cov_type='clustered'"
-                )
-            options = {"tol": tol, "maxiter": maxiter, "cluster": cluster}
-            return bootstrapped(
-                self, options, draws=draws, jobs=jobs, seed=seed, progress=progress, strict=strict
-            )
+        tol, maxiter, progress = options.tol, options.maxiter, options.progress
+        seed, cluster = options.seed, options.cluster
         learned = None if self.learner is None else self.learner(self.steps, seed, progress)
         stages = None if learned is None else learned.stages
         if stages is not None and not (
@@ -118,7 +104,7 @@ class RowsReward:
         policy = found.policy
         done, message = _status(found, learned)
         if not done:
-            if strict:
+            if options.strict:
                 raise ConvergenceError(message)
             warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
         N, own = self.rows.nmembers, learned is None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynchoice.errors import ConvergenceError, ConvergenceWarning, IdentificationWarning
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.first_stage import influence
-from dynchoice.estimate.make_results import without_curvature
+from dynchoice.estimate.make_results import STACK, without_curvature
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.types.mixture import TypeLayout
 from dynchoice.inference.covariance import bucket_sums, check_cluster, cluster_notes, inverse
@@ -18,38 +19,21 @@ from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
 from dynchoice.typing import FloatArray
 
+if TYPE_CHECKING:
+    from dynchoice.estimate.ccpem import CCPEM
+
 RUNAWAY = 20.0
 """Log-odds of a type share beyond which it is certain."""
 COINCIDE = 1e-3
 """Relative difference of parameters below which two types are one."""
 
 
-def mixture_results(
-    estimator: Any,
-    theta: FloatArray,
-    loglik: float,
-    post: FloatArray,
-    hessian: FloatArray,
-    outer: FloatArray,
-    by_history: FloatArray,
-    cross: dict[str, FloatArray] | None,
-    label: str,
-    optimization: Optimization,
-    trace: tuple[dict[str, Any], ...],
-    kind: str,
-    cluster: str,
-    seed: int | None,
-    strict: bool,
-    *,
-    iterations: int,
-    pseudo: float | None = None,
-    each: FloatArray | None = None,
-) -> MixtureResults:
-    """Build the results of a :class:`dynchoice.CCPEM` fit; warn where they are not to be trusted.
+@dataclass(frozen=True, kw_only=True)
+class MixtureEstimate:
+    """Where a mixture's maximisation stopped, before covariance and results are made of it.
 
-    Parameters
+    Attributes
     ----------
-    estimator : CCPEM
     theta : FloatArray, shape (P,)
     post : FloatArray, shape (N, Q)
         Posteriors by distinct history.
@@ -60,25 +44,51 @@ def mixture_results(
         Derivative of the score by the laws of motion, to carry their error.
     label : str
         What the standard errors say of the first stage.
+    trace : tuple of dict
+        Every starting point; ``iterations`` are EM's steps from the best.
     each : FloatArray, shape (N,), optional
         Log-likelihood of each history.
     pseudo : float, optional
         Pseudo-log-likelihood where that was maximised.
     """
+
+    theta: FloatArray
+    loglik: float
+    post: FloatArray
+    hessian: FloatArray
+    outer: FloatArray
+    by_history: FloatArray
+    label: str
+    optimization: Optimization
+    trace: tuple[dict[str, Any], ...]
+    iterations: int
+    cross: dict[str, FloatArray] | None = None
+    pseudo: float | None = None
+    each: FloatArray | None = None
+
+
+def mixture_results(
+    estimator: CCPEM, estimate: MixtureEstimate, options: FitOptions
+) -> MixtureResults:
+    """Build the results of a mixture's fit; warn where they are not to be trusted."""
     from dynchoice import __version__
 
+    theta, post, hessian, outer = estimate.theta, estimate.post, estimate.hessian, estimate.outer
+    pseudo, optimization = estimate.pseudo, estimate.optimization
+    kind, cluster = options.cov_type, options.cluster
     L, data, members = estimator.layout, estimator.data, estimator.members
     assert members is not None
     counts = check_cluster(cluster, estimator.counts)
-    own = by_history[data.member]
+    own = estimate.by_history[data.member]
     V1 = np.zeros((len(theta),) * 2)
-    if cross:
-        by_cell, V1 = influence(estimator.first.model, estimator.first.estimates, cross)
+    if estimate.cross:
+        laws = estimator.first
+        by_cell, V1 = influence(laws.model, laws.estimates, estimate.cross)
         own = own + members.matrix() @ by_cell(members.cells[:, 1:])
     notes = list(estimator.first.notes)
     if pseudo is not None:
         kind = "opg"  # the only one that a fixed point of re-estimated probabilities offers
-    config: dict[str, Any] = {"first_stage_label": label, "first_stage": bool(V1.any())}
+    config: dict[str, Any] = {"first_stage_label": estimate.label, "first_stage": bool(V1.any())}
     model = estimator.first.model
     dead = np.zeros(len(theta), dtype=bool)
     for q in range(L.types if pseudo is None else 0):
@@ -165,7 +175,7 @@ def mixture_results(
             " which can be wrong by a factor of two either way: use cov_type='bootstrap'"
         )
         notes.append(text[0].upper() + text[1:])
-        warnings.warn(f"{estimator.name}: {text}", IdentificationWarning, stacklevel=4)
+        warnings.warn(f"{estimator.name}: {text}", IdentificationWarning, stacklevel=STACK)
     weights = data.weight[:, None] * post
     type_shares = weights.sum(axis=0) / weights.sum()
     if type_shares.min() < 0.01:
@@ -174,11 +184,12 @@ def mixture_results(
             " normal there, and fewer types may do"
         )
     if not converged:
-        if strict:
+        if options.strict:
             raise ConvergenceError(message)
-        warnings.warn(f"{estimator.name}: {message}", ConvergenceWarning, stacklevel=4)
+        warnings.warn(f"{estimator.name}: {message}", ConvergenceWarning, stacklevel=STACK)
     inner = estimator.inner if estimator.valuation == "exact" else "CCP, finite dependence"
-    status = {**asdict(optimization), "starts": [dict(t) for t in trace], "em": iterations}
+    status = {**asdict(optimization), "starts": [dict(t) for t in estimate.trace]}
+    status["em"] = estimate.iterations
     return MixtureResults(
         estimator=f"{estimator.name} ({L.types} types, {inner})",
         labels=L.names,
@@ -186,7 +197,7 @@ def mixture_results(
         cov_matrix=(cov + cov.T) / 2,
         cov_type=kind,
         cov_config=config,
-        loglik=loglik,
+        loglik=estimate.loglik,
         nobs=estimator.counts.nobs,
         nmembers=estimator.counts.nmembers,
         converged=converged,
@@ -195,16 +206,25 @@ def mixture_results(
         hessian=hessian,
         type_shares=type_shares,
         posteriors=post[data.member],
-        by_type=results_by_type(estimator, theta, cov, post, kind, config, converged, message),
+        by_type=results_by_type(
+            estimator,
+            theta,
+            cov,
+            post,
+            kind=kind,
+            config=config,
+            converged=converged,
+            message=message,
+        ),
         places=np.stack([L.places(q) for q in range(L.types)]),
         data_digest=estimator.counts.digest,
         package_version=__version__,
-        seed=seed,
+        seed=options.seed,
         pseudo_loglik=pseudo,
         loglik_transitions=estimator.first.loglik,
         notes=tuple(notes),
         influence=pull,
-        member_loglik=None if each is None else each[data.member],
+        member_loglik=None if estimate.each is None else estimate.each[data.member],
     )
 
 
@@ -220,10 +240,11 @@ def coinciding(layout: TypeLayout, theta: FloatArray) -> list[tuple[int, int]]:
 
 
 def results_by_type(
-    estimator: Any,
+    estimator: CCPEM,
     theta: FloatArray,
     cov: FloatArray,
     post: FloatArray,
+    *,
     kind: str,
     config: dict[str, Any],
     converged: bool,

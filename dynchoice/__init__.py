@@ -57,7 +57,7 @@ _HOME = {
     "audit": "estimate.audit",
     "profile_beta": "estimate.audit",
     "Results": "inference.results",
-    "load": "inference.results",
+    "load": "inference.files",
     "identification": "inference.identification",
     "compare": "inference.summary",
     "Scenario": "counterfactuals.scenario",

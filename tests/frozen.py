@@ -172,15 +172,43 @@ def published_run(folder: Path) -> Path:
 def digests(published: Path) -> dict[str, str]:
     """Return the sha256 of every file of a published run that holds no time of day.
 
-    The report names a digest of its inputs, the package's code among them: it is left out.
+    The report names a digest of its inputs, the package's code among them: it is left out. Of a
+    saved fit it is the content that counts, not the order in which its fields stand.
     """
     found = sorted(p for p in published.rglob("*") if p.is_file())
-    named = {p.relative_to(published).as_posix(): p.read_bytes() for p in found}
+    named = {p.relative_to(published).as_posix(): p for p in found}
     return {
-        name: hashlib.sha256(re.sub(rb"digest [0-9a-f]{32}", b"digest", content)).hexdigest()
-        for name, content in named.items()
+        name: content_digest(path) if path.suffix == ".npz" else file_digest(path)
+        for name, path in named.items()
         if not name.startswith(MOVES)
     }
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, without the digest of its inputs that it may name."""
+    content = re.sub(rb"digest [0-9a-f]{32}", b"digest", path.read_bytes())
+    return hashlib.sha256(content).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Return the sha256 of the fields of a saved fit, by name."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    h = hashlib.sha256()
+
+    def add(where: str, node: Any) -> None:
+        if isinstance(node, dict) and "__array__" in node:
+            array = arrays[node["__array__"]]
+            h.update(f"{where} {array.dtype} {array.shape}".encode() + array.tobytes())
+        elif isinstance(node, dict | list):
+            items = sorted(node.items()) if isinstance(node, dict) else enumerate(node)
+            for key, value in items:
+                add(f"{where}/{key}", value)
+        else:
+            h.update(f"{where} {node!r}".encode())
+
+    add("", json.loads(str(arrays["skeleton"])))
+    return h.hexdigest()
 
 
 def run_tables(published: Path) -> Answer:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,34 +21,70 @@ from dynchoice.inference.contrasts import (
 )
 from dynchoice.inference.hypotheses import ChiSquaredTest, wald
 from dynchoice.inference.summary import Summary
+from dynchoice.names import RESULTS
+from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@dataclass(frozen=True, kw_only=True)
 class Estimates(ABC):
     """Parameters with names and a covariance, and what follows from these alone.
 
-    A subclass is a dataclass with the attributes below.
+    What every fit has, whichever estimator made it; a subclass adds what it is a fit of.
+
+    Attributes
+    ----------
+    estimator : str
+    theta : FloatArray, shape (K,)
+        Estimates as a vector; :attr:`params` labels them.
+    cov_matrix : FloatArray, shape (K, K)
+        NaN where the data leave a direction flat.
+    cov_type, cov_config
+        Which covariance this is, clusters, and whether first-stage error is in it.
+    loglik : float
+        Log-likelihood at the estimates.
+    nobs, nmembers
+        Member-months and members.
+    converged, message, optimization
+        Honest status; ``optimization`` has iterations, gradient and starts.
+    data_digest, package_version, seed
+        What the fit was made from.
+    notes : tuple of str
+        What a reader of the summary must know.
+    bootstrap : FloatArray, shape (draws, K), or None
+        Estimates of the resampled panels (``cov_type="bootstrap"``).
+    influence : FloatArray, shape (clusters, K), or None
+        What each bucket of members (or region) adds to the estimate, for contrasts.
     """
 
+    marker: ClassVar[str] = ""
+    """Says in a saved file which class it holds; none: :class:`dynchoice.Results`."""
+
     estimator: str
+    theta: FloatArray
     cov_matrix: FloatArray
     cov_type: str
     cov_config: dict[str, Any]
     loglik: float
     nobs: float
-    data_digest: str
-    bootstrap: FloatArray | None
-    influence: FloatArray | None
+    nmembers: int
     converged: bool
     message: str
-    notes: tuple[str, ...]
-    likelihood_of = "parameters"
-    """What the log-likelihood is of; criteria of other things are not compared."""
-    rows_digest = ""
-    """Digest of the rows that states were made from, where states are no column of the data."""
+    optimization: dict[str, Any]
+    data_digest: str
+    package_version: str
+    seed: int | None = None
+    notes: tuple[str, ...] = ()
+    bootstrap: FloatArray | None = field(default=None, repr=False)
+    influence: FloatArray | None = field(default=None, repr=False)
+
+    @property
+    def likelihood_of(self) -> str:
+        """What the log-likelihood is of; criteria of other things are not compared."""
+        return "parameters"
 
     @property
     @abstractmethod
@@ -53,9 +92,66 @@ class Estimates(ABC):
         """Parameter names, in the order of every vector and matrix here."""
 
     @property
-    @abstractmethod
     def vector(self) -> FloatArray:
         """Estimates, unlabelled; :attr:`params` labels them."""
+        return self.theta
+
+    @property
+    def states_digest(self) -> str:
+        """Digest of the rows that states were made from, where states are no column of the data."""
+        return ""
+
+    # criteria --------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Free parameters of the likelihood that :attr:`aic` and :attr:`bic` speak of."""
+        return len(self.vector)
+
+    @property
+    def criterion(self) -> float:
+        """The log-likelihood that :attr:`aic` and :attr:`bic` speak of."""
+        return self.loglik
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion."""
+        return 2 * self.free - 2 * self.criterion
+
+    @property
+    def bic(self) -> float:
+        """Bayes' criterion with log(member-months); NaN for a market without data."""
+        if self.nobs <= 0:
+            return float("nan")
+        return float(np.log(self.nobs)) * self.free - 2 * self.criterion
+
+    # files -----------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save to one file (``.npz`` with a JSON skeleton, no pickle).
+
+        :func:`dynchoice.load` reads it.
+
+        Raises
+        ------
+        StorageError
+            It cannot be written, or holds what no file can (functions, fitted learners).
+        """
+        marked = {self.marker: True} if self.marker else {}
+        return save_tree(path, RESULTS, {**self.to_tree(), **marked})
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return everything as nested dicts of arrays and plain values, for saving."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_tree`; what older files lack takes its default."""
+        values = dict(tree)
+        for f in fields(cls):
+            if str(f.type).startswith("tuple") and f.name in values:
+                values[f.name] = tuple(values[f.name])
+        return cls(**values)
 
     @property
     @abstractmethod

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -14,15 +13,13 @@ from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.results import Results
 from dynchoice.inference.summary import Summary, summarise
-from dynchoice.names import RESULTS
-from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MixtureResults(Estimates):
     """Estimates of a mixture: parameters of every type, shares, and who is probably which.
 
@@ -47,42 +44,22 @@ class MixtureResults(Estimates):
         Each member's part of it.
     """
 
-    estimator: str
+    marker: ClassVar[str] = "mixture"
+
     labels: tuple[str, ...]
-    theta: FloatArray
-    cov_matrix: FloatArray
-    cov_type: str
-    cov_config: dict[str, Any]
-    loglik: float
-    nobs: float
-    nmembers: int
-    converged: bool
-    message: str
-    optimization: dict[str, Any]
     hessian: FloatArray
     type_shares: FloatArray
     posteriors: FloatArray = field(repr=False)
     by_type: tuple[Results, ...] = field(repr=False)
     places: IntArray = field(repr=False)
-    data_digest: str
-    package_version: str
-    seed: int | None = None
     pseudo_loglik: float | None = None
     loglik_transitions: float | None = None
-    notes: tuple[str, ...] = ()
     member_loglik: FloatArray | None = field(default=None, repr=False)
-    bootstrap: FloatArray | None = field(default=None, repr=False)
-    influence: FloatArray | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Parameter labels."""
         return self.labels
-
-    @property
-    def vector(self) -> FloatArray:
-        """Estimates, unlabelled."""
-        return self.theta
 
     def refreshed(self) -> MixtureResults:
         """Return the fit with every type's covariance taken from the whole one."""
@@ -112,17 +89,8 @@ class MixtureResults(Estimates):
         return len(self.by_type)
 
     @property
-    def aic(self) -> float:
-        """Akaike's criterion."""
-        return 2 * len(self.theta) - 2 * self._criterion
-
-    @property
-    def bic(self) -> float:
-        """Bayes' criterion with log(member-months), comparable to :attr:`Results.bic`."""
-        return float(np.log(self.nobs)) * len(self.theta) - 2 * self._criterion
-
-    @property
-    def _criterion(self) -> float:
+    def criterion(self) -> float:
+        """The mixture's log-likelihood, or pseudo-log-likelihood where that was maximised."""
         return self.loglik if self.pseudo_loglik is None else self.pseudo_loglik
 
     @property
@@ -183,29 +151,15 @@ class MixtureResults(Estimates):
         ]
         return summarise(self, self.by_type[0].model, more)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save to one file; :func:`dynchoice.load` reads it."""
-        plain = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("by_type", "labels", "notes")
-        }
-        tree = {
-            **plain,
-            "mixture": True,
-            "labels": list(self.labels),
-            "notes": list(self.notes),
-            "by_type": [r.to_tree() for r in self.by_type],
-        }
-        return save_tree(path, RESULTS, tree)
+    def to_tree(self) -> dict[str, Any]:
+        """Return everything as nested dicts of arrays and plain values, for saving."""
+        return {**super().to_tree(), "by_type": [fit.to_tree() for fit in self.by_type]}
 
     @classmethod
-    def from_tree(cls, tree: dict[str, Any]) -> MixtureResults:
-        """Rebuild from what :meth:`save` wrote."""
-        own = dict(tree)
-        own["labels"], own["notes"] = tuple(own["labels"]), tuple(own["notes"])
-        own["by_type"] = tuple(Results.from_tree(t) for t in own["by_type"])
-        return cls(**own)
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_tree`."""
+        types = [Results.from_tree(part) for part in tree["by_type"]]
+        return super().from_tree({**tree, "by_type": types})
 
     def __repr__(self) -> str:
         return (

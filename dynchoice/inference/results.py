@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError, StorageError
+from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
@@ -19,30 +17,23 @@ from dynchoice.inference.model_file import model_from_tree, model_to_tree
 from dynchoice.inference.summary import Summary, number, summarise
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
-from dynchoice.names import RESULTS
 from dynchoice.solvers.solve import Solution, solve
-from dynchoice.storage import load_tree, save_tree
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Results(Estimates):
     """Estimates of one fit with everything needed to test, predict and simulate.
 
     Attributes
     ----------
-    estimator : str
+    estimator, theta, cov_matrix, cov_type, cov_config, nobs, nmembers, converged, message, ...
+        As of every fit: :class:`dynchoice.inference.estimates.Estimates`.
     model : DDC
         With the transitions as estimated.
-    theta : FloatArray, shape (K,)
-        Estimates as a vector; :attr:`params` labels them.
-    cov_matrix : FloatArray, shape (K, K)
-        NaN where the data leave a direction flat.
-    cov_type, cov_config
-        Which covariance this is, clusters, and whether first-stage error is in it.
     loglik : float
         Log-likelihood of the choices at the estimates.
     loglik_transitions : float or None
@@ -51,20 +42,14 @@ class Results(Estimates):
         What a pseudo-likelihood estimator maximised; never called ``loglik``.
     loglik_null : float
         Every available choice equally likely.
-    converged, message, optimization
-        Honest status; ``optimization`` has iterations, gradient and starts.
     counts : FloatArray, shape (S, J)
         Choices that entered the likelihood.
     hessian : FloatArray, shape (K + E, K + E)
         Second derivative of the (pseudo-)log-likelihood.
     extra, extra_names
         ``E`` estimates beside the model's parameters, for instance ``beta``.
-    bootstrap : FloatArray, shape (draws, K + E), or None
-        Estimates of the resampled panels (``cov_type="bootstrap"``).
     bootstrap_laws : tuple of dict
         Tables of the estimated laws of each resampled panel.
-    influence : FloatArray, shape (clusters, K + E), or None
-        What each bucket of members (or region) adds to the estimate, for contrasts.
     tests : dict
         Specification tests of the estimator's own (linear IV: first-stage F, Hansen's J ...).
     market : tuple of str
@@ -73,36 +58,21 @@ class Results(Estimates):
     uses : dict
         What of the data the estimate rests on: member-months, states, choices (and equations,
         regions, periods); :meth:`dynchoice.inference.summary.Comparison.support` lists it.
+    rows_digest : str
+        Digest of the rows that states were made from, where states are no column of the data.
     """
 
-    estimator: str
     model: DDC
-    theta: FloatArray
-    cov_matrix: FloatArray
-    cov_type: str
-    cov_config: dict[str, Any]
-    loglik: float
     loglik_null: float
-    nobs: float
-    nmembers: int
-    converged: bool
-    message: str
-    optimization: dict[str, Any]
     counts: FloatArray
     hessian: FloatArray
     value: FloatArray
-    data_digest: str
-    package_version: str
-    seed: int | None = None
     loglik_transitions: float | None = None
     pseudo_loglik: float | None = None
     extra_params: int = 0
-    notes: tuple[str, ...] = ()
     first_stage: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     extra: FloatArray = field(default_factory=lambda: np.zeros(0))
     extra_names: tuple[str, ...] = ()
-    bootstrap: FloatArray | None = field(default=None, repr=False)
-    influence: FloatArray | None = field(default=None, repr=False)
     tests: dict[str, Any] = field(default_factory=dict, repr=False)
     uses: dict[str, float] = field(default_factory=dict, repr=False)
     market: tuple[str, ...] = ()
@@ -113,6 +83,11 @@ class Results(Estimates):
     def names(self) -> tuple[str, ...]:
         """The model's parameters, then what else was estimated (``beta``)."""
         return (*self.model.names, *self.extra_names)
+
+    @property
+    def states_digest(self) -> str:
+        """:attr:`rows_digest`."""
+        return self.rows_digest
 
     @property
     def vector(self) -> FloatArray:
@@ -154,18 +129,6 @@ class Results(Estimates):
     def free(self) -> int:
         """Free parameters of the choice likelihood: the estimates, and a reward's own numbers."""
         return len(self.vector) + int(self.uses.get("rewards", 0))
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion of the choice likelihood."""
-        return 2 * self.free - 2 * self.loglik
-
-    @property
-    def bic(self) -> float:
-        """Bayes' criterion of the choice likelihood."""
-        if self.nobs <= 0:  # a prior's law for a market without data
-            return float("nan")
-        return float(np.log(self.nobs)) * self.free - 2 * self.loglik
 
     @property
     def rsquared_mcfadden(self) -> float:
@@ -323,36 +286,14 @@ class Results(Estimates):
         """
         return summarise(self, self.model, [("Pseudo R-squared:", number(self.rsquared_mcfadden))])
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save to one file (``.npz`` with a JSON skeleton, no pickle); :func:`load` reads it."""
-        return save_tree(path, RESULTS, self.to_tree())
-
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""
-        plain = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name
-            not in ("model", "first_stage", "notes", "extra_names", "market", "bootstrap_laws")
-        }
-        return {
-            **plain,
-            "notes": list(self.notes),
-            "extra_names": list(self.extra_names),
-            "market": list(self.market),
-            "first_stage": list(self.first_stage),
-            "bootstrap_laws": list(self.bootstrap_laws),
-            "model": model_to_tree(self.model),
-        }
+        return {**super().to_tree(), "model": model_to_tree(self.model)}
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Results:
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_tree`."""
-        own = dict(tree)
-        own["model"] = model_from_tree(own["model"])
-        for name in ("notes", "first_stage", "extra_names", "market", "bootstrap_laws"):
-            own[name] = tuple(own.get(name, ()))
-        return cls(**own)
+        return super().from_tree({**tree, "model": model_from_tree(tree["model"])})
 
     def __repr__(self) -> str:
         return (
@@ -389,27 +330,3 @@ def refuse_not_nested(large: Results, small: Results) -> None:
             "the two models differ in more than the parameters left out (beta, availability,"
             " attention, offset or features): they are not nested"
         )
-
-
-def load(path: str | os.PathLike[str]) -> Any:
-    """Load a fit saved by its ``save``: Results, MixtureResults or RewardResults.
-
-    Raises
-    ------
-    StorageError
-        No such file, damaged, or no results of this package.
-    """
-    tree = dict(load_tree(path, RESULTS))
-    mixture, rewards = tree.pop("mixture", False), tree.pop("rewards", False)
-    try:
-        if rewards:
-            from dynchoice.inference.reward_results import RewardResults
-
-            return RewardResults.from_tree(tree)
-        if mixture:
-            from dynchoice.inference.mixture_results import MixtureResults
-
-            return MixtureResults.from_tree(tree)
-        return Results.from_tree(tree)
-    except (KeyError, TypeError, DataError) as error:
-        raise StorageError(f"{path} cannot be read by this version: {error}") from error

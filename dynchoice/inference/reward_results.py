@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.learner_predictions import Predictor
+from dynchoice.inference.reward_forms import FORMS, States
 from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
 from dynchoice.model.reward import RewardModel
-from dynchoice.model.sieve import Sieve, by_choice, log_softmax, logit_logs
-from dynchoice.names import RESULTS
-from dynchoice.storage import save_tree
+from dynchoice.model.sieve import Sieve
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ def numbers_of(table: Any, features: tuple[str, ...]) -> FloatArray:
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardResults(Estimates):
     """A reward over continuous states, its policy and values, and its projection on features.
 
@@ -78,44 +75,29 @@ class RewardResults(Estimates):
         Rows and share of the anchor.
     """
 
-    estimator: str
+    marker: ClassVar[str] = "rewards"
+
     model: RewardModel
     features: tuple[str, ...]
     names_: tuple[str, ...]
-    theta: FloatArray
-    cov_matrix: FloatArray
-    cov_type: str
-    cov_config: dict[str, Any]
-    loglik: float
     loglik_null: float
-    nobs: float
-    nmembers: int
-    converged: bool
-    message: str
-    optimization: dict[str, Any]
     sieve: Sieve
     policy_coefficients: FloatArray
     value_coefficients: FloatArray
     ahead_coefficients: FloatArray
-    data_digest: str
-    package_version: str
     form: str
-    """Of values: "anchor" (Deep PQR), "joint" (GLADIUS), "general" (GenPQR), "linear" (TD-CCP)."""
-    seed: int | None = None
-    notes: tuple[str, ...] = ()
+    """What values were estimated: a name of :data:`dynchoice.inference.reward_forms.FORMS`."""
     uses: dict[str, float] = field(default_factory=dict, repr=False)
-    bootstrap: FloatArray | None = field(default=None, repr=False)
-    influence: FloatArray | None = field(default=None, repr=False)
     predictor: Predictor | None = field(default=None, repr=False)
     """Fitted learners, where they stood in for the sieve; such fits cannot be saved."""
 
     @property
-    def likelihood_of(self) -> str:  # type: ignore[override]
+    def likelihood_of(self) -> str:
         """The policy, but for TD-CCP, whose pseudo-likelihood the parameters maximise."""
-        return "parameters" if self.form == "linear" else "policy"
+        return "parameters" if FORMS[self.form].projects is False else "policy"
 
     @property
-    def rows_digest(self) -> str:  # type: ignore[override]
+    def states_digest(self) -> str:
         """:attr:`data_digest`: states are made from rows of numbers."""
         return self.data_digest
 
@@ -125,61 +107,27 @@ class RewardResults(Estimates):
         return self.names_
 
     @property
-    def vector(self) -> FloatArray:
-        """:attr:`theta`."""
-        return self.theta
-
-    @property
     def free(self) -> int:
         """Free parameters of the choice likelihood: the policy's coefficients (TD-CCP: its own)."""
-        return len(self.theta) if self.form == "linear" else int(self.policy_coefficients.size)
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion of the policy."""
-        return 2 * self.free - 2 * self.loglik
-
-    @property
-    def bic(self) -> float:
-        """Bayes' criterion of the policy."""
-        return float(np.log(self.nobs)) * self.free - 2 * self.loglik
+        return int(self.policy_coefficients.size) if FORMS[self.form].projects else len(self.theta)
 
     # at states -------------------------------------------------------------------------------
 
     def _at(self, table: pd.DataFrame) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return log probabilities, values and rewards (n, J); NaN where not offered."""
         x = numbers_of(table, self.features)
-        phi, offered = self.sieve(x), self.model.offered(table)
-        o, i = self.model.reference(offered, len(x)), np.arange(len(x))
-        J, known = len(self.model.choices), self.model.paid(table, o)
-        if self.form == "general" and self.predictor is None:
-            known = known + self.model.design(table)[0][i, o] @ self.theta
+        offered = self.model.offered(table)
+        rows, reference = np.arange(len(x)), self.model.reference(offered, len(x))
+        form = FORMS[self.form]
         if self.predictor is not None:
-            logs, values, r = self.predictor.at(x, offered, o, known, self.model.beta)
-        elif self.form == "linear":
-            r = self.model.design(table)[0] @ self.theta + self.model.base(table)
-            r[i, o] += self.model.known(table)
-            values = r + phi @ self.value_coefficients.T
-            logs = log_softmax(values, offered)
-        elif self.form == "joint":
-            shared, own = np.split(self.value_coefficients, [phi.shape[1]])
-            values = (phi @ shared)[:, None] + phi @ own.reshape(J, -1).T
-            logs = log_softmax(values, offered)
-            r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
-        elif self.form == "general":
-            logs = logit_logs(self.policy_coefficients, phi, offered)
-            everyone = (by_choice(phi, np.full(len(x), j), J) for j in range(J))
-            h = np.stack([f @ self.value_coefficients for f in everyone], axis=1)
-            q = logs - known[:, None] + self.model.beta * h
-            values = logs - q[i, o][:, None]
-            r = q - q[i, o][:, None] + known[:, None]
+            paid = self.model.paid(table, reference)
+            logs, values, r = self.predictor.at(x, offered, reference, paid, self.model.beta)
         else:
-            logs = logit_logs(self.policy_coefficients, phi, offered)
-            values = logs - logs[i, o][:, None] + (phi @ self.value_coefficients)[:, None]
-            r = values - self.model.beta * (phi @ self.ahead_coefficients.T)
-        # what the reference earns is known, but for its features; TD-CCP's is in r already
-        if self.form != "linear":
-            r[i, o] = self.model.paid(table, o) + self.model.design(table)[0][i, o] @ self.theta
+            logs, values, r = form.at(self, States(table, self.sieve(x), offered, reference))
+        if form.projects:
+            # what the reference earns is known, but for its features
+            features = self.model.design(table)[0][rows, reference]
+            r[rows, reference] = self.model.paid(table, reference) + features @ self.theta
         if offered is not None:
             logs, values, r = (np.where(offered, a, np.nan) for a in (logs, values, r))
         return logs, values, r
@@ -273,8 +221,8 @@ class RewardResults(Estimates):
             (*notes, *self.notes),
         )  # fmt: skip
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save to one file; :func:`dynchoice.load` reads it.
+    def to_tree(self) -> dict[str, Any]:
+        """Return everything as nested dicts of arrays and plain values, for saving.
 
         Raises
         ------
@@ -288,43 +236,36 @@ class RewardResults(Estimates):
             )
         if not isinstance(self.model.features, str):
             raise StorageError("features given as a function cannot be saved: use a formula")
-        plain = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name not in ("model", "sieve", "features", "names_", "notes", "predictor")
-        }
         m = self.model
-        attributes = None if m.attributes is None else m.attributes.to_dict(orient="list")
-        tree = {
-            **plain,
-            "rewards": True,
-            "features": list(self.features),
-            "names_": list(self.names_),
-            "notes": list(self.notes),
-            "sieve": [self.sieve.centre, self.sieve.spread, self.sieve.powers],
-            "model": {
-                "choices": list(m.choices), "beta": m.beta, "anchor": m.choices[m.anchor],
-                "features": m.features, "attributes": attributes, "reward": m.reward,
-                "available": [[k, v] for k, v in m.available.items()], "offset": m.offset,
-            },
-        }  # fmt: skip
-        return save_tree(path, RESULTS, tree)
+        tree = super().to_tree()
+        del tree["predictor"]
+        tree["sieve"] = [self.sieve.centre, self.sieve.spread, self.sieve.powers]
+        tree["model"] = {
+            "choices": list(m.choices),
+            "beta": m.beta,
+            "anchor": m.choices[m.anchor],
+            "features": m.features,
+            "attributes": None if m.attributes is None else m.attributes.to_dict(orient="list"),
+            "reward": m.reward,
+            "available": [[k, v] for k, v in m.available.items()],
+            "offset": m.offset,
+        }
+        return tree
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> RewardResults:
-        """Rebuild what :meth:`save` wrote."""
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_tree`."""
         import pandas as pd
 
-        own = dict(tree)
-        m = dict(own["model"])
-        if m["attributes"] is not None:
-            m["attributes"] = pd.DataFrame(dict(m["attributes"]))
-        m["available"] = dict(m["available"])
-        own["model"] = RewardModel(m.pop("choices"), **m)
-        own["sieve"] = Sieve(*own["sieve"])
-        for name in ("features", "names_", "notes"):
-            own[name] = tuple(own[name])
-        return cls(**own)
+        model = dict(tree["model"])
+        if model["attributes"] is not None:
+            model["attributes"] = pd.DataFrame(dict(model["attributes"]))
+        model["available"] = dict(model["available"])
+        rebuilt = {
+            "model": RewardModel(model.pop("choices"), **model),
+            "sieve": Sieve(*tree["sieve"]),
+        }
+        return super().from_tree({**tree, **rebuilt})
 
     def __repr__(self) -> str:
         return (

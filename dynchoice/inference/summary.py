@@ -297,11 +297,11 @@ class Comparison:
         ]
         for label, read in facts:
             rows.append((label, *(read(r) for r in self.results.values())))
-        data = {r.rows_digest or r.data_digest for r in self.results.values()}
+        data = {r.states_digest or r.data_digest for r in self.results.values()}
         notes = []
         if len(data) > 1:
             # counts of levels and rows of numbers have digests of their own kinds
-            kinds = {bool(r.rows_digest) for r in self.results.values()}
+            kinds = {bool(r.states_digest) for r in self.results.values()}
             notes.append(
                 "The fits do not use the same data."
                 if len(kinds) == 1

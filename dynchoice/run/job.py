@@ -365,10 +365,11 @@ class Job:
 
     def fit(self, segment: str) -> Results:
         """Return a fit as it was written."""
-        from dynchoice.inference.results import load
+        from dynchoice.inference.files import load
 
-        found: Results = load(self.stages.done[f"estimate/{segment}"].file("results.npz"))
-        return found
+        fit = load(self.stages.done[f"estimate/{segment}"].file("results.npz"))
+        assert isinstance(fit, Results)
+        return fit
 
     @cached_property
     def fits(self) -> dict[str, Results]:

@@ -1,7 +1,7 @@
 """pandas under its usual name, loaded when it is first used.
 
-``from dynchoice._lazy import pd`` at the top of a file stands for an ``import pandas as pd`` in each
-of its functions. Importing the package stays free of pandas, which takes half a second; type
+``from dynchoice._lazy import pd`` at the top of a file stands for an ``import pandas as pd`` in
+each of its functions. Importing the package stays free of pandas, which takes half a second; type
 checkers see pandas itself. ``pd.`` at the top level of a file would load pandas with that file:
 write it in functions and annotations only.
 """

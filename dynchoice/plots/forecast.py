@@ -52,9 +52,9 @@ def plot_forecast(
         An unknown segment.
     """
     all_segments = list(dict.fromkeys(take_up["segment"]))
-    # a text is a sequence too: here, of segments of one letter
-    columns = pick(None if segments is None else list(segments), all_segments, "segment")
+    columns = pick(segments, all_segments, "segment")
     choices = list(dict.fromkeys(take_up["choice"]))
+    scenarios = list(dict.fromkeys(take_up["scenario"]))
     figure = new_figure(max(3.1 * len(columns), 6.0), 2.1 * len(choices) + 0.9)
     axes = figure.subplots(len(choices), len(columns), squeeze=False, sharex=True, sharey="row")
     for c, segment in enumerate(columns):
@@ -62,7 +62,7 @@ def plot_forecast(
         for r, choice in enumerate(choices):
             ax = axes[r][c]
             lines = of_segment[of_segment["choice"] == choice]
-            _draw_lines(ax, lines, list(dict.fromkeys(take_up["scenario"])), figure.get_figwidth())
+            _draw_lines(ax, lines, scenarios, figure.get_figwidth())
             clear_frame(ax)
             if r == 0:
                 ax.set_title(segment, fontsize=10)

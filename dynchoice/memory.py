@@ -1,4 +1,4 @@
-"""How much memory there is, and an error before an allocation that cannot fit.
+"""How much memory a process may take, and an error before something that cannot fit.
 
 ``DYNCHOICE_MEMORY`` (``"4GB"``, or a number of bytes) bounds what one process takes; without it, it
 is all that the machine or its container has free.

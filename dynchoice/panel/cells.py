@@ -1,10 +1,11 @@
-"""Sums of rows of integers, and the cells by region and period."""
+"""Sums over equal rows of integers, and the cells by region and period."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
 
 NO_NEXT = -1
 """Next-state code of a row without an observed next month: it informs choices only."""
+Keyed: TypeAlias = tuple[IntArray, FloatArray, IntArray]
+"""Cells before weights are summed: keys (n, columns), weight (n,) and number of rows (n,)."""
 
 
 def group_sum(keys: IntArray, n: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -46,7 +49,7 @@ def sum_weights(weight: FloatArray, members: AnyArray) -> float:
 def sum_weights_by_segment(
     segments: Sequence[Level], label: pd.Series, weight: pd.Series, members: pd.Series
 ) -> FloatArray:
-    """Return the sum of members' weights in each segment (M,).
+    """Return the number of members in each segment (M,), each counted by its weight.
 
     Rows hold a segment's label, a weight, and how many members of the segment have that weight.
     """

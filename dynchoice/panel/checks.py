@@ -110,7 +110,7 @@ def rules(names: Names, rows: ir.Table) -> dict[str, Rule]:
     return by_name
 
 
-def refusal(
+def describe_bad_rows(
     names: Names, rows: ir.Table, bad: list[tuple[str, int]], total: int, offenders: bool = True
 ) -> str:
     """Return what is wrong with how many rows, the first of each kind, and what to do.

@@ -70,10 +70,10 @@ def until(panel: Panel, period: Level) -> Panel:
     kept = panel.kept.filter(panel.kept.period <= last)
     part._total = int(kept.count().execute())
     part._refused = part._refused.iloc[:0]
-    part.kept = part.rows = part._store(query.with_next(kept), f"until_{next(NUMBERS)}")
+    part.kept = part.rows = part._store(query.add_next_states(kept), f"until_{next(NUMBERS)}")
     part._set_span(part.rows)
-    part._totals = part._summary()
-    part.report = part._report()
+    part._totals = part._summarise()
+    part.report = part._make_report()
     return part
 
 
@@ -144,7 +144,7 @@ def spells(panel: Panel, outside: int) -> pd.DataFrame:
     follows = (r.period_before == r.period - 1).fill_null(False)
     r = r.mutate(
         begins=(r.inside & ~(follows & r.inside_before.fill_null(False))).cast("int64"),
-        known=(follows & ~r.inside_before.fill_null(True)).cast("int64"),
+        begin_known=(follows & ~r.inside_before.fill_null(True)).cast("int64"),
     )
     up_to_now = ibis.window(group_by="member", order_by="period", preceding=None, following=0)
     r = r.mutate(spell=r.begins.sum().over(up_to_now))
@@ -156,7 +156,7 @@ def spells(panel: Panel, outside: int) -> pd.DataFrame:
     r = r.mutate(
         age=ibis.row_number().over(in_order) + 1,
         # the beginning of a spell is known in its first row only: all its rows take it from there
-        seen=r.known.max().over(whole_spell),
+        seen=r.begin_known.max().over(whole_spell),
         lapsed=lapsed,
         last=(r.period == panel.span[1]).cast("int64"),
     )
@@ -165,7 +165,7 @@ def spells(panel: Panel, outside: int) -> pd.DataFrame:
 
 def _count_members(rows: ir.Table, keys: Sequence[str]) -> pd.DataFrame:
     """Count rows by keys, each as many members as its weight says, in order of the keys."""
-    cells = query.cell_counts(rows, keys).execute()
+    cells = query.count_cells(rows, keys).execute()
     cells["n"] = cells["weight"].astype(float) * cells["rows"]
     # sums of floats depend on the order of what is added: weights are sorted too
     cells = cells.sort_values([*keys, "weight"], kind="stable")

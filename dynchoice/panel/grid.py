@@ -1,4 +1,4 @@
-"""Counting panels too long to sort: every row goes to its place among members and periods.
+"""Counts of panels too long to sort: each row is written at the place of its member and period.
 
 The engine reads and codes the rows once, a batch at a time (:mod:`dynchoice.panel.query`); a row's
 code is written where its member and period stand, so that the next month is the next number and
@@ -18,7 +18,7 @@ import numpy as np
 from dynchoice.errors import DataError
 from dynchoice.kernels import counts as kernels
 from dynchoice.panel import query
-from dynchoice.panel.cells import sum_weights
+from dynchoice.panel.cells import Keyed, sum_weights
 from dynchoice.panel.checks import weight_is_good
 from dynchoice.panel.source import stream
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress
@@ -49,7 +49,6 @@ FIRST_TABLE = 1 << 14
 """Places of a new table of keys: a power of two, as the kernels' hash needs it."""
 
 
-Keyed = tuple[IntArray, FloatArray, IntArray]
 NONE: Keyed = (np.zeros((0, 6), np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
@@ -80,29 +79,29 @@ class Spec:
 
 @dataclass
 class Table:
-    """Keys and how often each was met."""
+    """A hash table of keys (-1: empty place) and of how often each was met."""
 
     keys: IntArray = field(default_factory=lambda: np.full(FIRST_TABLE, -1, dtype=np.int64))
-    found: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
+    counts: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
 
     def add(self, keys: IntArray) -> None:
         """Count keys (n,)."""
         done = 0
         while True:
-            done, _ = kernels.count_keys(keys, done, self.keys, self.found)
+            done, _ = kernels.count_keys(keys, done, self.keys, self.counts)
             if done == len(keys):
                 return
             # half full: the kernel stopped, since searches become long from there on
             larger = np.full(4 * len(self.keys), -1, dtype=np.int64)
             counts = np.zeros(len(larger), dtype=np.int64)
-            kernels.regrow(self.keys, self.found, larger, counts)
-            self.keys, self.found = larger, counts
+            kernels.regrow(self.keys, self.counts, larger, counts)
+            self.keys, self.counts = larger, counts
 
     def taken(self) -> tuple[IntArray, IntArray]:
         """Return keys in order and their counts."""
         places = np.flatnonzero(self.keys >= 0)
         places = places[np.argsort(self.keys[places])]
-        return self.keys[places], self.found[places]
+        return self.keys[places], self.counts[places]
 
 
 @dataclass(frozen=True)
@@ -212,8 +211,8 @@ def tally(
             " many cells to number: use fewer states, or fewer distinct weights"
         )
     # the smallest type that holds every code and one more number, which marks an empty place
-    grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _top(t))
-    empty = grid_type(_top(grid_type))
+    grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _largest(t))
+    empty = grid_type(_largest(grid_type))
     share = max(memory // (spec.periods * empty.itemsize), 1)  # members that fit into memory
     passes = max(-(-len(buckets) // share), 1)
     share = -(-len(buckets) // passes)
@@ -234,7 +233,7 @@ def tally(
         part = coded
         if passes > 1:
             part = coded.filter((coded.number >= low + begin) & (coded.number < low + end))
-        batches = _batches(con, part, spec)
+        batches = _read_batches(con, part, spec)
         refused, doubled, uneven = _fill_grid(
             batches, spec, low + begin, grid, empty, weights, partial(report, k)
         )
@@ -278,7 +277,7 @@ def _fill_grid(
     return refused, doubled, uneven
 
 
-def _top(kind: type[np.integer[Any]]) -> int:
+def _largest(kind: type[np.integer[Any]]) -> int:
     """Return the largest number of a type, which marks an empty place."""
     return int(np.iinfo(kind).max)
 
@@ -320,9 +319,9 @@ def _decode(
 def _number_members(
     con: Backend, rows: ir.Table, spec: Spec, total: int
 ) -> tuple[ir.Table, int, IntArray, int]:
-    """Return rows with members as numbers, ``number``, the first of them, and everyone's bucket.
+    """Return rows with a column ``number`` of members, the first number, and the members' buckets.
 
-    The last is how many rows name no member: then nothing else is made.
+    The fourth result is how many rows name no member: where there are any, the rest is empty.
 
     Whole numbers that lie close are taken as they are; other ids are listed once and joined.
     """
@@ -348,27 +347,27 @@ def _number_members(
         )
         listed = con.table("numbers")
         buckets = listed.select(b=query.bucket_of(listed.member, spec.buckets))
-        return rows.mutate(number=number), low, _bucket_column(con, buckets), 0
+        return rows.mutate(number=number), low, _fetch_buckets(con, buckets), 0
     distinct = rows.select("member").distinct()
     numbered = distinct.mutate(number=ibis.row_number())
     ids = con.create_table("ids", numbered, temp=True, overwrite=True)
     ordered = ids.order_by("number").select(b=query.bucket_of(ids.member, spec.buckets))
-    return rows.inner_join(ids, "member"), 0, _bucket_column(con, ordered), 0
+    return rows.inner_join(ids, "member"), 0, _fetch_buckets(con, ordered), 0
 
 
-def _bucket_column(con: Backend, table: ir.Table) -> IntArray:
+def _fetch_buckets(con: Backend, table: ir.Table) -> IntArray:
     """Return the one column of a table as an array."""
     parts = [batch.column(0).to_numpy() for batch in stream(con, table)]
     return np.concatenate(parts).astype(np.int64)
 
 
-def _batches(con: Backend, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, ...]]:
+def _read_batches(con: Backend, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, ...]]:
     """Yield member numbers, periods, codes (-1: refused) and weights of some rows at a time."""
     import ibis
 
-    group = _label_code(rows, "segment", spec.segments)
+    group = _code_labels(rows, "segment", spec.segments)
     if spec.regions:
-        group = group + len(spec.segments) * _label_code(rows, "region", spec.regions)
+        group = group + len(spec.segments) * _code_labels(rows, "region", spec.regions)
     code = ((group * spec.states + rows.state) * spec.choices + rows.choice) * 2 + rows.decides
     fields: dict[str, ir.Value] = {
         "number": rows.number,
@@ -386,6 +385,6 @@ def _batches(con: Backend, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArra
         yield (*columns, nothing)[:4]
 
 
-def _label_code(rows: ir.Table, name: str, labels: tuple[Level, ...]) -> ir.IntegerValue:
+def _code_labels(rows: ir.Table, name: str, labels: tuple[Level, ...]) -> ir.IntegerValue:
     """Return the code of a text column among its labels."""
     return query.level_code(rows[name], [str(x) for x in labels])

@@ -25,7 +25,8 @@ from dynchoice.errors import DataError, DataWarning
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import checks as row_checks
 from dynchoice.panel import query
-from dynchoice.panel.cells import RegionCells, sum_member_months, sum_weights_by_segment
+from dynchoice.panel.cells import Keyed, RegionCells, sum_member_months, sum_weights_by_segment
+from dynchoice.panel.checks import OFFENDERS
 from dynchoice.panel.counts import Counts, MemberCells, period_label
 from dynchoice.panel.grid import Spec, Tally, tally
 from dynchoice.panel.history import FIRST_MONTH, LAST_MONTH
@@ -193,7 +194,7 @@ class Panel:
         # too long to sort: counted by grid, where the engine is our own
         long = self.engine is not None and int(table.count().execute()) > member_limit
         self._totals = self._count_long(progress) if long else self._count_short()
-        self.report = self._report()
+        self.report = self._make_report()
         logger.info("panel: %s rows, %s members", self.report["rows"], self.report["members"])
 
     def _store(self, rows: ir.Table, name: str) -> ir.Table:
@@ -221,12 +222,12 @@ class Panel:
         if not bad:
             return rows
         if self._invalid == "raise":
-            raise DataError(row_checks.refusal(self._names, rows, bad, self._total))
+            raise DataError(row_checks.describe_bad_rows(self._names, rows, bad, self._total))
         flags = [rules[name].broken.fill_null(False) for name, _ in bad]
         good = rows.filter(~functools.reduce(operator.or_, flags))
         if int(good.count().execute()) == 0:
-            message = row_checks.refusal(self._names, good, bad, self._total, offenders=False)
-            raise DataError("every row is refused:\n" + message)
+            bad_rows = row_checks.describe_bad_rows(self._names, good, bad, self._total, False)
+            raise DataError("every row is refused:\n" + bad_rows)
         return good
 
     def _set_span(self, rows: ir.Table) -> bool:
@@ -248,7 +249,7 @@ class Panel:
         return integers and first >= FIRST_MONTH and last <= LAST_MONTH and whole
 
     def _refuse(self, rows: ir.Table) -> ir.Table:
-        """Refuse what is wrong with rows and members, in this order; return the rows that stay."""
+        """Check rows, the look of their times, and doubles; return the rows that stay."""
         rows = self._check_rows(rows)
         if self._set_span(rows):
             raise DataError(row_checks.like_months(self._names.time))
@@ -274,7 +275,7 @@ class Panel:
             logger.info("panel: periods lie too far apart for a grid; rows are sorted")
             self._forget_labels()
             return self._count_short()
-        self.rows = query.with_next(self.kept)
+        self.rows = query.add_next_states(self.kept)
         self._tally = counted
         self._moved = int((counted.cells[0][:, 4] >= 0).sum())
         return counted.members
@@ -285,7 +286,10 @@ class Panel:
             self.__dict__.pop(name, None)
 
     def _count_by_grid(self, rows: ir.Table, progress: Progress | None) -> Tally:
-        """Count coded rows by grid; a tally with refused rows where none has a label."""
+        """Count coded rows by grid.
+
+        Where no row names a segment or region, the tally says that a row is refused.
+        """
         if not self.segments or (self._names.region and not self.regions):
             return Tally(refused=1)
         spec = Spec(
@@ -306,10 +310,10 @@ class Panel:
         rows = self._refuse(stored)
         if rows is not stored:
             rows = self._store(rows, "kept")
-        self.rows = self.kept = self._store(query.with_next(rows), "rows")
-        return self._summary()
+        self.rows = self.kept = self._store(query.add_next_states(rows), "rows")
+        return self._summarise()
 
-    def _summary(self) -> dict[str, int]:
+    def _summarise(self) -> dict[str, int]:
         """Return numbers of rows and members of all kinds, from the rows with next states."""
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)
@@ -340,7 +344,7 @@ class Panel:
         ).execute()
         return {k: int(v) if pd.notna(v) else 0 for k, v in totals.iloc[0].items()}
 
-    def _report(self) -> Report:
+    def _make_report(self) -> Report:
         """Return what is said of the panel, and warn where nobody is seen twice in a row."""
         m = self._totals
         first, last = (period_label(p, self.kind) for p in self.span)
@@ -392,13 +396,13 @@ class Panel:
         labels = self.kept.select("region").distinct().execute()["region"]
         return tuple(sorted(str(r) for r in labels.dropna()))
 
-    def _fetch(self, keys: list[str]) -> tuple[IntArray, FloatArray, IntArray]:
+    def _fetch(self, keys: list[str]) -> Keyed:
         """Return cells by keys and weight: keys (n, k), weights and numbers of rows (n,)."""
-        cells = query.cell_counts(self.rows, keys).execute()
+        cells = query.count_cells(self.rows, keys).execute()
         weight = cells["weight"].to_numpy(dtype=np.float64)
         return self._as_codes(cells, keys), weight, cells["rows"].to_numpy(dtype=np.int64)
 
-    def cells(self, kind: str) -> tuple[IntArray, FloatArray, IntArray]:
+    def cells(self, kind: str) -> Keyed:
         """Return numbers of rows by cell and weight: ``"cells"``, ``"periods"`` or ``"regions"``.
 
         Keys (n, k), columns as ``KEYS[kind]`` names them, weights and numbers of rows (n,).
@@ -434,7 +438,7 @@ class Panel:
         keys = ["segment", "state", "choice", "next_state", "decides"]
         keys += ["period"] if by_period else []
         rows = self.rows.filter((self.rows.bucket >= low) & (self.rows.bucket < high))
-        counted = query.cell_counts(rows, ["member", *keys]).execute()
+        counted = query.count_cells(rows, ["member", *keys]).execute()
         ids, codes = np.unique(counted["member"].to_numpy(), return_inverse=True)
         weights = np.ones(len(ids))
         weights[codes] = counted["weight"].to_numpy(dtype=np.float64)
@@ -444,7 +448,7 @@ class Panel:
         n = counted["rows"].to_numpy(dtype=np.float64)
         del counted  # the largest table here: let it go before the next is read
         bucket, region = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
-        starts = self._first_months(rows)
+        starts = self._fetch_first_rows(rows)
         member = np.searchsorted(ids, starts["member"].to_numpy())
         by_time = np.lexsort((starts["period"].to_numpy(), member))
         starts, member = starts.iloc[by_time], member[by_time]
@@ -466,7 +470,7 @@ class Panel:
             region=region,
         )
 
-    def _first_months(self, rows: ir.Table) -> pd.DataFrame:
+    def _fetch_first_rows(self, rows: ir.Table) -> pd.DataFrame:
         """Return each member's first row in each segment: bucket, region, period and state."""
         import ibis
 
@@ -480,7 +484,7 @@ class Panel:
         keys = ["segment", "bucket", "period", "state", "choice", "next_state", "decides"]
         return RegionCells(tuple(range(self.buckets)), *sum_member_months(*self._fetch(keys)))
 
-    def _segment_members(self) -> FloatArray:
+    def _count_segment_members(self) -> FloatArray:
         """Return members seen in each segment (M,), by weight."""
         if self._tally is not None:
             return self._tally.segment_members
@@ -507,7 +511,7 @@ class Panel:
             n=n,
             period_cells=period_cells,
             period_n=period_n,
-            segment_members=self._segment_members(),
+            segment_members=self._count_segment_members(),
             origin=self.span[0],
             members=members,
             regions=regions,
@@ -521,11 +525,7 @@ class Panel:
         return until(self, period)
 
     def first_rows(
-        self,
-        state: int,
-        choice: int,
-        next_state: int | None = None,
-        limit: int = row_checks.OFFENDERS,
+        self, state: int, choice: int, next_state: int | None = None, limit: int = OFFENDERS
     ) -> list[str]:
         """Return the first members and times of one cell, for error messages."""
         r = self.rows
@@ -546,7 +546,7 @@ class Panel:
         import ibis
 
         checks.one_of(dialect, "dialect", query.DIALECTS)
-        expr = query.cell_counts(query.with_next(self._lazy), KEYS["cells"])
+        expr = query.count_cells(query.add_next_states(self._lazy), KEYS["cells"])
         return str(ibis.to_sql(expr, dialect=dialect))
 
     def __repr__(self) -> str:

@@ -52,7 +52,7 @@ def column(table: ir.Table, name: str, role: str) -> ir.Column:
 
 
 def without_nan(col: ir.Column) -> ir.Column:
-    """Return the column with NaN as null: Parquet and Arrow tell the two apart."""
+    """Return the column with NaN as null; files of Parquet and Arrow may hold both."""
     import ibis
 
     return ibis.ifelse(col.isnan(), ibis.null(col.type()), col) if col.type().is_floating() else col
@@ -241,7 +241,7 @@ def coded_rows(
     return table.select(**fields), kind
 
 
-def with_next(rows: ir.Table) -> ir.Table:
+def add_next_states(rows: ir.Table) -> ir.Table:
     """Add ``next_period`` and ``next_state`` (-1 where the next month is not observed)."""
     import ibis
 
@@ -255,6 +255,6 @@ def with_next(rows: ir.Table) -> ir.Table:
     ).drop("state_ahead")
 
 
-def cell_counts(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
-    """Count coded rows by keys and weight: the expression behind every count."""
+def count_cells(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """Return numbers of coded rows by keys and weight: the query behind every count."""
     return rows.group_by([*keys, "weight"]).agg(rows=lambda t: t.count())

@@ -1,4 +1,4 @@
-"""Whatever a user passes as data, as one ibis table."""
+"""Turns whatever a user passes as data into one ibis table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST = 200_000_000
 """Bytes that DuckDB gets at least: below, it cannot sort what it reads at a time."""
 
 
-def own_engine(memory: int | None = None) -> Backend:
+def connect_duckdb(memory: int | None = None) -> Backend:
     """Return a DuckDB connection that prints nothing and spills to the disk beyond ``memory``."""
     import tempfile
 
@@ -58,7 +58,7 @@ def as_table(
         return data, None
     # known by its module: who passes no pyarrow table need not import pyarrow
     if type(data).__module__.startswith("pyarrow"):
-        con = own_engine(memory)
+        con = connect_duckdb(memory)
         return con.create_table("panel", data, temp=True), con
     if isinstance(data, (str, Path)) or (
         isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
@@ -90,7 +90,7 @@ def _from_frame(
                 plain = frame[name].astype(object).where(present, None)
                 frame[name] = plain.infer_objects()
     try:
-        con = own_engine(memory)
+        con = connect_duckdb(memory)
         return con.create_table("panel", frame.reset_index(drop=True), temp=True), con
     except Exception as error:
         raise DataError(
@@ -120,7 +120,7 @@ def read_files(
     kinds = {("csv" if ".csv" in Path(f).name.lower() else "parquet") for f in files}
     if len(kinds) > 1:
         raise DataError(f"files mix Parquet and CSV: {first_few(files)}")
-    con = own_engine(memory)
+    con = connect_duckdb(memory)
     literal = [glob.escape(f) for f in files]  # DuckDB takes [ ] ? in names for patterns
     try:
         return (con.read_csv(literal) if kinds == {"csv"} else con.read_parquet(literal)), con

@@ -1,4 +1,4 @@
-"""Counts kept on disk and brought up to date: last month is added, nothing else is read again.
+"""Counts on disk that are kept up to date: a new month is added without reading the others.
 
 A member's last row informs choices and no transition, until the next month says where it led. So a
 store keeps, beside the counts, the *seam*: each member's last row. New rows are counted by
@@ -20,6 +20,7 @@ import numpy as np
 
 from dynchoice.errors import DataError, LockError, SpecificationError, StorageError, first_few
 from dynchoice.panel.cells import (
+    Keyed,
     RegionCells,
     distinct_rows,
     sum_member_months,
@@ -30,7 +31,7 @@ from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import KEYS, Panel
 from dynchoice.panel.states import StateSpace
 from dynchoice.storage import load_tree, save_tree, write_atomically
-from dynchoice.typing import FilePath, FloatArray, IntArray, Level, TableLike
+from dynchoice.typing import FilePath, Level, TableLike
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 POINTER, LOCK = "current.json", ".lock"
 KEPT = 2
 """Versions that stay on the disk: the current one, and the one that a reader may still read."""
-Keyed = tuple[IntArray, FloatArray, IntArray]
-"""Keys (n, columns), weight (n,) and number of rows (n,)."""
 
 
 class CountStore:
@@ -354,7 +353,7 @@ def _relabel(
 
 
 def _join_cells(parts: list[Keyed]) -> Keyed:
-    """Return the cells of several parts with their numbers of rows added; none with no rows."""
+    """Return the cells of several parts with their numbers of rows added; empty cells go."""
     keys = np.concatenate([p[0] for p in parts])
     weight = np.concatenate([p[1] for p in parts])
     rows = np.concatenate([p[2] for p in parts])
@@ -368,9 +367,9 @@ def _join_cells(parts: list[Keyed]) -> Keyed:
 
 
 def _move_seams(follows: ir.Table, keys: list[str], labels: dict[str, list[Level]]) -> list[Keyed]:
-    """Return what followed seams take from cells without a next state, and add to others.
+    """Return the rows that leave cells without a next state, and those that join others.
 
-    The first part has negative numbers of rows.
+    The first part has negative numbers of rows: joined to the cells, it takes rows off them.
     """
     named = [k for k in keys if k != "next_state"]
     counted = (

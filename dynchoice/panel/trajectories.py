@@ -158,13 +158,13 @@ class Trajectories:
         used += [c for c in (weights, terminal, region) if c]
         self._bytes = limit() // 4 if memory is None else in_bytes(memory)
         table, self._engine = as_table(data, used, self._bytes)
-        self._read(self._coded(table), progress)
+        self._read(self._code_columns(table), progress)
         self._refuse()
         self._engine = None
 
     # reading ---------------------------------------------------------------------------------
 
-    def _coded(self, table: ir.Table) -> ir.Table:
+    def _code_columns(self, table: ir.Table) -> ir.Table:
         """Return member, period, choice code and features as numbers, lazily."""
         import ibis
 
@@ -202,7 +202,7 @@ class Trajectories:
         N, p = int(rows.count().execute()), len(self.features)
         if N == 0:
             raise DataError("the table has no rows")
-        self.x = self._room(N, p)
+        self.x = self._allocate(N, p)
         self.choice = np.empty(N, dtype=np.int64)
         self.period, self.member = np.empty(N, dtype=np.int64), np.empty(N, dtype=np.int64)
         self.weight, self.ended = np.empty(N), np.empty(N, dtype=bool)
@@ -259,7 +259,7 @@ class Trajectories:
                 " clustered by whole members: give each one region"
             )
 
-    def _room(self, N: int, p: int) -> FloatArray:
+    def _allocate(self, N: int, p: int) -> FloatArray:
         """Return an array for the features: in memory, or in a file that goes with this object."""
         if 8 * N * p <= self._bytes:
             return np.empty((N, p))

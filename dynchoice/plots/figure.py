@@ -1,4 +1,4 @@
-"""How every picture begins and ends, and what all have in common: colours, lines and labels."""
+"""What all pictures share: how one is begun and saved, colours, lines and labels."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def finish(figure: Figure, path: FilePath | None) -> Figure:
     return figure
 
 
-def pick(wanted: str | Iterable[object] | None, known: Sequence[str], what: str) -> list[str]:
-    """Return the wanted names as texts, all known ones where ``wanted`` is None.
+def pick(wanted: str | Iterable[object] | None, pool: Sequence[str], what: str) -> list[str]:
+    """Return the wanted names as texts, all of the pool where ``wanted`` is None.
 
     Raises
     ------
     SpecificationError
-        A name that is not known.
+        A name that is not in the pool.
     """
     if wanted is None:
-        return list(known)
+        return list(pool)
     names = [wanted] if isinstance(wanted, str) else [str(w) for w in wanted]
     for name in names:
-        if name not in known:
+        if name not in pool:
             raise SpecificationError(
-                f"no {what} {name!r}.{suggest(name, known)} Known: {', '.join(known)}"
+                f"no {what} {name!r}.{suggest(name, pool)} Known: {', '.join(pool)}"
             )
     return names
 

@@ -95,7 +95,7 @@ def label_months(ax: Axes, labels: Sequence[str]) -> None:
     label_periods(ax, labels, 6, rotation=30, ha="right")
 
 
-def cut(text: str, most: int = 30) -> str:
+def shorten(text: str, most: int = 30) -> str:
     """Return a label short enough for a picture."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -112,13 +112,18 @@ def take_up(table: pd.DataFrame, segment: str, choices: Sequence[str], name: str
             line = table[(table["choice"] == choice) & (table["scenario"] == scenario)]
             colour, x = COLOURS[i % len(COLOURS)], line["period"].to_numpy() - 1
             ax.plot(
-                x, 100 * line["share"], color=colour, lw=1.5, label=cut(scenario), **line_style(i)
+                x,
+                100 * line["share"],
+                color=colour,
+                lw=1.5,
+                label=shorten(scenario),
+                **line_style(i),
             )
             if line["lower"].notna().all():
                 ax.fill_between(
                     x, 100 * line["lower"], 100 * line["upper"], color=colour, alpha=0.15, lw=0
                 )
-        ax.set_ylabel(f"{cut(choice, 16)}, %")
+        ax.set_ylabel(f"{shorten(choice, 16)}, %")
     label_months(axes[-1], labels)
     handles, names = axes[0].get_legend_handles_labels()
     ncols = legend_columns(names, figure.get_figwidth(), 2)
@@ -137,7 +142,7 @@ def fitted(table: pd.DataFrame, segment: str, choices: Sequence[str], name: str)
         line = table[table["choice"] == choice]
         x, colour = [position[m] for m in line["label"]], COLOURS[(i + 1) % len(COLOURS)]
         ax.plot(x, 100 * line["observed"], "o", ms=2.6, color=colour, mec="none")
-        ax.plot(x, 100 * line["fitted"], "-", lw=1.2, color=colour, label=cut(choice, 16))
+        ax.plot(x, 100 * line["fitted"], "-", lw=1.2, color=colour, label=shorten(choice, 16))
     ax.set_ylabel("% of decisions")
     label_months(ax, labels)
     figure.legend(loc="outside upper left", ncols=3, frameon=False)
@@ -153,7 +158,7 @@ def estimates(table: pd.DataFrame, segment: str, name: str) -> str:
     ax.hlines(y, table["lower"], table["upper"], color=COLOURS[1], lw=1.4)
     ax.plot(table["estimate"], y, "o", ms=3.4, color=COLOURS[1])
     ax.axvline(0, color="#888", lw=0.8)
-    ax.set_yticks(list(y), [cut(p, 26) for p in table["parameter"]])
+    ax.set_yticks(list(y), [shorten(p, 26) for p in table["parameter"]])
     ax.set_xlabel("utils")
     return to_svg(figure, name, f"Estimates, {segment}")
 
@@ -167,7 +172,7 @@ def draw_errors(ax: Axes, summary: pd.DataFrame) -> None:
         first: dict[str, Any] = {"lw": 2.2, "zorder": 5, "marker": "o", "ms": 3.5}
         style = first if i == 0 else {"lw": 1.2, "marker": ".", **line_style(i)}
         colour = COLOURS[i % len(COLOURS)]
-        ax.plot(line["horizon"], line["error"], color=colour, label=cut(method), **style)
+        ax.plot(line["horizon"], line["error"], color=colour, label=shorten(method), **style)
     ax.set_xlabel("periods ahead")
     ax.set_ylabel("error of take-up, points")
     ax.set_xticks(sorted(summary["horizon"].unique()))
@@ -193,7 +198,7 @@ def draw_shares(ax: Axes, errors: pd.DataFrame) -> None:
             ms=2.6,
             elinewidth=0.6,
             color=COLOURS[(i + 1) % len(COLOURS)],
-            label=cut(str(choice), 16),
+            label=shorten(str(choice), 16),
         )
     top = 105 * max(table["forecast"].max(), table["observed"].max())
     ax.plot([0, top], [0, top], color="#888", lw=0.8)

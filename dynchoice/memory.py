@@ -1,4 +1,4 @@
-"""How much memory there is, and an error before an allocation that cannot fit.
+"""How much memory a process may take, and an error before something that cannot fit.
 
 ``DYNCHOICE_MEMORY`` (``"4GB"``, or a number of bytes) bounds what one process takes; without it, it
 is all that the machine or its container has free.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from dynchoice.errors import MemoryLimitError, SpecificationError
 
 SETTING = "DYNCHOICE_MEMORY"
+CONTAINER_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Where Linux says what a container may take and takes: version 2 of its groups, then version 1."""
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -30,12 +34,14 @@ def in_bytes(size: str | int | float) -> int:
     >>> in_bytes("1.5 GB")
     1500000000
     """
-    number: Any
+    number: str | int | float = 0  # what is no size stays 0, and is refused below
+    unit = 1
     if isinstance(size, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B)?\s*", size.upper())
-        number, unit = (match[1], UNITS[match[2] or "B"]) if match else ("0", 1)
-    else:
-        number, unit = ("0" if isinstance(size, bool) else size), 1
+        if match:
+            number, unit = match[1], UNITS[match[2] or "B"]
+    elif not isinstance(size, bool):
+        number = size
     try:
         value = float(number) * unit
     except (TypeError, ValueError, OverflowError):
@@ -49,35 +55,31 @@ def in_bytes(size: str | int | float) -> int:
 
 def limit() -> int:
     """Return the bytes that this process may still take."""
-    given = os.environ.get(SETTING)
-    if given:
-        return in_bytes(given)
+    setting = os.environ.get(SETTING)
+    if setting:
+        return in_bytes(setting)
     free = [_free_of_machine()]
-    for most, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        bound, taken = _number(most), _number(used)
+    for bound_file, taken_file in CONTAINER_FILES:
+        bound, taken = _number(bound_file), _number(taken_file)
         if bound is not None and taken is not None:
             free.append(max(bound - taken, 0))
     return min(free)
 
 
 def _free_of_machine() -> int:
+    """Return the bytes that the machine has free, or all that it has where it does not say."""
     try:
         text = Path("/proc/meminfo").read_text()
         match = re.search(r"MemAvailable:\s+(\d+) kB", text)
         if match:
             return int(match[1]) * 1024
     except OSError:
-        pass  # not Linux: what is installed is all that is known
+        pass  # not Linux
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _number(path: str) -> int | None:
+    """Return the number that a file of the system holds, or None."""
     try:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # no such file, or "max"
@@ -94,7 +96,7 @@ def require(needed: int, what: str, remedy: str) -> None:
     """
     most = limit()
     if needed > most:
-        bound = f"{SETTING} allows" if os.environ.get(SETTING) else "there are"
+        source = f"{SETTING} allows" if os.environ.get(SETTING) else "there are"
         raise MemoryLimitError(
-            f"{what} takes about {needed / 1e9:.1f} GB, {bound} {most / 1e9:.1f} GB: {remedy}"
+            f"{what} takes about {needed / 1e9:.1f} GB, {source} {most / 1e9:.1f} GB: {remedy}"
         )

@@ -16,13 +16,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dynchoice.errors import StorageError
+from dynchoice.typing import AnyArray, FilePath
 
 FORMAT = 1
 SKELETON = "skeleton"
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
-    """Write a file by ``write(handle)`` such that it appears whole or not at all."""
+def write_atomically(path: FilePath, write: Callable[[BinaryIO], object]) -> Path:
+    """Write a file by ``write(handle)`` such that it appears whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        The folder or the file cannot be written.
+    """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +42,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             write(handle)
             handle.flush()
             os.fsync(handle.fileno())
+        # mkstemp lets its owner alone read; a mask can only be read by setting another
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -46,15 +54,23 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     return target
 
 
-def save_tree(path: str | os.PathLike[str], kind: str, tree: dict[str, Any]) -> Path:
-    """Save nested dicts and lists of arrays, numbers, texts, booleans and None."""
+def save_tree(path: FilePath, kind: str, tree: dict[str, Any]) -> Path:
+    """Save nested dicts and lists of arrays, numbers, texts, booleans and None.
+
+    ``kind`` says what the tree describes; :func:`load_tree` refuses a file of another.
+
+    Raises
+    ------
+    StorageError
+        Something else is in the tree, or the file cannot be written.
+    """
     arrays: dict[str, Any] = {}
     skeleton = {"kind": kind, "format": FORMAT, "tree": _strip(tree, arrays)}
     arrays[SKELETON] = np.array(json.dumps(skeleton))
     return write_atomically(path, lambda handle: np.savez_compressed(handle, **arrays))
 
 
-def load_tree(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def load_tree(path: FilePath, kind: str) -> dict[str, Any]:
     """Load what :func:`save_tree` wrote.
 
     Raises
@@ -68,7 +84,7 @@ def load_tree(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
             arrays = {name: archive[name] for name in archive.files if name != SKELETON}
     except FileNotFoundError:
         raise StorageError(f"no such file: {path}") from None
-    except Exception as error:
+    except Exception as error:  # a damaged file raises whatever zip, JSON or numpy meet first
         raise StorageError(f"{path} is no saved dynchoice object or is damaged: {error}") from error
     if skeleton.get("kind") != kind:
         raise StorageError(f"{path} holds {skeleton.get('kind')!r}, expected {kind!r}")
@@ -79,7 +95,8 @@ def load_tree(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     return dict(_fill(skeleton["tree"], arrays))
 
 
-def _strip(node: Any, arrays: dict[str, Any]) -> Any:
+def _strip(node: Any, arrays: dict[str, AnyArray]) -> Any:
+    """Return a tree with each array moved into ``arrays`` and its name in its place."""
     if isinstance(node, np.ndarray):
         name = f"a{len(arrays)}"
         arrays[name] = node
@@ -95,7 +112,8 @@ def _strip(node: Any, arrays: dict[str, Any]) -> Any:
     raise StorageError(f"cannot save a {type(node).__name__} without pickle")
 
 
-def _fill(node: Any, arrays: dict[str, Any]) -> Any:
+def _fill(node: Any, arrays: dict[str, AnyArray]) -> Any:
+    """Return a tree with each name of an array replaced by the array."""
     if isinstance(node, dict):
         if set(node) == {"__array__"}:
             return arrays[node["__array__"]]

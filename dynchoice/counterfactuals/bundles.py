@@ -71,7 +71,7 @@ class Bundles:
         """Draw all rows and the frontier, a panel a segment."""
         from dynchoice.plots.outcomes import plot_frontier
 
-        return plot_frontier(self, x, y, path)
+        return plot_frontier(self.table, self.frontier(x, y), x, y, path)
 
     def _check(self, name: str) -> None:
         numbers = [c for c in self.table.columns if c not in ("segment", "bundle")]
@@ -275,7 +275,7 @@ class Elasticities:
         """Draw the elasticities as a table in colours, a panel a segment."""
         from dynchoice.plots.outcomes import plot_elasticities
 
-        return plot_elasticities(self, horizon, path)
+        return plot_elasticities(self.table, horizon, path)
 
     def __str__(self) -> str:
         wide = self.table.pivot_table(

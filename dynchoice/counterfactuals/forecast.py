@@ -107,7 +107,7 @@ class Forecast:
         """
         from dynchoice.plots.forecast import plot_forecast
 
-        return plot_forecast(self, segments, path)
+        return plot_forecast(self.take_up, self.level, self.draws, segments, path)
 
     def plot_outcomes(
         self, measures: Sequence[str] | None = None, segments: Any = None, path: Any = None
@@ -115,7 +115,7 @@ class Forecast:
         """Draw measures of :attr:`outcomes` by period with pointwise and uniform bands."""
         from dynchoice.plots.outcomes import plot_outcomes
 
-        return plot_outcomes(self, measures, segments, path)
+        return plot_outcomes(self.outcomes, measures, segments, path)
 
     def plot_flows(
         self, scenario: str, segment: Any = None, period: int | None = None, path: Any = None
@@ -123,7 +123,7 @@ class Forecast:
         """Draw who moves from which plan to which in one period, beside the baseline."""
         from dynchoice.plots.outcomes import plot_flows
 
-        return plot_flows(self, scenario, segment, period, path)
+        return plot_flows(self.flows, scenario, segment, period, path)
 
     def save(self, directory: str | os.PathLike[str]) -> list[Path]:
         """Write the tables as Parquet files into a folder."""

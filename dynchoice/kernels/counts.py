@@ -1,8 +1,9 @@
-"""Numba code of counting: rows into a grid of members and periods, and its cells into a table.
+"""Numba code of counting: rows are written into a grid, and the grid's cells are counted.
 
-A grid (members, periods) holds one code a row of the panel, ``empty`` where there is none. Tables
-count keys (whole numbers from 0) by open addressing: ``table`` (m,) holds keys or -1 and ``found``
-(m,) how often each was met; ``m`` is a power of two.
+A grid (members, periods) holds the code of each row of the panel, and ``empty`` where a member has
+no row. Keys (whole numbers from 0) are counted in a hash table by open addressing: ``table`` (m,)
+holds keys or -1 and ``found`` (m,) how often each was met. ``m`` is a power of two, so that a mask
+takes the place of a remainder.
 
 A file of its own: see :mod:`dynchoice.kernels.levels`.
 """
@@ -18,8 +19,10 @@ from dynchoice.kernels.core import compiled
 def fill_grid(member, period, code, low, first, grid, empty):
     """Write rows into ``grid`` (members, periods); return (rows written, refused, doubled).
 
-    Rows of members outside the grid are left out; ``code`` below 0 is a row to refuse. A place that
-    is taken already is a second row of that member and period: it is counted, not written.
+    ``low`` is the number of the grid's first member and ``first`` its first period. Rows of members
+    outside the grid are left out: another pass counts them. A row is refused where its ``code`` is
+    below 0 or its period is outside. A second row of a member and period is counted as doubled, and
+    not written.
     """
     N, T = grid.shape
     written, refused, doubled = 0, 0, 0
@@ -40,7 +43,10 @@ def fill_grid(member, period, code, low, first, grid, empty):
 
 @compiled
 def fill_weights(member, weight, low, weights):
-    """Write each member's weight (N,); return how many rows disagree with their member's."""
+    """Write each member's weight (N,); return how many rows have another than their member.
+
+    ``weights`` is NaN where no row of the member was read yet.
+    """
     uneven = 0
     for i in range(member.size):
         m = member[i] - low
@@ -54,12 +60,12 @@ def fill_weights(member, weight, low, weights):
 
 @compiled
 def describe_members(grid, empty, cells, segments, first, last, total, seen, extra):
-    """Add what a report says of members into ``total`` (9,), and who is seen where.
+    """Add the numbers of a panel's report to ``total`` (9,), and members by segment to ``seen``.
 
     ``total``: members, rows, gaps, members with gaps, entered after period ``first``, gone before
     ``last``, there at ``last``, with one row, in several segments. A code divided by ``cells`` is
-    region and segment, ``segments`` of these. ``seen`` (segments, weights) counts members by
-    segment and by code of weight, ``extra`` (N,).
+    region * ``segments`` + segment. ``seen`` (segments, weights) counts members by segment and by
+    the code of their weight, ``extra`` (N,).
     """
     N, T = grid.shape
     here = np.empty(segments, dtype=np.bool_)
@@ -70,7 +76,7 @@ def describe_members(grid, empty, cells, segments, first, last, total, seen, ext
             if grid[m, t] != empty:
                 if start < 0:
                     start = t
-                elif t > end + 1:
+                elif t > end + 1:  # periods without a row since the last one
                     gaps += 1
                 end = t
                 months += 1
@@ -95,21 +101,22 @@ def describe_members(grid, empty, cells, segments, first, last, total, seen, ext
 
 @compiled
 def member_keys(grid, empty, members, extra, sizes, by_region, keys, period_keys, region_keys):
-    """Write the keys of each row of some members; return how many rows they have.
+    """Write the keys of each row of some members; return the number of these rows.
 
-    A code is ((region, segment), (state, choice), decides) with ``sizes`` = (segments, states,
-    choices, weights). Keys end with the code of the member's weight, ``extra`` (N,): ``keys`` are
-    (segment, state, choice, decides, next state + 1), ``period_keys`` (segment, period, state,
-    choice, decides) and ``region_keys``, if wanted, (region, segment, period, state, choice,
-    decides, next state + 1).
+    The three arrays of keys are overwritten from their first place on. A code is
+    ((region, segment), (state, choice), decides) with ``sizes`` = (segments, states, choices,
+    weights). Keys end with the code of the member's weight, ``extra`` (N,): ``keys`` are (segment,
+    state, choice, decides, next state + 1), ``period_keys`` (segment, period, state, choice,
+    decides) and ``region_keys``, if wanted, (region, segment, period, state, choice, decides, next
+    state + 1).
     """
     segments, S, J, weights = sizes
     N, T = grid.shape
     cells = S * J * 2
     k = 0
     for i in members:
-        ahead = np.int64(0)
-        for back in range(T):  # from the last period on, so that the next state is known
+        ahead = np.int64(0)  # next state + 1; 0 where the next period has no row
+        for back in range(T):  # from the last period backwards, so that the next state is known
             t = T - 1 - back
             if grid[i, t] == empty:
                 ahead = np.int64(0)
@@ -132,7 +139,8 @@ def member_keys(grid, empty, members, extra, sizes, by_region, keys, period_keys
 def count_keys(keys, start, table, found):
     """Count keys from number ``start`` on; return (keys done, places taken).
 
-    It stops early when half the table is taken: the caller goes on with a larger one.
+    It stops early when half the table is taken, since searches in a fuller one are long: the caller
+    goes on with a larger table.
     """
     mask = table.size - 1
     taken = 0
@@ -142,6 +150,8 @@ def count_keys(keys, start, table, found):
         if 2 * taken > table.size:
             return i, taken
         key = keys[i]
+        # 2**64 over the golden ratio spreads keys that lie close; its high bits are mixed into the
+        # low ones, which the mask keeps
         h = key * np.int64(-7046029254386353131)
         at = (h ^ (h >> 32)) & mask
         while table[at] != key and table[at] >= 0:
@@ -155,7 +165,7 @@ def count_keys(keys, start, table, found):
 
 @compiled
 def regrow(table, found, larger, counts):
-    """Move a table of counted keys into a larger one."""
+    """Move a table of counted keys into a larger one: ``larger`` (all -1), ``counts`` (all 0)."""
     mask = larger.size - 1
     for i in range(table.size):
         if table[i] >= 0:

@@ -1,11 +1,12 @@
-"""What a panel's rows must be, and how rows that are not are told of."""
+"""What a panel's rows must be, and the messages about rows that are not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from dynchoice.errors import DataError, SpecificationError, first_few, suggest
+from dynchoice import checks
+from dynchoice.errors import DataError, first_few, suggest
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import Level
 
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
 
 OFFENDERS = 3
+"""How many offenders of a kind a message shows."""
+MOST_WEIGHT = 1e300
+"""A weight from here on is refused: sums of such would be infinite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """Columns as the user names them, and the labels that they may hold."""
 
@@ -31,17 +35,30 @@ class Names:
     choices: tuple[Level, ...]
 
 
+class Rule(NamedTuple):
+    """One thing that rows are checked for.
+
+    ``broken`` says by row whether it breaks the rule (null counts as no), ``column`` names the
+    column of the offending value, ``kind`` is ``"missing"``, ``"unknown"``, ``"decision"`` or
+    ``"weight"``, and ``axis`` is the state axis that the rule is about, or None.
+    """
+
+    broken: ir.BooleanValue
+    column: str
+    kind: str
+    axis: str | None = None
+
+
 def options(invalid: str, buckets: int) -> None:
-    """Raise for options that no panel has.
+    """Check the options ``invalid`` and ``buckets`` of a panel.
 
     Raises
     ------
     SpecificationError
+        ``invalid`` is neither ``"raise"`` nor ``"drop"``; fewer than 2 buckets.
     """
-    if invalid not in ("raise", "drop"):
-        raise SpecificationError(f"invalid={invalid!r}: use 'raise' or 'drop'")
-    if buckets < 2:
-        raise SpecificationError(f"buckets={buckets}: at least 2 are needed")
+    checks.one_of(invalid, "invalid", ("raise", "drop"))
+    checks.whole(buckets, "buckets", 2)
 
 
 def like_months(time: str) -> str:
@@ -52,63 +69,66 @@ def like_months(time: str) -> str:
     )
 
 
-def rules(names: Names, rows: ir.Table) -> dict[str, tuple[Any, str]]:
-    """Return rule name -> (predicate of bad rows, column of the offending value)."""
-    found: dict[str, tuple[Any, str]] = {
-        f"missing {names.member!r} (member)": (rows.member.isnull(), "raw_time"),
-        f"missing or unreadable {names.time!r} (time)": (rows.period.isnull(), "raw_time"),
-        f"missing {names.choice!r} (choice)": (rows.raw_choice.isnull(), "raw_choice"),
-        f"unknown choice in {names.choice!r}": (
-            rows.choice.isnull() & rows.raw_choice.notnull(),
-            "raw_choice",
+def weight_is_good(weight: ir.NumericColumn) -> ir.BooleanValue:
+    """Return whether each weight is a positive number; null where there is none."""
+    return (weight > 0) & (weight < MOST_WEIGHT)
+
+
+def rules(names: Names, rows: ir.Table) -> dict[str, Rule]:
+    """Return what coded rows are checked for, by the name that messages and reports give it."""
+    by_name = {
+        f"missing {names.member!r} (member)": Rule(rows.member.isnull(), "raw_time", "missing"),
+        f"missing or unreadable {names.time!r} (time)": Rule(
+            rows.period.isnull(), "raw_time", "missing"
+        ),
+        f"missing {names.choice!r} (choice)": Rule(
+            rows.raw_choice.isnull(), "raw_choice", "missing"
+        ),
+        f"unknown choice in {names.choice!r}": Rule(
+            rows.choice.isnull() & rows.raw_choice.notnull(), "raw_choice", "unknown"
         ),
     }
-    for k, name in enumerate(names.states.axes):
-        raw, code = rows[f"raw_axis_{k}"], rows[f"axis_{k}"]
-        label = f"{names.axes[name]!r} (state axis {name})"
-        found[f"missing {label}"] = (raw.isnull(), f"raw_axis_{k}")
-        found[f"unknown level in {label}"] = (code.isnull() & raw.notnull(), f"raw_axis_{k}")
-    for group, column in (("segment", names.segment), ("region", names.region)):
-        if column:
-            found[f"missing {column!r} ({group})"] = (rows[group].isnull(), group)
+    for k, axis in enumerate(names.states.axes):
+        column = f"raw_axis_{k}"
+        raw, code = rows[column], rows[f"axis_{k}"]
+        label = f"{names.axes[axis]!r} (state axis {axis})"
+        by_name[f"missing {label}"] = Rule(raw.isnull(), column, "missing", axis)
+        by_name[f"unknown level in {label}"] = Rule(
+            code.isnull() & raw.notnull(), column, "unknown", axis
+        )
+    for group, source in (("segment", names.segment), ("region", names.region)):
+        if source:
+            by_name[f"missing {source!r} ({group})"] = Rule(rows[group].isnull(), group, "missing")
     if names.decision:
-        found[f"not 0 or 1 in {names.decision!r} (decision)"] = (rows.decides.isnull(), "decides")
+        by_name[f"not 0 or 1 in {names.decision!r} (decision)"] = Rule(
+            rows.decides.isnull(), "decides", "decision"
+        )
     if names.weights:
-        bad = rows.weight.isnull() | ~((rows.weight > 0) & (rows.weight < 1e300))
-        found[f"weight not positive in {names.weights!r}"] = (bad, "weight")
-    return found
+        by_name[f"weight not positive in {names.weights!r}"] = Rule(
+            rows.weight.isnull() | ~weight_is_good(rows.weight), "weight", "weight"
+        )
+    return by_name
 
 
-def refusal(
+def describe_bad_rows(
     names: Names, rows: ir.Table, bad: list[tuple[str, int]], total: int, offenders: bool = True
 ) -> str:
-    """Return what is wrong with how many rows, the first of each kind, and what to do."""
+    """Return what is wrong with how many rows, the first of each kind, and what to do.
+
+    Parameters
+    ----------
+    bad : list of (name of a rule, number of rows that break it)
+    total : int
+        Number of rows of the table.
+    offenders : bool
+        Whether to look the first offenders up.
+    """
     lines = [f"{sum(c for _, c in bad):,} value(s) in {total:,} rows are refused:"]
-    known = rules(names, rows)
+    by_name = rules(names, rows)
     for name, count in bad:
         line = f"- {name}: {count:,} row(s)"
         if offenders:
-            flag, value = known[name]
-            few = (
-                rows.filter(flag.fill_null(False))
-                .order_by(["member", "period"])
-                .select("member", "raw_time", shown=rows[value].cast("string"))
-                .limit(OFFENDERS)
-                .execute()
-            )
-            seen = [
-                f"member {r.member} at {r.raw_time}"
-                + (f" ({r.shown!r})" if "unknown" in name or "weight" in name else "")
-                for r in few.itertuples()
-            ]
-            line += f", first: {first_few(seen)}"
-            if "unknown choice" in name:
-                line += f".{suggest(few.shown.iloc[0], names.choices)}"
-                line += f" Choices: {', '.join(map(str, names.choices))}"
-            elif "unknown level" in name:
-                axis = name.split("state axis ")[1].rstrip(")")
-                line += f".{suggest(few.shown.iloc[0], names.states.axes[axis])}"
-                line += f" Levels: {first_few(list(names.states.axes[axis]), 8)}"
+            line += _describe_offenders(names, rows, by_name[name])
         lines.append(line)
     if offenders:
         pairs = rows.group_by(["member", "period"]).agg(copies=rows.count())
@@ -119,20 +139,46 @@ def refusal(
     return "\n".join(lines)
 
 
+def _describe_offenders(names: Names, rows: ir.Table, rule: Rule) -> str:
+    """Return the first rows that break a rule, and what their value may have meant."""
+    few = (
+        rows.filter(rule.broken.fill_null(False))
+        .order_by(["member", "period"])
+        .select("member", "raw_time", shown=rows[rule.column].cast("string"))
+        .limit(OFFENDERS)
+        .execute()
+    )
+    with_value = rule.kind in ("unknown", "weight")
+    offenders = [
+        f"member {r.member} at {r.raw_time}" + (f" ({r.shown!r})" if with_value else "")
+        for r in few.itertuples()
+    ]
+    text = f", first: {first_few(offenders)}"
+    if rule.kind != "unknown":
+        return text
+    labels = names.choices if rule.axis is None else names.states.axes[rule.axis]
+    text += f".{suggest(few.shown.iloc[0], labels)}"
+    if rule.axis is None:
+        return f"{text} Choices: {', '.join(map(str, labels))}"
+    return f"{text} Levels: {first_few(list(labels), 8)}"
+
+
 def refuse_doubles(names: Names, rows: ir.Table) -> None:
     """Raise if a member has two rows in one period, with their number and the first ones."""
     doubles = (
         rows.group_by(["member", "period"])
-        .agg(copies=lambda t: t.count(), at=lambda t: t.raw_time.min())
+        .agg(copies=lambda t: t.count(), first_time=lambda t: t.raw_time.min())
         .filter(lambda t: t.copies > 1)
     )
     total = doubles.agg(pairs=doubles.count(), copies=doubles.copies.sum()).execute()
     if int(total["pairs"].iloc[0]):
         few = doubles.order_by(["member", "period"]).limit(OFFENDERS).execute()
-        seen = [f"member {r.member} at {r.at} ({r.copies} rows)" for r in few.itertuples()]
+        offenders = [
+            f"member {r.member} at {r.first_time} ({r.copies} rows)" for r in few.itertuples()
+        ]
         raise DataError(
             f"{int(total['pairs'].iloc[0]):,} (member, time) pairs appear more than once"
-            f" ({int(total['copies'].iloc[0]):,} rows), first: {first_few(seen)}."
+            f" ({int(total['copies'].iloc[0]):,} rows), first: {first_few(offenders)}."
             f" Keep one row per {names.member!r} and {names.time!r}."
         )
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import DataError, SpecificationError
 from dynchoice.panel.cells import NO_NEXT, RegionCells, distinct_rows, group_sum
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
@@ -79,14 +80,14 @@ class MemberCells:
         order = np.lexsort((index, member))
         indptr = np.searchsorted(member[order], np.arange(len(weights) + 1))
         return cls(
-            indptr.astype(np.int64),
-            index.reshape(-1)[order].astype(np.int64),
-            n[order],
-            unique,
-            weights,
-            firsts,
-            bucket,
-            region,
+            indptr=indptr.astype(np.int64),
+            index=index.reshape(-1)[order].astype(np.int64),
+            n=n[order],
+            cells=unique,
+            weights=weights,
+            firsts=firsts,
+            bucket=bucket,
+            region=region,
         )
 
     @classmethod
@@ -94,7 +95,8 @@ class MemberCells:
         """Join (ids, cells) of different members into one, in order of the ids."""
         if len(parts) == 1:
             return parts[0][1]
-        ids = np.concatenate([who for who, _ in parts])
+        ids = np.concatenate([part_ids for part_ids, _ in parts])
+        # where each member of the parts, one after the other, stands in the whole
         place = np.empty(len(ids), dtype=np.int64)
         place[np.argsort(ids, kind="stable")] = np.arange(len(ids))
         cells, code = distinct_rows(np.concatenate([m.cells for _, m in parts]))
@@ -118,27 +120,27 @@ class MemberCells:
         firsts[:, 0] = place[firsts[:, 0]]
         firsts = firsts[np.argsort(firsts[:, 0], kind="stable")]
 
-        def sorted_by_id(name: str) -> AnyArray:
+        def sort_by_id(name: str) -> AnyArray:
             whole = np.concatenate([getattr(m, name) for _, m in parts])
             out = np.empty_like(whole)
             out[place] = whole
             return out
 
         return cls(
-            indptr.astype(np.int64),
-            index,
-            n,
-            cells,
-            sorted_by_id("weights"),
-            firsts,
-            sorted_by_id("bucket"),
-            sorted_by_id("region"),
+            indptr=indptr.astype(np.int64),
+            index=index,
+            n=n,
+            cells=cells,
+            weights=sort_by_id("weights"),
+            firsts=firsts,
+            bucket=sort_by_id("bucket"),
+            region=sort_by_id("region"),
         )
 
     def select(self, segment: int) -> MemberCells:
         """Return the members of one segment, relabelled as segment 0."""
         keep = self.cells[self.index, 0] == segment
-        member = np.repeat(np.arange(self.size), np.diff(self.indptr))[keep]
+        member = self._member_of_entries()[keep]
         kept, codes = np.unique(member, return_inverse=True)
         cells = self.cells[self.index[keep]].copy()
         cells[:, 0] = 0
@@ -146,35 +148,38 @@ class MemberCells:
         firsts[:, 0] = np.searchsorted(kept, firsts[:, 0])
         firsts[:, 1] = 0
         return MemberCells.from_rows(
-            codes,
-            cells,
-            self.n[keep],
-            self.weights[kept],
-            firsts,
-            self.bucket[kept],
-            self.region[kept],
+            member=codes,
+            cells=cells,
+            n=self.n[keep],
+            weights=self.weights[kept],
+            firsts=firsts,
+            bucket=self.bucket[kept],
+            region=self.region[kept],
         )
+
+    def _member_of_entries(self) -> IntArray:
+        """Return the member's number of every entry."""
+        return np.repeat(np.arange(self.size), np.diff(self.indptr))
 
     def reweighted(self, factor: FloatArray) -> MemberCells:
         """Return each member's history standing for ``factor`` (N,) times as many members."""
         return replace(self, weights=self.weights * factor)
 
     def __add__(self, other: MemberCells) -> MemberCells:
-        member = [np.repeat(np.arange(m.size), np.diff(m.indptr)) for m in (self, other)]
         return MemberCells.from_rows(
-            np.r_[member[0], member[1] + self.size],
-            np.concatenate([m.cells[m.index] for m in (self, other)]),
-            np.r_[self.n, other.n],
-            np.r_[self.weights, other.weights],
-            np.concatenate([self.firsts, other.firsts + np.array([self.size, 0, 0])]),
-            np.r_[self.bucket, other.bucket],
-            np.r_[self.region, other.region],
+            member=np.r_[self._member_of_entries(), other._member_of_entries() + self.size],
+            cells=np.concatenate([m.cells[m.index] for m in (self, other)]),
+            n=np.r_[self.n, other.n],
+            weights=np.r_[self.weights, other.weights],
+            firsts=np.concatenate([self.firsts, other.firsts + np.array([self.size, 0, 0])]),
+            bucket=np.r_[self.bucket, other.bucket],
+            region=np.r_[self.region, other.region],
         )
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sufficient statistics of a panel.
+    """Sufficient statistics of a panel: numbers of member-months by cell.
 
     Parameters
     ----------
@@ -230,10 +235,10 @@ class Counts:
         """Return the choices that enter the likelihood, (S, J), over all segments."""
         if "n_sj" not in self._cache:
             S, J = self.shape
-            own = self.cells[:, 5] == 1
-            code = self.cells[own, 2] * J + self.cells[own, 3]
-            out = np.bincount(code, weights=self.n[own], minlength=S * J).reshape(S, J)
-            out.setflags(write=False)
+            decides = self.cells[:, 5] == 1
+            code = self.cells[decides, 2] * J + self.cells[decides, 3]
+            out = np.bincount(code, weights=self.n[decides], minlength=S * J).reshape(S, J)
+            out.setflags(write=False)  # every caller is given the same array
             self._cache["n_sj"] = out
         return self._cache["n_sj"]
 
@@ -253,10 +258,10 @@ class Counts:
                 f"the panel spans {last - first + 1} periods ({self.period_label(first)} to"
                 f" {self.period_label(last)}), the model's horizon is {periods}"
             )
-        own = self.period_cells[:, 4] == 1
-        _, t, s, j, _ = self.period_cells[own].T
+        decides = self.period_cells[:, 4] == 1
+        _, t, s, j, _ = self.period_cells[decides].T
         code = ((t - first) * S + s) * J + j
-        out = np.bincount(code, weights=self.period_n[own], minlength=periods * S * J)
+        out = np.bincount(code, weights=self.period_n[decides], minlength=periods * S * J)
         return np.asarray(out, dtype=np.float64).reshape(periods, S, J)
 
     def moves(self) -> tuple[IntArray, FloatArray]:
@@ -267,11 +272,11 @@ class Counts:
     def at_period(self, period: int | None = None) -> FloatArray:
         """Return choices made in one period (default the last), (M, S, J)."""
         S, J = self.shape
-        at = self.period_cells[:, 1] == (self.last_period if period is None else period)
-        m, _, s, j, _ = self.period_cells[at].T
+        inside = self.period_cells[:, 1] == (self.last_period if period is None else period)
+        m, _, s, j, _ = self.period_cells[inside].T
         M = len(self.segments)
         code = (m * S + s) * J + j
-        out = np.bincount(code, weights=self.period_n[at], minlength=M * S * J)
+        out = np.bincount(code, weights=self.period_n[inside], minlength=M * S * J)
         return np.asarray(out, dtype=np.float64).reshape(M, S, J)
 
     @property
@@ -307,14 +312,10 @@ class Counts:
         SpecificationError
             No such segment.
         """
-        if label not in self.segments:
-            raise SpecificationError(
-                f"no segment {label!r}.{suggest(label, self.segments)}"
-                f" Segments: {', '.join(map(str, self.segments))}"
-            )
+        checks.known([label], self.segments, "segment")
         code = self.segments.index(label)
-        own, own_period = self._rows_of("cells", code), self._rows_of("period_cells", code)
-        cells, period_cells = self.cells[own].copy(), self.period_cells[own_period].copy()
+        rows, period_rows = self._find_rows("cells", code), self._find_rows("period_cells", code)
+        cells, period_cells = self.cells[rows].copy(), self.period_cells[period_rows].copy()
         cells[:, 0] = 0
         period_cells[:, 0] = 0
         members = self.members.select(code) if self.members is not None else None
@@ -322,17 +323,20 @@ class Counts:
             self,
             segments=(label,),
             cells=cells,
-            n=self.n[own],
+            n=self.n[rows],
             period_cells=period_cells,
-            period_n=self.period_n[own_period],
+            period_n=self.period_n[period_rows],
             members=members,
             segment_members=self.segment_members[[code]],
             regions=None if self.regions is None else self.regions.select(code),
             _cache={},
         )
 
-    def _rows_of(self, name: str, segment: int) -> IntArray:
-        """Return the rows of ``cells`` or ``period_cells`` of one segment, all sorted once."""
+    def _find_rows(self, name: str, segment: int) -> IntArray:
+        """Return the rows of ``cells`` or ``period_cells`` of one segment.
+
+        All are sorted at the first call: fits of many segments each ask for theirs.
+        """
         if f"rows of {name}" not in self._cache:
             codes = getattr(self, name)[:, 0]
             self._cache[f"rows of {name}"] = np.argsort(codes, kind="stable")
@@ -353,9 +357,12 @@ class Counts:
             raise SpecificationError(
                 "the panel has no regions: build it with region= (the column of the region)"
             )
-        own = self.regions
-        cells, n = group_sum(np.ascontiguousarray(own.cells[:, [0, 1, 3, 4, 5, 6]]), own.n)
-        return replace(self, buckets=len(own.labels), cells=cells, n=n, unit="region", _cache={})
+        regions = self.regions
+        without_period = np.ascontiguousarray(regions.cells[:, [0, 1, 3, 4, 5, 6]])
+        cells, n = group_sum(without_period, regions.n)
+        return replace(
+            self, buckets=len(regions.labels), cells=cells, n=n, unit="region", _cache={}
+        )
 
     def reweighted(self, factor: FloatArray) -> Counts:
         """Return the counts with bucket ``b`` standing for ``factor[b]`` copies of itself.
@@ -396,8 +403,7 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Add the counts of other members (parts of one panel, split by member)."""
-        if not isinstance(other, Counts):
-            raise SpecificationError(f"counts add to counts, not to a {type(other).__name__}")
+        checks.instance(other, "what is added to counts", Counts)
         same = (
             self.states == other.states
             and self.choices == other.choices
@@ -410,7 +416,7 @@ class Counts:
             )
         segments = self.segments + tuple(s for s in other.segments if s not in self.segments)
         segments = tuple(sorted(segments, key=str))
-        a, b = self._relabelled(segments), other._relabelled(segments)
+        a, b = self._relabel(segments), other._relabel(segments)
         cells, n = group_sum(np.concatenate([a.cells, b.cells]), np.r_[a.n, b.n])
         period_cells, period_n = group_sum(
             np.concatenate([a.period_cells, b.period_cells]), np.r_[a.period_n, b.period_n]
@@ -418,7 +424,7 @@ class Counts:
         regions = None if a.regions is None or b.regions is None else a.regions + b.regions
         members = None
         if a.members is not None and b.members is not None:
-            members = a._in_regions(regions) + b._in_regions(regions)
+            members = a._recode_regions(regions) + b._recode_regions(regions)
         return replace(
             a,
             cells=cells,
@@ -432,7 +438,7 @@ class Counts:
             _cache={},
         )
 
-    def _in_regions(self, regions: RegionCells | None) -> MemberCells:
+    def _recode_regions(self, regions: RegionCells | None) -> MemberCells:
         """Return the members with region codes of a union of regions."""
         assert self.members is not None
         if regions is None or self.regions is None:
@@ -440,22 +446,23 @@ class Counts:
         code = np.array([regions.labels.index(x) for x in self.regions.labels], dtype=np.int64)
         return replace(self.members, region=code[self.members.region])
 
-    def _relabelled(self, segments: tuple[Level, ...]) -> Counts:
+    def _relabel(self, segments: tuple[Level, ...]) -> Counts:
+        """Return the counts with segments coded by a longer list of labels."""
         new = np.array([segments.index(s) for s in self.segments], dtype=np.int64)
         cells, period_cells = self.cells.copy(), self.period_cells.copy()
         cells[:, 0] = new[cells[:, 0]]
         period_cells[:, 0] = new[period_cells[:, 0]]
         members = self.members
         if members is not None:
-            own, firsts = members.cells.copy(), members.firsts.copy()
-            own[:, 0] = new[own[:, 0]]
+            member_cells, firsts = members.cells.copy(), members.firsts.copy()
+            member_cells[:, 0] = new[member_cells[:, 0]]
             firsts[:, 1] = new[firsts[:, 1]]
-            members = replace(members, cells=own, firsts=firsts)
+            members = replace(members, cells=member_cells, firsts=firsts)
         regions = self.regions
         if regions is not None:
-            regions = regions.relabelled(new)
-        seen = np.zeros(len(segments))
-        seen[new] = self.segment_members
+            regions = regions.relabel(new)
+        segment_members = np.zeros(len(segments))
+        segment_members[new] = self.segment_members
         return replace(
             self,
             segments=segments,
@@ -463,12 +470,12 @@ class Counts:
             period_cells=period_cells,
             members=members,
             regions=regions,
-            segment_members=seen,
+            segment_members=segment_members,
         )
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of what the counts say: levels, cells and numbers."""
+        """SHA-256 of what the likelihood sees: levels, cells and numbers."""
         h = hashlib.sha256()
         h.update(repr((list(self.states.axes.items()), self.choices, self.segments)).encode())
         for a in (self.cells, self.n, self.period_cells, self.period_n):

@@ -1,4 +1,4 @@
-"""Counting panels too long to sort: every row goes to its place among members and periods.
+"""Counts of panels too long to sort: each row is written at the place of its member and period.
 
 The engine reads and codes the rows once, a batch at a time (:mod:`dynchoice.panel.query`); a row's
 code is written where its member and period stand, so that the next month is the next number and
@@ -8,8 +8,9 @@ the memory given is counted in passes, some members at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,30 +18,41 @@ import numpy as np
 from dynchoice.errors import DataError
 from dynchoice.kernels import counts as kernels
 from dynchoice.panel import query
-from dynchoice.panel.cells import members_worth
+from dynchoice.panel.cells import Keyed, sum_weights
+from dynchoice.panel.checks import weight_is_good
 from dynchoice.panel.source import stream
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
+    from ibis.backends.duckdb import Backend
 
 SPARSE = 4
 """Whole-number ids may leave this many places empty for each that is taken; others are listed."""
 THIN = 100
 """Places of a grid for each row beyond which it is no way to count (one period is far away)."""
 REPORTED = (
-    "members", "rows", "gaps", "gap_members", "entered", "exited", "censored", "single", "movers"
-)  # fmt: skip
+    "members",
+    "rows",
+    "gaps",
+    "gap_members",
+    "entered",
+    "exited",
+    "censored",
+    "single",
+    "movers",
+)
+"""What the kernel ``describe_members`` counts, in its order."""
 KEYS = 1_000_000
 """Rows whose keys are made at a time."""
 FIRST_TABLE = 1 << 14
+"""Places of a new table of keys: a power of two, as the kernels' hash needs it."""
 
 
-Keyed = tuple[IntArray, FloatArray, IntArray]
 NONE: Keyed = (np.zeros((0, 6), np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """What the codes of rows mean: sizes and labels, and where the panel begins and ends."""
 
@@ -67,28 +79,29 @@ class Spec:
 
 @dataclass
 class Table:
-    """Keys and how often each was met."""
+    """A hash table of keys (-1: empty place) and of how often each was met."""
 
     keys: IntArray = field(default_factory=lambda: np.full(FIRST_TABLE, -1, dtype=np.int64))
-    found: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
+    counts: IntArray = field(default_factory=lambda: np.zeros(FIRST_TABLE, dtype=np.int64))
 
     def add(self, keys: IntArray) -> None:
         """Count keys (n,)."""
         done = 0
         while True:
-            done, _ = kernels.count_keys(keys, done, self.keys, self.found)
+            done, _ = kernels.count_keys(keys, done, self.keys, self.counts)
             if done == len(keys):
                 return
+            # half full: the kernel stopped, since searches become long from there on
             larger = np.full(4 * len(self.keys), -1, dtype=np.int64)
             counts = np.zeros(len(larger), dtype=np.int64)
-            kernels.regrow(self.keys, self.found, larger, counts)
-            self.keys, self.found = larger, counts
+            kernels.regrow(self.keys, self.counts, larger, counts)
+            self.keys, self.counts = larger, counts
 
     def taken(self) -> tuple[IntArray, IntArray]:
         """Return keys in order and their counts."""
-        at = np.flatnonzero(self.keys >= 0)
-        at = at[np.argsort(self.keys[at])]
-        return self.keys[at], self.found[at]
+        places = np.flatnonzero(self.keys >= 0)
+        places = places[np.argsort(self.keys[places])]
+        return self.keys[places], self.counts[places]
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,61 @@ class Tally:
     """Nothing was counted: the grid would be all but empty."""
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The tables of keys that a count fills: cells by bucket, periods, and regions."""
+
+    cells: list[Table]
+    periods: Table
+    regions: Table
+
+    def add_grid(
+        self,
+        grid: AnyArray,
+        empty: Any,
+        extra: IntArray,
+        buckets: IntArray,
+        spec: Spec,
+        weights: int,
+    ) -> None:
+        """Count the rows in a grid of members.
+
+        ``extra`` (N,) is the code of each member's weight, of which there are ``weights``;
+        ``buckets`` (N,) are the members' buckets. Members are taken bucket by bucket, since each
+        bucket has a table of its own.
+        """
+        order = np.argsort(buckets, kind="stable")
+        edges = np.searchsorted(buckets[order], np.arange(spec.buckets + 1))
+        step = max(KEYS // spec.periods, 1)
+        keys = np.empty((3, step * spec.periods), dtype=np.int64)
+        sizes = (len(spec.segments), spec.states, spec.choices, weights)
+        by_region = bool(spec.regions)
+        for b in range(spec.buckets):
+            for first in range(edges[b], edges[b + 1], step):
+                some = order[first : min(first + step, edges[b + 1])]
+                made = kernels.member_keys(grid, empty, some, extra, sizes, by_region, *keys)
+                self.cells[b].add(keys[0, :made])
+                self.periods.add(keys[1, :made])
+                if by_region:
+                    self.regions.add(keys[2, :made])
+
+    def to_tally(self, spec: Spec, levels: FloatArray, stats: IntArray, members: IntArray) -> Tally:
+        """Return what was counted, with the numbers of members by segment and weight."""
+        parts = [_decode(table, spec, levels, bucket=b) for b, table in enumerate(self.cells)]
+        regions = None
+        if spec.regions:
+            regions = _decode(self.regions, spec, levels, by_period=True, by_region=True)
+        return Tally(
+            cells=tuple(np.concatenate(column) for column in zip(*parts, strict=True)),  # type: ignore[arg-type]
+            periods=_decode(self.periods, spec, levels, by_period=True),
+            regions=regions,
+            segment_members=np.array([sum_weights(levels, numbers) for numbers in members]),
+            members=dict(zip(REPORTED, (int(x) for x in stats), strict=True)),
+        )
+
+
 def tally(
-    con: Any, rows: ir.Table, spec: Spec, memory: int, total: int, progress: Progress | None
+    con: Backend, rows: ir.Table, spec: Spec, memory: int, total: int, progress: Progress | None
 ) -> Tally:
     """Count coded rows (of :func:`dynchoice.panel.query.coded_rows`) by grid.
 
@@ -131,12 +197,12 @@ def tally(
     DataError
         More cells than can be numbered.
     """
-    coded, low, buckets, nameless = _by_number(con, rows, spec, total)
+    coded, low, buckets, nameless = _number_members(con, rows, spec, total)
     if nameless:
         return Tally(refused=nameless)
     if len(buckets) * spec.periods > THIN * total:
         return Tally(thin=True)
-    levels = np.ones(1)
+    levels = np.ones(1)  # the distinct weights
     if spec.weighted:
         levels = np.sort(rows.select("weight").distinct().execute()["weight"].to_numpy(float))
     if spec.codes * (spec.states + 1) * spec.periods * len(levels) >= 2**62:
@@ -144,36 +210,33 @@ def tally(
             f"{spec.states:,} states x {spec.periods} periods x {len(levels):,} weights are too"
             " many cells to number: use fewer states, or fewer distinct weights"
         )
-    grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _top(t))
-    empty = grid_type(_top(grid_type))
-    share = max(memory // (spec.periods * empty.itemsize), 1)
+    # the smallest type that holds every code and one more number, which marks an empty place
+    grid_type: Any = next(t for t in (np.uint16, np.uint32, np.int64) if spec.codes < _largest(t))
+    empty = grid_type(_largest(grid_type))
+    share = max(memory // (spec.periods * empty.itemsize), 1)  # members that fit into memory
     passes = max(-(-len(buckets) // share), 1)
     share = -(-len(buckets) // passes)
     stats = np.zeros(9, dtype=np.int64)
-    seen = np.zeros((len(spec.segments), len(levels)), dtype=np.int64)
-    cells = [Table() for _ in range(spec.buckets)]
-    periods, regions = Table(), Table()
-    sizes = (len(spec.segments), spec.states, spec.choices, len(levels))
+    members = np.zeros((len(spec.segments), len(levels)), dtype=np.int64)
+    tables = Tables([Table() for _ in range(spec.buckets)], Table(), Table())
+
+    def report(number: int, read: int) -> None:
+        """Tell that some rows of a pass are read."""
+        if progress is not None:
+            now = number * total // passes + min(read, total // passes)
+            progress(min(now, total), total, "rows read")
+
     for k in range(passes):
         begin, end = k * share, min((k + 1) * share, len(buckets))
         grid = np.full((end - begin, spec.periods), empty)
         weights = np.full(end - begin, np.nan if spec.weighted else 1.0)
-        own = coded
+        part = coded
         if passes > 1:
-            own = coded.filter((coded.who >= low + begin) & (coded.who < low + end))
-        refused, doubled, uneven, read = 0, 0, 0, 0
-        for who, period, code, weight in _batches(con, own, spec):
-            _, bad, again = kernels.fill_grid(
-                who, period, code, low + begin, spec.first, grid, empty
-            )
-            refused, doubled = refused + bad, doubled + again
-            if spec.weighted:
-                kept = code >= 0
-                uneven += kernels.fill_weights(who[kept], weight[kept], low + begin, weights)
-            read += len(who)
-            if progress is not None:
-                now = k * total // passes + min(read, total // passes)
-                progress(min(now, total), total, "rows read")
+            part = coded.filter((coded.number >= low + begin) & (coded.number < low + end))
+        batches = _read_batches(con, part, spec)
+        refused, doubled, uneven = _fill_grid(
+            batches, spec, low + begin, grid, empty, weights, partial(report, k)
+        )
         if progress is not None and (k == passes - 1 or refused or doubled or uneven):
             progress(total, total, "rows read")
         if refused or doubled or uneven:  # the caller says which rows
@@ -181,38 +244,45 @@ def tally(
         extra = np.searchsorted(levels, np.where(np.isnan(weights), levels[0], weights))
         ends = (0, spec.periods - 1)
         group = spec.states * spec.choices * 2
-        kernels.describe_members(grid, empty, group, len(spec.segments), *ends, stats, seen, extra)
-        order = np.argsort(buckets[begin:end], kind="stable")
-        edges = np.searchsorted(buckets[begin:end][order], np.arange(spec.buckets + 1))
-        step = max(KEYS // spec.periods, 1)
-        keys = np.empty((3, step * spec.periods), dtype=np.int64)
-        for b in range(spec.buckets):
-            for first in range(edges[b], edges[b + 1], step):
-                some = order[first : min(first + step, edges[b + 1])]
-                by_region = bool(spec.regions)
-                made = kernels.member_keys(grid, empty, some, extra, sizes, by_region, *keys)
-                cells[b].add(keys[0, :made])
-                periods.add(keys[1, :made])
-                if by_region:
-                    regions.add(keys[2, :made])
-    parts = [_decoded(table, spec, levels, bucket=b) for b, table in enumerate(cells)]
-    return Tally(
-        cells=tuple(np.concatenate(column) for column in zip(*parts, strict=True)),  # type: ignore[arg-type]
-        periods=_decoded(periods, spec, levels, by_period=True),
-        regions=_decoded(regions, spec, levels, by_period=True, by_region=True)
-        if spec.regions
-        else None,
-        segment_members=np.array([members_worth(levels, own) for own in seen]),
-        members=dict(zip(REPORTED, (int(x) for x in stats), strict=True)),
-    )
+        kernels.describe_members(
+            grid, empty, group, len(spec.segments), *ends, stats, members, extra
+        )
+        tables.add_grid(grid, empty, extra, buckets[begin:end], spec, len(levels))
+    return tables.to_tally(spec, levels, stats, members)
 
 
-def _top(kind: Any) -> int:
-    """Return the number that marks an empty place."""
+def _fill_grid(
+    batches: Iterator[tuple[AnyArray, ...]],
+    spec: Spec,
+    low: int,
+    grid: AnyArray,
+    empty: Any,
+    weights: FloatArray,
+    report: Callable[[int], None],
+) -> tuple[int, int, int]:
+    """Write rows into a grid whose first member is number ``low``, and their members' weights.
+
+    Returns the numbers of rows that are refused, that are a member's second in a period, and whose
+    weight is another than their member's.
+    """
+    refused, doubled, uneven, read = 0, 0, 0, 0
+    for member, period, code, weight in batches:
+        _, bad, again = kernels.fill_grid(member, period, code, low, spec.first, grid, empty)
+        refused, doubled = refused + bad, doubled + again
+        if spec.weighted:
+            good = code >= 0
+            uneven += kernels.fill_weights(member[good], weight[good], low, weights)
+        read += len(member)
+        report(read)
+    return refused, doubled, uneven
+
+
+def _largest(kind: type[np.integer[Any]]) -> int:
+    """Return the largest number of a type, which marks an empty place."""
     return int(np.iinfo(kind).max)
 
 
-def _decoded(
+def _decode(
     table: Table,
     spec: Spec,
     levels: AnyArray,
@@ -220,7 +290,10 @@ def _decoded(
     by_period: bool = False,
     by_region: bool = False,
 ) -> Keyed:
-    """Return keys, weights and rows; keys as :class:`dynchoice.panel.counts.Counts` has them."""
+    """Return keys, weights and rows; keys as :class:`dynchoice.panel.counts.Counts` has them.
+
+    Undoes the kernel ``member_keys``: what it put in last comes off first.
+    """
     key, rows = table.taken()
     key, extra = np.divmod(key, len(levels))
     following = None
@@ -243,19 +316,19 @@ def _decoded(
     return np.ascontiguousarray(np.stack(columns, axis=1), np.int64), levels[extra], rows
 
 
-def _by_number(
-    con: Any, rows: ir.Table, spec: Spec, total: int
+def _number_members(
+    con: Backend, rows: ir.Table, spec: Spec, total: int
 ) -> tuple[ir.Table, int, IntArray, int]:
-    """Return rows with members as numbers, ``who``, the first number, and everyone's bucket.
+    """Return rows with a column ``number`` of members, the first number, and the members' buckets.
 
-    The last is how many rows name no member: then nothing else is made.
+    The fourth result is how many rows name no member: where there are any, the rest is empty.
 
     Whole numbers that lie close are taken as they are; other ids are listed once and joined.
     """
     import ibis
 
     whole = rows.member.type().is_integer()
-    number = rows.member.cast("int64") if whole else rows.period
+    number = rows.member.cast("int64") if whole else rows.period  # texts: any column of integers
     ends = rows.agg(
         low=number.min(), high=number.max(), nameless=rows.member.isnull().sum()
     ).execute()
@@ -274,35 +347,37 @@ def _by_number(
         )
         listed = con.table("numbers")
         buckets = listed.select(b=query.bucket_of(listed.member, spec.buckets))
-        return rows.mutate(who=number), low, _bucket_column(con, buckets), 0
+        return rows.mutate(number=number), low, _fetch_buckets(con, buckets), 0
     distinct = rows.select("member").distinct()
-    ids = con.create_table("ids", distinct.mutate(who=ibis.row_number()), temp=True, overwrite=True)
-    ordered = ids.order_by("who").select(b=query.bucket_of(ids.member, spec.buckets))
-    return rows.inner_join(ids, "member"), 0, _bucket_column(con, ordered), 0
+    numbered = distinct.mutate(number=ibis.row_number())
+    ids = con.create_table("ids", numbered, temp=True, overwrite=True)
+    ordered = ids.order_by("number").select(b=query.bucket_of(ids.member, spec.buckets))
+    return rows.inner_join(ids, "member"), 0, _fetch_buckets(con, ordered), 0
 
 
-def _bucket_column(con: Any, table: ir.Table) -> IntArray:
+def _fetch_buckets(con: Backend, table: ir.Table) -> IntArray:
+    """Return the one column of a table as an array."""
     parts = [batch.column(0).to_numpy() for batch in stream(con, table)]
     return np.concatenate(parts).astype(np.int64)
 
 
-def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, ...]]:
+def _read_batches(con: Backend, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, ...]]:
     """Yield member numbers, periods, codes (-1: refused) and weights of some rows at a time."""
     import ibis
 
-    group: Any = _label_code(con, rows, "segment", spec.segments)
+    group = _code_labels(rows, "segment", spec.segments)
     if spec.regions:
-        group = group + len(spec.segments) * _label_code(con, rows, "region", spec.regions)
+        group = group + len(spec.segments) * _code_labels(rows, "region", spec.regions)
     code = ((group * spec.states + rows.state) * spec.choices + rows.choice) * 2 + rows.decides
-    fields: dict[str, Any] = {
-        "who": rows.who,
+    fields: dict[str, ir.Value] = {
+        "number": rows.number,
         # before the first period: refused
         "period": rows.period.coalesce(spec.first - 1),
         "code": code.coalesce(-1),
     }
     if spec.weighted:
-        fine = ((rows.weight > 0) & (rows.weight < 1e300)).fill_null(False)
-        fields["code"] = ibis.ifelse(fine, code, -1).coalesce(-1)
+        good = weight_is_good(rows.weight).fill_null(False)
+        fields["code"] = ibis.ifelse(good, code, -1).coalesce(-1)
         fields["weight"] = rows.weight.coalesce(1.0)
     nothing = np.empty(0)
     for batch in stream(con, rows.select(**fields)):
@@ -310,6 +385,6 @@ def _batches(con: Any, rows: ir.Table, spec: Spec) -> Iterator[tuple[AnyArray, .
         yield (*columns, nothing)[:4]
 
 
-def _label_code(con: Any, rows: ir.Table, name: str, labels: tuple[Level, ...]) -> Any:
+def _code_labels(rows: ir.Table, name: str, labels: tuple[Level, ...]) -> ir.IntegerValue:
     """Return the code of a text column among its labels."""
     return query.level_code(rows[name], [str(x) for x in labels])

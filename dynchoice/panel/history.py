@@ -1,17 +1,13 @@
-"""What a member had one period before: the state column that plan histories seldom carry."""
+"""A member's value one period before: a state column that plan histories seldom carry."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from dynchoice.errors import ColumnError, DataError, first_few, suggest
+from dynchoice import checks
+from dynchoice._lazy import pd
+from dynchoice.errors import DataError, first_few
 from dynchoice.typing import AnyArray
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 FIRST_MONTH, LAST_MONTH = 190001, 299912
 """Numbers between these look like ``YYYYMM``, if their last two digits are a month."""
@@ -54,25 +50,21 @@ def previous(
     >>> previous(df, member="id", time="month", column="plan").tolist()
     [nan, 'none', nan]
     """
-    import pandas as pd
-
-    for name in (member, time, column):
-        if name not in df.columns:
-            raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
-    number = period_numbers(df[time], time, months)
-    work = pd.DataFrame(
-        {"who": df[member].to_numpy(), "when": number, "what": df[column].to_numpy()}
+    checks.columns(df, (member, time, column), "the table")
+    period = period_numbers(df[time], time, months)
+    rows = pd.DataFrame(
+        {"member": df[member].to_numpy(), "period": period, "value": df[column].to_numpy()}
     )
-    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
-    work = work.loc[order]
-    step = work.groupby("who")["when"].diff()
+    order = rows.sort_values(["member", "period"], kind="stable").index.to_numpy()
+    rows = rows.loc[order]
+    step = rows.groupby("member")["period"].diff()
     if (step == 0).any():
-        who = work.loc[step == 0, "who"].astype(str).unique().tolist()
+        members = rows.loc[step == 0, "member"].astype(str).unique().tolist()
         raise DataError(
             f"{int((step == 0).sum()):,} row(s) repeat a member and period, first: member"
-            f" {first_few(who)}"
+            f" {first_few(members)}"
         )
-    shifted = work.groupby("who")["what"].shift().where(step == 1)
+    shifted = rows.groupby("member")["value"].shift().where(step == 1)
     return pd.Series(shifted.sort_index().to_numpy(), index=df.index, name=f"previous_{column}")
 
 
@@ -93,19 +85,14 @@ def period_numbers(when: pd.Series, name: str, months: bool | None = None) -> An
     DataError
         Missing values, or values that are no dates.
     """
-    import pandas as pd
-
     if when.isna().any():
         raise DataError(f"{int(when.isna().sum()):,} value(s) of {name!r} are missing")
     if pd.api.types.is_numeric_dtype(when.dtype):
         number = when.to_numpy(dtype=np.float64)
         if months is None:
-            months = bool(len(number)) and bool(
-                (
-                    (number >= FIRST_MONTH) & (number <= LAST_MONTH)
-                    & (number % 100 >= 1) & (number % 100 <= 12)
-                ).all()
-            )  # fmt: skip
+            in_range = (number >= FIRST_MONTH) & (number <= LAST_MONTH)
+            has_month = (number % 100 >= 1) & (number % 100 <= 12)
+            months = bool(len(number)) and bool((in_range & has_month).all())
         if months:
             number = 12 * (number // 100) + number % 100  # YYYYMM
     elif isinstance(when.dtype, pd.PeriodDtype):

@@ -8,35 +8,35 @@ member's last row informs choices and never transitions.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
+import operator
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import (
-    DataError,
-    DataWarning,
-    SpecificationError,
-    suggest,
-)
+from dynchoice import checks
+from dynchoice._lazy import pd
+from dynchoice.errors import DataError, DataWarning
 from dynchoice.memory import in_bytes, limit
-from dynchoice.panel import checks, query
-from dynchoice.panel.cells import RegionCells, members_worth, summed
+from dynchoice.panel import checks as row_checks
+from dynchoice.panel import query
+from dynchoice.panel.cells import Keyed, RegionCells, sum_member_months, sum_weights_by_segment
+from dynchoice.panel.checks import OFFENDERS
 from dynchoice.panel.counts import Counts, MemberCells, period_label
 from dynchoice.panel.grid import Spec, Tally, tally
 from dynchoice.panel.history import FIRST_MONTH, LAST_MONTH
 from dynchoice.panel.report import Report
 from dynchoice.panel.source import as_table
 from dynchoice.panel.states import StateSpace, check_labels
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.typing import AnyArray, FloatArray, IntArray, Level, Progress, TableLike
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    import pandas as pd
 
 logger = logging.getLogger("dynchoice.panel")
 
@@ -45,10 +45,6 @@ KEYS = {
     "periods": ["segment", "period", "state", "choice", "decides"],
     "regions": ["segment", "region", "period", "state", "choice", "next_state", "decides"],
 }
-DIALECTS = (
-    "duckdb", "bigquery", "snowflake", "athena", "trino", "pyspark", "databricks", "postgres",
-    "redshift", "clickhouse", "mssql", "mysql", "oracle",
-)  # fmt: skip
 MEMBER_LIMIT = 5_000_000
 """Rows up to which a panel keeps cells by member."""
 CHUNK_ROWS = 4_000_000
@@ -124,7 +120,7 @@ class Panel:
 
     def __init__(
         self,
-        data: Any,
+        data: TableLike,
         *,
         member: str,
         time: str,
@@ -143,31 +139,40 @@ class Panel:
         memory: str | int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        checks.options(invalid, buckets)
-        if not isinstance(states, StateSpace):
-            raise SpecificationError(f"states is a {type(states).__name__}; build a StateSpace")
-        self.states = states
+        row_checks.options(invalid, buckets)
+        self.states = checks.instance(states, "states", StateSpace, "e.g. StateSpace(x=range(3))")
         self.choices = check_labels(choices, "choices")
         sources = dict(columns or {})
-        unknown = [name for name in sources if name not in states.axes]
-        if unknown:
-            raise SpecificationError(
-                f"columns names the axis {unknown[0]!r}, which the states do not have."
-                f"{suggest(unknown[0], states.axes)} Axes: {', '.join(states.axes)}"
-            )
+        checks.known(sources, states.axes, "columns: axis")
         self._sources = {name: sources.get(name, name) for name in states.axes}
-        self._names = checks.Names(
-            member, time, choice, self._sources, segment, region, weights, decision, states,
-            self.choices,
-        )  # fmt: skip
+        self._names = row_checks.Names(
+            member=member,
+            time=time,
+            choice=choice,
+            axes=self._sources,
+            segment=segment,
+            region=region,
+            weights=weights,
+            decision=decision,
+            states=states,
+            choices=self.choices,
+        )
         self._bytes = limit() // 2 if memory is None else in_bytes(memory)
         used = [member, time, choice, *self._sources.values()]
         used += [c for c in (segment, region, weights, decision) if c]
         self.spec = {
-            "member": member, "time": time, "choice": choice, "columns": self._sources,
-            "segment": segment, "region": region, "weights": weights, "decision": decision,
-            "freq": freq, "invalid": invalid, "buckets": buckets,
-        }  # fmt: skip
+            "member": member,
+            "time": time,
+            "choice": choice,
+            "columns": self._sources,
+            "segment": segment,
+            "region": region,
+            "weights": weights,
+            "decision": decision,
+            "freq": freq,
+            "invalid": invalid,
+            "buckets": buckets,
+        }
         table, self.engine = as_table(data, used, self._bytes // 2)
         self._lazy, self.kind = query.coded_rows(
             table,
@@ -188,8 +193,8 @@ class Panel:
         self._tally: Tally | None = None
         # too long to sort: counted by grid, where the engine is our own
         long = self.engine is not None and int(table.count().execute()) > member_limit
-        self._members = self._count_long(progress) if long else self._count_short()
-        self.report = self._report()
+        self._totals = self._count_long(progress) if long else self._count_short()
+        self.report = self._make_report()
         logger.info("panel: %s rows, %s members", self.report["rows"], self.report["members"])
 
     def _store(self, rows: ir.Table, name: str) -> ir.Table:
@@ -198,39 +203,38 @@ class Panel:
 
     # checks --------------------------------------------------------------------------------
 
-    def _checked(self, rows: ir.Table) -> ir.Table:
+    def _check_rows(self, rows: ir.Table) -> ir.Table:
         """Refuse or leave out rows that break a rule; ``_refused`` counts them."""
-        import pandas as pd
-
-        rules = checks.rules(self._names, rows)
-        found = rows.agg(
+        rules = row_checks.rules(self._names, rows)
+        totals = rows.agg(
             total=rows.count(),
             **{
-                f"rule_{i}": flag.fill_null(False).sum()
-                for i, (flag, _) in enumerate(rules.values())
+                f"rule_{i}": rule.broken.fill_null(False).sum()
+                for i, rule in enumerate(rules.values())
             },
         ).execute()
-        self._total = int(found["total"].iloc[0])
+        self._total = int(totals["total"].iloc[0])
         if self._total == 0:
             raise DataError("the table has no rows")
-        counts = [int(x) if pd.notna(x) else 0 for x in found.iloc[0, 1:]]
-        bad = [(n, c) for n, c in zip(rules, counts, strict=True) if c]
+        counts = [int(x) if pd.notna(x) else 0 for x in totals.iloc[0, 1:]]
+        bad = [(name, count) for name, count in zip(rules, counts, strict=True) if count]
         self._refused = pd.DataFrame(bad, columns=["rule", "rows"])
-        if bad and self._invalid == "raise":
-            raise DataError(checks.refusal(self._names, rows, bad, self._total))
-        if bad:
-            any_bad: Any = None
-            for name, _ in bad:
-                flag = rules[name][0].fill_null(False)
-                any_bad = flag if any_bad is None else any_bad | flag
-            rows = rows.filter(~any_bad)
-            if int(rows.count().execute()) == 0:
-                told = checks.refusal(self._names, rows, bad, self._total, offenders=False)
-                raise DataError("every row is refused:\n" + told)
-        return rows
+        if not bad:
+            return rows
+        if self._invalid == "raise":
+            raise DataError(row_checks.describe_bad_rows(self._names, rows, bad, self._total))
+        flags = [rules[name].broken.fill_null(False) for name, _ in bad]
+        good = rows.filter(~functools.reduce(operator.or_, flags))
+        if int(good.count().execute()) == 0:
+            bad_rows = row_checks.describe_bad_rows(self._names, good, bad, self._total, False)
+            raise DataError("every row is refused:\n" + bad_rows)
+        return good
 
     def _set_span(self, rows: ir.Table) -> bool:
-        """Find the first and last period; return whether integers look like YYYYMM."""
+        """Set ``span``, the first and last period; return whether integers look like YYYYMM.
+
+        Where no period can be read it is unset, and the answer yes: the rows need a closer look.
+        """
         ends = rows.agg(
             first=rows.period.min(),
             last=rows.period.max(),
@@ -245,48 +249,59 @@ class Panel:
         return integers and first >= FIRST_MONTH and last <= LAST_MONTH and whole
 
     def _refuse(self, rows: ir.Table) -> ir.Table:
-        """Refuse what is wrong with rows and members, in this order; return the rows that stay."""
-        rows = self._checked(rows)
+        """Check rows, the look of their times, and doubles; return the rows that stay."""
+        rows = self._check_rows(rows)
         if self._set_span(rows):
-            raise DataError(checks.like_months(self._names.time))
-        checks.refuse_doubles(self._names, rows)
+            raise DataError(row_checks.like_months(self._names.time))
+        row_checks.refuse_doubles(self._names, rows)
         return rows
 
     def _count_long(self, progress: Progress | None) -> dict[str, int]:
         """Count by grid: rows are read once, and looked at closely only where some are refused."""
-        import pandas as pd
-
         self.kept = self._lazy
         self._total = int(self._lazy.count().execute())
         self._refused = pd.DataFrame([], columns=["rule", "rows"])
         suspect = self._set_span(self._lazy)
-        found = Tally(refused=1) if suspect else self._tally_of(self._lazy, progress)
-        if found.refused or found.doubled or found.uneven:
-            for name in ("segments", "regions"):
-                self.__dict__.pop(name, None)
+        counted = Tally(refused=1) if suspect else self._count_by_grid(self._lazy, progress)
+        if counted.refused or counted.doubled or counted.uneven:
+            self._forget_labels()
             self.kept = rows = self._refuse(self._lazy)
-            if found.uneven or self._weighted:
-                worth = rows.weight
-                ends = rows.group_by("member").agg(least=worth.min(), most=worth.max())
-                checks.refuse_uneven(ends)
-            found = self._tally_of(rows, progress)
-        if found.thin:
+            if counted.uneven or self._weighted:
+                weight = rows.weight
+                ends = rows.group_by("member").agg(least=weight.min(), most=weight.max())
+                row_checks.refuse_uneven(ends)
+            counted = self._count_by_grid(rows, progress)
+        if counted.thin:
             logger.info("panel: periods lie too far apart for a grid; rows are sorted")
-            for name in ("segments", "regions"):
-                self.__dict__.pop(name, None)
+            self._forget_labels()
             return self._count_short()
-        self.rows = query.with_next(self.kept)
-        self._tally = found
-        self._moved = int((found.cells[0][:, 4] >= 0).sum())
-        return found.members
+        self.rows = query.add_next_states(self.kept)
+        self._tally = counted
+        self._moved = int((counted.cells[0][:, 4] >= 0).sum())
+        return counted.members
 
-    def _tally_of(self, rows: ir.Table, progress: Progress | None) -> Tally:
+    def _forget_labels(self) -> None:
+        """Drop the cached labels of segments and regions: other rows are kept from here on."""
+        for name in ("segments", "regions"):
+            self.__dict__.pop(name, None)
+
+    def _count_by_grid(self, rows: ir.Table, progress: Progress | None) -> Tally:
+        """Count coded rows by grid.
+
+        Where no row names a segment or region, the tally says that a row is refused.
+        """
         if not self.segments or (self._names.region and not self.regions):
-            return Tally(refused=1)  # no row names any
+            return Tally(refused=1)
         spec = Spec(
-            self.states.size, len(self.choices), self.segments, self.regions, *self.span,
-            self.buckets, self._weighted,
-        )  # fmt: skip
+            states=self.states.size,
+            choices=len(self.choices),
+            segments=self.segments,
+            regions=self.regions,
+            first=self.span[0],
+            last=self.span[1],
+            buckets=self.buckets,
+            weighted=self._weighted,
+        )
         return tally(self.engine, rows, spec, self._bytes // 2, self._total, progress)
 
     def _count_short(self) -> dict[str, int]:
@@ -295,13 +310,11 @@ class Panel:
         rows = self._refuse(stored)
         if rows is not stored:
             rows = self._store(rows, "kept")
-        self.rows = self.kept = self._store(query.with_next(rows), "rows")
-        return self._summary()
+        self.rows = self.kept = self._store(query.add_next_states(rows), "rows")
+        return self._summarise()
 
-    def _summary(self) -> dict[str, int]:
+    def _summarise(self) -> dict[str, int]:
         """Return numbers of rows and members of all kinds, from the rows with next states."""
-        import pandas as pd
-
         r = self.rows
         skipped = (r.next_period > r.period + 1).fill_null(False)
         by_member = r.group_by("member").agg(
@@ -315,10 +328,10 @@ class Panel:
             other_segment=r.segment.max(),
         )
         if self._weighted:
-            checks.refuse_uneven(by_member)
+            row_checks.refuse_uneven(by_member)
         first, last = self.span
         self._moved = int(r.filter(r.next_state >= 0).count().execute())
-        found = by_member.agg(
+        totals = by_member.agg(
             members=by_member.count(),
             rows=by_member.months.sum(),
             gaps=by_member.gaps.sum(),
@@ -329,12 +342,11 @@ class Panel:
             single=(by_member.months == 1).sum(),
             movers=(by_member.one_segment < by_member.other_segment).sum(),
         ).execute()
-        return {k: int(v) if pd.notna(v) else 0 for k, v in found.iloc[0].items()}
+        return {k: int(v) if pd.notna(v) else 0 for k, v in totals.iloc[0].items()}
 
-    def _report(self) -> Report:
-        import pandas as pd
-
-        m = self._members
+    def _make_report(self) -> Report:
+        """Return what is said of the panel, and warn where nobody is seen twice in a row."""
+        m = self._totals
         first, last = (period_label(p, self.kind) for p in self.span)
         lines: list[tuple[str, int, str]] = [
             ("rows", m["rows"], "member-months kept"),
@@ -373,35 +385,35 @@ class Panel:
     @cached_property
     def segments(self) -> tuple[Level, ...]:
         """Segment labels, sorted; ``("all",)`` without a segment column."""
-        found = self.kept.select("segment").distinct().execute()["segment"]
-        return tuple(sorted(str(s) for s in found.dropna()))
+        labels = self.kept.select("segment").distinct().execute()["segment"]
+        return tuple(sorted(str(s) for s in labels.dropna()))
 
     @cached_property
     def regions(self) -> tuple[Level, ...]:
         """Region labels, sorted; empty without a region column."""
         if self._names.region is None:
             return ()
-        found = self.kept.select("region").distinct().execute()["region"]
-        return tuple(sorted(str(r) for r in found.dropna()))
+        labels = self.kept.select("region").distinct().execute()["region"]
+        return tuple(sorted(str(r) for r in labels.dropna()))
 
-    def _fetch(self, keys: list[str]) -> tuple[IntArray, FloatArray, IntArray]:
+    def _fetch(self, keys: list[str]) -> Keyed:
         """Return cells by keys and weight: keys (n, k), weights and numbers of rows (n,)."""
-        found = query.cell_counts(self.rows, keys).execute()
-        weight = found["weight"].to_numpy(dtype=np.float64)
-        return self._keyed(found, keys), weight, found["rows"].to_numpy(dtype=np.int64)
+        cells = query.count_cells(self.rows, keys).execute()
+        weight = cells["weight"].to_numpy(dtype=np.float64)
+        return self._as_codes(cells, keys), weight, cells["rows"].to_numpy(dtype=np.int64)
 
-    def cells(self, kind: str) -> tuple[IntArray, FloatArray, IntArray]:
+    def cells(self, kind: str) -> Keyed:
         """Return numbers of rows by cell and weight: ``"cells"``, ``"periods"`` or ``"regions"``.
 
         Keys (n, k), columns as ``KEYS[kind]`` names them, weights and numbers of rows (n,).
         """
         if self._tally is not None:
-            made = getattr(self._tally, kind)
-            assert made is not None
-            return made
+            counted = getattr(self._tally, kind)
+            assert counted is not None
+            return counted
         return self._fetch(KEYS[kind])
 
-    def _keyed(self, df: pd.DataFrame, keys: list[str]) -> IntArray:
+    def _as_codes(self, df: pd.DataFrame, keys: list[str]) -> IntArray:
         """Return columns as one integer array (rows, keys), segments and regions by code."""
         codes = {
             name: {label: i for i, label in enumerate(labels)}
@@ -418,73 +430,78 @@ class Panel:
         """
         rounds = min(-(-self.report["rows"] // CHUNK_ROWS), self.buckets)
         edges = np.linspace(0, self.buckets, rounds + 1).astype(int)
-        parts = [self._members_of(int(a), int(b), by_period) for a, b in itertools.pairwise(edges)]
+        parts = [self._fetch_members(int(a), int(b), by_period) for a, b in pairwise(edges)]
         return MemberCells.merged([p for p in parts if len(p[0])])
 
-    def _members_of(self, low: int, high: int, by_period: bool) -> tuple[Any, MemberCells]:
+    def _fetch_members(self, low: int, high: int, by_period: bool) -> tuple[AnyArray, MemberCells]:
         """Return ids and cells of the members in buckets ``low`` to ``high - 1``."""
         keys = ["segment", "state", "choice", "next_state", "decides"]
         keys += ["period"] if by_period else []
-        r = self.rows
-        here = r.filter((r.bucket >= low) & (r.bucket < high))
-        own = query.cell_counts(here, ["member", *keys]).execute()
-        who, codes = np.unique(own["member"].to_numpy(), return_inverse=True)
-        weights = np.ones(len(who))
-        weights[codes] = own["weight"].to_numpy(dtype=np.float64)
-        cells = self._keyed(own, keys)
+        rows = self.rows.filter((self.rows.bucket >= low) & (self.rows.bucket < high))
+        counted = query.count_cells(rows, ["member", *keys]).execute()
+        ids, codes = np.unique(counted["member"].to_numpy(), return_inverse=True)
+        weights = np.ones(len(ids))
+        weights[codes] = counted["weight"].to_numpy(dtype=np.float64)
+        cells = self._as_codes(counted, keys)
         if by_period:
             cells[:, -1] -= self.span[0]
-        n = own["rows"].to_numpy(dtype=np.float64)
-        del own
-        bucket, region = np.zeros(len(who), np.int64), np.zeros(len(who), np.int64)
-        starts = self._first_months(here)
-        at = np.searchsorted(who, starts["member"].to_numpy())
-        earliest = np.lexsort((starts["period"].to_numpy(), at))
-        starts, at = starts.iloc[earliest], at[earliest]
-        opening = np.unique(at, return_index=True)[1]
-        bucket[at[opening]] = starts["bucket"].to_numpy()[opening]
+        n = counted["rows"].to_numpy(dtype=np.float64)
+        del counted  # the largest table here: let it go before the next is read
+        bucket, region = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+        starts = self._fetch_first_rows(rows)
+        member = np.searchsorted(ids, starts["member"].to_numpy())
+        by_time = np.lexsort((starts["period"].to_numpy(), member))
+        starts, member = starts.iloc[by_time], member[by_time]
+        # a member who changes segment has several starts: the earliest names bucket and region
+        opening = np.unique(member, return_index=True)[1]
+        bucket[member[opening]] = starts["bucket"].to_numpy()[opening]
         if self.regions:
-            region[at[opening]] = self._keyed(starts, ["region"])[opening, 0]
-        segment = self._keyed(starts, ["segment"])[:, 0]
-        firsts = np.stack([at, segment, starts["state"].to_numpy()], axis=1).astype(np.int64)
+            region[member[opening]] = self._as_codes(starts, ["region"])[opening, 0]
+        segment = self._as_codes(starts, ["segment"])[:, 0]
+        firsts = np.stack([member, segment, starts["state"].to_numpy()], axis=1).astype(np.int64)
         entries = codes.reshape(-1).astype(np.int64)
-        return who, MemberCells.from_rows(entries, cells, n, weights, firsts, bucket, region)
+        return ids, MemberCells.from_rows(
+            member=entries,
+            cells=cells,
+            n=n,
+            weights=weights,
+            firsts=firsts,
+            bucket=bucket,
+            region=region,
+        )
 
-    def _first_months(self, rows: ir.Table) -> pd.DataFrame:
+    def _fetch_first_rows(self, rows: ir.Table) -> pd.DataFrame:
         """Return each member's first row in each segment: bucket, region, period and state."""
         import ibis
 
-        r = rows
-        opening = r.period.min().over(ibis.window(group_by=[r.member, r.segment]))
-        kept = ["member", "segment", "bucket", "region", "state", "period"]
-        marked = r.select(*kept, opening=opening)
+        window = ibis.window(group_by=[rows.member, rows.segment])
+        columns = ["member", "segment", "bucket", "region", "state", "period"]
+        marked = rows.select(*columns, opening=rows.period.min().over(window))
         return marked.filter(marked.period == marked.opening).execute()
 
     def bucket_cells(self) -> RegionCells:
         """Return the cells by member bucket and period, in the form of those by region."""
         keys = ["segment", "bucket", "period", "state", "choice", "next_state", "decides"]
-        return RegionCells(tuple(range(self.buckets)), *summed(*self._fetch(keys)))
+        return RegionCells(tuple(range(self.buckets)), *sum_member_months(*self._fetch(keys)))
 
-    def _segment_members(self) -> FloatArray:
+    def _count_segment_members(self) -> FloatArray:
         """Return members seen in each segment (M,), by weight."""
         if self._tally is not None:
             return self._tally.segment_members
         once = self.rows.group_by(["segment", "member"]).agg(w=self.rows.weight.min())
-        seen = once.group_by(["segment", "w"]).agg(n=once.count()).execute()
-        label, worth = seen["segment"].astype(str), seen["w"].to_numpy(float)
-        own = [(label == str(s)).to_numpy() for s in self.segments]
-        return np.array([members_worth(worth[s], seen["n"].to_numpy()[s]) for s in own])
+        members = once.group_by(["segment", "w"]).agg(n=once.count()).execute()
+        return sum_weights_by_segment(self.segments, members["segment"], members["w"], members["n"])
 
     @cached_property
     def counts(self) -> Counts:
         """The panel as :class:`Counts`, computed once."""
         short = self._tally is None and self.report["rows"] <= self._member_limit
         members = self.member_cells() if short else None
-        cells, n = summed(*self.cells("cells"))
-        period_cells, period_n = summed(*self.cells("periods"))
+        cells, n = sum_member_months(*self.cells("cells"))
+        period_cells, period_n = sum_member_months(*self.cells("periods"))
         regions = None
         if self.regions:
-            regions = RegionCells(self.regions, *summed(*self.cells("regions")))
+            regions = RegionCells(self.regions, *sum_member_months(*self.cells("regions")))
         return Counts(
             states=self.states,
             choices=self.choices,
@@ -494,7 +511,7 @@ class Panel:
             n=n,
             period_cells=period_cells,
             period_n=period_n,
-            segment_members=self._segment_members(),
+            segment_members=self._count_segment_members(),
             origin=self.span[0],
             members=members,
             regions=regions,
@@ -508,14 +525,14 @@ class Panel:
         return until(self, period)
 
     def first_rows(
-        self, state: int, choice: int, next_state: int | None = None, limit: int = checks.OFFENDERS
+        self, state: int, choice: int, next_state: int | None = None, limit: int = OFFENDERS
     ) -> list[str]:
         """Return the first members and times of one cell, for error messages."""
         r = self.rows
-        hit = (r.state == int(state)) & (r.choice == int(choice))
+        in_cell = (r.state == int(state)) & (r.choice == int(choice))
         if next_state is not None:
-            hit &= r.next_state == int(next_state)
-        few = r.filter(hit).order_by(["member", "period"]).limit(limit).execute()
+            in_cell &= r.next_state == int(next_state)
+        few = r.filter(in_cell).order_by(["member", "period"]).limit(limit).execute()
         return [f"member {x.member} at {x.raw_time}" for x in few.itertuples()]
 
     def sql(self, dialect: str = "duckdb") -> str:
@@ -528,12 +545,8 @@ class Panel:
         """
         import ibis
 
-        if dialect not in DIALECTS:
-            raise SpecificationError(
-                f"dialect {dialect!r} is not known.{suggest(dialect, DIALECTS)}"
-                f" Known: {', '.join(DIALECTS)}"
-            )
-        expr = query.cell_counts(query.with_next(self._lazy), KEYS["cells"])
+        checks.one_of(dialect, "dialect", query.DIALECTS)
+        expr = query.count_cells(query.add_next_states(self._lazy), KEYS["cells"])
         return str(ibis.to_sql(expr, dialect=dialect))
 
     def __repr__(self) -> str:

@@ -10,12 +10,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dynchoice import checks
 from dynchoice.errors import ColumnError, SpecificationError, suggest
+from dynchoice.names import ALL
 from dynchoice.typing import Level
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
+DIALECTS = (
+    "duckdb",
+    "bigquery",
+    "snowflake",
+    "athena",
+    "trino",
+    "pyspark",
+    "databricks",
+    "postgres",
+    "redshift",
+    "clickhouse",
+    "mssql",
+    "mysql",
+    "oracle",
+)
+"""Engines for which a count can be printed as SQL."""
+FREQUENCIES = ("integer", "month", "quarter", "year")
 PRIME = 1_048_573
 """Modulus of the buckets' polynomial: products of three remainders stay below 2**63."""
 HASH_WEIGHTS = (1, 131, 17_161, 2_248_091)
@@ -33,14 +52,20 @@ def column(table: ir.Table, name: str, role: str) -> ir.Column:
 
 
 def without_nan(col: ir.Column) -> ir.Column:
-    """Return the column with NaN as null: Parquet and Arrow tell the two apart."""
+    """Return the column with NaN as null; files of Parquet and Arrow may hold both."""
     import ibis
 
     return ibis.ifelse(col.isnan(), ibis.null(col.type()), col) if col.type().is_floating() else col
 
 
 def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
-    """Return the code of a column's value among the levels; null where it is none of them."""
+    """Return the code of a column's value among the levels; null where it is none of them.
+
+    Raises
+    ------
+    SpecificationError
+        The levels are numbers and the column holds none.
+    """
     import ibis
 
     null = ibis.null("int64")
@@ -56,6 +81,7 @@ def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
             f"column {col.get_name()!r} holds {col.type()}, its levels are numbers"
             f" ({levels[0]!r} ...): make both text or both numbers"
         )
+    # evenly spaced whole levels are coded by arithmetic: a CASE of a thousand branches is slow
     values = [float(x) for x in levels]  # type: ignore[arg-type]
     step = values[1] - values[0] if len(values) > 1 else 1.0
     whole = all(v == int(v) for v in values)
@@ -64,6 +90,7 @@ def level_code(col: ir.Column, levels: Sequence[Level]) -> ir.IntegerColumn:
         inside = (col >= first) & (col <= first + width * (n - 1))
         if col.type().is_integer() and width == 1:
             return ibis.ifelse(inside, col.cast("int64") - first, null)
+        # engines refuse to cast what is out of range, so that is replaced before the cast
         safe = ibis.ifelse(inside, col, ibis.literal(first))
         whole_part = safe.cast("int64")
         fits = inside & (whole_part == safe) & ((whole_part - first) % width == 0)
@@ -77,15 +104,16 @@ def period_number(col: ir.Column, freq: str | None) -> tuple[ir.IntegerColumn, s
 
     Integers count periods one by one; dates and texts ``YYYY-MM[-DD]`` count months (or quarters
     or years, by ``freq``); integers with ``freq="month"`` read as ``YYYYMM``.
+
+    Raises
+    ------
+    SpecificationError
+        An unknown ``freq``, or one that the column's type cannot be read by; a time zone.
     """
     import ibis
 
-    kinds = (None, "integer", "month", "quarter", "year")
-    if freq not in kinds:
-        raise SpecificationError(
-            f"freq={freq!r} is not known.{suggest(freq, [k for k in kinds if k])}"
-            " Use 'integer', 'month', 'quarter' or 'year'"
-        )
+    if freq is not None:
+        checks.one_of(freq, "freq", FREQUENCIES)
     dtype = col.type()
     if dtype.is_integer() or dtype.is_floating():
         number = col.try_cast("int64") if dtype.is_floating() else col.cast("int64")
@@ -133,7 +161,7 @@ def bucket_of(member: ir.Column, buckets: int) -> ir.IntegerColumn:
     consecutive ids out evenly. Buckets that each held their share of every run of ids would be
     more alike than random ones, and errors resampled by bucket too small.
     """
-    number: Any
+    number: Any  # an ibis expression, whose arithmetic has no types
     if member.type().is_integer():
         number = member.cast("int64")
         number = _remainder(number, PRIME) + (number / PRIME).floor().cast("int64") % 7919
@@ -150,8 +178,8 @@ def bucket_of(member: ir.Column, buckets: int) -> ir.IntegerColumn:
     return (mixed % buckets).cast("int64")
 
 
-def _remainder(number: Any, modulus: int) -> Any:
-    """Return the remainder in 0 .. modulus - 1, also of negative numbers."""
+def _remainder(number: ir.NumericValue, modulus: int) -> ir.NumericValue:
+    """Return the remainder in 0 .. modulus - 1: SQL's has the sign of the number."""
     return (number % modulus + modulus) % modulus
 
 
@@ -178,18 +206,18 @@ def coded_rows(
     """
     import ibis
 
-    who = without_nan(column(table, member, "member"))
-    when, kind = period_number(column(table, time, "time"), freq)
+    member_id = without_nan(column(table, member, "member"))
+    period, kind = period_number(column(table, time, "time"), freq)
     raw_choice = column(table, choice, "choice")
-    fields: dict[str, Any] = {
-        "member": who,
-        "bucket": bucket_of(who, buckets),
-        "period": when,
+    fields: dict[str, ir.Value] = {
+        "member": member_id,
+        "bucket": bucket_of(member_id, buckets),
+        "period": period,
         "choice": level_code(raw_choice, choices),
         "raw_time": table[time].cast("string"),
         "raw_choice": raw_choice.cast("string"),
     }
-    state: Any = 0
+    state: Any = 0  # an ibis expression after the first axis; the last axis is fastest
     for k, (name, (source, levels)) in enumerate(axes.items()):
         col = column(table, source, f"state axis {name!r}")
         code = level_code(col, levels)
@@ -197,16 +225,12 @@ def coded_rows(
         fields[f"raw_axis_{k}"] = col.cast("string")
         state = state * len(levels) + code
     fields["state"] = state.cast("int64")
-    fields["segment"] = (
-        without_nan(column(table, segment, "segment")).cast("string")
-        if segment
-        else ibis.literal("all")
-    )
-    fields["region"] = (
-        without_nan(column(table, region, "region")).cast("string")
-        if region
-        else ibis.literal("all")
-    )
+    for group, source_of_group in (("segment", segment), ("region", region)):
+        fields[group] = (
+            without_nan(column(table, source_of_group, group)).cast("string")
+            if source_of_group
+            else ibis.literal(ALL)
+        )
     fields["weight"] = (
         column(table, weights, "weights").try_cast("float64") if weights else ibis.literal(1.0)
     )
@@ -217,7 +241,7 @@ def coded_rows(
     return table.select(**fields), kind
 
 
-def with_next(rows: ir.Table) -> ir.Table:
+def add_next_states(rows: ir.Table) -> ir.Table:
     """Add ``next_period`` and ``next_state`` (-1 where the next month is not observed)."""
     import ibis
 
@@ -231,6 +255,6 @@ def with_next(rows: ir.Table) -> ir.Table:
     ).drop("state_ahead")
 
 
-def cell_counts(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
-    """Count coded rows by keys and weight: the expression behind every count."""
+def count_cells(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """Return numbers of coded rows by keys and weight: the query behind every count."""
     return rows.group_by([*keys, "weight"]).agg(rows=lambda t: t.count())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +15,21 @@ from dynchoice.panel.cells import RegionCells
 from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.panel.states import StateSpace
 from dynchoice.storage import load_tree, save_tree
+from dynchoice.typing import FilePath
 
 KIND = "Counts"
 PLAIN = (
-    "buckets", "cells", "n", "period_cells", "period_n", "segment_members", "period_kind",
-    "origin", "unit",
-)  # fmt: skip
+    "buckets",
+    "cells",
+    "n",
+    "period_cells",
+    "period_n",
+    "segment_members",
+    "period_kind",
+    "origin",
+    "unit",
+)
+"""Fields of counts that are saved as they are."""
 
 
 def counts_to_tree(counts: Counts) -> dict[str, Any]:
@@ -56,12 +64,12 @@ def counts_from_tree(tree: Mapping[str, Any]) -> Counts:
     )
 
 
-def save_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
+def save_counts(counts: Counts, path: FilePath) -> Path:
     """Write counts to one ``.npz`` file, whole or not at all."""
     return save_tree(path, KIND, counts_to_tree(counts))
 
 
-def load_counts(path: str | os.PathLike[str]) -> Counts:
+def load_counts(path: FilePath) -> Counts:
     """Read what :func:`save_counts` wrote.
 
     Raises
@@ -76,13 +84,13 @@ def load_counts(path: str | os.PathLike[str]) -> Counts:
 
 
 def full_digest(counts: Counts) -> str:
-    """Return the sha256 of all that counts hold, members and regions included.
+    """Return the SHA-256 of all that counts hold, members and regions included.
 
     :attr:`Counts.digest` is of the likelihood's cells alone; standard errors see more.
     """
     h = hashlib.sha256()
 
-    def take(value: Any) -> None:
+    def take(value: object) -> None:
         if isinstance(value, np.ndarray):
             h.update(f"{value.dtype.str}{value.shape}".encode())
             h.update(np.ascontiguousarray(value).tobytes())

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
+from dynchoice import checks
+from dynchoice._lazy import pd
+from dynchoice.errors import DataError, SpecificationError, first_few, suggest
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def plain(level: object) -> Level:
-    """Return a level as a plain Python value (numpy scalars become int, float, bool or str)."""
+    """Return a level as a plain Python value (numpy scalars become int, float, bool or str).
+
+    Raises
+    ------
+    SpecificationError
+        It is of another type, or NaN.
+    """
     value = level.item() if isinstance(level, np.generic) else level
     if not isinstance(value, (int, float, str, bool)):
         raise SpecificationError(
             f"level {value!r} is a {type(value).__name__}; levels are int, float, bool or str"
         )
-    if value != value:
+    if value != value:  # NaN alone is unlike itself
         raise SpecificationError("a level may not be NaN")
     return value
 
 
 def check_labels(labels: Iterable[object], what: str) -> tuple[Level, ...]:
-    """Return labels as a tuple of distinct plain values, or say which repeat."""
+    """Return labels as a tuple of distinct plain values.
+
+    Raises
+    ------
+    SpecificationError
+        One text, no list, an empty list, a label that is no level, or labels that repeat.
+    """
     if isinstance(labels, (str, bytes)):
         raise SpecificationError(f"{what}: pass a list of labels, not the text {labels!r}")
     if isinstance(labels, (set, frozenset)) or not isinstance(labels, Iterable):
@@ -45,7 +55,13 @@ def check_labels(labels: Iterable[object], what: str) -> tuple[Level, ...]:
 
 
 def as_floats(values: object, what: str) -> FloatArray:
-    """Return an array of float64, or say that what was given cannot be one."""
+    """Return an array of float64.
+
+    Raises
+    ------
+    SpecificationError
+        The values cannot be read as numbers.
+    """
     try:
         array = np.asarray(values)
         if np.iscomplexobj(array):
@@ -56,9 +72,13 @@ def as_floats(values: object, what: str) -> FloatArray:
 
 
 def code_labels(values: AnyArray, labels: Sequence[Level], what: str) -> IntArray:
-    """Return the code of each value in ``labels``; unknown values are refused with their count."""
-    import pandas as pd
+    """Return the code (n,) of each value in ``labels``.
 
+    Raises
+    ------
+    DataError
+        Some values are no labels: how many, and the first of them.
+    """
     codes = pd.Index(list(labels)).get_indexer(pd.Index(values))
     if (codes < 0).any():
         bad = np.asarray(values, dtype=object)[codes < 0]
@@ -126,7 +146,13 @@ class StateSpace:
         return math.prod(self.shape)
 
     def axis(self, name: str) -> int:
-        """Return the position of an axis, with a suggestion for a mistyped name."""
+        """Return the position of an axis.
+
+        Raises
+        ------
+        SpecificationError
+            No axis of this name.
+        """
         if name not in self.axes:
             raise SpecificationError(
                 f"no axis is named {name!r}.{suggest(name, self.axes)} Axes: {', '.join(self.axes)}"
@@ -134,7 +160,13 @@ class StateSpace:
         return self.names.index(name)
 
     def level_code(self, name: str, level: object) -> int:
-        """Return the code of one level of one axis."""
+        """Return the code of one level of one axis.
+
+        Raises
+        ------
+        SpecificationError
+            No such axis, or no such level.
+        """
         levels = self.axes[self.names[self.axis(name)]]
         value = plain(level)
         if value not in levels:
@@ -159,12 +191,7 @@ class StateSpace:
         DataError
             A value is no level of its axis.
         """
-        missing = [name for name in self.axes if name not in df.columns]
-        if missing:
-            raise ColumnError(
-                f"column(s) {first_few([repr(m) for m in missing])} for the state axes are missing."
-                f"{suggest(missing[0], df.columns)}"
-            )
+        checks.columns(df, self.axes, "state axes")
         parts = [
             code_labels(df[name].to_numpy(), levels, f"column {name!r}")
             for name, levels in self.axes.items()
@@ -173,8 +200,6 @@ class StateSpace:
 
     def labels(self, codes: Iterable[int] | IntArray) -> pd.DataFrame:
         """Return the levels of states, one row a code: the inverse of :meth:`codes`."""
-        import pandas as pd
-
         index = np.unravel_index(np.asarray(codes, dtype=np.int64), self.shape)
         return pd.DataFrame(
             {

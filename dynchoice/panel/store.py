@@ -1,4 +1,4 @@
-"""Counts kept on disk and brought up to date: last month is added, nothing else is read again.
+"""Counts on disk that are kept up to date: a new month is added without reading the others.
 
 A member's last row informs choices and no transition, until the next month says where it led. So a
 store keeps, beside the counts, the *seam*: each member's last row. New rows are counted by
@@ -14,22 +14,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynchoice.errors import DataError, LockError, SpecificationError, StorageError, first_few
-from dynchoice.panel.cells import RegionCells, distinct_rows, members_worth, summed
+from dynchoice.panel.cells import (
+    Keyed,
+    RegionCells,
+    distinct_rows,
+    sum_member_months,
+    sum_weights_by_segment,
+)
+from dynchoice.panel.checks import OFFENDERS
 from dynchoice.panel.counts import Counts, period_label
 from dynchoice.panel.panel import KEYS, Panel
 from dynchoice.panel.states import StateSpace
 from dynchoice.storage import load_tree, save_tree, write_atomically
-from dynchoice.typing import FloatArray, IntArray, Level
+from dynchoice.typing import FilePath, Level, TableLike
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    from ibis.backends.duckdb import Backend
 
 POINTER, LOCK = "current.json", ".lock"
 KEPT = 2
 """Versions that stay on the disk: the current one, and the one that a reader may still read."""
-Keyed = tuple[IntArray, FloatArray, IntArray]
 
 
 class CountStore:
@@ -66,12 +76,12 @@ class CountStore:
     6.0
     """
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: FilePath) -> None:
         self.path = Path(path)
         self._read()
 
     @classmethod
-    def create(cls, path: Any, panel: Panel) -> CountStore:
+    def create(cls, path: FilePath, panel: Panel) -> CountStore:
         """Make a store of a panel's counts in a new or empty folder.
 
         Raises
@@ -103,11 +113,19 @@ class CountStore:
             "rows": panel.report["rows"],
         }
         with _locked(target):
-            last, places = ends_of(panel, "last"), panel.kept.select("member", "segment").distinct()
-            _write(target, 1, tree, cells, panel.engine, last, places)
+            _write(
+                target,
+                version=1,
+                tree=tree,
+                cells=cells,
+                con=panel.engine,
+                seam=_find_ends(panel, "last"),
+                places=panel.kept.select("member", "segment").distinct(),
+            )
         return cls(target)
 
     def _read(self) -> None:
+        """Read the current version."""
         try:
             self.version = int(json.loads((self.path / POINTER).read_text())["version"])
         except (OSError, ValueError, KeyError) as error:
@@ -134,11 +152,13 @@ class CountStore:
     def counts(self) -> Counts:
         """All months as :class:`Counts`."""
         tree = self._tree
-        cells, n = summed(*self._cells["cells"])
-        period_cells, period_n = summed(*self._cells["periods"])
+        cells, n = sum_member_months(*self._cells["cells"])
+        period_cells, period_n = sum_member_months(*self._cells["periods"])
         regions = None
         if tree["regions"]:
-            regions = RegionCells(tuple(tree["regions"]), *summed(*self._cells["regions"]))
+            regions = RegionCells(
+                tuple(tree["regions"]), *sum_member_months(*self._cells["regions"])
+            )
         return Counts(
             states=self.states,
             choices=tuple(tree["choices"]),
@@ -154,7 +174,7 @@ class CountStore:
             period_kind=tree["kind"],
         )
 
-    def update(self, data: Any, memory: str | int | None = None) -> dict[str, int]:
+    def update(self, data: TableLike, memory: str | int | None = None) -> dict[str, int]:
         """Add new rows: the months that came since.
 
         Parameters
@@ -201,41 +221,29 @@ class CountStore:
                     f"members are {panel.kept.member.type()} here and {seam.member.type()} in the"
                     " store: convert them"
                 )
-            begun = con.create_table("begun", ends_of(panel, "first"), temp=True, overwrite=True)
-            joined = seam.inner_join(begun, "member", rname="{name}_new")
-            self._refuse_known(joined)
+            first = con.create_table("begun", _find_ends(panel, "first"), temp=True, overwrite=True)
+            joined = seam.inner_join(first, "member", rname="{name}_new")
+            self._refuse_overlap(joined)
             follows = joined.filter(joined.period_new == joined.period + 1)
             labels = {
                 "segment": sorted({*tree["segments"], *panel.segments}, key=str),
                 "region": sorted({*tree["regions"], *panel.regions}, key=str),
             }
-            merged = {}
-            for kind, keys in KEYS.items():
-                if kind not in self._cells:
-                    continue
-                old = relabelled(self._cells[kind], keys, tree, labels)
-                new = relabelled(
-                    panel.cells(kind), keys,
-                    {"segments": list(panel.segments), "regions": list(panel.regions)}, labels,
-                )  # fmt: skip
-                parts = [old, new]
-                if kind != "periods":
-                    parts += _moved(follows, keys, labels)
-                merged[kind] = joined_cells(parts)
-            ended = con.create_table("ended", ends_of(panel, "last"), temp=True, overwrite=True)
-            kept = seam.anti_join(ended, "member").union(
-                ended.select(*seam.columns).cast(seam.schema())
+            cells = self._merge_cells(panel, follows, labels)
+            last = con.create_table("ended", _find_ends(panel, "last"), temp=True, overwrite=True)
+            # who has no new row keeps the old last one
+            new_seam = seam.anti_join(last, "member").union(
+                last.select(*seam.columns).cast(seam.schema())
             )
-            now = panel.kept.select("member", "segment").cast(places.schema())
-            seen = places.union(now, distinct=True)
-            known = int(joined.count().execute())
+            new_places = panel.kept.select("member", "segment").cast(places.schema())
+            here_before = int(joined.count().execute())
             continued = int(follows.count().execute())
-            told = {
+            summary = {
                 "rows": panel.report["rows"],
                 "members": panel.report["members"],
-                "new": panel.report["members"] - known,
+                "new": panel.report["members"] - here_before,
                 "continued": continued,
-                "gaps": known - continued,
+                "gaps": here_before - continued,
             }
             tree = {
                 **tree,
@@ -247,30 +255,61 @@ class CountStore:
                 ],
                 "rows": tree["rows"] + panel.report["rows"],
             }
-            _write(self.path, self.version + 1, tree, merged, con, kept, seen)
+            _write(
+                self.path,
+                version=self.version + 1,
+                tree=tree,
+                cells=cells,
+                con=con,
+                seam=new_seam,
+                places=places.union(new_places, distinct=True),
+            )
             self._read()
-        return told
+        return summary
 
-    def _refuse_known(self, joined: Any) -> None:
+    def _merge_cells(
+        self, panel: Panel, follows: ir.Table, labels: dict[str, list[Level]]
+    ) -> dict[str, Keyed]:
+        """Return the store's cells with those of new rows added, by kind.
+
+        ``follows`` are last rows here whose next period is the first new one: their cells get a
+        next state.
+        """
+        before = {name: self._tree[name] for name in ("segments", "regions")}
+        added = {"segments": list(panel.segments), "regions": list(panel.regions)}
+        merged = {}
+        for kind, keys in KEYS.items():
+            if kind not in self._cells:
+                continue
+            parts = [
+                _relabel(self._cells[kind], keys, before, labels),
+                _relabel(panel.cells(kind), keys, added, labels),
+            ]
+            if kind != "periods":  # these have no next state
+                parts += _move_seams(follows, keys, labels)
+            merged[kind] = _join_cells(parts)
+        return merged
+
+    def _refuse_overlap(self, joined: ir.Table) -> None:
         """Raise where new rows are not later than a member's last one, or weights differ."""
         kind = self._tree["kind"]
         late = joined.filter(joined.period_new <= joined.period)
         count = int(late.count().execute())
         if count:
-            few = late.order_by("member").limit(3).execute()
-            seen = [
+            few = late.order_by("member").limit(OFFENDERS).execute()
+            offenders = [
                 f"member {r.member} at {period_label(int(r.period_new), kind)} (counted to"
                 f" {period_label(int(r.period), kind)})"
                 for r in few.itertuples()
             ]
             raise DataError(
                 f"{count:,} member(s) have rows of periods that are counted already, first:"
-                f" {first_few(seen)}. Pass later periods only; to change the past, recount it"
+                f" {first_few(offenders)}. Pass later periods only; to change the past, recount it"
             )
         uneven = joined.filter(joined.weight_new != joined.weight)
         count = int(uneven.count().execute())
         if count:
-            few = uneven.order_by("member").limit(3).execute()
+            few = uneven.order_by("member").limit(OFFENDERS).execute()
             raise DataError(
                 f"the weight of {count:,} member(s) is another than before, first:"
                 f" {first_few([f'member {m}' for m in few.member])}"
@@ -281,57 +320,68 @@ class CountStore:
         return f"CountStore({str(self.path)!r}: {self.rows:,} rows, {first} to {last})"
 
 
-def ends_of(panel: Panel, which: str) -> Any:
+def _find_ends(panel: Panel, which: str) -> ir.Table:
     """Return each member's ``"first"`` or ``"last"`` row, as a table."""
     rows = panel.kept
-    taken = {
+    columns = {
         name: (rows[name].argmin if which == "first" else rows[name].argmax)(rows.period)
         for name in ("state", "choice", "segment", "region", "decides", "weight", "bucket")
     }
     period = rows.period.min() if which == "first" else rows.period.max()
-    return rows.group_by("member").agg(period=period, **taken)
+    return rows.group_by("member").agg(period=period, **columns)
 
 
-def relabelled(
-    cells: Keyed, keys: list[str], before: dict[str, Any], after: dict[str, list[Level]]
+def _relabel(
+    cells: Keyed,
+    names: list[str],
+    before: dict[str, list[Level]],
+    after: dict[str, list[Level]],
 ) -> Keyed:
-    """Return cells with codes of segments and regions by other lists of labels."""
-    own, weight, rows = cells
-    own = own.copy()
+    """Return cells with codes of segments and regions by other lists of labels.
+
+    ``names`` are those of the keys' columns; ``before`` has the lists of labels as ``"segments"``
+    and ``"regions"``, ``after`` as ``"segment"`` and ``"region"``.
+    """
+    keys, weight, rows = cells
+    keys = keys.copy()
     for name in ("segment", "region"):
-        if name in keys:
+        if name in names:
             new = np.array([after[name].index(x) for x in before[f"{name}s"]], dtype=np.int64)
-            at = keys.index(name)
-            own[:, at] = new[own[:, at]]
-    return own, weight, rows
+            column = names.index(name)
+            keys[:, column] = new[keys[:, column]]
+    return keys, weight, rows
 
 
-def joined_cells(parts: list[Keyed]) -> Keyed:
-    """Return the cells of several parts with their numbers of rows added; none with no rows."""
+def _join_cells(parts: list[Keyed]) -> Keyed:
+    """Return the cells of several parts with their numbers of rows added; empty cells go."""
     keys = np.concatenate([p[0] for p in parts])
     weight = np.concatenate([p[1] for p in parts])
     rows = np.concatenate([p[2] for p in parts])
+    # weights are told apart by code, so that rows stay integers: sums of these are exact
     levels, code = np.unique(weight, return_inverse=True)
-    distinct, at = distinct_rows(np.column_stack([keys, code.reshape(-1)]))
+    distinct, cell = distinct_rows(np.column_stack([keys, code.reshape(-1)]))
     total = np.zeros(len(distinct), dtype=np.int64)
-    np.add.at(total, at, rows)
+    np.add.at(total, cell, rows)
     kept = total != 0
     return distinct[kept, :-1], levels[distinct[kept, -1]], total[kept]
 
 
-def _moved(follows: Any, keys: list[str], labels: dict[str, list[Level]]) -> list[Keyed]:
-    """Return what followed seams take from cells without a next state, and add to others."""
+def _move_seams(follows: ir.Table, keys: list[str], labels: dict[str, list[Level]]) -> list[Keyed]:
+    """Return the rows that leave cells without a next state, and those that join others.
+
+    The first part has negative numbers of rows: joined to the cells, it takes rows off them.
+    """
     named = [k for k in keys if k != "next_state"]
-    found = (
+    counted = (
         follows.group_by([*named, "state_new", "weight"]).agg(rows=lambda t: t.count()).execute()
     )
     columns = {
-        k: found[k].map({x: i for i, x in enumerate(labels[k])}) if k in labels else found[k]
+        k: counted[k].map({x: i for i, x in enumerate(labels[k])}) if k in labels else counted[k]
         for k in named
     }
-    weight, rows = found["weight"].to_numpy(float), found["rows"].to_numpy(np.int64)
+    weight, rows = counted["weight"].to_numpy(float), counted["rows"].to_numpy(np.int64)
     out = []
-    for following, sign in ((np.full(len(found), -1), -1), (found["state_new"], 1)):
+    for following, sign in ((np.full(len(counted), -1), -1), (counted["state_new"], 1)):
         parts = [following if k == "next_state" else columns[k] for k in keys]
         stacked = np.stack([np.asarray(p, dtype=np.int64) for p in parts], axis=1)
         out.append((stacked, weight, sign * rows))
@@ -340,6 +390,7 @@ def _moved(follows: Any, keys: list[str], labels: dict[str, list[Level]]) -> lis
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a store's folder; raise at once where another update has it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path / LOCK)
@@ -354,32 +405,39 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(
-    path: Path, version: int, tree: dict[str, Any], cells: dict[str, Keyed], con: Any, seam: Any,
-    places: Any,
-) -> None:  # fmt: skip
-    """Write a version beside the others, then point to it."""
+    path: Path,
+    *,
+    version: int,
+    tree: dict[str, Any],
+    cells: dict[str, Keyed],
+    con: Backend,
+    seam: ir.Table,
+    places: ir.Table,
+) -> None:
+    """Write a version beside the others, then point to it.
+
+    ``seam`` is each member's last row, ``places`` the distinct pairs of member and segment.
+    """
     import ibis
 
     for name, table in (("seam", seam), ("places", places)):
         target = path / f"{name}-{version:06d}.parquet"
         sql = ibis.to_sql(table, dialect="duckdb")
         con.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd)")
-    own = con.read_parquet(path / f"seam-{version:06d}.parquet").select("member", "weight")
-    where = con.read_parquet(path / f"places-{version:06d}.parquet")
-    each = where.inner_join(own, "member").group_by(["segment", "weight"])
+    # from the files: the tables may be long queries, which would run a second time
+    weights = con.read_parquet(path / f"seam-{version:06d}.parquet").select("member", "weight")
+    pairs = con.read_parquet(path / f"places-{version:06d}.parquet")
+    each = pairs.inner_join(weights, "member").group_by(["segment", "weight"])
     counted = each.agg(n=lambda t: t.count()).execute()
-    label, worth = counted["segment"].astype(str), counted["weight"].to_numpy(float)
-    members = np.array(
-        [
-            members_worth(worth[own], counted["n"].to_numpy()[own])
-            for own in ((label == str(s)).to_numpy() for s in tree["segments"])
-        ]
+    members = sum_weights_by_segment(
+        tree["segments"], counted["segment"], counted["weight"], counted["n"]
     )
-    kept = {kind: list(found) for kind, found in cells.items()}
+    saved_cells = {kind: list(arrays) for kind, arrays in cells.items()}
     save_tree(
-        path / f"counts-{version:06d}.npz", "CountStore",
-        {**tree, "cells": kept, "members": members},
-    )  # fmt: skip
+        path / f"counts-{version:06d}.npz",
+        "CountStore",
+        {**tree, "cells": saved_cells, "members": members},
+    )
     text = json.dumps({"version": version}).encode()
     write_atomically(path / POINTER, lambda handle: handle.write(text))
     for name in ("seam", "places", "counts"):
@@ -389,4 +447,5 @@ def _write(
 
 
 def _quoted(path: Path) -> str:
+    """Return a path for a text of SQL."""
     return str(path).replace("'", "''")

@@ -17,27 +17,36 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import query
 from dynchoice.panel.source import as_table, stream
 from dynchoice.panel.states import check_labels
-from dynchoice.typing import FloatArray, IntArray, Level, Progress
+from dynchoice.typing import (
+    AnyArray,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Level,
+    Progress,
+    TableLike,
+)
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    import pandas as pd
 
 BLOCK = 65_536
 """Rows that are worked on at a time."""
 NO_ROW = -1
+"""What stands for the row of a next period that is not observed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Some consecutive rows: states ``x``, next states ``x_next`` where ``moved``, choices."""
 
@@ -48,7 +57,7 @@ class Block:
     x_next: FloatArray
     moved: IntArray
     """Positions within the block of rows whose next state is known; ``x_next`` has these only."""
-    ended: Any
+    ended: BoolArray
     """Whether nothing follows a row (a terminal state), by row."""
 
 
@@ -114,7 +123,7 @@ class Trajectories:
 
     def __init__(
         self,
-        data: Any,
+        data: TableLike,
         *,
         member: str,
         time: str,
@@ -137,30 +146,35 @@ class Trajectories:
         if len(self.choices) < 2:
             raise SpecificationError(f"two choices at least, got {list(self.choices)}")
         self.spec = {
-            "member": member, "time": time, "choice": choice, "weights": weights,
-            "terminal": terminal, "region": region, "freq": freq,
-        }  # fmt: skip
+            "member": member,
+            "time": time,
+            "choice": choice,
+            "weights": weights,
+            "terminal": terminal,
+            "region": region,
+            "freq": freq,
+        }
         used = [member, time, choice, *self.features]
         used += [c for c in (weights, terminal, region) if c]
         self._bytes = limit() // 4 if memory is None else in_bytes(memory)
         table, self._engine = as_table(data, used, self._bytes)
-        self._read(self._coded(table), progress)
+        self._read(self._code_columns(table), progress)
         self._refuse()
         self._engine = None
 
     # reading ---------------------------------------------------------------------------------
 
-    def _coded(self, table: ir.Table) -> ir.Table:
+    def _code_columns(self, table: ir.Table) -> ir.Table:
         """Return member, period, choice code and features as numbers, lazily."""
         import ibis
 
         s = self.spec
-        when, self.kind = query.period_number(
+        period, self.kind = query.period_number(
             query.column(table, str(s["time"]), "time"), s["freq"]
         )
-        fields: dict[str, Any] = {
+        fields: dict[str, ir.Value] = {
             "member": query.without_nan(query.column(table, str(s["member"]), "member")),
-            "period": when,
+            "period": period,
             "choice": query.level_code(
                 query.column(table, str(s["choice"]), "choice"), self.choices
             ),
@@ -188,37 +202,39 @@ class Trajectories:
         N, p = int(rows.count().execute()), len(self.features)
         if N == 0:
             raise DataError("the table has no rows")
-        self.x = self._room(N, p)
+        self.x = self._allocate(N, p)
         self.choice = np.empty(N, dtype=np.int64)
         self.period, self.member = np.empty(N, dtype=np.int64), np.empty(N, dtype=np.int64)
         self.weight, self.ended = np.empty(N), np.empty(N, dtype=bool)
         roles = {"member": "member", "period": "time", "choice": "choice", "ended": "terminal"}
         missing = dict.fromkeys(roles, 0)
-        regions: list[Any] = []
-        at, members, last = 0, -1, None
+        regions: list[object] = []  # of each member, as first read
+        start, members, last = 0, -1, None
         for batch in stream(self._engine, rows.order_by([rows.member, rows.period])):
             if not batch.num_rows:
                 continue
-            part = slice(at, at + batch.num_rows)
+            part = slice(start, start + batch.num_rows)
             for name in roles:
                 missing[name] += batch.column(name).null_count
             for name in ("choice", "period", "ended"):
                 column = batch.column(name).fill_null(-1)
                 getattr(self, name)[part] = column.to_numpy(zero_copy_only=False)
-            who = batch.column("member").to_numpy(zero_copy_only=False)
-            new = np.r_[last is None or who[0] != last, who[1:] != who[:-1]]
+            # a member's rows may go on in the next batch: its first id is compared with the last
+            ids = batch.column("member").to_numpy(zero_copy_only=False)
+            new = np.r_[last is None or ids[0] != last, ids[1:] != ids[:-1]]
             self.member[part] = members + np.cumsum(new)
-            members, last = int(self.member[part][-1]), who[-1]
+            members, last = int(self.member[part][-1]), ids[-1]
             if self.spec["region"]:
-                where = np.asarray(batch.column("region").to_pylist(), dtype=object)
-                regions += where[new].tolist()
-                self._refuse_moved(where, np.array(regions, dtype=object)[self.member[part]], who)
+                region = np.asarray(batch.column("region").to_pylist(), dtype=object)
+                regions += region[new].tolist()
+                firsts = np.array(regions, dtype=object)[self.member[part]]
+                self._refuse_changed_regions(region, firsts, ids)
             self.weight[part] = batch.column("weight").to_numpy(zero_copy_only=False)
             for k in range(p):
                 self.x[part, k] = batch.column(f"x_{k}").to_numpy(zero_copy_only=False)
-            at += batch.num_rows
+            start += batch.num_rows
             if progress is not None:
-                progress(at, N, "rows")
+                progress(start, N, "rows")
         bad = [f"{n:,} in {self.spec[roles[m]]!r} ({roles[m]})" for m, n in missing.items() if n]
         if bad:
             raise DataError(
@@ -230,20 +246,20 @@ class Trajectories:
             self.region = np.unique(np.array(list(map(str, regions))), return_inverse=True)[1]
         follows = (self.member[1:] == self.member[:-1]) & (self.period[1:] == self.period[:-1] + 1)
         self.next = np.full(N, NO_ROW, dtype=np.int64)
-        on = np.flatnonzero(follows & ~self.ended[:-1])
-        self.next[on] = on + 1
+        continued = np.flatnonzero(follows & ~self.ended[:-1])
+        self.next[continued] = continued + 1
 
-    def _refuse_moved(self, found: Any, first: Any, who: Any) -> None:
-        """Raise for members whose region changes or is missing."""
-        bad = (found != first) | (found == None)  # noqa: E711
+    def _refuse_changed_regions(self, region: AnyArray, first: AnyArray, ids: AnyArray) -> None:
+        """Raise for members whose region changes or is missing; all three are by row."""
+        bad = (region != first) | (region == None)  # noqa: E711
         if bad.any():
             raise DataError(
                 f"the region in {self.spec['region']!r} changes or is missing for"
-                f" {len(np.unique(who[bad])):,} member(s), first: member {who[bad][0]}. Errors are"
+                f" {len(np.unique(ids[bad])):,} member(s), first: member {ids[bad][0]}. Errors are"
                 " clustered by whole members: give each one region"
             )
 
-    def _room(self, N: int, p: int) -> FloatArray:
+    def _allocate(self, N: int, p: int) -> FloatArray:
         """Return an array for the features: in memory, or in a file that goes with this object."""
         if 8 * N * p <= self._bytes:
             return np.empty((N, p))
@@ -253,9 +269,9 @@ class Trajectories:
         return np.memmap(path, dtype=np.float64, mode="w+", shape=(N, p))
 
     def _refuse(self) -> None:
-        """Raise for features that are not finite, doubled rows and weights that are no weights."""
+        """Raise for bad features, doubled rows, bad weights, and choices that nobody makes."""
         for k, name in enumerate(self.features):
-            bad = sum(
+            bad = sum(  # a block at a time: the features may be in a file
                 int((~np.isfinite(self.x[i : i + BLOCK, k])).sum())
                 for i in range(0, len(self.x), BLOCK)
             )
@@ -309,13 +325,18 @@ class Trajectories:
         total = len(self.x) if rows is None else len(rows)
         for first in range(0, total, size):
             part = slice(first, min(first + size, total))
-            own: Any = part if rows is None else rows[part]
-            following = self.next[own]
+            taken = part if rows is None else rows[part]
+            following = self.next[taken]
             moved = np.flatnonzero(following != NO_ROW)
             yield Block(
-                part, np.ascontiguousarray(self.x[own]), self.choice[own], self.weight[own],
-                np.ascontiguousarray(self.x[following[moved]]), moved, self.ended[own],
-            )  # fmt: skip
+                rows=part,
+                x=np.ascontiguousarray(self.x[taken]),
+                choice=self.choice[taken],
+                weight=self.weight[taken],
+                x_next=np.ascontiguousarray(self.x[following[moved]]),
+                moved=moved,
+                ended=self.ended[taken],
+            )
 
     def reweighted(self, times: FloatArray) -> Trajectories:
         """Return the same rows with each member's weight multiplied (``times``, by member).
@@ -330,18 +351,16 @@ class Trajectories:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that estimates rest on."""
-        found = hashlib.sha256(repr((self.features, self.choices)).encode())
-        parts: tuple[Any, ...] = (self.choice, self.next, self.member, self.weight, self.ended)
+        h = hashlib.sha256(repr((self.features, self.choices)).encode())
+        parts: tuple[AnyArray, ...] = (self.choice, self.next, self.member, self.weight, self.ended)
         for array in parts:
-            found.update(np.ascontiguousarray(array).tobytes())
+            h.update(np.ascontiguousarray(array).tobytes())
         for i in range(0, len(self.x), BLOCK):
-            found.update(np.ascontiguousarray(self.x[i : i + BLOCK]).tobytes())
-        return found.hexdigest()
+            h.update(np.ascontiguousarray(self.x[i : i + BLOCK]).tobytes())
+        return h.hexdigest()
 
-    def frame(self, rows: Any = None) -> pd.DataFrame:
-        """Return the features of some rows as a table."""
-        import pandas as pd
-
+    def frame(self, rows: IntArray | slice | None = None) -> pd.DataFrame:
+        """Return the features of some rows (default all) as a table."""
         x = self.x if rows is None else self.x[rows]
         return pd.DataFrame(np.asarray(x), columns=list(self.features))
 

@@ -1,53 +1,48 @@
-"""The picture of a forecast."""
+"""The picture of take-up in a forecast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from dynchoice.errors import MissingExtraError, SpecificationError, suggest
+from dynchoice._lazy import pd
+from dynchoice.plots.figure import (
+    COLOURS,
+    clear_frame,
+    finish,
+    fitting,
+    label_periods,
+    legend_columns,
+    line_style,
+    new_figure,
+    pick,
+)
+from dynchoice.typing import FilePath
 
 if TYPE_CHECKING:
-    from dynchoice.counterfactuals.forecast import Forecast
-
-COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-LETTERS = 9
-"""Letters of a legend to an inch, at the least."""
-
-
-def fitting(name: str, width: float) -> str:
-    """Return a label cut to what one column of a legend holds."""
-    most = int(LETTERS * width) - 8
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def legend_columns(names: Sequence[str], width: float, most: int = 5) -> int:
-    """Return how many columns of a legend fit into a picture of some inches."""
-    longest = max((len(str(n)) for n in names), default=1)
-    return max(1, min(len(names), most, int(LETTERS * width / (longest + 7))))
-
-
-def line_style(i: int) -> dict[str, Any]:
-    """Return how the i-th scenario is drawn beside its colour: colours come back with dots."""
-    if i == 0:
-        return {"ls": (0, (4, 3)), "zorder": 5}
-    return {"ls": ("-", ":", "-.")[(i // len(COLOURS)) % 3]}
-
-
-def literal(figure: Any) -> None:
-    """Have every text of a figure drawn as it is: a label may hold dollars."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_forecast(
-    forecast: Forecast, segments: Sequence[Any] | None = None, path: Any = None
-) -> Any:
+    take_up: pd.DataFrame,
+    level: float,
+    draws: int,
+    segments: Iterable[object] | None = None,
+    path: FilePath | None = None,
+) -> Figure:
     """Draw take-up by period: a column a segment, a row a choice, a line a scenario.
+
+    Parameters
+    ----------
+    take_up : pandas.DataFrame
+        As of :class:`dynchoice.counterfactuals.forecast.Forecast`.
+    level, draws : float, int
+        Of the bands; without draws there are none.
+    segments : labels, optional
+        Default: all.
+    path : path, optional
+        File to save the picture in.
 
     Raises
     ------
@@ -56,53 +51,29 @@ def plot_forecast(
     SpecificationError
         An unknown segment.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("plots need matplotlib: pip install 'dynchoice[report]'") from None
-    table = forecast.take_up
-    known = list(dict.fromkeys(table["segment"]))
-    shown = [str(s) for s in segments] if segments is not None else known
-    for s in shown:
-        if s not in known:
-            raise SpecificationError(
-                f"no segment {s!r} in the forecast.{suggest(s, known)} Known: {', '.join(known)}"
-            )
-    choices = list(dict.fromkeys(table["choice"]))
-    scenarios = list(dict.fromkeys(table["scenario"]))
-    figure = Figure(
-        figsize=(max(3.1 * len(shown), 6.0), 2.1 * len(choices) + 0.9), layout="constrained"
-    )
-    axes = figure.subplots(len(choices), len(shown), squeeze=False, sharex=True, sharey="row")
-    for c, segment in enumerate(shown):
+    all_segments = list(dict.fromkeys(take_up["segment"]))
+    columns = pick(segments, all_segments, "segment")
+    choices = list(dict.fromkeys(take_up["choice"]))
+    scenarios = list(dict.fromkeys(take_up["scenario"]))
+    figure = new_figure(max(3.1 * len(columns), 6.0), 2.1 * len(choices) + 0.9)
+    axes = figure.subplots(len(choices), len(columns), squeeze=False, sharex=True, sharey="row")
+    for c, segment in enumerate(columns):
+        of_segment = take_up[take_up["segment"] == segment]
         for r, choice in enumerate(choices):
             ax = axes[r][c]
-            part = table[(table["segment"] == segment) & (table["choice"] == choice)]
-            for i, scenario in enumerate(scenarios):
-                line = part[part["scenario"] == scenario]
-                colour = COLOURS[i % len(COLOURS)]
-                x = range(len(line))
-                # the baseline lies on top, dashed, so that a scenario without effect shows
-                style = line_style(i)
-                label = fitting(scenario, figure.get_figwidth())
-                ax.plot(x, 100 * line["share"], color=colour, label=label, lw=1.6, **style)
-                if line["lower"].notna().all():
-                    ax.fill_between(
-                        x, 100 * line["lower"], 100 * line["upper"], color=colour, alpha=0.15, lw=0
-                    )
-            ax.grid(alpha=0.25)
-            ax.spines[["top", "right"]].set_visible(False)
+            lines = of_segment[of_segment["choice"] == choice]
+            _draw_lines(ax, lines, scenarios, figure.get_figwidth())
+            clear_frame(ax)
             if r == 0:
                 ax.set_title(segment, fontsize=10)
             if c == 0:
                 ax.set_ylabel(f"{choice}, % of customers", fontsize=9)
             if r == len(choices) - 1:
                 # of the baseline: a plan that a scenario adds has no line elsewhere
-                labels = list(table[table["segment"] == segment].drop_duplicates("period")["label"])
-                step = max(1, -(-len(labels) // 5))
-                ax.set_xticks(range(0, len(labels), step), labels[::step], rotation=35, fontsize=8)
+                labels = list(of_segment.drop_duplicates("period")["label"])
+                label_periods(ax, labels, 5, rotation=35, fontsize=8)
     handles, names = axes[0][0].get_legend_handles_labels()
-    band = f" (bands: {forecast.level:.0%} of draws, parameters and laws)" if forecast.draws else ""
+    band = f" (bands: {level:.0%} of draws, parameters and laws)" if draws else ""
     figure.legend(
         handles,
         names,
@@ -111,9 +82,17 @@ def plot_forecast(
         frameon=False,
         title=f"Take-up{band}",
     )
-    literal(figure)
-    if path is not None:
-        figure.savefig(
-            path, dpi=140, metadata={"Software": None} if str(path).endswith("png") else None
-        )
-    return figure
+    return finish(figure, path)
+
+
+def _draw_lines(ax: Axes, table: pd.DataFrame, scenarios: list[str], width: float) -> None:
+    """Draw the take-up of one choice in one segment, a line a scenario, with its band."""
+    for i, scenario in enumerate(scenarios):
+        line = table[table["scenario"] == scenario]
+        colour, x = COLOURS[i % len(COLOURS)], range(len(line))
+        label = fitting(scenario, width)
+        ax.plot(x, 100 * line["share"], color=colour, label=label, lw=1.6, **line_style(i))
+        if line["lower"].notna().all():
+            ax.fill_between(
+                x, 100 * line["lower"], 100 * line["upper"], color=colour, alpha=0.15, lw=0
+            )

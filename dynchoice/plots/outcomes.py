@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import MissingExtraError, SpecificationError, suggest
-from dynchoice.plots.forecast import COLOURS, line_style, literal
+from dynchoice import checks
+from dynchoice._lazy import pd
+from dynchoice.errors import SpecificationError
+from dynchoice.plots.figure import (
+    COLOURS,
+    clear_frame,
+    finish,
+    label_periods,
+    line_style,
+    new_figure,
+    pick,
+)
+from dynchoice.typing import FilePath, FloatArray
 
 if TYPE_CHECKING:
-    from dynchoice.counterfactuals.bundles import Bundles, Elasticities
-    from dynchoice.counterfactuals.forecast import Forecast
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN = ("penetration", "revenue", "surplus")
+"""Measures that are drawn where none are asked for."""
 UNITS = {
     "revenue": "money per customer",
     "profit": "money per customer",
@@ -25,88 +37,47 @@ UNITS = {
 }
 
 
-def figure_of(width: float, height: float) -> Any:
-    """Return a matplotlib figure.
+def plot_outcomes(
+    outcomes: pd.DataFrame | None,
+    measures: str | Iterable[object] | None = None,
+    segments: str | Iterable[object] | None = None,
+    path: FilePath | None = None,
+) -> Figure:
+    """Draw measures by period: a column a segment, a row a measure, a line a scenario.
+
+    The dark band is pointwise, the light one holds the whole path.
+
+    Parameters
+    ----------
+    outcomes : pandas.DataFrame or None
+        As of :class:`dynchoice.counterfactuals.forecast.Forecast`.
+    measures, segments : names, optional
+        Default: penetration, revenue and surplus; all segments.
+    path : path, optional
+        File to save the picture in.
 
     Raises
     ------
     MissingExtraError
         matplotlib is not installed.
+    SpecificationError
+        No table, or an unknown measure or segment.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("plots need matplotlib: pip install 'dynchoice[report]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def finish(figure: Any, path: Any) -> Any:
-    """Save a figure where a path is given, and return it."""
-    literal(figure)
-    if path is not None:
-        png = str(path).endswith("png")
-        figure.savefig(path, dpi=140, metadata={"Software": None} if png else None)
-    return figure
-
-
-def pick(wanted: Any, known: Sequence[str], what: str) -> list[str]:
-    """Return names that are known, all where none are wanted."""
-    if wanted is None:
-        return list(known)
-    names = [wanted] if isinstance(wanted, str) else [str(w) for w in wanted]
-    for name in names:
-        if name not in known:
-            raise SpecificationError(
-                f"no {what} {name!r}.{suggest(name, known)} Known: {', '.join(known)}"
-            )
-    return names
-
-
-def plain(ax: Any) -> None:
-    """Take the clutter off an axis."""
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def plot_outcomes(
-    forecast: Forecast,
-    measures: Sequence[str] | None = None,
-    segments: Any = None,
-    path: Any = None,
-) -> Any:
-    """Draw measures by period: a column a segment, a row a measure, a line a scenario.
-
-    The dark band is pointwise, the light one holds the whole path.
-    """
-    table = forecast.outcomes
-    if table is None:
+    if outcomes is None:
         raise SpecificationError("outcomes are there for models built by Membership only")
-    known = list(dict.fromkeys(table["measure"]))
-    rows = pick(measures, known, "measure") if measures is not None else list(SHOWN)
-    columns = pick(segments, list(dict.fromkeys(table["segment"])), "segment")
-    scenarios = list(dict.fromkeys(table["scenario"]))
-    figure = figure_of(max(3.2 * len(columns), 6.0), 2.1 * len(rows) + 0.9)
+    all_measures = list(dict.fromkeys(outcomes["measure"]))
+    rows = pick(measures, all_measures, "measure") if measures is not None else list(SHOWN)
+    columns = pick(segments, list(dict.fromkeys(outcomes["segment"])), "segment")
+    scenarios = list(dict.fromkeys(outcomes["scenario"]))
+    figure = new_figure(max(3.2 * len(columns), 6.0), 2.1 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
     for c, segment in enumerate(columns):
+        of_segment = outcomes[outcomes["segment"] == segment]
         for r, measure in enumerate(rows):
             ax = axes[r][c]
-            part = table[(table["segment"] == segment) & (table["measure"] == measure)]
             scale = 1.0 if measure in UNITS else 100.0
-            for i, scenario in enumerate(scenarios):
-                line = part[part["scenario"] == scenario]
-                x, colour = np.arange(len(line)), COLOURS[i % len(COLOURS)]
-                style = line_style(i)
-                ax.plot(x, scale * line["value"], color=colour, lw=1.6, label=scenario, **style)
-                for low, high, alpha in (
-                    ("lower_uniform", "upper_uniform", 0.08),
-                    ("lower", "upper", 0.16),
-                ):
-                    if line[low].notna().all():
-                        ax.fill_between(
-                            x, scale * line[low], scale * line[high], color=colour, alpha=alpha,
-                            lw=0,
-                        )  # fmt: skip
-            plain(ax)
+            _draw_lines(ax, of_segment[of_segment["measure"] == measure], scenarios, scale)
+            clear_frame(ax)
             if r == 0:
                 ax.set_title(segment, fontsize=10)
             if c == 0:
@@ -114,9 +85,8 @@ def plot_outcomes(
                 unit = "%" if measure == "trial conversion" else unit
                 ax.set_ylabel(f"{measure},\n{unit}", fontsize=9)
             if r == len(rows) - 1:
-                text = list(table[table["segment"] == segment].drop_duplicates("period")["label"])
-                step = max(1, -(-len(text) // 5))
-                ax.set_xticks(range(0, len(text), step), text[::step], rotation=35, fontsize=8)
+                labels = list(of_segment.drop_duplicates("period")["label"])
+                label_periods(ax, labels, 5, rotation=35, fontsize=8)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside upper center", ncols=min(len(names), 4), frameon=False
@@ -124,48 +94,83 @@ def plot_outcomes(
     return finish(figure, path)
 
 
+def _draw_lines(ax: Axes, table: pd.DataFrame, scenarios: list[str], scale: float) -> None:
+    """Draw one measure in one segment, a line a scenario, with its two bands."""
+    for i, scenario in enumerate(scenarios):
+        line = table[table["scenario"] == scenario]
+        x, colour = np.arange(len(line)), COLOURS[i % len(COLOURS)]
+        ax.plot(x, scale * line["value"], color=colour, lw=1.6, label=scenario, **line_style(i))
+        for low, high, alpha in (
+            ("lower_uniform", "upper_uniform", 0.08),
+            ("lower", "upper", 0.16),
+        ):
+            if line[low].notna().all():
+                ax.fill_between(
+                    x, scale * line[low], scale * line[high], color=colour, alpha=alpha, lw=0
+                )
+
+
 def plot_flows(
-    forecast: Forecast,
+    flows: pd.DataFrame,
     scenario: str,
-    segment: Any = None,
+    segment: object = None,
     period: int | None = None,
-    path: Any = None,
-) -> Any:
+    path: FilePath | None = None,
+) -> Figure:
     """Draw who moves from which plan to which in one period, baseline left, scenario right.
 
     Bands are as wide as the share of customers that moves along them.
+
+    Parameters
+    ----------
+    flows : pandas.DataFrame
+        As of :class:`dynchoice.counterfactuals.forecast.Forecast`.
+    scenario : str
+    segment, period : label, int, optional
+        Default: the last ones.
+    path : path, optional
+        File to save the picture in.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    SpecificationError
+        An unknown scenario, segment or period.
     """
-    flows = forecast.flows
-    known = list(dict.fromkeys(flows["scenario"]))
-    (name,) = pick(scenario, known, "scenario")
+    scenarios = list(dict.fromkeys(flows["scenario"]))
+    (name,) = pick(scenario, scenarios, "scenario")
     segments = list(dict.fromkeys(flows["segment"]))
-    (where,) = pick(segments[-1] if segment is None else str(segment), segments, "segment")
-    at = int(flows["period"].max()) if period is None else int(period)
-    shown = [known[0], name] if name != known[0] else [name]
-    figure = figure_of(5.0 * len(shown), 4.2)
+    (segment,) = pick(segments[-1] if segment is None else str(segment), segments, "segment")
+    number = int(flows["period"].max()) if period is None else int(period)
+    baseline = scenarios[0]
+    shown = [baseline, name] if name != baseline else [name]
+    figure = new_figure(5.0 * len(shown), 4.2)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for ax, which in zip(axes, shown, strict=True):
+    for ax, title in zip(axes, shown, strict=True):
         part = flows[
-            (flows["scenario"] == which) & (flows["segment"] == where) & (flows["period"] == at)
+            (flows["scenario"] == title)
+            & (flows["segment"] == segment)
+            & (flows["period"] == number)
         ]
         if not len(part):
-            raise SpecificationError(f"no flows in period {at}: periods 1 to {flows.period.max()}")
+            last = flows.period.max()
+            raise SpecificationError(f"no flows in period {number}: periods 1 to {last}")
         labels = list(dict.fromkeys(part["choice"]))
         table = part.pivot_table(index="source", columns="choice", values="share", sort=False)
         matrix = table.reindex(index=labels, columns=labels).fillna(0.0).to_numpy()
-        alluvial(ax, matrix, labels)
-        label = part["label"].iloc[0]
-        ax.set_title(f"{which}: {where}, period {label}", fontsize=10)
+        draw_flows(ax, matrix, labels)
+        ax.set_title(f"{title}: {segment}, period {part['label'].iloc[0]}", fontsize=10)
     return finish(figure, path)
 
 
-def alluvial(ax: Any, matrix: Any, labels: Sequence[str]) -> None:
+def draw_flows(ax: Axes, matrix: FloatArray, labels: Sequence[str]) -> None:
     """Draw a flow matrix (sources by choices) as bands between two columns."""
-    gap = 0.04
+    gap = 0.04  # between one plan and the next
     left = np.concatenate([[0.0], np.cumsum(matrix.sum(axis=1) + gap)])
     right = np.concatenate([[0.0], np.cumsum(matrix.sum(axis=0) + gap)])
     x = np.linspace(0.0, 1.0, 40)
-    bend = 3 * x**2 - 2 * x**3
+    bend = 3 * x**2 - 2 * x**3  # from 0 to 1, level at both ends
     from_, to = left[:-1].copy(), right[:-1].copy()
     for i in range(len(labels)):
         for j in range(len(labels)):
@@ -188,25 +193,47 @@ def alluvial(ax: Any, matrix: Any, labels: Sequence[str]) -> None:
             (-0.02, left[k], matrix[k].sum(), "right"),
             (1.02, right[k], matrix[:, k].sum(), "left"),
         )
-        for at, start, size, ha in sides:
-            ax.text(at, start + size / 2, f"{label}\n{size:.1%}", ha=ha, va="center", fontsize=8)
+        for position, start, size, ha in sides:
+            ax.text(
+                position, start + size / 2, f"{label}\n{size:.1%}", ha=ha, va="center", fontsize=8
+            )
     ax.set_xlim(-0.3, 1.3)
     ax.invert_yaxis()
     ax.axis("off")
 
 
-def plot_frontier(found: Bundles, x: str = "surplus", y: str = "profit", path: Any = None) -> Any:
-    """Draw bundles by two outcomes, a panel a segment, with the frontier and its names."""
-    table, edge = found.table, found.frontier(x, y)
+def plot_frontier(
+    table: pd.DataFrame,
+    frontier: pd.DataFrame,
+    x: str = "surplus",
+    y: str = "profit",
+    path: FilePath | None = None,
+) -> Figure:
+    """Draw bundles by two outcomes, a panel a segment, with the frontier and its names.
+
+    Parameters
+    ----------
+    table, frontier : pandas.DataFrame
+        As of :class:`dynchoice.counterfactuals.bundles.Bundles`.
+    x, y : str
+        Outcomes: columns of both.
+    path : path, optional
+        File to save the picture in.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
     segments = list(dict.fromkeys(table["segment"]))
     columns = min(len(segments), 2)
     rows = -(-len(segments) // columns)
-    figure = figure_of(5.2 * columns, 3.8 * rows)
+    figure = new_figure(5.2 * columns, 3.8 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for ax in axes[len(segments) :]:
         ax.axis("off")
     for ax, segment in zip(axes, segments, strict=False):
-        part, top = table[table["segment"] == segment], edge[edge["segment"] == segment]
+        part, top = table[table["segment"] == segment], frontier[frontier["segment"] == segment]
         ax.scatter(part[x], part[y], s=14, color="#999999", label="bundles", zorder=2)
         ax.plot(top[x], top[y], "o-", color=COLOURS[1], ms=5, lw=1.4, label="frontier", zorder=3)
         shown = top.iloc[:: max(1, len(top) // 4)]
@@ -214,27 +241,46 @@ def plot_frontier(found: Bundles, x: str = "surplus", y: str = "profit", path: A
             price = [f"{c[6:]} {row[c]:g}" for c in table.columns if str(c).startswith("price ")]
             text = row["bundle"] + (f"\n({', '.join(price)})" if price else "")
             ax.annotate(
-                text, (row[x], row[y]), xytext=(6, -12 if i % 2 else 6),
-                textcoords="offset points", fontsize=6.5,
-            )  # fmt: skip
+                text,
+                (row[x], row[y]),
+                xytext=(6, -12 if i % 2 else 6),  # by turns below and above: neighbours collide
+                textcoords="offset points",
+                fontsize=6.5,
+            )
         ax.set_title(segment, fontsize=10)
         ax.set_xlabel(f"{x}, money per customer and period", fontsize=9)
         ax.set_ylabel(y, fontsize=9)
         ax.margins(0.15)
-        plain(ax)
+        clear_frame(ax)
     axes[0].legend(frameon=False, fontsize=8)
     return finish(figure, path)
 
 
-def plot_elasticities(found: Elasticities, horizon: str = "long", path: Any = None) -> Any:
-    """Draw elasticities as a coloured table, a panel a segment: rows are prices."""
-    if horizon not in ("short", "long"):
-        raise SpecificationError(f"horizon={horizon!r}: use 'short' or 'long'")
-    table = found.table
+def plot_elasticities(
+    table: pd.DataFrame, horizon: str = "long", path: FilePath | None = None
+) -> Figure:
+    """Draw elasticities as a coloured table, a panel a segment: rows are prices.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As of :class:`dynchoice.counterfactuals.bundles.Elasticities`.
+    horizon : {"short", "long"}
+    path : path, optional
+        File to save the picture in.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    SpecificationError
+        Another horizon.
+    """
+    checks.one_of(horizon, "horizon", ("short", "long"))
     segments = list(dict.fromkeys(table["segment"]))
-    figure = figure_of(3.6 * len(segments), 1.2 + 0.7 * table["price"].nunique())
+    figure = new_figure(3.6 * len(segments), 1.2 + 0.7 * table["price"].nunique())
     axes = figure.subplots(1, len(segments), squeeze=False)[0]
-    limit = float(np.abs(table[horizon]).max())
+    limit = float(np.abs(table[horizon]).max())  # one scale of colours for all segments
     for ax, segment in zip(axes, segments, strict=True):
         part = table[table["segment"] == segment]
         wide = part.pivot_table(index="price", columns="share", values=horizon, sort=False)

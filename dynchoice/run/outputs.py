@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,23 +35,14 @@ def write_outputs(
     if output.picture:
         from dynchoice.plots.forecast import plot_forecast
 
-        drawn = Drawn(tables["take_up"], facts["forecast"]["level"], facts["forecast"]["draws"])
-        plot_forecast(drawn, path=folder / "forecast.png")  # type: ignore[arg-type]
+        level, draws = (facts["forecast"][key] for key in ("level", "draws"))
+        plot_forecast(tables["take_up"], level, draws, path=folder / "forecast.png")
     record = {**facts, "tables": described(tables)}
     if output.report:
         from dynchoice.run.report import write_report
 
         write_report(folder / "report.html", tables, record, job.run.spec.title)
     return record
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a picture of a forecast needs of it."""
-
-    take_up: pd.DataFrame
-    level: float
-    draws: int
 
 
 def slug(segment: Any) -> str:

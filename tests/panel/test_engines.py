@@ -132,5 +132,5 @@ def test_an_auditor_who_runs_the_query_finds_the_counts():
 
 
 def test_a_dialect_that_nobody_speaks_is_refused():
-    with pytest.raises(dc.DynChoiceError, match=r"dialect 'klingon'.*bigquery"):
+    with pytest.raises(dc.DynChoiceError, match=r"dialect='klingon'.*bigquery"):
         dc.Panel(history(8), **SPEC).sql("klingon")

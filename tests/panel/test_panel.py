@@ -126,9 +126,9 @@ def test_levels_may_be_texts_floats_booleans_and_steps(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "error", "message"),
     [
-        ({}, {"member": "idd"}, dc.ColumnError, r"no column 'idd'.*Did you mean 'id'"),
-        ({}, {"columns": {"x": "xx"}}, dc.ColumnError, "no column 'xx'"),
-        ({}, {"columns": {"y": "x"}}, dc.SpecificationError, "axis 'y', which the states do not"),
+        ({}, {"member": "idd"}, dc.ColumnError, r"column 'idd' is missing.*Did you mean 'id'"),
+        ({}, {"columns": {"x": "xx"}}, dc.ColumnError, "column 'xx' is missing"),
+        ({}, {"columns": {"y": "x"}}, dc.SpecificationError, "axis 'y' is unknown"),
         ({"plan": "inn"}, {}, dc.DataError,
          r"unknown choice in 'plan': 1 row.*member ann at 1 \('inn'\).*Did you mean 'in'"),
         ({"x": 7}, {}, dc.DataError, r"unknown level in 'x' \(state axis x\): 1 row"),
@@ -136,8 +136,8 @@ def test_levels_may_be_texts_floats_booleans_and_steps(tmp_path):
         ({"plan": None}, {}, dc.DataError, r"missing 'plan' \(choice\): 1 row"),
         ({"id": None}, {}, dc.DataError, r"missing 'id' \(member\): 1 row"),
         ({"t": None}, {}, dc.DataError, r"missing or unreadable 't' \(time\): 1 row"),
-        ({}, {"freq": "weekly"}, dc.SpecificationError, "freq='weekly' is not known"),
-        ({}, {"invalid": "ignore"}, dc.SpecificationError, "use 'raise' or 'drop'"),
+        ({}, {"freq": "weekly"}, dc.SpecificationError, "freq='weekly' is unknown"),
+        ({}, {"invalid": "ignore"}, dc.SpecificationError, "Use 'raise', 'drop'"),
         ({}, {"buckets": 1}, dc.SpecificationError, "at least 2"),
         ({}, {"choices": ["in", "in"]}, dc.SpecificationError, "choices: labels repeat"),
     ],
@@ -198,7 +198,7 @@ def test_segments_split_the_counts(people):
     assert (one.nobs, two.nobs) == (7, 2) and (one.nmembers, two.nmembers) == (2, 1)
     assert one.members.size == 2
     assert (one + two).digest == panel.counts.digest
-    with pytest.raises(dc.SpecificationError, match="no segment 'c'"):
+    with pytest.raises(dc.SpecificationError, match="segment 'c' is unknown"):
         panel.counts.segment("c")
 
 
@@ -261,7 +261,7 @@ def test_previous_does_not_bridge_gaps():
     assert dc.previous(numbers, member="id", time="t", column="plan").fillna("-").tolist() == [
         "-", "-", "-", "c", "a",
     ]  # fmt: skip
-    with pytest.raises(dc.ColumnError, match="no column 'plam'"):
+    with pytest.raises(dc.ColumnError, match="column 'plam' is missing"):
         dc.previous(df, member="id", time="t", column="plam")
     with pytest.raises(dc.DataError, match=r"1 value\(s\) of 't' are no dates: soon"):
         dc.previous(df.assign(t=["soon", *df["t"][1:]]), member="id", time="t", column="plan")

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynchoice.callouts.catalogue import Catalogue, as_time
-from dynchoice.callouts.cells import Cells
 from dynchoice.callouts.delay import Delays
 from dynchoice.callouts.expected import expected_clicks
+from dynchoice.callouts.feature_terms import Terms, code_of
 from dynchoice.callouts.feedback import Feedback, Learned, coded_rows
+from dynchoice.callouts.impression_cells import Cells
 from dynchoice.callouts.member_rules import (
     blocked_items,
     capped_pairs,
@@ -31,7 +32,6 @@ from dynchoice.callouts.member_rules import (
 from dynchoice.callouts.policy_draws import Rules, Snapshot, check_numbers
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import Gaussian, Probit, prior_mapping
-from dynchoice.callouts.terms import Terms, code_of
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.storage import load_tree, save_tree

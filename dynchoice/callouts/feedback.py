@@ -17,8 +17,8 @@ import numpy as np
 
 from dynchoice.callouts.catalogue import as_times
 from dynchoice.callouts.delay import Delays
+from dynchoice.callouts.feature_terms import SLOT
 from dynchoice.callouts.member_rules import as_texts
-from dynchoice.callouts.terms import SLOT
 from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
 from dynchoice.panel.states import code_labels
 from dynchoice.typing import AnyArray, FloatArray, IntArray

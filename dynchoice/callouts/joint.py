@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
-from dynchoice.callouts.cells import Cells
+from dynchoice.callouts.impression_cells import Cells
 from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import FloatArray
 

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from dynchoice.callouts.catalogue import Catalogue
+from dynchoice.callouts.feature_terms import Terms
 from dynchoice.callouts.probit import Gaussian
-from dynchoice.callouts.terms import Terms
 from dynchoice.errors import SpecificationError
 from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import BoolArray, FloatArray, IntArray

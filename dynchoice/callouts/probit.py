@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells, singles
+from dynchoice.callouts.impression_cells import Cells, cells_of, checked_rows, no_cells, singles
 from dynchoice.callouts.joint import Joint, joint_posterior
 from dynchoice.errors import ConvergenceWarning, DynChoiceWarning, SpecificationError, suggest
 from dynchoice.kernels import callouts as kernels
@@ -225,7 +225,7 @@ class Probit:
         Raises
         ------
         SpecificationError, DataError
-            See :func:`dynchoice.callouts.cells.cells_of`.
+            See :func:`dynchoice.callouts.impression_cells.cells_of`.
         """
         new = cells_of(index, clicks, shown, value, features=self.features)
         return self.learn(new, seed=seed)

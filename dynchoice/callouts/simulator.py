@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from dynchoice.callouts.bandit import Callouts
 from dynchoice.callouts.catalogue import Catalogue
-from dynchoice.callouts.terms import Terms
+from dynchoice.callouts.feature_terms import Terms
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import FloatArray, IntArray, Progress

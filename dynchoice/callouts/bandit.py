@@ -514,7 +514,7 @@ class Callouts:
         """Add items; what is known stays, new ones start from their group's prior."""
         from dynchoice.callouts.policy_file import move_policy
 
-        return self.become(move_policy(self, self.catalogue.extended(items), self.values))
+        return self.become(move_policy(self, self.catalogue.extend(items), self.values))
 
     def become(self, other: Callouts) -> Callouts:
         """Take over another policy's state, all of it at once; return this one."""
@@ -524,7 +524,7 @@ class Callouts:
     def end(self, items: str | Sequence[Level], when: Moment) -> Callouts:
         """Take items out of the page from a time on; what was learned of them stays."""
         labels = check_labels([items] if isinstance(items, str) else items, "items to end")
-        self.catalogue = self.catalogue.ended(np.array(labels, object), as_time(when, "when"))
+        self.catalogue = self.catalogue.end(np.array(labels, object), as_time(when, "when"))
         self.snapshot += 1
         self._bind()
         return self

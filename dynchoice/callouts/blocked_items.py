@@ -1,4 +1,4 @@
-"""What a member may not be shown: items whose cap is reached, and items blocked by a table."""
+"""Items that a member may not see: their cap is reached, or a table blocks them."""
 
 from __future__ import annotations
 

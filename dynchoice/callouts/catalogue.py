@@ -1,4 +1,4 @@
-"""Catalogue: the callouts there are, who may see them, when, and how often."""
+"""Catalogue: the callouts of a page, who may see each of them, when, and how often."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GONE = -MOST_DAYS
 
 
 class Catalogue:
-    """The callouts, checked.
+    """A table of callouts, checked, with its rules as arrays.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class Catalogue:
                 frame[name] = times
         return frame
 
-    def extended(self, items: pd.DataFrame) -> Catalogue:
+    def extend(self, items: pd.DataFrame) -> Catalogue:
         """Return the catalogue with more items after the old ones.
 
         Raises
@@ -196,7 +196,7 @@ class Catalogue:
         frames = [f.reindex(columns=columns).astype(object) for f in frames]
         return Catalogue(pd.concat(frames, ignore_index=True).infer_objects(), self.context)
 
-    def ended(self, labels: ArrayLike, when: float) -> Catalogue:
+    def end(self, labels: ArrayLike, when: float) -> Catalogue:
         """Return the catalogue in which some items are available only before ``when``."""
         item = self.item_codes(labels, "items to end")
         frame = self.in_days()

@@ -129,7 +129,7 @@ class PolicyValue:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader should know."""
+        """Reasons to read the values with care."""
         notes = []
         if self.clusters < 2:
             notes.append("one cluster: nothing can be said of errors")

@@ -149,7 +149,7 @@ class Terms:
         """Return features (n, T) of pairs, from rows of both."""
         return np.asarray(self.base + item_codes * self.width + context_codes)
 
-    def moved_to(self, other: Terms) -> IntArray:
+    def place_in(self, other: Terms) -> IntArray:
         """Return the place of each feature among those of terms with more levels of items."""
         out = np.empty(self.size, np.int64)
         for t, term in enumerate(self.terms):

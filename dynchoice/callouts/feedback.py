@@ -84,7 +84,7 @@ class Learned:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Impressions:
     """Impressions as codes, a row each (n,).
 
@@ -111,7 +111,7 @@ class Impressions:
         """Return some of the rows."""
         return Impressions(self.key[rows], **{c: getattr(self, c)[rows] for c in COLUMNS})
 
-    def joined(self, other: Impressions) -> Impressions:
+    def join(self, other: Impressions) -> Impressions:
         """Return the rows of both, one after the other."""
         pairs = {c: [getattr(self, c), getattr(other, c)] for c in COLUMNS}
         keys = np.concatenate([self.key, np.asarray(other.key, object)])
@@ -161,7 +161,7 @@ class Matched(NamedTuple):
     again: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Feedback:
     """Impressions that wait, the delays of clicks, and the batches learned.
 
@@ -343,7 +343,7 @@ class Feedback:
         bad = ~np.isfinite(new.time)
         if bad.any():
             raise DataError(f"{int(bad.sum()):,} impressions have no time")
-        rows = self.rows.joined(new)
+        rows = self.rows.join(new)
         twice = pd.Index(rows.key).duplicated()
         if twice.any():
             raise DataError(

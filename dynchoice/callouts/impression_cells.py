@@ -51,10 +51,10 @@ class Cells:
         """Number of impressions."""
         return float(self.outcomes.sum())
 
-    def joined(self, other: Cells) -> Cells:
+    def join(self, other: Cells) -> Cells:
         """Return the cells of both, one after the other."""
         width = max(self.index.shape[1], other.index.shape[1])
-        a, b = self.widened(width), other.widened(width)
+        a, b = self.widen(width), other.widen(width)
         return Cells(
             np.concatenate([a.index, b.index]),
             np.concatenate([a.value, b.value]),
@@ -62,7 +62,7 @@ class Cells:
             np.concatenate([a.due, b.due]),
         )
 
-    def widened(self, width: int) -> Cells:
+    def widen(self, width: int) -> Cells:
         """Return the cells with room for ``width`` active features a row."""
         more = width - self.index.shape[1]
         if more <= 0:
@@ -71,13 +71,13 @@ class Cells:
         index = np.pad(self.index, pad, constant_values=-1)
         return Cells(index, np.pad(self.value, pad), self.outcomes, self.due)
 
-    def faded(self, share: float) -> Cells:
+    def fade(self, share: float) -> Cells:
         """Return the cells with outcomes worn down to ``share``, spent ones left out."""
         outcomes = self.outcomes * share
         kept = outcomes.sum(axis=1) > SPENT
         return Cells(self.index[kept], self.value[kept], outcomes[kept], self.due[kept])
 
-    def added_up(self) -> tuple[Cells, IntArray]:
+    def add_up(self) -> tuple[Cells, IntArray]:
         """Return distinct rows with summed outcomes, and the place of each old row among them."""
         # floats by their bits: rows are one where every number is the same to the last digit
         key = np.concatenate(

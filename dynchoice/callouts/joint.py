@@ -45,7 +45,7 @@ def joint_posterior(
     nodes: FloatArray,
     weights: FloatArray,
 ) -> tuple[FloatArray, FloatArray, tuple[FloatArray, FloatArray], int, bool, float]:
-    """Return mean (n,), covariance (n, n), sites, passes, whether they settled, log evidence.
+    """Solve for the posterior: mean (n,), covariance (n, n), sites, passes, settled, log evidence.
 
     Parameters
     ----------

@@ -270,7 +270,7 @@ class LayoutBandit:
         return self.enumerated(code, weights[0]) if exact else self.climbed(code, weights[0])
 
     def enumerated(self, code: int, weights: FloatArray) -> IntArray:
-        """Return the best layouts by comparing all of them: what climbing is held to."""
+        """Return the best layouts by comparing all of them: climbing is tested against it."""
         grid = np.indices(tuple(self.sizes.tolist())).reshape(len(self.sizes), -1).T
         index = self.features(np.ascontiguousarray(grid), np.full(len(grid), code, np.int64))[0]
         score = np.zeros((len(weights), len(grid)))

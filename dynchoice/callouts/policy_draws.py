@@ -55,7 +55,7 @@ class Slates(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What decides for members, beside the posterior.
+    """The members' part of a decision: contexts, draws, blocked items, weights.
 
     ``codes`` (n,) of contexts; ``draw`` (n,) that decides; ``taken[start[i]:start[i + 1]]`` the
     items that member ``i`` may not see; ``weights`` (n, C) of categories; ``random`` (n,) the
@@ -252,9 +252,9 @@ class Snapshot:
                 if len(short):  # a list ran out through blocked items: as many more then
                     most = int((rules.start[short + 1] - rules.start[short]).max())
                     self._rank(self.shortlist(int(code), when, most), short, rules, given, out)
-        return self.mixed(out, number)
+        return self.mix(out, number)
 
-    def mixed(self, slates: Slates, number: IntArray) -> Slates:
+    def mix(self, slates: Slates, number: IntArray) -> Slates:
         """Return slates with the shares of a page that is at random now and then.
 
         ``number`` (n,) is how many items each member may see.

@@ -135,7 +135,7 @@ def move_policy(
         values=values,
         **options,
     )
-    place = old.terms.moved_to(policy.terms)
+    place = old.terms.place_in(policy.terms)
     policy.model = copy.copy(old.model).remap(place, policy.terms.groups)
     policy.model.forget = page.model.forget
     policy.feedback = copy.deepcopy(old.feedback)

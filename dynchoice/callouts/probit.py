@@ -106,7 +106,7 @@ def root(covariance: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the data alone say of the weights, as a Gaussian in natural parameters.
+    """The likelihood of the weights, without any prior, as a Gaussian in natural parameters.
 
     The posterior less the prior: ``precision`` (n,) or (n, n) and ``shift`` (n,) = precision times
     estimate. Nothing of the prior is counted twice, as it would be in posterior means (SOURCES.md
@@ -245,15 +245,15 @@ class Probit:
 
     def learn(self, cells: Cells, *, seed: int = 0) -> Probit:
         """Learn a batch of cells; see :meth:`update`."""
-        new, _ = cells.added_up()
+        new, _ = cells.add_up()
         self._count(new)
         if self.method == "adf":
             self._stream(new, seed)
         else:
-            old = self.cells.faded(self.forget) if self.forget < 1 else self.cells
+            old = self.cells.fade(self.forget) if self.forget < 1 else self.cells
             if old.size != self.cells.size:  # spent cells are gone, so sites fit no longer
                 self._sites = None
-            merged, place = old.joined(new).added_up()
+            merged, place = old.join(new).add_up()
             self._sites = move_sites(self._sites, place[: old.size], merged, self.method)
             self.cells = merged
             self._settle()
@@ -268,12 +268,12 @@ class Probit:
         """
         if cells is None or not cells.size:
             return self.posterior
-        new, _ = cells.added_up()
+        new, _ = cells.add_up()
         if self.method == "adf":
             m, v = self.posterior.mean.copy(), self.posterior.variance.copy()
             one_pass(new, m, v, seed)
             return Gaussian(m, v)
-        merged, place = self.cells.joined(new).added_up()
+        merged, place = self.cells.join(new).add_up()
         sites = move_sites(self._sites, place[: self.cells.size], merged, self.method)
         posterior, _ = self._solve(merged, sites)
         warn_unless_settled(posterior)
@@ -289,7 +289,7 @@ class Probit:
         return np.asarray(ndtr(mean / np.sqrt(1 + var)))
 
     def likelihood(self) -> Likelihood:
-        """Return what the data alone say of the weights."""
+        """Return the likelihood of the weights: the posterior less the prior."""
         if self.method == "joint":
             if self._sites is None:
                 n = self.features

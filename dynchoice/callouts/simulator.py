@@ -102,7 +102,7 @@ class CalloutWorld:
         """Probability (X, I) of a click in each context."""
 
     def _delay_table(self, delays: DelayShares | None) -> FloatArray:
-        """Return shares (groups, days)."""
+        """Return the shares of clicks (groups, days) by day of delay."""
         if self.delay_by is not None:
             if self.delay_by not in self.catalogue.levels or not isinstance(delays, Mapping):
                 raise SpecificationError("delay_by needs a column of the catalogue and a mapping")
@@ -166,7 +166,7 @@ class Life:
 
     @property
     def regret(self) -> float:
-        """Summed over days."""
+        """The regret, summed over days."""
         return float(self.days["regret"].sum())
 
 

@@ -1,4 +1,4 @@
-"""Callouts: Thompson sampling by batch over a catalogue, with all that a page of benefits needs.
+"""Callouts: a page of benefits that learns what to show, by Thompson sampling in batches.
 
 SOURCES.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
 still. It is represented by ``draws`` vectors of weights; a decision follows one of them, picked at
@@ -10,39 +10,37 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.callouts.catalogue import Catalogue, as_time
-from dynchoice.callouts.cells import Cells
+from dynchoice import checks
+from dynchoice.callouts.blocked_items import find_capped_pairs, list_blocked_items
+from dynchoice.callouts.catalogue import Catalogue, Moment, as_time, when_of
+from dynchoice.callouts.category_weights import learn_category_weights, read_category_weights
 from dynchoice.callouts.delay import Delays
-from dynchoice.callouts.expected import expected_clicks
-from dynchoice.callouts.feedback import Feedback, Learned, coded_rows
-from dynchoice.callouts.member_rules import (
-    blocked_items,
-    capped_pairs,
-    check_table,
-    dirichlet_weights,
-    weight_table,
-)
-from dynchoice.callouts.policy_draws import Rules, Snapshot, check_numbers
+from dynchoice.callouts.expected import table_expected_clicks
+from dynchoice.callouts.feature_terms import Terms, code_context
+from dynchoice.callouts.feedback import Feedback, Learned, read_impressions
+from dynchoice.callouts.policy_draws import Rules, Slates, Snapshot, empty_slates
 from dynchoice.callouts.prior import MetaPrior
-from dynchoice.callouts.probit import Gaussian, Probit, prior_mapping
-from dynchoice.callouts.terms import Terms, code_of
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.callouts.probit import Gaussian, Prior, Probit, prior_mapping
+from dynchoice.callouts.values import read_values
+from dynchoice.errors import SpecificationError
 from dynchoice.panel.states import StateSpace, check_labels
 from dynchoice.storage import load_tree, save_tree
-from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 KIND = "callouts"
-DRAWS = 256
+RANDOM = "random"
 CHUNK = 200_000
+"""Members decided for at a time: progress, and room for their slates."""
 SMALL = 1000
 """Features up to which all covariances are kept by default."""
 
@@ -119,22 +117,22 @@ class Callouts:
     def __init__(
         self,
         catalogue: pd.DataFrame | Catalogue,
-        context: Mapping[str, Sequence[Any]] | StateSpace | None = None,
+        context: Mapping[str, Sequence[Level]] | StateSpace | None = None,
         terms: Sequence[str] = ("1", "item"),
         *,
         slots: int = 1,
         values: pd.DataFrame | None = None,
-        prior: Any = None,
+        prior: Prior | None = None,
         method: str | None = None,
         forget: float = 1.0,
         window: float = 7.0,
         pending: str = "due",
         delay_by: str | None = None,
-        delays: Any = None,
+        delays: FloatArray | None = None,
         category: str | None = None,
         diversity: float = 0.0,
         cap_window: float = 7.0,
-        draws: int = DRAWS,
+        draws: int = 256,
         explore: bool = True,
         at_random: float = 0.0,
         seed: int = 0,
@@ -142,81 +140,87 @@ class Callouts:
         if context is not None and not isinstance(context, StateSpace):
             context = StateSpace.from_axes(context) if context else None
         self.context = context
-        own = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue, context)
-        self.catalogue = own
-        check_numbers(slots, draws, diversity, cap_window, seed, at_random)
+        if not isinstance(catalogue, Catalogue):
+            catalogue = Catalogue(catalogue, context)
+        self.catalogue = catalogue
+        self.slots = checks.whole(slots, "slots", 1)
+        self.seed = checks.whole(seed, "seed")
+        self.explore = bool(explore)
+        self.draws = checks.whole(draws, "draws", 1) if explore else 1
+        self.at_random = checks.share(at_random, "at_random")
+        self.diversity = checks.number(diversity, "diversity", 0)
+        self.cap_window = checks.number(cap_window, "cap_window", 0)
         for what, column in (("category", category), ("delay_by", delay_by)):
-            if column is not None and column not in own.levels:
-                raise SpecificationError(
-                    f"{what}={column!r} is no column of the catalogue.{suggest(column, own.levels)}"
-                )
+            if column is not None:
+                checks.known([column], catalogue.levels, f"{what}: column of the catalogue")
+        self.category, self.delay_by = category, delay_by
         if diversity > 0 and category is None:
             raise SpecificationError("diversity needs category=, a column of the catalogue")
-        self.slots, self.seed, self.explore = int(slots), int(seed), bool(explore)
-        self.draws = int(draws) if explore else 1
-        self.at_random = float(at_random)
-        self.category, self.delay_by = category, delay_by
-        self.diversity, self.cap_window = float(diversity), float(cap_window)
-        self.terms = Terms(terms, own.levels, context, self.slots)
+        self.terms = Terms(terms, catalogue.levels, context, self.slots)
         start = {t: (-1.5, 1.0) if t == "1" else (0.0, 0.1) for t in self.terms.names}
-        told = prior_mapping(prior)
-        if not isinstance(told, Mapping):
-            raise SpecificationError(f"prior={prior!r}: {{term: variance or (mean, variance)}}")
         if method is None:
             method = "joint" if self.terms.size <= SMALL else "adf"
-        self.model = Probit(self.terms.groups, start | dict(told), method=method, forget=forget)
-        groups = 1 if delay_by is None else len(own.levels[delay_by])
+        moments = start | dict(prior_mapping(prior))
+        self.model = Probit(self.terms.groups, moments, method=method, forget=forget)
+        groups = 1 if delay_by is None else len(catalogue.levels[delay_by])
         self.feedback = Feedback(Delays(window, groups, delays), pending)
         self.snapshot, self.decisions = 0, 0
         self.files: dict[str, str] = {}
         self.prior_method = "no"
         self.values: pd.DataFrame | None = None
+        self._value_of: Callable[[int], FloatArray] | None = None
         self._bind()
         self.set_values(values)
         self.snapshot = 0
 
     def _bind(self) -> None:
-        """Set what follows from the catalogue; forget what was worked out of the old one."""
-        own = self.catalogue
+        """Set what follows from the catalogue; drop what was computed from the old one."""
         if self.category is None:
-            self._category, self._categories = np.zeros(own.size, np.int64), 1
+            self._category, self._categories = np.zeros(self.catalogue.size, np.int64), 1
         else:
-            self._category = own.codes[self.category]
-            self._categories = len(own.levels[self.category])
+            self._category = self.catalogue.codes[self.category]
+            self._categories = len(self.catalogue.levels[self.category])
         self.refresh()
 
     def refresh(self) -> None:
-        """Forget what was worked out of the posterior and the items: they are others now."""
-        self._now: Snapshot | None = None
+        """Drop what was computed from the posterior and the items: they have changed."""
+        self._current: Snapshot | None = None
 
     @property
     def current(self) -> Snapshot:
-        """What decides until the next batch."""
-        if self._now is None:
-            waiting = self.feedback.open(self._group_codes())
-            cells = None if waiting is None else self._cells(waiting)
-            self._now = Snapshot(
-                self.snapshot, self.model.with_open(cells, seed=self.seed), self.catalogue,
-                self.terms, self.item_values, self._category, self._categories, slots=self.slots,
-                draws=self.draws, diversity=self.diversity, explore=self.explore,
-                at_random=self.at_random, seed=self.seed,
-            )  # fmt: skip
-        return self._now
+        """The fixed policy that decides until the next batch."""
+        if self._current is None:
+            waiting = self.feedback.open(self._delay_groups())
+            cells = None if waiting is None else waiting.cells(self.terms, self.catalogue)
+            self._current = Snapshot(
+                number=self.snapshot,
+                posterior=self.model.with_open(cells, seed=self.seed),
+                catalogue=self.catalogue,
+                terms=self.terms,
+                values=self.item_values,
+                category=self._category,
+                categories=self._categories,
+                slots=self.slots,
+                draws=self.draws,
+                diversity=self.diversity,
+                explore=self.explore,
+                at_random=self.at_random,
+                seed=self.seed,
+            )
+        return self._current
 
-    # -- what a click is worth
+    # -- the value of a click
 
     def set_values(self, values: pd.DataFrame | None) -> Callouts:
-        """Say what a click is worth; return the policy. Columns: see ``values`` of the class."""
-        from dynchoice.callouts.values import value_table
-
-        self._value_of = None if values is None else value_table(values, self)
-        self.values = values
+        """Set the value of a click; return the policy. Columns: see ``values`` of the class."""
+        read = None if values is None else read_values(values, self.catalogue, self.context)
+        self.values, self._value_of = values, read
         self.snapshot += 1
         self.refresh()
         return self
 
     def item_values(self, code: int) -> FloatArray:
-        """Return what a click on each item is worth in a context, shape (I,)."""
+        """Return the value of a click on each item in a context, shape (I,)."""
         if self._value_of is None:
             return np.ones(self.catalogue.size)
         return self._value_of(code)
@@ -229,7 +233,7 @@ class Callouts:
         clicks: pd.DataFrame | None = None,
         *,
         batch: str,
-        now: Any = None,
+        now: Moment | None = None,
     ) -> Learned:
         """Learn a batch of feedback, once: a batch that was learned changes nothing.
 
@@ -255,21 +259,21 @@ class Callouts:
         DataError
             The batch was learned with other content; keys repeat; clicks before their impression.
         """
+        rows = None
         if impressions is not None:
-            check_table(impressions, "impressions")
-        coded = None if impressions is None else coded_rows(self, impressions)
-        told, after, settled = self.feedback.examine(
-            batch, coded, clicks, None if now is None else as_time(now),
-            self.model.forget, self._group_codes(),
-        )  # fmt: skip
-        if told.repeated:
-            return told
+            rows = read_impressions(impressions, self.catalogue, self.context, self.slots)
+        report, after, settled = self.feedback.examine(
+            batch, rows, clicks, when_of(now), self.model.forget, self._delay_groups()
+        )
+        if settled is None:
+            return report
         # a copy learns: whoever interrupts leaves model and feedback as they were, both
-        model = copy.copy(self.model).learn(self._cells(settled), seed=self.seed)
+        cells = settled.cells(self.terms, self.catalogue)
+        model = copy.copy(self.model).learn(cells, seed=self.seed)
         self.model, self.feedback = model, after
         self.snapshot += 1
         self.refresh()
-        return told
+        return report
 
     def learn_prior(self, method: str = "moments", **options: Any) -> MetaPrior:
         """Learn the prior from what the policy has seen, and replay the data under it.
@@ -287,11 +291,11 @@ class Callouts:
 
     @property
     def posterior(self) -> Gaussian:
-        """What is known of the weights, open impressions taken into account."""
+        """The belief over the weights, open impressions taken into account."""
         return self.current.posterior
 
-    def _group_codes(self) -> IntArray:
-        """Return the group of delays of each item."""
+    def _delay_groups(self) -> IntArray:
+        """Return the group of delays (I,) of each item."""
         if self.delay_by is None:
             return np.zeros(self.catalogue.size, np.int64)
         return self.catalogue.codes[self.delay_by]
@@ -302,22 +306,15 @@ class Callouts:
             return np.zeros(len(df), np.int64)
         return self.context.codes(df)
 
-    def _cells(self, rows: dict[str, AnyArray]) -> Cells:
-        """Return cells of coded rows with their outcomes."""
-        ccode = self.terms.context_codes(rows["context"], rows["slot"])
-        icode = self.terms.item_codes(self.catalogue.codes)
-        index = self.terms.index(icode[rows["item"]], ccode)
-        return Cells(index, np.ones(index.shape), rows["outcomes"], rows["due"])
-
     # -- deciding
 
     def decide(
         self,
         members: pd.DataFrame,
         *,
-        now: Any = None,
+        now: Moment | None = None,
         blocked: pd.DataFrame | None = None,
-        weights: Any = None,
+        weights: pd.DataFrame | ArrayLike | None = None,
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> pd.DataFrame:
@@ -346,45 +343,42 @@ class Callouts:
         """
         import pandas as pd
 
-        when = None if now is None else as_time(now)
-        check_table(members, "members")
+        when = when_of(now)
+        checks.columns(members, (), "members")
         names = members["member"].to_numpy() if "member" in members else members.index.to_numpy()
         codes = self.context_codes(members)
         rng = np.random.default_rng([self.seed, self.decisions if seed is None else seed])
         draw = rng.integers(0, self.draws, len(members))
-        start, taken = blocked_items(self.catalogue, names, blocked)
-        table = weight_table(self.catalogue, self.category, weights, names)
+        start, taken = list_blocked_items(self.catalogue, names, blocked)
+        table = read_category_weights(self.catalogue, self.category, weights, names)
         random = rng.random(len(members)) < self.at_random
         rules = Rules(codes, draw, start, taken, table, random)
-        parts = []
+        parts = [empty_slates(0, self.slots)]
         for begin in range(0, len(members), CHUNK):
             end = min(begin + CHUNK, len(members))
             parts.append(self.current.decide(rules.part(begin, end), when, rng))
             if progress is not None:
                 progress(end, len(members), "decided")
         self.decisions += 1
-        empty = [np.zeros((0, self.slots), np.int64), np.zeros((0, self.slots)), np.zeros(0)]
-        out, shares, whole = (
-            np.concatenate(x) for x in (zip(*parts, strict=True) if parts else [[e] for e in empty])
-        )
-        filled = out >= 0
+        slates = Slates(*map(np.concatenate, zip(*parts, strict=True)))
+        filled = slates.items >= 0
         row, slot = np.nonzero(filled)
-        item = out[filled]
+        item = slates.items[filled]
         return pd.DataFrame(
             {
                 "member": names[row],
                 "slot": slot + 1,
                 "item": pd.Index(list(self.catalogue.items)).take(item),
-                "propensity": shares[filled],
-                "slate_propensity": whole[row],
+                "propensity": slates.shares[filled],
+                "slate_propensity": slates.whole[row],
                 "probability": self.current.probability(item, codes[row], slot),
                 "snapshot": self.snapshot,
             }
         )
 
     def decide_one(
-        self, *, now: Any = None, draw: int | None = None, **context: Any
-    ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+        self, *, now: Moment | None = None, draw: int | None = None, **context: Level
+    ) -> tuple[tuple[Level, ...], tuple[float, ...]]:
         """Return the slate for one member and the items' propensities.
 
         A lookup in contexts that were asked for (or :meth:`prepare`-d) since the last batch.
@@ -396,8 +390,8 @@ class Callouts:
             self.decisions += 1
         elif not 0 <= draw < self.draws:
             raise SpecificationError(f"draw={draw!r}: there are {self.draws}, from 0")
-        when = None if now is None else as_time(now)
-        slate, shares = self.current.one(code_of(self.context, context), when, draw, rng)
+        code = code_context(self.context, context)
+        slate, shares = self.current.decide_one(code, when_of(now), draw, rng)
         kept = slate >= 0
         return tuple(self.catalogue.items[i] for i in slate[kept]), tuple(shares[kept].tolist())
 
@@ -409,9 +403,9 @@ class Callouts:
         scores = np.empty(self.catalogue.size) if out is None else out
         return int(self.current.scores(code, draw, scores).argmax())
 
-    def prepare(self, members: pd.DataFrame, *, now: Any = None) -> Callouts:
+    def prepare(self, members: pd.DataFrame, *, now: Moment | None = None) -> Callouts:
         """Work out the shortlists of the contexts of a table beforehand; return the policy."""
-        when = None if now is None else as_time(now)
+        when = when_of(now)
         for code in np.unique(self.context_codes(members)):
             self.current.slates(int(code), when)
         return self
@@ -420,19 +414,24 @@ class Callouts:
         """Return each draw's slate (R, slots) in a context."""
         return self.current.slates(code, when).items
 
-    def propensity(self, members: pd.DataFrame, items: Any, *, now: Any = None) -> FloatArray:
+    def propensity(
+        self, members: pd.DataFrame, items: ArrayLike, *, now: Moment | None = None
+    ) -> FloatArray:
         """Return the probability (n,) that the policy now would show each member an item first.
 
         For one slot without caps: the target policy's probabilities in off-policy evaluation.
         """
-        item = self._items_of(items, members)
-        table, row = self.current.first_shares(
-            self.context_codes(members), None if now is None else as_time(now)
-        )
+        item = self._item_of_each(items, members)
+        table, row = self.current.first_shares(self.context_codes(members), when_of(now))
         return np.asarray(table[row, item])
 
     def expected_clicks(
-        self, members: pd.DataFrame, by: str, *, page: Any = None, now: Any = None
+        self,
+        members: pd.DataFrame,
+        by: str,
+        *,
+        page: str | Callouts | None = None,
+        now: Moment | None = None,
     ) -> pd.DataFrame:
         """Return expected clicks a visit, by context and a column of the catalogue.
 
@@ -452,17 +451,19 @@ class Callouts:
         pandas.DataFrame
             Columns of the context, ``by``, ``clicks`` and ``members``; every level of ``by``.
         """
-        when = None if now is None else as_time(now)
-        return expected_clicks(self, members, by, page, when)
+        shown = None if page == RANDOM else self.current
+        if page is not None and page != RANDOM:
+            hint = f"pass another policy, {RANDOM!r} or None"
+            shown = checks.instance(page, "page", Callouts, hint).current
+        codes = self.context_codes(members)
+        return table_expected_clicks(self.current, shown, codes, by, when_of(now))
 
-    def first_shares(self, members: pd.DataFrame, *, now: Any = None) -> FloatArray:
+    def first_shares(self, members: pd.DataFrame, *, now: Moment | None = None) -> FloatArray:
         """Return the probability (n, I) that each item is shown first to each member now."""
-        table, row = self.current.first_shares(
-            self.context_codes(members), None if now is None else as_time(now)
-        )
+        table, row = self.current.first_shares(self.context_codes(members), when_of(now))
         return table[row]
 
-    def _items_of(self, items: Any, members: pd.DataFrame) -> IntArray:
+    def _item_of_each(self, items: ArrayLike, members: pd.DataFrame) -> IntArray:
         """Return the code of each member's item: one each."""
         codes = self.catalogue.item_codes(items)
         if codes.shape != (len(members),):
@@ -471,7 +472,7 @@ class Callouts:
 
     # -- scoring
 
-    def score(self, members: pd.DataFrame, items: Any = None) -> FloatArray:
+    def score(self, members: pd.DataFrame, items: ArrayLike | None = None) -> FloatArray:
         """Return probabilities of a click on the first slot.
 
         Parameters
@@ -483,21 +484,21 @@ class Callouts:
         """
         codes = self.context_codes(members)
         if items is not None:
-            return self.current.probability(self._items_of(items, members), codes)
+            return self.current.probability(self._item_of_each(items, members), codes)
         n, size = len(codes), self.catalogue.size
         every = np.tile(np.arange(size), n)
         return self.current.probability(every, np.repeat(codes, size)).reshape(n, size)
 
     # -- rules and personal weights
 
-    def capped(self, log: pd.DataFrame, now: Any) -> pd.DataFrame:
+    def capped(self, log: pd.DataFrame, now: Moment) -> pd.DataFrame:
         """Return ``member`` and ``item`` pairs that have reached the item's cap.
 
         ``log`` has ``member``, ``item`` and ``time`` of impressions; those of the last
         ``cap_window`` days count.
         """
         when = as_time(now)
-        return capped_pairs(self.catalogue, log, when - self.cap_window, when)
+        return find_capped_pairs(self.catalogue, log, when - self.cap_window, when)
 
     def category_weights(self, log: pd.DataFrame, *, strength: float = 5.0) -> pd.DataFrame:
         """Return personal weights of categories from clicks: Dirichlet means, times their number.
@@ -505,25 +506,25 @@ class Callouts:
         ``log`` has ``member`` and ``item`` of clicks. A member's share of clicks is drawn towards
         everyone's by ``strength`` clicks; weights average one over categories.
         """
-        return dirichlet_weights(self.catalogue, self.category, log, strength)
+        return learn_category_weights(self.catalogue, self.category, log, strength)
 
     # -- the catalogue changes
 
     def add(self, items: pd.DataFrame) -> Callouts:
         """Add items; what is known stays, new ones start from their group's prior."""
-        from dynchoice.callouts.policy_file import moved
+        from dynchoice.callouts.policy_file import move_policy
 
-        return self.become(moved(self, self.catalogue.extended(items), self.values))
+        return self.become(move_policy(self, self.catalogue.extend(items), self.values))
 
     def become(self, other: Callouts) -> Callouts:
         """Take over another policy's state, all of it at once; return this one."""
         self.__dict__.update(other.__dict__)
         return self
 
-    def end(self, items: Any, when: Any) -> Callouts:
+    def end(self, items: str | Sequence[Level], when: Moment) -> Callouts:
         """Take items out of the page from a time on; what was learned of them stays."""
         labels = check_labels([items] if isinstance(items, str) else items, "items to end")
-        self.catalogue = self.catalogue.ended(labels, as_time(when, "when"))
+        self.catalogue = self.catalogue.end(np.array(labels, object), as_time(when, "when"))
         self.snapshot += 1
         self._bind()
         return self
@@ -532,9 +533,9 @@ class Callouts:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole state to one file: arrays and JSON, no pickle; whole or not at all."""
-        from dynchoice.callouts.policy_file import tree_of
+        from dynchoice.callouts.policy_file import policy_to_tree
 
-        return save_tree(path, KIND, tree_of(self))
+        return save_tree(path, KIND, policy_to_tree(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Callouts:
@@ -545,16 +546,14 @@ class Callouts:
         StorageError
             No such file; damaged; another kind of object.
         """
-        from dynchoice.callouts.policy_file import policy_of
+        from dynchoice.callouts.policy_file import policy_from_tree
 
-        return policy_of(load_tree(path, KIND))
+        return policy_from_tree(load_tree(path, KIND))
 
     def __repr__(self) -> str:
-        seen = (
-            f"{self.model.impressions:,.0f} impressions, {self.model.clicks:,.0f} clicks,"
-            f" {self.feedback.waiting:,} within their window"
-        )
+        model = self.model
         return (
-            f"Callouts({self.catalogue.size:,} items, {self.terms.size:,} features, {seen}, batch"
-            f" {self.model.batches})"
+            f"Callouts({self.catalogue.size:,} items, {self.terms.size:,} features,"
+            f" {model.impressions:,.0f} impressions, {model.clicks:,.0f} clicks,"
+            f" {self.feedback.waiting:,} within their window, batch {model.batches})"
         )

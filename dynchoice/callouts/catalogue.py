@@ -1,18 +1,25 @@
-"""Catalogue: the callouts there are, who may see them, when, and how often."""
+"""Catalogue: the callouts of a page, who may see each of them, when, and how often."""
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import ColumnError, DataError, SpecificationError, first_few, suggest
 from dynchoice.panel.states import StateSpace, code_labels, plain
-from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+from dynchoice.typing import AnyArray, BoolArray, FloatArray, IntArray, Level
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
+
+Moment: TypeAlias = float | str | datetime.date | np.datetime64
+"""A time: a number of days, or a date, also as text (2026-11-27)."""
 
 ITEM, STARTS, ENDS, CAP, FOR = "item", "starts", "ends", "cap", "for_"
 RESERVED = (STARTS, ENDS, CAP)
@@ -22,7 +29,7 @@ GONE = -MOST_DAYS
 
 
 class Catalogue:
-    """The callouts, checked.
+    """A table of callouts, checked, with its rules as arrays.
 
     Parameters
     ----------
@@ -41,9 +48,7 @@ class Catalogue:
     """
 
     def __init__(self, items: pd.DataFrame, context: StateSpace | None) -> None:
-        columns = getattr(items, "columns", ())
-        if ITEM not in columns:
-            raise ColumnError(f"the catalogue needs a column {ITEM!r}.{suggest(ITEM, columns)}")
+        checks.columns(items, [ITEM], "the catalogue")
         if not len(items):
             raise DataError("the catalogue has no items")
         self.frame = items.reset_index(drop=True)
@@ -106,12 +111,12 @@ class Catalogue:
         levels = self.context.axes[name]
         texts = {str(x): i for i, x in enumerate(levels)}
         out = np.zeros((self.size, len(levels)), bool)
-        for i, told in enumerate(self.frame[column]):
-            if isinstance(told, list | tuple | np.ndarray):
-                wanted = [str(x) for x in told]
+        for i, entry in enumerate(self.frame[column]):
+            if isinstance(entry, list | tuple | np.ndarray):
+                wanted = [str(x) for x in entry]
             else:
-                empty = told is None or told is pd.NA or told != told
-                wanted = [] if empty else [x.strip() for x in str(told).split("|") if x.strip()]
+                empty = entry is None or entry is pd.NA or entry != entry  # NaN is not itself
+                wanted = [] if empty else [x.strip() for x in str(entry).split("|") if x.strip()]
             if not wanted:
                 out[i] = True
                 continue
@@ -124,7 +129,7 @@ class Catalogue:
             out[i, [texts[x] for x in wanted]] = True
         return out
 
-    def item_codes(self, labels: Any, what: str = "column 'item'") -> IntArray:
+    def item_codes(self, labels: ArrayLike, what: str = "column 'item'") -> IntArray:
         """Return the place of each item label."""
         return code_labels(np.asarray(labels, object), self.items, what)
 
@@ -145,10 +150,10 @@ class Catalogue:
         """Return which items a member in a context may see."""
         out = np.ones(self.size, bool)
         if self.context is not None and self.rules:
-            at = dict(zip(self.context.names, np.unravel_index(code, self.context.shape),
-                          strict=True))  # fmt: skip
+            levels = np.unravel_index(code, self.context.shape)
+            level_of = dict(zip(self.context.names, levels, strict=True))
             for name, table in self.rules.items():
-                out &= table[:, int(at[name])]
+                out &= table[:, int(level_of[name])]
         return out
 
     @property
@@ -164,7 +169,7 @@ class Catalogue:
                 frame[name] = times
         return frame
 
-    def extended(self, items: pd.DataFrame) -> Catalogue:
+    def extend(self, items: pd.DataFrame) -> Catalogue:
         """Return the catalogue with more items after the old ones.
 
         Raises
@@ -175,10 +180,10 @@ class Catalogue:
         import pandas as pd
 
         new = Catalogue(items, self.context)
-        known = set(self.items)
-        there = [str(x) for x in new.items if x in known]
-        if there:
-            raise DataError(f"{len(there):,} items are in the catalogue: {first_few(there)}")
+        old_items = set(self.items)
+        repeated = [str(x) for x in new.items if x in old_items]
+        if repeated:
+            raise DataError(f"{len(repeated):,} items are in the catalogue: {first_few(repeated)}")
         for c in (*self.levels, *new.levels):
             if c not in new.levels:
                 raise ColumnError(f"new items lack the column {c!r}")
@@ -191,12 +196,12 @@ class Catalogue:
         frames = [f.reindex(columns=columns).astype(object) for f in frames]
         return Catalogue(pd.concat(frames, ignore_index=True).infer_objects(), self.context)
 
-    def ended(self, labels: Any, when: float) -> Catalogue:
+    def end(self, labels: ArrayLike, when: float) -> Catalogue:
         """Return the catalogue in which some items are available only before ``when``."""
-        at = self.item_codes(labels, "items to end")
+        item = self.item_codes(labels, "items to end")
         frame = self.in_days()
         ends = np.full(self.size, np.nan) if self.ends is None else self.ends.copy()
-        ends[at] = np.fmin(ends[at], when)
+        ends[item] = np.fmin(ends[item], when)  # fmin: an item without an end (NaN) gets this one
         frame[ENDS] = ends
         return Catalogue(frame, self.context)
 
@@ -211,7 +216,12 @@ def _present(column: pd.Series, name: str) -> list[Any]:
     return list(column)
 
 
-def as_times(values: Any, what: str) -> FloatArray:
+def as_texts(labels: Iterable[object]) -> AnyArray:
+    """Return labels as texts, so that 7 and "7" are one."""
+    return np.array([str(x) for x in labels], object)
+
+
+def as_times(values: ArrayLike | pd.Series, what: str) -> FloatArray:
     """Return times as days: numbers as they are, dates as days since 1970; missing ones NaN.
 
     Raises
@@ -228,11 +238,11 @@ def as_times(values: Any, what: str) -> FloatArray:
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
         raise DataError(wrong)
     out = np.full(len(column), np.nan)
-    there = column.notna().to_numpy()
+    present = column.notna().to_numpy()
     numeric = np.full(len(column), pd.api.types.is_numeric_dtype(column))
     if column.dtype == object:
         numeric = np.array([isinstance(x, int | float | np.number) for x in column], bool)
-    numbers, dates = there & numeric, there & ~numeric
+    numbers, dates = present & numeric, present & ~numeric
     if numbers.any():
         out[numbers] = column[numbers].astype(float).to_numpy()
     if dates.any():
@@ -241,8 +251,8 @@ def as_times(values: Any, what: str) -> FloatArray:
         try:
             stamps = pd.to_datetime(part, utc=True, format="ISO8601" if text else None)
         except (ValueError, TypeError) as error:
-            told = " ".join(str(error).split())[:120]
-            raise DataError(f"{wrong}: {told}") from None
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{wrong}: {reason}") from None
         days = (stamps - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
         out[dates] = days.to_numpy(float)
     far = np.isfinite(out) & (np.abs(out) > MOST_DAYS)
@@ -254,9 +264,14 @@ def as_times(values: Any, what: str) -> FloatArray:
     return out
 
 
-def as_time(value: Any, what: str = "now") -> float:
+def as_time(value: Moment, what: str = "now") -> float:
     """Return one time in days; see :func:`as_times`."""
     time = float(as_times([value], what)[0])
     if not np.isfinite(time):
         raise DataError(f"{what} is {value!r}: a number of days or a date is needed")
     return time
+
+
+def when_of(now: Moment | None) -> float | None:
+    """Return a time in days, or None where none is given."""
+    return None if now is None else as_time(now)

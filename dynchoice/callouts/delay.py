@@ -1,9 +1,9 @@
 """How long clicks take to come: the share that is due by an impression's age.
 
-Of impressions that are still young only early clicks can have come, so that delays seen are too
-short. The distribution is estimated backwards, as for right-truncated data (Lagakos, Barraj and De
-Gruttola 1988): among clicks of impressions at least ``d`` old, the share with delay ``d`` of those
-with delay up to ``d``.
+Of impressions that are still young only early clicks can have come, so that the delays observed
+are too short. The distribution is estimated backwards, as for right-truncated data (Lagakos, Barraj
+and De Gruttola 1988): among clicks of impressions at least ``d`` old, the share with delay ``d`` of
+those with delay up to ``d``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray
@@ -44,9 +45,7 @@ class Delays:
     """Day of the impression -> its clicks (groups, days) so far."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.window, int | float) or not 0 < self.window < np.inf:
-            raise SpecificationError(f"window={self.window!r}: a positive number of days is needed")
-        self.window = float(self.window)
+        self.window = checks.positive(self.window, "window")
         if self.assumed is None:
             self.assumed = np.full(self.days, 1 / self.days)
         share = as_floats(self.assumed, "delays")
@@ -69,7 +68,7 @@ class Delays:
         """Length of a part in days."""
         return self.window / self.days
 
-    def grown(self, groups: int) -> None:
+    def grow(self, groups: int) -> None:
         """Make room for more groups."""
         more = ((0, groups - self.groups), (0, 0))
         self.settled = np.pad(self.settled, more)
@@ -81,9 +80,9 @@ class Delays:
         day = np.floor(shown / self.width).astype(np.int64)
         late = np.minimum(np.floor(delay / self.width).astype(np.int64), self.days - 1)
         for d in np.unique(day):
-            at = day == d
+            of_day = day == d
             table = self.young.setdefault(int(d), np.zeros((self.groups, self.days)))
-            np.add.at(table, (group[at], late[at]), 1.0)
+            np.add.at(table, (group[of_day], late[of_day]), 1.0)
 
     def advance(self, now: float, forget: float = 1.0) -> None:
         """Move clicks of impressions past the window to those that are settled."""
@@ -94,10 +93,10 @@ class Delays:
     def shares(self, now: float) -> FloatArray:
         """Return the estimated share (groups, days + 1) of clicks that come before each age."""
         assert self.assumed is not None
-        seen = self.settled + PRIOR_CLICKS * self.assumed
-        at_risk = np.zeros_like(seen)  # clicks with delay <= d whose impressions are older than d
-        hits = seen.copy()
-        at_risk += np.cumsum(seen, axis=1)
+        counts = self.settled + PRIOR_CLICKS * self.assumed
+        at_risk = np.zeros_like(counts)  # clicks with delay <= d whose impressions are older than d
+        hits = counts.copy()
+        at_risk += np.cumsum(counts, axis=1)
         for d, table in self.young.items():
             # an impression of day d may have been shown at its end: days seen in full
             full = int(np.floor(now / self.width - d - 1 + 1e-9))
@@ -106,6 +105,7 @@ class Delays:
             at_risk[:, :k] += np.cumsum(table, axis=1)[:, :k]
         with np.errstate(invalid="ignore", divide="ignore"):
             hazard = np.where(at_risk > 0, hits / at_risk, 0.0)
+        # backwards: of clicks within k + 1 days, the share within k days is 1 less the hazard of k
         out = np.ones((self.groups, self.days + 1))
         for k in range(self.days - 1, -1, -1):
             out[:, k] = out[:, k + 1] * (1 - hazard[:, k])
@@ -119,7 +119,7 @@ class Delays:
             np.where(
                 age >= self.window,
                 1.0,
-                interpolated(table, group, np.clip(age / self.width, 0, self.days)),
+                interpolate(table, group, np.clip(age / self.width, 0, self.days)),
             )
         )
 
@@ -137,14 +137,14 @@ class Delays:
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Delays:
         """Return what :meth:`to_tree` took apart."""
-        own = cls(float(tree["window"]), int(tree["groups"]), tree["assumed"])
-        own.settled = tree["settled"]
-        own.young = {int(d): n for d, n in zip(tree["days"], tree["young"], strict=True)}
-        return own
+        delays = cls(float(tree["window"]), int(tree["groups"]), tree["assumed"])
+        delays.settled = tree["settled"]
+        delays.young = {int(d): n for d, n in zip(tree["days"], tree["young"], strict=True)}
+        return delays
 
 
-def interpolated(table: FloatArray, group: IntArray, age: FloatArray) -> FloatArray:
-    """Return shares between whole days, on the straight line."""
+def interpolate(table: FloatArray, group: IntArray, age: FloatArray) -> FloatArray:
+    """Return shares (n,) at any age in days, on the straight line between whole days."""
     low = np.minimum(np.floor(age).astype(np.int64), table.shape[1] - 2)
     part = age - low
     return np.asarray((1 - part) * table[group, low] + part * table[group, low + 1])

@@ -1,4 +1,4 @@
-"""What another policy would have earned: off-policy values from logs with propensities, and replay.
+"""The value of a policy on another one's log: from propensities (off-policy), and by replay.
 
 SOURCES.md 8A.6. Weights are ``w = target probability / propensity`` of what was shown:
 
@@ -10,26 +10,28 @@ SOURCES.md 8A.6. Weights are ``w = target probability / propensity`` of what was
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import t as student
 
-from dynchoice.callouts.catalogue import as_time
-from dynchoice.callouts.member_rules import need
-from dynchoice.callouts.policy_draws import Rules
-from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.callouts.catalogue import Moment, when_of
+from dynchoice.callouts.policy_draws import plain_rules
+from dynchoice.callouts.probit import Probit
+from dynchoice.errors import DataError, SpecificationError
 from dynchoice.panel.states import as_floats
-from dynchoice.typing import AnyArray, FloatArray, IntArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
     from dynchoice.callouts.bandit import Callouts
 
 INTERVALS = ("normal", "bootstrap")
 FEW = 30
-"""Effective numbers of impressions below it are told: a normal interval is not to be trusted."""
+"""Effective impressions below which a warning says that normal intervals are not to be trusted."""
 SUM_TOLERANCE = 1e-6
 
 
@@ -109,18 +111,15 @@ class PolicyValue:
     def minus(
         self, other: PolicyValue, estimator: str = "IPS"
     ) -> tuple[float, float, float, float]:
-        """Return difference to another policy on the same log, its error and interval.
+        """Return the difference to another policy on the same log, its error and its interval.
 
         Raises
         ------
         SpecificationError
             The other value is of another log, or lacks the estimator.
         """
-        for own in (self, other):
-            if estimator not in own.values:
-                raise SpecificationError(
-                    f"{estimator!r} was not computed.{suggest(estimator, own.values)}"
-                )
+        for value in (self, other):
+            checks.known([estimator], value.values, "estimator")
         if self.clusters != other.clusters or self.nobs != other.nobs:
             raise SpecificationError("the two values come from different logs")
         gap = self.values[estimator] - other.values[estimator]
@@ -130,23 +129,23 @@ class PolicyValue:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader should know."""
-        told = []
+        """Reasons to read the values with care."""
+        notes = []
         if self.clusters < 2:
-            told.append("one cluster: nothing can be said of errors")
+            notes.append("one cluster: nothing can be said of errors")
         if self.effective < FEW:
-            told.append(
+            notes.append(
                 f"only {self.effective:.1f} effective impressions: the intervals are too narrow"
             )
         if abs(self.mean_weight - 1) > 4 * self.mean_weight_error + 1e-12 and self.clip is None:
-            told.append(
+            notes.append(
                 f"weights average {self.mean_weight:.3f} ({self.mean_weight_error:.3f}), not 1:"
                 " propensities or target probabilities are wrong, or the target shows what the log"
                 " never did"
             )
         if self.clipped_mass > 0.05:
-            told.append(f"clipping took {self.clipped_mass:.0%} of all weight: values are biased")
-        return tuple(told)
+            notes.append(f"clipping took {self.clipped_mass:.0%} of all weight: values are biased")
+        return tuple(notes)
 
     def __str__(self) -> str:
         clip = (
@@ -166,12 +165,12 @@ class PolicyValue:
 
 def off_policy(
     log: pd.DataFrame,
-    target: Any,
+    target: ArrayLike,
     *,
     reward: str = "reward",
     propensity: str = "propensity",
-    shown: Any = None,
-    model: Any = None,
+    shown: ArrayLike | None = None,
+    model: ArrayLike | None = None,
     clip: float | None = None,
     cluster: str | None = None,
     level: float = 0.95,
@@ -179,7 +178,7 @@ def off_policy(
     draws: int = 1000,
     seed: int = 0,
 ) -> PolicyValue:
-    """Estimate what a policy would have earned on a log of another.
+    """Estimate the value of a policy from the log of another.
 
     Parameters
     ----------
@@ -213,91 +212,126 @@ def off_policy(
     ColumnError, DataError, SpecificationError
         Columns missing, propensities outside (0, 1], probabilities that do not sum to one.
     """
-    r = numbers_of(log, reward)
-    p = numbers_of(log, propensity)
+    r = read_numbers(log, reward)
+    p = read_numbers(log, propensity)
     bad = np.flatnonzero((p <= 0) | (p > 1))
     if len(bad):
         raise DataError(
             f"{len(bad):,} propensities are not above 0 and at most 1 (first: row {bad[0]},"
             f" {p[bad[0]]:g})"
         )
-    if interval not in INTERVALS:
-        raise SpecificationError(f"interval={interval!r}: {' or '.join(INTERVALS)}")
-    if not 0 < level < 1:
-        raise SpecificationError(f"level={level!r}: between 0 and 1")
-    if interval == "bootstrap" and draws < 2:
-        raise SpecificationError(f"draws={draws!r}: a bootstrap needs at least 2")
-    if clip is not None and not clip > 0:
-        raise SpecificationError(f"clip={clip!r}: a positive weight")
-    wanted, q_shown, q_target = target_of(target, shown, model, len(r))
+    checks.one_of(interval, "interval", INTERVALS)
+    level = checks.share(level, "level", open_interval=True)
+    if interval == "bootstrap":
+        draws = checks.whole(draws, "draws", 2)
+    if clip is not None:
+        clip = checks.positive(clip, "clip")
+    wanted, q_shown, q_target = read_target(target, shown, model, len(r))
     raw = wanted / p
     w = raw if clip is None else np.minimum(raw, clip)
-    group, G = clusters_of(log, cluster)
+    group, G = read_clusters(log, cluster)
     n = len(r)
-
-    def summed(x: FloatArray) -> FloatArray:
-        return np.asarray(np.bincount(group, x, G), float)
-
-    parts: dict[str, FloatArray] = {"log": r, "IPS": w * r}
+    terms: dict[str, FloatArray] = {"log": r, "IPS": w * r}
     if q_target is not None and q_shown is not None:
-        parts["DR"] = q_target + w * (r - q_shown)
-    values: dict[str, float] = {k: float(x.mean()) for k, x in parts.items()}
-    influence: dict[str, FloatArray] = {k: summed((x - values[k]) / n) for k, x in parts.items()}
-    total = float(w.sum())
-    if total > 0:
-        values["SNIPS"] = float((w * r).sum() / total)
-        influence["SNIPS"] = summed(w * (r - values["SNIPS"]) / total)
-    else:
-        values["SNIPS"] = np.nan
-        influence["SNIPS"] = np.full(G, np.nan)
-    order: list[str] = [k for k in ("log", "IPS", "SNIPS", "DR") if k in values]
-    values = {k: values[k] for k in order}
-    small = G / max(G - 1, 1)
-    influence = {k: influence[k] * np.sqrt(small) for k in order}
-    if G < 2:
-        influence = {k: np.full(G, np.nan) for k in order}
+        terms["DR"] = q_target + w * (r - q_shown)
+    values, influence = estimate_values(terms, w, r, group, G)
     if interval == "normal":
         z = float(student.ppf(0.5 + level / 2, max(G - 1, 1)))
         spread = {k: z * float(np.sqrt(x @ x)) for k, x in influence.items()}
-        bounds = {k: (values[k] - spread[k], values[k] + spread[k]) for k in order}
+        bounds = {k: (values[k] - spread[k], values[k] + spread[k]) for k in values}
     else:
-        bounds = percentiles(parts, w, r, group, G, level, draws, seed)
-    mean_error = float(np.sqrt((summed((raw - raw.mean()) / n) ** 2).sum()))
+        bounds = bootstrap_bounds(terms, w, group, G, level=level, draws=draws, seed=seed)
+    total = float(w.sum())
+    mean_shift = np.bincount(group, (raw - raw.mean()) / n, G)
     return PolicyValue(
-        values, influence, bounds, level, interval, n, G,
-        float(total**2 / (w @ w)) if total > 0 else 0.0, float(raw.max()), clip,
-        0 if clip is None else int((raw > clip).sum()),
-        0.0 if clip is None or raw.sum() == 0 else float(1 - total / raw.sum()),
-        float(raw.mean()), mean_error,
-    )  # fmt: skip
+        values=values,
+        influence=influence,
+        bounds=bounds,
+        level=level,
+        interval=interval,
+        nobs=n,
+        clusters=G,
+        effective=float(total**2 / (w @ w)) if total > 0 else 0.0,
+        largest=float(raw.max()),
+        clip=clip,
+        clipped=0 if clip is None else int((raw > clip).sum()),
+        clipped_mass=0.0 if clip is None or raw.sum() == 0 else float(1 - total / raw.sum()),
+        mean_weight=float(raw.mean()),
+        mean_weight_error=float(np.sqrt((mean_shift**2).sum())),
+    )
 
 
-def percentiles(
-    parts: dict[str, FloatArray], w: FloatArray, r: FloatArray, group: IntArray, G: int,
-    level: float, draws: int, seed: int,
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Return bootstrap percentiles over clusters."""
-    sums = {k: np.bincount(group, x, G) for k, x in parts.items()}
-    size, weight = np.bincount(group, minlength=G).astype(float), np.bincount(group, w, G)
+def estimate_values(
+    terms: dict[str, FloatArray], w: FloatArray, r: FloatArray, group: IntArray, G: int
+) -> tuple[dict[str, float], dict[str, FloatArray]]:
+    """Return each estimator's value and its influence by cluster (G,).
+
+    Parameters
+    ----------
+    terms : dict
+        Estimator that is a mean -> what it is the mean of (n,).
+    w, r : array, shape (n,)
+        Weights and rewards, for ``SNIPS``, a ratio.
+    group : integer array, shape (n,)
+        Cluster of each row, of ``G``.
+    """
+
+    def add_up(x: FloatArray) -> FloatArray:
+        return np.asarray(np.bincount(group, x, G), float)
+
+    values = {k: float(x.mean()) for k, x in terms.items()}
+    influence = {k: add_up((x - values[k]) / len(r)) for k, x in terms.items()}
+    total = float(w.sum())
+    if total > 0:
+        values["SNIPS"] = float((w * r).sum() / total)
+        influence["SNIPS"] = add_up(w * (r - values["SNIPS"]) / total)
+    else:
+        values["SNIPS"] = np.nan
+        influence["SNIPS"] = np.full(G, np.nan)
+    order = [k for k in ("log", "IPS", "SNIPS", "DR") if k in values]
+    few_clusters = np.sqrt(G / max(G - 1, 1))
+    if G < 2:  # one cluster has no spread: nothing is known of errors
+        influence = {k: np.full(G, np.nan) for k in order}
+    return (
+        {k: values[k] for k in order},
+        {k: influence[k] * few_clusters for k in order},
+    )
+
+
+def bootstrap_bounds(
+    terms: dict[str, FloatArray],
+    w: FloatArray,
+    group: IntArray,
+    G: int,
+    *,
+    level: float,
+    draws: int,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Return bootstrap percentiles over clusters; see :func:`estimate_values`."""
+    # a draw takes whole clusters so many times: their sums are all that it needs
+    sums = {k: np.bincount(group, x, G) for k, x in terms.items()}
+    size = np.bincount(group, minlength=G).astype(float)
+    weight = np.bincount(group, w, G)
     rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {k: [] for k in [*parts, "SNIPS"]}
+    resampled: dict[str, list[float]] = {k: [] for k in [*terms, "SNIPS"]}
     for _ in range(draws):
         times = np.bincount(rng.integers(0, G, G), minlength=G).astype(float)
         for k, x in sums.items():
-            found[k].append(float(times @ x / (times @ size)))
+            resampled[k].append(float(times @ x / (times @ size)))
         total = times @ weight
-        found["SNIPS"].append(float(times @ sums["IPS"] / total) if total > 0 else np.nan)
+        snips = float(times @ sums["IPS"] / total) if total > 0 else np.nan
+        resampled["SNIPS"].append(snips)
     tail = (1 - level) / 2
     return {
         k: (float(np.nanquantile(x, tail)), float(np.nanquantile(x, 1 - tail)))
-        for k, x in found.items()
+        for k, x in resampled.items()
     }
 
 
-def numbers_of(log: pd.DataFrame, column: str) -> FloatArray:
+def read_numbers(log: pd.DataFrame, column: str) -> FloatArray:
     """Return a column as finite numbers."""
-    if column not in log.columns:
-        raise ColumnError(f"the log lacks the column {column!r}.{suggest(column, log.columns)}")
+    checks.columns(log, [column], "the log")
     if not len(log):
         raise DataError("the log has no rows")
     try:
@@ -310,22 +344,21 @@ def numbers_of(log: pd.DataFrame, column: str) -> FloatArray:
     return x
 
 
-def clusters_of(log: pd.DataFrame, cluster: str | None) -> tuple[IntArray, int]:
+def read_clusters(log: pd.DataFrame, cluster: str | None) -> tuple[IntArray, int]:
     """Return each row's cluster and their number."""
     if cluster is None:
         return np.arange(len(log)), len(log)
-    if cluster not in log.columns:
-        raise ColumnError(f"the log lacks the column {cluster!r}.{suggest(cluster, log.columns)}")
     import pandas as pd
 
+    checks.columns(log, [cluster], "the log")
     group, names = pd.factorize(log[cluster])
     if (group < 0).any():
         raise DataError(f"column {cluster!r} is empty in {int((group < 0).sum()):,} rows")
     return group.astype(np.int64), len(names)
 
 
-def target_of(
-    target: Any, shown: Any, model: Any, n: int
+def read_target(
+    target: ArrayLike, shown: ArrayLike | None, model: ArrayLike | None, n: int
 ) -> tuple[FloatArray, FloatArray | None, FloatArray | None]:
     """Return the target's probability of what was shown, and expected rewards of both."""
     wanted = as_floats(target, "target")
@@ -347,24 +380,27 @@ def target_of(
         )
     if shown is None:
         raise SpecificationError("with target (n, A), shown= says which callout each row was")
-    at = np.asarray(shown)
-    if at.shape != (n,) or at.dtype.kind not in "iu" or at.min() < 0 or at.max() >= wanted.shape[1]:
-        raise SpecificationError(
-            f"shown must be {n:,} whole numbers from 0 to {wanted.shape[1] - 1}"
-        )
-    own = wanted[np.arange(n), at]
+    item, A = np.asarray(shown), wanted.shape[1]
+    if item.shape != (n,) or item.dtype.kind not in "iu" or item.min() < 0 or item.max() >= A:
+        raise SpecificationError(f"shown must be {n:,} whole numbers from 0 to {A - 1}")
+    of_shown = wanted[np.arange(n), item]
     if model is None:
-        return own, None, None
+        return of_shown, None, None
     q = np.asarray(model, float)
     if q.shape != wanted.shape or not np.isfinite(q).all():
         raise SpecificationError(f"model is {q.shape}, target {wanted.shape}: numbers of one shape")
-    return own, q[np.arange(n), at], (wanted * q).sum(axis=1)
+    return of_shown, q[np.arange(n), item], (wanted * q).sum(axis=1)
 
 
 def cross_fitted(
-    policy: Callouts, log: pd.DataFrame, *, reward: str = "reward", folds: int = 2,
-    cluster: str | None = None, seed: int = 0,
-) -> FloatArray:  # fmt: skip
+    policy: Callouts,
+    log: pd.DataFrame,
+    *,
+    reward: str = "reward",
+    folds: int = 2,
+    cluster: str | None = None,
+    seed: int = 0,
+) -> FloatArray:
     """Return expected rewards (n, I) of every item in every row's context, from other folds' rows.
 
     Parameters
@@ -380,16 +416,13 @@ def cross_fitted(
         Rows of one cluster are in one fold.
     seed : int
     """
-    from dynchoice.callouts.probit import Probit
-
-    r = numbers_of(log, reward)
+    r = read_numbers(log, reward)
     if not np.isin(r, (0.0, 1.0)).all():
         raise DataError("cross_fitted is for rewards of 0 and 1; pass model= for others")
-    if folds < 2:
-        raise SpecificationError(f"folds={folds!r}: at least 2 are needed")
-    group, G = clusters_of(log, cluster)
+    folds = checks.whole(folds, "folds", 2)
+    group, G = read_clusters(log, cluster)
     fold = np.random.default_rng(seed).permutation(G)[group] % folds
-    need(log, ("item",), "the log")
+    checks.columns(log, ["item"], "the log")
     item = policy.catalogue.item_codes(log["item"].to_numpy())
     codes = policy.context_codes(log)
     unique, row = np.unique(codes, return_inverse=True)
@@ -399,18 +432,18 @@ def cross_fitted(
     every = policy.terms.index(icode[None], ccode[:, None])  # (contexts, I, T)
     for k in range(folds):
         inside = fold == k
-        own = Probit(policy.terms.groups, policy.model.prior, method=policy.model.method)
+        model = Probit(policy.terms.groups, policy.model.prior, method=policy.model.method)
         rest = ~inside
-        own.update(every[row[rest], item[rest]], r[rest])
+        model.update(every[row[rest], item[rest]], r[rest])
         flat = every.reshape(-1, every.shape[2])
-        chance = own.predict(flat).reshape(len(unique), -1)
+        chance = model.predict(flat).reshape(len(unique), -1)
         out[inside] = chance[row[inside]]
     return out
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a policy earned on the rows of a log that it would have shown itself.
+    """The rewards of a policy on the rows of a log that it would have shown itself.
 
     Attributes
     ----------
@@ -436,11 +469,18 @@ class Replay:
 
 
 def replay(
-    policy: Callouts, log: pd.DataFrame, *, reward: str = "reward", batch: int = 1000,
-    propensity: str | None = None, learn: bool = True, now: Any = None, seed: int = 0,
+    policy: Callouts,
+    log: pd.DataFrame,
+    *,
+    reward: str = "reward",
+    batch: int = 1000,
+    propensity: str | None = None,
+    learn: bool = True,
+    now: Moment | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
-) -> Replay:  # fmt: skip
-    """Let a policy live through a log: it learns from the rows that it would have shown itself.
+) -> Replay:
+    """Run a policy over a log: it learns from the rows that it would have shown itself.
 
     Unbiased for logs that chose at random (Li, Chu, Langford and Wang 2011); with ``propensity`` a
     row is kept with probability (least propensity / its own), which makes any log such a one.
@@ -466,16 +506,15 @@ def replay(
 
     if policy.slots != 1:
         raise SpecificationError("replay is for policies with one slot")
-    if not isinstance(batch, int | np.integer) or batch < 1:
-        raise SpecificationError(f"batch={batch!r}: a whole number of rows above 0 is needed")
-    need(log, ("item",), "the log")
-    when = None if now is None else as_time(now)
-    r = numbers_of(log, reward)
+    batch = checks.whole(batch, "batch", 1)
+    checks.columns(log, ["item"], "the log")
+    when = when_of(now)
+    r = read_numbers(log, reward)
     if learn and not np.isin(r, (0.0, 1.0)).all():
         raise DataError("a policy learns from rewards of 0 and 1: pass learn=False for others")
     keep = np.ones(len(log))
     if propensity is not None:
-        p = numbers_of(log, propensity)
+        p = read_numbers(log, propensity)
         if (p <= 0).any():
             raise DataError(f"{int((p <= 0).sum()):,} propensities are not positive")
         keep = p.min() / p
@@ -483,39 +522,39 @@ def replay(
     codes = policy.context_codes(log)
     icode = policy.terms.item_codes(policy.catalogue.codes)
     rng = np.random.default_rng(seed)
-    found: list[FloatArray] = []
+    rewards: list[FloatArray] = []
     curve = []
     for start in range(0, len(log), batch):
         part = slice(start, start + batch)
-        chosen = first_items(policy, codes[part], rng, when)
+        chosen = draw_first_items(policy, codes[part], rng, when)
         same = (chosen == item[part]) & (rng.random(len(chosen)) < keep[part])
-        at = np.flatnonzero(same) + start
-        if learn and len(at):
-            index = policy.terms.index(icode[item[at]], policy.terms.context_codes(codes[at]))
-            policy.model.update(index, r[at], seed=seed)
+        kept = np.flatnonzero(same) + start
+        if learn and len(kept):
+            index = policy.terms.index(icode[item[kept]], policy.terms.context_codes(codes[kept]))
+            policy.model.update(index, r[kept], seed=seed)
             policy.snapshot += 1
             policy.refresh()
-        found.append(r[at])
-        curve.append((start, len(chosen), len(at), float(r[at].mean()) if len(at) else np.nan))
+        rewards.append(r[kept])
+        mean = float(r[kept].mean()) if len(kept) else np.nan
+        curve.append((start, len(chosen), len(kept), mean))
         if progress is not None:
             progress(min(start + batch, len(log)), len(log), "replayed")
-    kept = np.concatenate(found)
-    if not len(kept):
+    matched = np.concatenate(rewards)
+    n = len(matched)
+    if not n:
         raise DataError("no row of the log is what the policy would have shown")
     # rewards that are all alike (no click among few rows) tell nothing of their spread
-    spread = float(kept.std(ddof=1)) if len(kept) > 1 else 0.0
-    error = spread / np.sqrt(len(kept)) if spread > 0 else np.nan
+    spread = float(matched.std(ddof=1)) if n > 1 else 0.0
+    error = spread / np.sqrt(n) if spread > 0 else np.nan
     table = pd.DataFrame(curve, columns=["from", "rows", "kept", "reward"])
-    return Replay(len(log), len(kept), float(kept.mean()), error, table)
+    return Replay(len(log), n, float(matched.mean()), error, table)
 
 
-def first_items(
+def draw_first_items(
     policy: Callouts, codes: IntArray, rng: np.random.Generator, when: float | None
-) -> AnyArray:
+) -> IntArray:
     """Return an item for each context, by one random draw each."""
     draw = rng.integers(0, policy.draws, len(codes))
-    none = np.zeros(len(codes) + 1, np.int64)
-    alike = np.ones((len(codes), policy.current.categories))
     random = rng.random(len(codes)) < policy.at_random
-    rules = Rules(codes, draw, none, none[:0], alike, random)
+    rules = plain_rules(codes, draw, random, policy.current.categories)
     return policy.current.decide(rules, when, rng).items[:, 0]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
-from dynchoice.callouts.cells import Cells
+from dynchoice.callouts.impression_cells import Cells
 from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import FloatArray
 
@@ -45,7 +45,7 @@ def joint_posterior(
     nodes: FloatArray,
     weights: FloatArray,
 ) -> tuple[FloatArray, FloatArray, tuple[FloatArray, FloatArray], int, bool, float]:
-    """Return mean (n,), covariance (n, n), sites, passes, whether they settled, log evidence.
+    """Solve for the posterior: mean (n,), covariance (n, n), sites, passes, settled, log evidence.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def joint_posterior(
     tau, nu = sites if sites is not None else (np.zeros(cells.size), np.zeros(cells.size))
     zm, zv = np.empty(cells.size), np.empty(cells.size)
 
-    def solved() -> tuple[FloatArray, FloatArray, Any]:
+    def solve() -> tuple[FloatArray, FloatArray, Any]:
         precision = design.precision(tau)
         precision[np.diag_indices(len(m0))] += 1 / v0
         factor = cho_factor(precision, lower=True)
@@ -70,13 +70,14 @@ def joint_posterior(
         kernels.joint_moments(cells.index, cells.value, mean, covariance, zm, zv)
         return mean, covariance, factor
 
-    mean, covariance, factor = solved()
+    mean, covariance, factor = solve()
+    # damped where a pass changes more than the one before: the sites swing around their answer
     step, before, passes, converged = 1.0, np.inf, 0, False
     while passes < PASSES and not converged:
         change = kernels.joint_sites(
             zm, zv, cells.outcomes, cells.due, tau, nu, step, nodes, weights
         )
-        mean, covariance, factor = solved()
+        mean, covariance, factor = solve()
         passes += 1
         converged = change < TOLERANCE
         step = max(0.25, 0.7 * step) if change > before else step
@@ -85,5 +86,5 @@ def joint_posterior(
     # log of the Gaussian's own integral: prior, sites and the posterior's normaliser
     shift = m0 / v0 + design.shift(nu)
     log_det = 2 * float(np.log(np.diag(factor[0])).sum()) + float(np.log(v0).sum())
-    own = 0.5 * float(shift @ mean) - 0.5 * float((m0 * m0 / v0).sum()) - 0.5 * log_det
-    return mean, covariance, (tau, nu), passes, converged, float(evidence) + own
+    integral = 0.5 * float(shift @ mean) - 0.5 * float((m0 * m0 / v0).sum()) - 0.5 * log_det
+    return mean, covariance, (tau, nu), passes, converged, float(evidence) + integral

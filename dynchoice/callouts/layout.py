@@ -1,4 +1,4 @@
-"""Layouts: which content goes into which slot of a page, learned while few of many are shown.
+"""Layouts: the content of each slot of a page, learned while few of many layouts are shown.
 
 Hill, Nassif, Liu, Iyer and Vishwanathan (2017); SOURCES.md 3. With contents ``A_d`` of slots ``d``
 and context ``X``
@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import ndtr
 
+from dynchoice import checks
+from dynchoice.callouts.feedback import check_batch_name
 from dynchoice.callouts.prior import MetaPrior
-from dynchoice.callouts.probit import MOST_JOINT, Probit, prior_mapping
+from dynchoice.callouts.probit import MOST_JOINT, Prior, Probit
 from dynchoice.errors import ColumnError, DataError, SpecificationError, suggest
 from dynchoice.kernels import callouts as kernels
 from dynchoice.panel.states import StateSpace, as_floats, check_labels, code_labels
@@ -40,10 +42,13 @@ KINDS = {
     "one-arm": "one arm per layout, nothing shared (N^D-MAB)",
     "independent": "arms of each slot, learned as if the others were not there (D-MABs)",
 }
+OPTIONS = ("order", "kind", "search", "restarts", "draws", "seed")
+"""Saved by name, as they were given."""
 EXACT = 5_000
 """Up to so many layouts all are compared; above, slots are climbed one by one."""
 MOST_ARMS, MOST_EXACT = 200_000, 2_000_000
 PASSES = 100
+"""Passes over the slots in one climb, at most."""
 
 
 class LayoutBandit:
@@ -91,12 +96,12 @@ class LayoutBandit:
 
     def __init__(
         self,
-        slots: Mapping[str, Sequence[Any]],
-        context: Mapping[str, Sequence[Any]] | StateSpace | None = None,
+        slots: Mapping[str, Sequence[Level]],
+        context: Mapping[str, Sequence[Level]] | StateSpace | None = None,
         *,
         order: int = 2,
         kind: str = "multivariate",
-        prior: Any = None,
+        prior: Prior | None = None,
         method: str | None = None,
         forget: float = 1.0,
         search: str = "auto",
@@ -113,21 +118,18 @@ class LayoutBandit:
             context = StateSpace.from_axes(context) if context else None
         self.context = context
         if kind not in KINDS:
-            told = "; ".join(f"{k!r}: {v}" for k, v in KINDS.items())
-            raise SpecificationError(f"kind {kind!r}.{suggest(kind, KINDS)} There are {told}")
-        if order not in (1, 2):
-            raise SpecificationError(f"order={order!r}: 1 (contents) or 2 (pairs too)")
-        if search not in ("auto", "exact", "climb"):
-            raise SpecificationError(f"search={search!r}: 'auto', 'exact' or 'climb'")
+            meanings = "; ".join(f"{k!r}: {v}" for k, v in KINDS.items())
+            raise SpecificationError(
+                f"kind={kind!r} is unknown.{suggest(kind, KINDS)} There are {meanings}"
+            )
         if context is not None and set(context.names) & set(self.slots):
             raise SpecificationError("a slot and a column of the context have the same name")
-        self.kind, self.order, self.search = kind, int(order), search
-        for what, number in (("restarts", restarts), ("draws", draws), ("seed", seed + 1)):
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise SpecificationError(
-                    f"{what} must be whole numbers, and restarts, draws above 0"
-                )
-        self.restarts, self.draws, self.seed = int(restarts), int(draws), int(seed)
+        self.kind = kind
+        self.order = checks.whole(order, "order", 1, 2)
+        self.search = checks.one_of(search, "search", ("auto", "exact", "climb"))
+        self.restarts = checks.whole(restarts, "restarts", 1)
+        self.draws = checks.whole(draws, "draws", 1)
+        self.seed = checks.whole(seed, "seed")
         self.sizes = np.array([len(v) for v in self.slots.values()], np.int64)
         self.layouts = int(np.prod(self.sizes.astype(float)))
         if search == "exact" and self.layouts > MOST_EXACT:
@@ -139,13 +141,13 @@ class LayoutBandit:
         groups = self._groups()
         if method is None:
             method = "joint" if max(len(g) for g in groups) <= MOST_JOINT // 2 else "adf"
-        told = prior_mapping(prior)
-        self.models = [Probit(g, told, method=method, forget=forget) for g in groups]
+        self.models = [Probit(g, prior, method=method, forget=forget) for g in groups]
         self.snapshot, self.decisions = 0, 0
         self.learned: dict[str, str] = {}
-        self._fresh()
+        self._refresh()
 
-    def _fresh(self) -> None:
+    def _refresh(self) -> None:
+        """Drop what was computed from the posterior: it has changed."""
         self._weights: list[FloatArray] | None = None
         self._chosen: dict[int, IntArray] = {}
 
@@ -156,7 +158,7 @@ class LayoutBandit:
         return {} if self.context is None else {k: len(v) for k, v in self.context.axes.items()}
 
     def _groups(self) -> list[list[str]]:
-        """Return the groups of features, model by model; set where each block starts."""
+        """Return the groups of features, model by model; note where each block starts."""
         if self.kind == "independent":
             return [["arm"] * int(n) for n in self.sizes]
         if self.kind == "one-arm":
@@ -207,7 +209,7 @@ class LayoutBandit:
 
     # -- deciding
 
-    def decide(self, members: Any, *, seed: int | None = None) -> pd.DataFrame:
+    def decide(self, members: int | pd.DataFrame, *, seed: int | None = None) -> pd.DataFrame:
         """Choose layouts.
 
         Parameters
@@ -224,11 +226,10 @@ class LayoutBandit:
         import pandas as pd
 
         if isinstance(members, int | np.integer):
-            if members < 0:
-                raise SpecificationError(f"decide({members}): a number of visits is needed")
+            visits = checks.whole(members, "members")
             if self.context is not None:
                 raise SpecificationError("the page has a context: pass a table with its columns")
-            frame, codes = pd.DataFrame(index=range(int(members))), np.zeros(int(members), np.int64)
+            frame, codes = pd.DataFrame(index=range(visits)), np.zeros(visits, np.int64)
         else:
             codes = self._codes(members)
             names = [] if self.context is None else list(self.context.names)
@@ -238,11 +239,12 @@ class LayoutBandit:
         layouts = np.empty((len(codes), len(self.sizes)), np.int64)
         share = np.empty(len(codes))
         for code in np.unique(codes):
-            of = codes == code
+            inside = codes == code
             chosen = self.chosen(int(code))
+            # a layout's propensity is the share of draws that choose it
             _, place, times = np.unique(chosen, axis=0, return_inverse=True, return_counts=True)
-            layouts[of] = chosen[draw[of]]
-            share[of] = times[place.reshape(-1)[draw[of]]] / self.draws
+            layouts[inside] = chosen[draw[inside]]
+            share[inside] = times[place.reshape(-1)[draw[inside]]] / self.draws
         self.decisions += 1
         for d, (name, contents) in enumerate(self.slots.items()):
             frame[name] = pd.Index(list(contents)).take(layouts[:, d])
@@ -268,7 +270,7 @@ class LayoutBandit:
         return self.enumerated(code, weights[0]) if exact else self.climbed(code, weights[0])
 
     def enumerated(self, code: int, weights: FloatArray) -> IntArray:
-        """Return the best layouts by comparing all of them: what climbing is held to."""
+        """Return the best layouts by comparing all of them: climbing is tested against it."""
         grid = np.indices(tuple(self.sizes.tolist())).reshape(len(self.sizes), -1).T
         index = self.features(np.ascontiguousarray(grid), np.full(len(grid), code, np.int64))[0]
         score = np.zeros((len(weights), len(grid)))
@@ -281,6 +283,7 @@ class LayoutBandit:
         D, N = len(self.sizes), int(self.sizes.max())
         rng = np.random.default_rng([self.seed, self.snapshot, 3, code])
         out = np.empty((len(weights), D), np.int64)
+        # draws are alike: the layout of one is a good start for the next
         last = rng.integers(0, self.sizes)
         for r, w in enumerate(weights):
             main, pair = self.score_tables(code, w, N)
@@ -327,20 +330,18 @@ class LayoutBandit:
         """
         import pandas as pd
 
-        if not isinstance(batch, str) or not batch:
-            raise SpecificationError(f"batch={batch!r}: a text that names the batch is needed")
+        check_batch_name(batch)
         layouts = self._layouts(shown)
         codes = self._codes(shown)
-        if "clicks" not in shown.columns:
-            raise ColumnError(f"column 'clicks' is missing.{suggest('clicks', shown.columns)}")
+        checks.columns(shown, ["clicks"], "layouts shown")
         clicks = as_floats(shown["clicks"].to_numpy(), "column 'clicks'")
         times = np.ones(len(shown))
         if "shown" in shown.columns:
             times = as_floats(shown["shown"].to_numpy(), "column 'shown'")
-        own = hashlib.sha256()
+        content = hashlib.sha256()
         for part in (layouts.ravel(), codes, clicks, times):
-            own.update(pd.util.hash_array(part).tobytes())
-        digest = own.hexdigest()
+            content.update(pd.util.hash_array(part).tobytes())
+        digest = content.hexdigest()
         if batch in self.learned:
             if self.learned[batch] != digest:
                 raise DataError(f"batch {batch!r} was learned with other content")
@@ -352,7 +353,7 @@ class LayoutBandit:
         self.models = models
         self.learned = {**self.learned, batch: digest}
         self.snapshot += 1
-        self._fresh()
+        self._refresh()
         return True
 
     def learn_prior(self, method: str = "moments", **options: Any) -> MetaPrior:
@@ -367,7 +368,7 @@ class LayoutBandit:
             return prior
         self.models = [copy.copy(self.models[0]).set_prior(prior)]
         self.snapshot += 1
-        self._fresh()
+        self._refresh()
         return prior
 
     def score(self, layouts: pd.DataFrame) -> FloatArray:
@@ -380,6 +381,7 @@ class LayoutBandit:
         return np.asarray(np.mean(chances, axis=0))
 
     def _codes(self, frame: pd.DataFrame) -> IntArray:
+        """Return the codes (n,) of contexts."""
         if self.context is None:
             return np.zeros(len(frame), np.int64)
         return self.context.codes(frame)
@@ -405,15 +407,12 @@ class LayoutBandit:
             "context": None
             if self.context is None
             else [[k, list(v)] for k, v in self.context.axes.items()],
-            "options": {
-                "order": self.order, "kind": self.kind, "search": self.search,
-                "restarts": self.restarts, "draws": self.draws, "seed": self.seed,
-            },
+            "options": {name: getattr(self, name) for name in OPTIONS},
             "models": [m.to_tree() for m in self.models],
             "learned": self.learned,
             "snapshot": self.snapshot,
             "decisions": self.decisions,
-        }  # fmt: skip
+        }
         return save_tree(path, KIND, tree)
 
     @classmethod
@@ -421,12 +420,12 @@ class LayoutBandit:
         """Return the policy that :meth:`save` wrote."""
         tree = load_tree(path, KIND)
         context = None if tree["context"] is None else dict(tree["context"])
-        own = cls(dict(tree["slots"]), context, **tree["options"])
-        own.models = [Probit.from_tree(m) for m in tree["models"]]
-        own.learned = dict(tree["learned"])
-        own.snapshot, own.decisions = int(tree["snapshot"]), int(tree["decisions"])
-        own._fresh()
-        return own
+        page = cls(dict(tree["slots"]), context, **tree["options"])
+        page.models = [Probit.from_tree(m) for m in tree["models"]]
+        page.learned = dict(tree["learned"])
+        page.snapshot, page.decisions = int(tree["snapshot"]), int(tree["decisions"])
+        page._refresh()
+        return page
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""Snapshot: a policy between two batches, when nothing moves but who asks.
+"""The fixed policy between two batches: draws of the weights, and the slates that they show.
 
 The posterior is represented by draws of all weights; each decision follows one, picked at random.
 What a context's members see without rules of their own is worked out once for all draws; members
@@ -8,44 +8,34 @@ with blocked items or weights of categories are ranked from shortlists.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from dynchoice.callouts.catalogue import Catalogue
+from dynchoice.callouts.feature_terms import Terms
 from dynchoice.callouts.probit import Gaussian
-from dynchoice.callouts.terms import Terms
-from dynchoice.errors import SpecificationError
 from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 SPARE = 4
 """Items listed of each category beyond the slots, for members who may not see some."""
+EMPTY = -1
+"""Stands for an item where no item fills the slot."""
+BY_DRAW = -2
+"""First in a slate that is not given: the member's draw decides (see the kernel ``decide``)."""
 
 
-def check_numbers(
-    slots: Any, draws: Any, diversity: Any, cap_window: Any, seed: Any, at_random: Any
-) -> None:
-    """Refuse numbers of a page that cannot be.
-
-    Raises
-    ------
-    SpecificationError
-        The first of them, by name.
-    """
-    for what, number in (("slots", slots), ("draws", draws)):
-        if not isinstance(number, int | np.integer) or number < 1:
-            raise SpecificationError(f"{what}={number!r}: a whole number above 0 is needed")
-    for what, real in (("diversity", diversity), ("cap_window", cap_window), ("seed", seed)):
-        if not isinstance(real, int | float | np.number) or not 0 <= real < np.inf:
-            raise SpecificationError(f"{what}={real!r}: a number of at least 0 is needed")
-    if not isinstance(at_random, int | float) or not 0 <= at_random <= 1:
-        raise SpecificationError(f"at_random={at_random!r}: a share of visits, from 0 to 1")
+Draws: TypeAlias = FloatArray | NDArray[np.float32]
 
 
 class Shortlist(NamedTuple):
-    """Scores and items (R, C, K) of a context's best by category; which lists hide none (C,)."""
+    """A context's best items by draw and category.
+
+    ``scores`` and ``items`` (R, C, K); ``complete`` (C,) says whose list leaves none out.
+    """
 
     scores: FloatArray
     items: IntArray
@@ -53,7 +43,11 @@ class Shortlist(NamedTuple):
 
 
 class Slates(NamedTuple):
-    """Slates (R, slots) of all draws, shares of their items, and of the whole slates (R,)."""
+    """Slates (n, slots) of draws or members.
+
+    ``shares`` (n, slots) and ``whole`` (n,): the share of draws in which an item stands in its
+    slot, and in which the whole slate is shown: the propensities.
+    """
 
     items: IntArray
     shares: FloatArray
@@ -61,9 +55,11 @@ class Slates(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What members asked with: context codes, draws, blocked items by member, weights (n, C).
+    """The members' part of a decision: contexts, draws, blocked items, weights.
 
-    ``random`` (n,) says which visits see eligible items at random instead.
+    ``codes`` (n,) of contexts; ``draw`` (n,) that decides; ``taken[start[i]:start[i + 1]]`` the
+    items that member ``i`` may not see; ``weights`` (n, C) of categories; ``random`` (n,) the
+    visits that see eligible items at random instead.
     """
 
     codes: IntArray
@@ -76,17 +72,43 @@ class Rules(NamedTuple):
     def part(self, start: int, stop: int) -> Rules:
         """Return the rules of some members."""
         return Rules(
-            self.codes[start:stop], self.draw[start:stop], self.start[start : stop + 1],
-            self.taken, self.weights[start:stop], self.random[start:stop],
-        )  # fmt: skip
+            codes=self.codes[start:stop],
+            draw=self.draw[start:stop],
+            start=self.start[start : stop + 1],
+            taken=self.taken,
+            weights=self.weights[start:stop],
+            random=self.random[start:stop],
+        )
+
+    def taken_by(self, member: int) -> IntArray:
+        """Return the items that a member may not see."""
+        return self.taken[self.start[member] : self.start[member + 1]]
+
+
+def plain_rules(codes: IntArray, draw: IntArray, random: BoolArray, categories: int) -> Rules:
+    """Return rules of members who have none of their own: nothing blocked, all weights alike."""
+    return Rules(
+        codes=codes,
+        draw=draw,
+        start=np.zeros(len(codes) + 1, np.int64),
+        taken=np.zeros(0, np.int64),
+        weights=np.ones((len(codes), categories)),
+        random=random,
+    )
+
+
+def empty_slates(n: int, slots: int) -> Slates:
+    """Return room for slates, to be filled."""
+    return Slates(np.empty((n, slots), np.int64), np.empty((n, slots)), np.empty(n))
 
 
 class Snapshot:
-    """What decides until the next batch.
+    """The fixed policy between two batches: what it shows depends on who asks alone.
 
     Parameters
     ----------
     number : int
+        Of the snapshot; with ``seed`` it picks the draws.
     posterior : Gaussian
     catalogue : Catalogue
     terms : Terms
@@ -102,10 +124,22 @@ class Snapshot:
     """
 
     def __init__(
-        self, number: int, posterior: Gaussian, catalogue: Catalogue, terms: Terms,
-        values: Callable[[int], FloatArray], category: IntArray, categories: int, *, slots: int,
-        draws: int, diversity: float, explore: bool, at_random: float, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        number: int,
+        posterior: Gaussian,
+        catalogue: Catalogue,
+        terms: Terms,
+        values: Callable[[int], FloatArray],
+        category: IntArray,
+        categories: int,
+        slots: int,
+        draws: int,
+        diversity: float,
+        explore: bool,
+        at_random: float,
+        seed: int,
+    ) -> None:
         self.number, self.posterior = number, posterior
         self.catalogue, self.terms, self.values = catalogue, terms, values
         self.category, self.categories = category, categories
@@ -113,47 +147,51 @@ class Snapshot:
         self.diversity, self.explore, self.at_random = diversity, explore, at_random
         self.seed = seed
         self.icode = terms.item_codes(catalogue.codes)
-        self._weights: Any = None
+        # where the features of an item stand, which with a context's code are the pair's
+        self._places = (terms.base, terms.width, self.icode)
+        self._weights: Draws | None = None
         self._lists: dict[tuple[int, bytes, int], Shortlist] = {}
         self._slates: dict[tuple[int, bytes], Slates] = {}
 
     @property
-    def weights(self) -> Any:
+    def weights(self) -> Draws:
         """Draws (R, n) of all weights."""
         if self._weights is None:
             rng = np.random.default_rng([self.seed, self.number, 1])
-            own = self.posterior
+            mean, variance = self.posterior.mean, self.posterior.variance
             if not self.explore:
-                self._weights = own.mean[None].copy()
-            elif own.covariance is not None:
-                self._weights = own.draw(self.draws, rng)
+                self._weights = mean[None].copy()
+            elif self.posterior.covariance is not None:
+                self._weights = self.posterior.draw(self.draws, rng)
             else:  # in single precision: of many features there are many draws
-                shape = (self.draws, len(own.mean))
-                z = rng.standard_normal(shape, dtype=np.float32)
-                z *= np.sqrt(own.variance).astype(np.float32)
-                z += own.mean.astype(np.float32)
+                z = rng.standard_normal((self.draws, len(mean)), dtype=np.float32)
+                z *= np.sqrt(variance).astype(np.float32)
+                z += mean.astype(np.float32)
                 self._weights = z
         return self._weights
+
+    def eligible(self, code: int, when: float | None) -> BoolArray:
+        """Return the items (I,) that a member in a context may see at a time."""
+        return self.catalogue.open_at(when) & self.catalogue.eligible(code)
 
     def scores(self, code: int, draw: int, out: FloatArray) -> FloatArray:
         """Write every item's value times probability (I,) in a context under one draw."""
         ccode = self.terms.context_codes(np.array([code]))[0]
-        kernels.item_scores(
-            self.terms.base, self.terms.width, self.icode, ccode, self.weights[draw],
-            self.values(code), out,
-        )  # fmt: skip
+        values = self.values(code)
+        kernels.item_scores(*self._places, ccode, self.weights[draw], values, out)
         return out
 
     def shortlist(self, code: int, when: float | None, spare: int = SPARE) -> Shortlist:
         """Return the best items of each category, ``spare`` more than there are slots."""
         open_ = self.catalogue.open_at(when)
+        # in powers of two, so that few lengths are worked out and kept
         spare = SPARE if spare <= SPARE else 2 ** int(np.ceil(np.log2(spare)))
         key = (code, open_.tobytes(), spare)
         if key not in self._lists:
-            self._lists[key] = self._listed(code, open_, self.slots + spare)
+            self._lists[key] = self._make_shortlist(code, open_, self.slots + spare)
         return self._lists[key]
 
-    def _listed(self, code: int, open_: BoolArray, most: int) -> Shortlist:
+    def _make_shortlist(self, code: int, open_: BoolArray, most: int) -> Shortlist:
         """Work out a shortlist with up to ``most`` items of each category."""
         allowed = np.flatnonzero(open_ & self.catalogue.eligible(code))
         # ties go to a random item, not to the catalogue's first
@@ -165,58 +203,58 @@ class Snapshot:
         scores = np.empty((self.draws, self.categories, K))
         items = np.empty(scores.shape, np.int64)
         ccode = self.terms.context_codes(np.array([code]))[0]
+        # where features stand, the weights; what scores are made of; which items; what is written
         kernels.shortlists(
-            self.terms.base, self.terms.width, self.icode, ccode, self.weights, values, alike,
-            self.category, order, scores, items,
-        )  # fmt: skip
+            *self._places, ccode, self.weights, values, alike, self.category, order, scores, items
+        )
         return Shortlist(scores, items, size <= K)
 
     def slates(self, code: int, when: float | None) -> Slates:
         """Return what each draw shows members of a context who have no rules of their own."""
         key = (code, self.catalogue.open_at(when).tobytes())
         if key not in self._slates:
-            own = self.shortlist(code, when)
-            items = np.empty((self.draws, self.slots), np.int64)
+            lists = self.shortlist(code, when)
+            slates = empty_slates(self.draws, self.slots)
+            nothing_blocked = np.zeros(self.catalogue.size, bool)
+            all_alike = np.ones(self.categories)
             kernels.diverse(
-                own.scores, own.items, np.ones(self.categories), self.diversity,
-                np.zeros(self.catalogue.size, bool), own.complete, items,
-            )  # fmt: skip
-            shares, whole = np.empty(items.shape), np.empty(self.draws)
-            kernels.all_shares(items, shares, whole)
-            self._slates[key] = Slates(items, shares, whole)
+                lists.scores,
+                lists.items,
+                all_alike,
+                self.diversity,
+                nothing_blocked,
+                lists.complete,
+                slates.items,
+            )
+            kernels.all_shares(*slates)
+            self._slates[key] = slates
         return self._slates[key]
 
     def decide(self, rules: Rules, when: float | None, rng: np.random.Generator) -> Slates:
         """Return the slates (n, slots) of members, with the shares that are their propensities."""
         n = len(rules.codes)
-        out = Slates(np.empty((n, self.slots), np.int64), np.empty((n, self.slots)), np.empty(n))
-        unique, at = np.unique(rules.codes, return_inverse=True)
-        alone = (np.diff(rules.start) > 0) | (rules.weights != 1.0).any(axis=1)
+        out = empty_slates(n, self.slots)
+        unique, context = np.unique(rules.codes, return_inverse=True)
+        personal = (np.diff(rules.start) > 0) | (rules.weights != 1.0).any(axis=1)
         number = np.empty(n, np.int64)
-        given = np.full((n, self.slots), -2, np.int64)
+        given = np.full((n, self.slots), BY_DRAW, np.int64)
         for x, code in enumerate(unique):
-            here = at == x
-            may = self.catalogue.open_at(when) & self.catalogue.eligible(int(code))
-            self._at_random(may, np.flatnonzero(here), rules, rng, number, given)
-            of = np.flatnonzero(here & ~alone)
-            if len(of):
-                common, draw = self.slates(int(code), when), rules.draw[of]
-                for whole, part in zip(out, common, strict=True):
-                    whole[of] = part[draw]
-                for i in of[rules.random[of]]:
-                    same = common.items == given[i]
-                    out.items[i], out.shares[i] = given[i], same.mean(axis=0)
-                    out.whole[i] = same.all(axis=1).mean()
-            of = np.flatnonzero(here & alone)
-            if len(of):
-                short = self._personal(self.shortlist(int(code), when), of, rules, given, out)
+            inside = context == x
+            eligible = self.eligible(int(code), when)
+            self._draw_at_random(eligible, np.flatnonzero(inside), rules, rng, number, given)
+            members = np.flatnonzero(inside & ~personal)
+            if len(members):
+                self._look_up(self.slates(int(code), when), members, rules, given, out)
+            members = np.flatnonzero(inside & personal)
+            if len(members):
+                lists = self.shortlist(int(code), when)
+                short = self._rank(lists, members, rules, given, out)
                 if len(short):  # a list ran out through blocked items: as many more then
                     most = int((rules.start[short + 1] - rules.start[short]).max())
-                    longer = self.shortlist(int(code), when, most)
-                    self._personal(longer, short, rules, given, out)
-        return self.mixed(out, number)
+                    self._rank(self.shortlist(int(code), when, most), short, rules, given, out)
+        return self.mix(out, number)
 
-    def mixed(self, slates: Slates, number: IntArray) -> Slates:
+    def mix(self, slates: Slates, number: IntArray) -> Slates:
         """Return slates with the shares of a page that is at random now and then.
 
         ``number`` (n,) is how many items each member may see.
@@ -224,73 +262,107 @@ class Snapshot:
         e = self.at_random
         if e == 0.0:
             return slates
-        orders = np.ones(len(number))
+        orders = np.ones(len(number))  # ordered slates that a random visit may see
         for s in range(self.slots):
             orders *= np.maximum(number - s, 1)
-        shares = np.where(
-            slates.items >= 0, e / np.maximum(number, 1)[:, None], e
-        )  # what stays empty is empty in either case
+        # what stays empty is empty in either case
+        chance = np.where(slates.items >= 0, e / np.maximum(number, 1)[:, None], e)
         return Slates(
-            slates.items, (1 - e) * slates.shares + shares, (1 - e) * slates.whole + e / orders
+            slates.items, (1 - e) * slates.shares + chance, (1 - e) * slates.whole + e / orders
         )
 
-    def _at_random(
-        self, may: BoolArray, of: IntArray, rules: Rules, rng: np.random.Generator,
-        number: IntArray, given: IntArray,
-    ) -> None:  # fmt: skip
-        """Write how many items members of a context may see, and slates of those at random."""
-        items = np.flatnonzero(may)
-        number[of] = len(items)
-        taken = np.flatnonzero(np.diff(rules.start)[of] > 0)
+    def _draw_at_random(
+        self,
+        eligible: BoolArray,
+        members: IntArray,
+        rules: Rules,
+        rng: np.random.Generator,
+        number: IntArray,
+        given: IntArray,
+    ) -> None:
+        """Write how many items members of a context may see, and slates of those at random.
+
+        Parameters
+        ----------
+        eligible : array of bool, shape (I,)
+        members : integer array
+        rules : Rules
+        rng : Generator
+        number : integer array, shape (n,)
+            Written.
+        given : integer array, shape (n, slots)
+            Written for visits at random.
+        """
+        items = np.flatnonzero(eligible)
+        number[members] = len(items)
         if self.at_random == 0.0:
             return
-        for i in of[taken]:
-            mine = rules.taken[rules.start[i] : rules.start[i + 1]]
-            number[i] = len(items) - int(may[np.unique(mine)].sum())
-        for i in of[rules.random[of]]:
-            mine = rules.taken[rules.start[i] : rules.start[i + 1]]
-            left = items if not len(mine) else np.setdiff1d(items, mine)
+        blocked = np.flatnonzero(np.diff(rules.start)[members] > 0)
+        for i in members[blocked]:
+            number[i] = len(items) - int(eligible[np.unique(rules.taken_by(i))].sum())
+        for i in members[rules.random[members]]:
+            taken = rules.taken_by(i)
+            left = items if not len(taken) else np.setdiff1d(items, taken)
             chosen = rng.choice(left, min(self.slots, len(left)), replace=False)
-            given[i] = -1
+            given[i] = EMPTY
             given[i, : len(chosen)] = chosen
 
-    def _personal(
-        self, lists: Shortlist, of: IntArray, rules: Rules, given: IntArray, out: Slates
+    def _look_up(
+        self, common: Slates, members: IntArray, rules: Rules, given: IntArray, out: Slates
+    ) -> None:
+        """Write the slates of members without rules of their own: those of their draws."""
+        draw = rules.draw[members]
+        for whole, part in zip(out, common, strict=True):
+            whole[members] = part[draw]
+        for i in members[rules.random[members]]:
+            same = common.items == given[i]
+            out.items[i], out.shares[i] = given[i], same.mean(axis=0)
+            out.whole[i] = same.all(axis=1).mean()
+
+    def _rank(
+        self, lists: Shortlist, members: IntArray, rules: Rules, given: IntArray, out: Slates
     ) -> IntArray:
-        """Fill slates of members with rules of their own; return those whose list ran out."""
-        begin, end = rules.start[of], rules.start[of + 1]
+        """Write the slates of members with rules of their own; return those whose list ran out."""
+        begin, end = rules.start[members], rules.start[members + 1]
         start = np.concatenate([[0], np.cumsum(end - begin)])
         pieces = [rules.taken[a:b] for a, b in zip(begin, end, strict=True) if b > a]
         taken = np.concatenate([rules.taken[:0], *pieces])
-        own = Slates(
-            np.empty((len(of), self.slots), np.int64), np.empty((len(of), self.slots)),
-            np.empty(len(of)),
-        )  # fmt: skip
-        short = np.zeros(len(of), bool)
+        slates = empty_slates(len(members), self.slots)
+        short = np.zeros(len(members), bool)
         kernels.decide(
-            lists.scores[None], lists.items[None], lists.complete[None],
-            np.zeros(len(of), np.int64), np.ascontiguousarray(rules.weights[of]), self.diversity,
-            start, taken, rules.draw[of], np.ascontiguousarray(given[of]),
-            np.zeros(self.catalogue.size, bool), np.empty((self.draws, self.slots), np.int64),
-            *own, short,
-        )  # fmt: skip
-        for whole, part in zip(out, own, strict=True):
-            whole[of] = part
-        return of[short]
+            # shortlists of one context, and which of them is each member's
+            lists.scores[None],
+            lists.items[None],
+            lists.complete[None],
+            np.zeros(len(members), np.int64),
+            # how categories are weighed
+            np.ascontiguousarray(rules.weights[members]),
+            self.diversity,
+            # the members' rules: what is taken, which draw decides, slates that are given
+            start,
+            taken,
+            rules.draw[members],
+            np.ascontiguousarray(given[members]),
+            # room: blocked items of one member, slates of all draws
+            np.zeros(self.catalogue.size, bool),
+            np.empty((self.draws, self.slots), np.int64),
+            # written
+            *slates,
+            short,
+        )
+        for whole, part in zip(out, slates, strict=True):
+            whole[members] = part
+        return members[short]
 
-    def one(
+    def decide_one(
         self, code: int, when: float | None, draw: int, rng: np.random.Generator | None
     ) -> tuple[IntArray, FloatArray]:
         """Return the slate of one visit without rules of its own, and its items' propensities."""
-        items, shares, whole = self.slates(code, when)
+        slates = self.slates(code, when)
         if self.at_random == 0.0:
-            return items[draw], shares[draw]
-        none = np.zeros(2, np.int64)
+            return slates.items[draw], slates.shares[draw]
         random = rng is not None and bool(rng.random() < self.at_random)
-        rules = Rules(
-            np.array([code]), np.array([draw]), none, none[:0],
-            np.ones((1, self.categories)), np.array([random]),
-        )  # fmt: skip
+        rules = plain_rules(np.array([code]), np.array([draw]), np.array([random]), self.categories)
         out = self.decide(rules, when, rng or np.random.default_rng(0))
         return out.items[0], out.shares[0]
 
@@ -300,8 +372,9 @@ class Snapshot:
         share = np.bincount(first[first >= 0], minlength=self.catalogue.size) / self.draws
         if self.at_random == 0.0:
             return share
-        may = self.catalogue.open_at(when) & self.catalogue.eligible(code)
-        return np.asarray((1 - self.at_random) * share + self.at_random * may / max(may.sum(), 1))
+        eligible = self.eligible(code, when)
+        chance = self.at_random * eligible / max(eligible.sum(), 1)
+        return np.asarray((1 - self.at_random) * share + chance)
 
     def first_shares(self, codes: IntArray, when: float | None) -> tuple[FloatArray, IntArray]:
         """Return shares (contexts, I) of first places by distinct context, and each row's."""
@@ -318,7 +391,6 @@ class Snapshot:
 
         ``slot`` counts from 0; without it the first is meant.
         """
-        own = self.posterior
         assert len(item) == len(codes)  # kernels do not look
         if slot is None:
             unique, row = np.unique(codes, return_inverse=True)
@@ -327,13 +399,12 @@ class Snapshot:
             pair = codes * self.slots + slot
             unique, row = np.unique(pair, return_inverse=True)
             ccode = self.terms.context_codes(unique // self.slots, unique % self.slots)
-        if own.covariance is not None:
+        posterior = self.posterior
+        if posterior.covariance is not None:
             index = self.terms.index(self.icode[item], ccode[row])
-            mean, var = own.moments(index, np.ones(index.shape))
-        else:
+            mean, var = posterior.moments(index, np.ones(index.shape))
+        else:  # features are worked out pair by pair: no table of them is made
             mean, var = np.empty(len(item)), np.empty(len(item))
-            kernels.pair_moments(
-                self.terms.base, self.terms.width, self.icode, ccode, item, row, own.mean,
-                own.variance, mean, var,
-            )  # fmt: skip
+            pairs = (*self._places, ccode, item, row)
+            kernels.pair_moments(*pairs, posterior.mean, posterior.variance, mean, var)
         return np.asarray(ndtr(mean / np.sqrt(1 + var)))

@@ -1,35 +1,44 @@
-"""A policy's whole state as nested dicts of arrays and texts, and back."""
+"""A policy's whole state as nested dicts of arrays and texts, and back; its move to other items."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynchoice.callouts.bandit import Callouts
 from dynchoice.callouts.catalogue import GONE, Catalogue
 from dynchoice.callouts.feedback import Feedback
 from dynchoice.callouts.probit import Probit
-from dynchoice.callouts.values import frame_of, text_of
+from dynchoice.callouts.values import table_from_text, table_to_text
 from dynchoice.errors import DataError, first_few
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def tree_of(policy: Callouts) -> dict[str, Any]:
+PAGE = (
+    "slots",
+    "category",
+    "delay_by",
+    "diversity",
+    "cap_window",
+    "draws",
+    "explore",
+    "at_random",
+    "seed",
+)
+"""Options of a policy that are saved by name, as they were given."""
+
+
+def policy_to_tree(policy: Callouts) -> dict[str, Any]:
     """Return the state; lists in the catalogue's rules become texts."""
     context = policy.context
-    options = {
-        name: getattr(policy, name)
-        for name in (
-            "slots", "category", "delay_by", "diversity", "cap_window", "draws", "explore",
-            "at_random", "seed",
-        )
-    }  # fmt: skip
     return {
-        "catalogue": text_of(policy.catalogue.in_days()),
+        "catalogue": table_to_text(policy.catalogue.in_days()),
         "context": None if context is None else [[k, list(v)] for k, v in context.axes.items()],
         "terms": list(policy.terms.names),
-        "values": None if policy.values is None else text_of(policy.values),
-        "options": options,
+        "values": None if policy.values is None else table_to_text(policy.values),
+        "options": {name: getattr(policy, name) for name in PAGE},
         "model": policy.model.to_tree(),
         "feedback": policy.feedback.to_tree(),
         "snapshot": policy.snapshot,
@@ -39,29 +48,29 @@ def tree_of(policy: Callouts) -> dict[str, Any]:
     }
 
 
-def policy_of(tree: Mapping[str, Any]) -> Callouts:
-    """Return the policy that :func:`tree_of` took apart."""
+def policy_from_tree(tree: Mapping[str, Any]) -> Callouts:
+    """Return the policy that :func:`policy_to_tree` took apart."""
     context = None if tree["context"] is None else dict(tree["context"])
     model = Probit.from_tree(tree["model"])
-    own = Callouts(
-        frame_of(tree["catalogue"]),
+    policy = Callouts(
+        table_from_text(tree["catalogue"]),
         context,
         tree["terms"],
         method=model.method,
         forget=model.forget,
-        values=None if tree["values"] is None else frame_of(tree["values"]),
+        values=None if tree["values"] is None else table_from_text(tree["values"]),
         **tree["options"],
     )
-    own.model = model
-    own.feedback = Feedback.from_tree(tree["feedback"])
-    own.snapshot, own.decisions = int(tree["snapshot"]), int(tree["decisions"])
-    own.files, own.prior_method = dict(tree["files"]), str(tree["prior_method"])
-    own.refresh()
-    return own
+    policy.model = model
+    policy.feedback = Feedback.from_tree(tree["feedback"])
+    policy.snapshot, policy.decisions = int(tree["snapshot"]), int(tree["decisions"])
+    policy.files, policy.prior_method = dict(tree["files"]), str(tree["prior_method"])
+    policy.refresh()
+    return policy
 
 
-def merged(before: Catalogue, after: Catalogue) -> Catalogue:
-    """Return today's catalogue with the items of yesterday's first, those that are gone ended.
+def merge_catalogues(before: Catalogue, after: Catalogue) -> Catalogue:
+    """Return today's catalogue with yesterday's items first; those that are gone have ended.
 
     Codes of items stay, so that what was learned and what waits keep theirs.
 
@@ -72,8 +81,8 @@ def merged(before: Catalogue, after: Catalogue) -> Catalogue:
     """
     import pandas as pd
 
-    frame, there = after.in_days(), set(after.items)
-    gone = [x for x in before.items if x not in there]
+    frame, still_there = after.in_days(), set(after.items)
+    gone = [x for x in before.items if x not in still_there]
     if gone:
         lost = before.in_days()
         lost = lost[lost["item"].isin(gone)].assign(ends=GONE)
@@ -89,21 +98,25 @@ def merged(before: Catalogue, after: Catalogue) -> Catalogue:
             raise DataError(f"the catalogue has lost the column {c!r}")
         was = [levels[k] for k in before.codes[c]]
         now = [whole.levels[c][k] for k in whole.codes[c][: before.size]]
-        other = [
+        # compared as written too: a CSV gives 1 where a frame had "1"
+        changed = [
             str(x)
             for x, a, b in zip(before.items, was, now, strict=False)
             if a != b and str(a) != str(b)
         ]
-        if other:
+        if changed:
             raise DataError(
-                f"{len(other):,} items have another {c!r} than before ({first_few(other)}): what"
-                " was learned of them would be wrong; give them new names"
+                f"{len(changed):,} items have another {c!r} than before ({first_few(changed)}):"
+                " what was learned of them would be wrong; give them new names"
             )
     return whole
 
 
-def moved(
-    old: Callouts, catalogue: Catalogue, values: Any, page: Callouts | None = None
+def move_policy(
+    old: Callouts,
+    catalogue: Catalogue,
+    values: pd.DataFrame | None,
+    page: Callouts | None = None,
 ) -> Callouts:
     """Return a policy with what ``old`` has learned, over a catalogue that begins with its items.
 
@@ -111,18 +124,24 @@ def moved(
     slots, diversity and the like, where they are others.
     """
     page = old if page is None else page
-    own = Callouts(
-        catalogue, old.context, old.terms.names, method="adf", forget=page.model.forget,
-        slots=page.slots, category=page.category, delay_by=old.delay_by, diversity=page.diversity,
-        cap_window=page.cap_window, draws=page.draws, explore=page.explore,
-        at_random=page.at_random, seed=page.seed, values=values,
-    )  # fmt: skip
-    own.model = copy.copy(old.model).remap(old.terms.moved_to(own.terms), own.terms.groups)
-    own.model.forget = page.model.forget
-    own.feedback = copy.deepcopy(old.feedback)
-    if own.delay_by is not None:
-        own.feedback.delays.grown(len(catalogue.levels[own.delay_by]))
-    own.snapshot, own.decisions = old.snapshot + 1, old.decisions
-    own.files, own.prior_method = dict(old.files), old.prior_method
-    own.refresh()
-    return own
+    options = {name: getattr(page, name) for name in PAGE} | {"delay_by": old.delay_by}
+    # adf: its model costs nothing, and old's takes its place
+    policy = Callouts(
+        catalogue,
+        old.context,
+        old.terms.names,
+        method="adf",
+        forget=page.model.forget,
+        values=values,
+        **options,
+    )
+    place = old.terms.place_in(policy.terms)
+    policy.model = copy.copy(old.model).remap(place, policy.terms.groups)
+    policy.model.forget = page.model.forget
+    policy.feedback = copy.deepcopy(old.feedback)
+    if policy.delay_by is not None:
+        policy.feedback.delays.grow(len(catalogue.levels[policy.delay_by]))
+    policy.snapshot, policy.decisions = old.snapshot + 1, old.decisions
+    policy.files, policy.prior_method = dict(old.files), old.prior_method
+    policy.refresh()
+    return policy

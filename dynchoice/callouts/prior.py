@@ -10,12 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from dynchoice.callouts.probit import Likelihood, Probit, checked_prior
-from dynchoice.errors import ConvergenceWarning, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.callouts.probit import Likelihood, Moments, Probit, read_prior
+from dynchoice.errors import ConvergenceWarning, SpecificationError
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ FLOOR = 1e-4
 """Least variance of a group: below it weights are one number, and exploration ends."""
 LEAST_PRECISION = 1e-8
 REPLAYS, UNDAMPED, EM_STEPS, SETTLED = 100, 8, 200, 1e-3
+
+Pairs: TypeAlias = dict[str, tuple[float, float]]
+"""Group -> (mean, variance)."""
+Estimates: TypeAlias = dict[str, tuple[float, float, float]]
+"""Group -> (mean, variance as estimated, its standard error)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class MetaPrior:
     (0.0, 0.04)
     """
 
-    moments: dict[str, tuple[float, float]]
+    moments: Pairs
     method: str
     raw: dict[str, float]
     std_errors: dict[str, float]
@@ -69,10 +75,11 @@ class MetaPrior:
     model: str = "joint"
 
     @classmethod
-    def fixed(cls, moments: Mapping[str, Any]) -> MetaPrior:
+    def fixed(cls, moments: Moments) -> MetaPrior:
         """Return a prior as given: group -> variance or (mean, variance)."""
-        told = checked_prior(moments, tuple(moments))
-        return cls(told, "fixed", {g: v for g, (_, v) in told.items()}, {}, {})
+        pairs = read_prior(moments, tuple(moments))
+        raw = {g: variance for g, (_, variance) in pairs.items()}
+        return cls(moments=pairs, method="fixed", raw=raw, std_errors={}, weights={})
 
     @classmethod
     def learn(
@@ -122,11 +129,7 @@ class MetaPrior:
         SpecificationError
             Unknown method or group, or nothing learned yet.
         """
-        if method not in LEARNERS:
-            raise SpecificationError(
-                f"method {method!r} is unknown.{suggest(method, LEARNERS)} There are"
-                f" {', '.join(LEARNERS)}; and MetaPrior.fixed"
-            )
+        checks.one_of(method, "method", LEARNERS)
         if not model.impressions:
             raise SpecificationError(
                 "the model has seen no data: a prior cannot be learned of none"
@@ -139,21 +142,21 @@ class MetaPrior:
         else:
             means = chosen_groups(model, means)
         with_mean = tuple(g for g in wanted if g in means)
-        own = Probit.from_tree(model.to_tree())
+        replayed = Probit.from_tree(model.to_tree())  # the model stays as it is
         moments = dict(model.prior)
         learner = {"moments": by_moments, "em": by_em, "james-stein": by_james_stein}[method]
-        done, change, found = 0, np.inf, {}
+        done, change, estimates = 0, np.inf, {}
         while change > SETTLED and done < max(1, replays):
-            found = learner(own, wanted, with_mean)
+            estimates = learner(replayed, wanted, with_mean)
             new = dict(moments)
-            for g, (mean, raw, _) in found.items():
+            for g, (mean, raw, _) in estimates.items():
                 new[g] = (mean, max(raw, floor))
             change = largest_change(moments, new)
             if done >= UNDAMPED and change > SETTLED:  # it goes to and fro: half the way then
                 new = halfway(moments, new)
             moments = new
             if change > SETTLED:
-                own.set_prior(moments)
+                replayed.set_prior(moments)
             done += 1
         if change > SETTLED:
             warnings.warn(
@@ -162,22 +165,19 @@ class MetaPrior:
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        told = own.likelihood()
-        known = np.diag(told.precision) if told.joint else told.precision
-        informed = {
-            g: int((known[model.group == i] > LEAST_PRECISION).sum())
-            for i, g in enumerate(model.groups)
-        }
+        likelihood = replayed.likelihood()
+        precision = np.diag(likelihood.precision) if likelihood.joint else likelihood.precision
+        informed = precision > LEAST_PRECISION
         return cls(
-            moments,
-            method,
-            {g: raw for g, (_, raw, _) in found.items()},
-            {g: se for g, (_, _, se) in found.items()},
-            informed,
-            with_mean,
-            done,
-            change <= SETTLED,
-            model.method,
+            moments=moments,
+            method=method,
+            raw={g: raw for g, (_, raw, _) in estimates.items()},
+            std_errors={g: error for g, (_, _, error) in estimates.items()},
+            weights={g: int(informed[model.group == i].sum()) for i, g in enumerate(model.groups)},
+            learned_means=with_mean,
+            replays=done,
+            converged=change <= SETTLED,
+            model=model.method,
         )
 
     @property
@@ -208,50 +208,45 @@ class MetaPrior:
         return f"Prior by {self.method}\n{self.table.to_string(float_format='%.4g')}{end}"
 
 
-Found = dict[str, tuple[float, float, float]]
-"""Group -> (mean, variance as estimated, its standard error)."""
-
-
 def chosen_groups(model: Probit, groups: Sequence[str] | None) -> tuple[str, ...]:
     """Return the groups to learn."""
     size = np.bincount(model.group, minlength=len(model.groups))
     if groups is None:
         return tuple(g for g, n in zip(model.groups, size, strict=True) if n >= 2)
+    checks.known(groups, model.groups, "feature group")
     for g in groups:
-        if g not in model.groups:
-            raise SpecificationError(
-                f"there is no feature group {g!r}.{suggest(g, model.groups)} Groups:"
-                f" {', '.join(model.groups)}"
-            )
         if size[model.groups.index(g)] < 2:
             raise SpecificationError(f"the group {g!r} has one weight: no variance to learn")
     return tuple(groups)
 
 
 def identified_means(model: Probit) -> tuple[str, ...]:
-    """Return the groups whose mean the rows seen can tell from the groups before it.
+    """Return the groups whose mean can be learned beside those of the groups before it.
 
-    Groups with one weight come first: an intercept takes what is common.
+    A group's mean moves all its features at once. Where the groups before it, active in the same
+    rows, can move predictions in the same way, the data do not tell the two apart: the group's
+    activity, regressed on theirs, then leaves nothing. Groups with one weight come first: an
+    intercept takes what is common.
     """
     size = np.bincount(model.group, minlength=len(model.groups))
     order = [*np.flatnonzero(size == 1), *np.flatnonzero(size > 1)]
     gram = model.together
-    found: list[str] = []
+    identified: list[str] = []
     basis: list[int] = []
     for c in order:
         rest = gram[c, c]
         if basis:
-            at = np.array(basis)
-            row = gram[c][at]
-            rest -= row @ np.linalg.lstsq(gram[np.ix_(at, at)], row, rcond=None)[0]
+            before = np.array(basis)
+            row = gram[c][before]
+            rest -= row @ np.linalg.lstsq(gram[np.ix_(before, before)], row, rcond=None)[0]
         if rest > 1e-6 * max(gram[c, c], 1e-300):
             basis.append(int(c))
             if size[c] > 1:
-                found.append(model.groups[c])
-    return tuple(found)
+                identified.append(model.groups[c])
+    return tuple(identified)
 
 
-def halfway(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def halfway(old: Pairs, new: Pairs) -> Pairs:
     """Return a prior between two: means in the middle, variances at their geometric mean."""
     return {
         g: (0.5 * (old[g][0] + mean), float(np.sqrt(old[g][1] * variance)))
@@ -259,7 +254,7 @@ def halfway(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[f
     }
 
 
-def largest_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+def largest_change(old: Pairs, new: Pairs) -> float:
     """Return the largest change of a prior: variances relatively, means in standard deviations."""
     moves = [0.0]
     for g, (mean, variance) in new.items():
@@ -268,11 +263,16 @@ def largest_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     return float(max(moves))
 
 
-def estimates_of(likelihood: Likelihood, which: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return estimates and sampling variances of weights that the data tell of (SOURCES.md 2)."""
+def estimate_weights(likelihood: Likelihood, which: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return estimates and sampling variances of weights, where data inform them (SOURCES.md 2)."""
     p, h = likelihood.precision[which], likelihood.shift[which]
-    told = p > LEAST_PRECISION
-    return h[told] / p[told], 1 / p[told]
+    informed = p > LEAST_PRECISION
+    return h[informed] / p[informed], 1 / p[informed]
+
+
+def features_of(model: Probit, group: str) -> IntArray:
+    """Return the features (n,) of a group."""
+    return np.flatnonzero(model.group == model.groups.index(group))
 
 
 def moment_variance(
@@ -295,15 +295,14 @@ def moment_variance(
     return mean, tau2, float(np.sqrt(2 * (spread @ spread)) / scale)
 
 
-def by_moments(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
-    """Return what moments say of each group."""
-    told = model.likelihood()
-    if told.joint:
-        return quadratic_forms(model, told, groups, with_mean)
-    out: Found = {}
+def by_moments(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Estimates:
+    """Return each group's mean and variance by moments."""
+    likelihood = model.likelihood()
+    if likelihood.joint:
+        return quadratic_forms(model, likelihood, groups, with_mean)
+    out: Estimates = {}
     for g in groups:
-        at = np.flatnonzero(model.group == model.groups.index(g))
-        estimate, variance = estimates_of(told, at)
+        estimate, variance = estimate_weights(likelihood, features_of(model, g))
         mean = g in with_mean
         if len(estimate) > int(mean):
             out[g] = moment_variance(estimate, variance, mean, model.prior[g][1])
@@ -311,27 +310,27 @@ def by_moments(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -
 
 
 def quadratic_forms(
-    model: Probit, told: Likelihood, groups: Sequence[str], with_mean: Sequence[str]
-) -> Found:
+    model: Probit, likelihood: Likelihood, groups: Sequence[str], with_mean: Sequence[str]
+) -> Estimates:
     """Return variances by expected quadratic forms under the current ones as weights (MINQUE).
 
     With likelihood precision ``L`` and prior variances ``T``: ``A = L (I + T L)^{-1}``, of which
     group ``c`` has ``E[r_c' r_c] = tr_c(A) - ...`` linear in the variances; solving is unbiased for
     any ``T``, also where ``L`` is singular. At a fixed point it is restricted maximum likelihood.
     """
-    L, T = told.precision, model.prior_moments()[1]
+    L, (prior_means, T) = likelihood.precision, model.prior_moments()
     n = len(T)
     # prior means of groups not learned stay: take them out of the shift
-    m0 = np.where(np.isin(model.group, [model.groups.index(g) for g in groups]), 0.0,
-                  model.prior_moments()[0])  # fmt: skip
-    h = told.shift - L @ m0
+    is_learned = np.isin(model.group, [model.groups.index(g) for g in groups])
+    m0 = np.where(is_learned, 0.0, prior_means)
+    h = likelihood.shift - L @ m0
     inverse = np.linalg.inv(np.eye(n) + T[:, None] * L)
     A = L @ inverse
     A = 0.5 * (A + A.T)
     r = inverse.T @ h  # (I + L T)^{-1} h
     indicator = {g: (model.group == model.groups.index(g)).astype(float) for g in groups}
     mean = dict.fromkeys(groups, 0.0)
-    if with_mean:
+    if with_mean:  # generalised least squares, and A with the means projected out (REML)
         Z = np.stack([indicator[g] for g in with_mean], axis=1)
         inner = Z.T @ A @ Z
         solved = np.linalg.solve(inner, Z.T @ r)
@@ -341,56 +340,59 @@ def quadratic_forms(
     square = A * A
     M = np.array([[indicator[c] @ square @ indicator[d] for d in groups] for c in groups])
     gap = np.array([indicator[g] @ (r * r) - indicator[g] @ np.diag(A) for g in groups])
-    told_of = [k for k in range(len(groups)) if M[k, k] > 1e-12 * max(M.max(), 1e-300)]
-    inside = np.ix_(told_of, told_of)
-    step = np.linalg.lstsq(M[inside], gap[told_of], rcond=None)[0]
+    # groups of which the data say nothing have no equation
+    informed = [k for k in range(len(groups)) if M[k, k] > 1e-12 * max(M.max(), 1e-300)]
+    inside = np.ix_(informed, informed)
+    step = np.linalg.lstsq(M[inside], gap[informed], rcond=None)[0]
     error = np.sqrt(np.maximum(np.diag(2 * np.linalg.pinv(M[inside])), 0))
     return {
         groups[k]: (mean[groups[k]], model.prior[groups[k]][1] + float(step[i]), float(error[i]))
-        for i, k in enumerate(told_of)
+        for i, k in enumerate(informed)
     }
 
 
-def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
+def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Estimates:
     """Return the maximum of the marginal likelihood, by EM on the Gaussian likelihood.
 
     ``tau_c^2 = mean_i [(m_i - mu_c)^2 + v_i]`` over the posterior, with the best means for the
     variances at hand (where these are small, EM's own step of a mean is small too, right or wrong);
     steps are extrapolated. A variance that goes to zero ends at a tenth of the floor.
     """
-    told = model.likelihood()
+    likelihood = model.likelihood()
     m0, v0 = model.prior_moments()
-    place = {g: np.flatnonzero(model.group == model.groups.index(g)) for g in groups}
-    if not told.joint:  # weights that the data say nothing of only slow EM down
-        place = {g: at[told.precision[at] > LEAST_PRECISION] for g, at in place.items()}
-        place = {g: at for g, at in place.items() if len(at) > 1}
-    for g, at in place.items():
+    place = {g: features_of(model, g) for g in groups}
+    if not likelihood.joint:  # weights that the data say nothing of only slow EM down
+        informed = likelihood.precision > LEAST_PRECISION
+        place = {g: features[informed[features]] for g, features in place.items()}
+        place = {g: features for g, features in place.items() if len(features) > 1}
+    for g, features in place.items():
         if g not in with_mean:
-            m0[at] = 0.0
-    out: Found = {}
+            m0[features] = 0.0
+    out: Estimates = {}
     if not place:
         return out
 
-    def step(log_tau2: FloatArray) -> tuple[FloatArray, Found]:
+    def step(log_tau2: FloatArray) -> tuple[FloatArray, Estimates]:
         """One step of EM from variances of the groups, in logarithms."""
-        for tau2, at in zip(np.exp(log_tau2), place.values(), strict=True):
-            v0[at] = tau2
-        L, means = told.precision, generalised_means(told, v0, m0, place, with_mean)
+        for tau2, features in zip(np.exp(log_tau2), place.values(), strict=True):
+            v0[features] = tau2
+        L, means = likelihood.precision, generalised_means(likelihood, v0, m0, place, with_mean)
         for g, mu in means.items():
             m0[place[g]] = mu
-        if told.joint:
+        if likelihood.joint:
             S = np.linalg.inv(L + np.diag(1 / v0))
-            m, v = S @ (m0 / v0 + told.shift), np.diag(S)
+            m, v = S @ (m0 / v0 + likelihood.shift), np.diag(S)
         else:
             v = 1 / (1 / v0 + L)
-            m = v * (m0 / v0 + told.shift)
-        found: Found = {}
-        for g, at in place.items():
+            m = v * (m0 / v0 + likelihood.shift)
+        estimates: Estimates = {}
+        for g, features in place.items():
             mu = means.get(g, 0.0)
-            found[g] = (mu, float(((m[at] - mu) ** 2 + v[at]).mean()), np.nan)
-        return np.log([max(x[1], FLOOR / 10) for x in found.values()]), found
+            tau2 = float(((m[features] - mu) ** 2 + v[features]).mean())
+            estimates[g] = (mu, tau2, np.nan)
+        return np.log([max(x[1], FLOOR / 10) for x in estimates.values()]), estimates
 
-    x = np.log([v0[at[0]] for at in place.values()])
+    x = np.log([v0[features[0]] for features in place.values()])
     for _ in range(EM_STEPS):
         one, out = step(x)
         two, out = step(one)
@@ -404,42 +406,44 @@ def by_em(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Fou
 
 
 def generalised_means(
-    told: Likelihood, T: FloatArray, m0: FloatArray, place: Mapping[str, IntArray],
+    likelihood: Likelihood,
+    T: FloatArray,
+    m0: FloatArray,
+    place: Mapping[str, IntArray],
     with_mean: Sequence[str],
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Return the groups' means by generalised least squares, given prior variances ``T``."""
-    own = [g for g in place if g in with_mean]
-    if not own:
+    groups = [g for g in place if g in with_mean]
+    if not groups:
         return {}
-    Z = np.zeros((len(T), len(own)))
-    for k, g in enumerate(own):
+    Z = np.zeros((len(T), len(groups)))
+    for k, g in enumerate(groups):
         Z[place[g], k] = 1.0
     fixed = np.where(Z.any(axis=1), 0.0, m0)
-    L = told.precision
-    if told.joint:
+    L = likelihood.precision
+    if likelihood.joint:
         inverse = np.linalg.inv(np.eye(len(T)) + T[:, None] * L)
-        A, r = L @ inverse, inverse.T @ (told.shift - L @ fixed)
+        A, r = L @ inverse, inverse.T @ (likelihood.shift - L @ fixed)
         solved = np.linalg.lstsq(Z.T @ A @ Z, Z.T @ r, rcond=None)[0]
     else:
         shrunk = 1 / (1 + L * T)
-        solved = (Z.T @ (shrunk * (told.shift - L * fixed))) / (Z.T @ (L * shrunk))
-    return dict(zip(own, solved.tolist(), strict=True))
+        solved = (Z.T @ (shrunk * (likelihood.shift - L * fixed))) / (Z.T @ (L * shrunk))
+    return dict(zip(groups, solved.tolist(), strict=True))
 
 
-def by_james_stein(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Found:
+def by_james_stein(model: Probit, groups: Sequence[str], with_mean: Sequence[str]) -> Estimates:
     """Return the variance that positive-part James-Stein shrinkage implies in each group.
 
     With the mean ``s^2`` of sampling variances and ``k`` weights, estimates are shrunk by
     ``B = (k - 2) s^2 / sum (estimate - mean)^2`` (``k - 3`` with a mean; Efron and Morris 1973), as
     they would be under variance ``s^2 (1 - B) / B``.
     """
-    told = model.likelihood()
-    if told.joint:
-        told = Likelihood(*marginals(model))
-    out: Found = {}
+    likelihood = model.likelihood()
+    if likelihood.joint:
+        likelihood = marginal_likelihood(model)
+    out: Estimates = {}
     for g in groups:
-        at = np.flatnonzero(model.group == model.groups.index(g))
-        estimate, variance = estimates_of(told, at)
+        estimate, variance = estimate_weights(likelihood, features_of(model, g))
         lost = 3 if g in with_mean else 2
         if len(estimate) <= lost:
             continue
@@ -452,8 +456,8 @@ def by_james_stein(model: Probit, groups: Sequence[str], with_mean: Sequence[str
     return out
 
 
-def marginals(model: Probit) -> tuple[FloatArray, FloatArray]:
-    """Return each weight's own likelihood in natural parameters, the others integrated out."""
+def marginal_likelihood(model: Probit) -> Likelihood:
+    """Return each weight's likelihood by itself, the other weights integrated out."""
     m0, v0 = model.prior_moments()
-    own = model.posterior
-    return 1 / own.variance - 1 / v0, own.mean / own.variance - m0 / v0
+    mean, variance = model.posterior.mean, model.posterior.variance
+    return Likelihood(1 / variance - 1 / v0, mean / variance - m0 / v0)

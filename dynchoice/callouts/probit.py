@@ -1,4 +1,4 @@
-"""Bayesian probit regression with sparse features: what the probability of a click depends on.
+"""Bayesian probit regression with sparse features: the model of the probability of a click.
 
 ``P(click | x, w) = Phi(x'w)``, weights ``w_i ~ N(mu_c(i), tau_c(i)^2)`` by feature group ``c``
 (SOURCES.md 2 and 3; Graepel, Candela, Borchert and Herbrich 2010 for the updates).
@@ -8,17 +8,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from scipy.special import ndtr
 
-from dynchoice.callouts.cells import Cells, cells_of, checked_rows, no_cells, singles
+from dynchoice import checks
+from dynchoice.callouts.impression_cells import Cells, check_rows, make_cells, no_cells, split_cells
 from dynchoice.callouts.joint import Joint, joint_posterior
 from dynchoice.errors import ConvergenceWarning, DynChoiceWarning, SpecificationError, suggest
 from dynchoice.kernels import callouts as kernels
 from dynchoice.typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Moments: TypeAlias = Mapping[str, float | Sequence[float]]
+"""Feature group -> variance, or (mean, variance)."""
+Sites: TypeAlias = tuple[FloatArray, FloatArray]
+"""Each cell's part of the posterior in natural parameters: ``tau`` and ``nu`` of its predictor
+(``joint``, shape (cells,)), or precision and shift of its features (``ep``, shape (cells, A))."""
+
+
+class LearnedPrior(Protocol):
+    """A prior that was learned: a :class:`dynchoice.MetaPrior`."""
+
+    @property
+    def moments(self) -> Mapping[str, tuple[float, float]]:
+        """Feature group -> (mean, variance)."""
+
+
+Prior: TypeAlias = Moments | LearnedPrior
 
 METHODS = {
     "adf": "assumed-density filtering: each batch once, nothing kept but means and variances",
@@ -85,7 +106,7 @@ def root(covariance: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the data alone say of the weights, as a Gaussian in natural parameters.
+    """The likelihood of the weights, without any prior, as a Gaussian in natural parameters.
 
     The posterior less the prior: ``precision`` (n,) or (n, n) and ``shift`` (n,) = precision times
     estimate. Nothing of the prior is counted twice, as it would be in posterior means (SOURCES.md
@@ -148,51 +169,43 @@ class Probit:
     def __init__(
         self,
         groups: Sequence[str],
-        prior: Any = None,
+        prior: Prior | None = None,
         *,
         method: str = "adf",
         forget: float = 1.0,
     ) -> None:
-        names = [str(g) for g in groups]
-        if not names:
-            raise SpecificationError("a probit model needs features: groups is empty")
+        names = [str(g) for g in checks.items(groups, "groups")]
         if method not in METHODS:
-            told = "; ".join(f"{k!r}: {v}" for k, v in METHODS.items())
+            meanings = "; ".join(f"{k!r}: {v}" for k, v in METHODS.items())
             raise SpecificationError(
-                f"method {method!r} is unknown.{suggest(method, METHODS)} There are {told}"
+                f"method {method!r} is unknown.{suggest(method, METHODS)} There are {meanings}"
             )
-        if not isinstance(forget, int | float) or not 0 < forget <= 1:
-            raise SpecificationError(
-                f"forget={forget!r}: the share kept at each batch is above 0 and at most 1"
-            )
+        self.forget = checks.share(checks.positive(forget, "forget"), "forget")
         if method == "joint" and len(names) > MOST_JOINT:
             raise SpecificationError(
                 f"{len(names):,} features: joint covariances are for up to {MOST_JOINT:,}; use"
                 " method='ep', or 'adf' for a stream"
             )
-        self.method, self.forget = method, float(forget)
+        self.method = method
         self.groups = tuple(dict.fromkeys(names))
         place = {g: i for i, g in enumerate(self.groups)}
         self.group = np.array([place[g] for g in names], np.int64)
-        self.prior = checked_prior(prior, self.groups)
+        self.prior = read_prior(prior, self.groups)
         self.batches, self.impressions, self.clicks = 0, 0.0, 0.0
         n, C = len(names), len(self.groups)
         self.together = np.zeros((C, C))
         """How often groups are active together: which means of groups can be told apart."""
-        self._known = no_cells()
+        self.cells = no_cells()
+        """Distinct rows kept, with their outcomes (none with ``adf``)."""
+        # posterior less prior in natural parameters, weight by weight (0 with joint)
         self._precision, self._shift = np.zeros(n), np.zeros(n)
-        self._sites: tuple[FloatArray, FloatArray] | None = None
+        self._sites: Sites | None = None
         self.posterior = self._from_prior()
 
     @property
     def features(self) -> int:
         """Number of features."""
         return len(self.group)
-
-    @property
-    def cells(self) -> Cells:
-        """Distinct rows kept, with their outcomes (none with ``adf``)."""
-        return self._known
 
     def prior_moments(self) -> tuple[FloatArray, FloatArray]:
         """Return prior means and variances of all weights, shape (n,) each."""
@@ -201,10 +214,10 @@ class Probit:
 
     def update(
         self,
-        index: Any,
-        clicks: Any,
-        shown: Any = None,
-        value: Any = None,
+        index: ArrayLike,
+        clicks: ArrayLike,
+        shown: ArrayLike | None = None,
+        value: ArrayLike | None = None,
         *,
         seed: int = 0,
     ) -> Probit:
@@ -225,25 +238,24 @@ class Probit:
         Raises
         ------
         SpecificationError, DataError
-            See :func:`dynchoice.callouts.cells.cells_of`.
+            See :func:`dynchoice.callouts.impression_cells.make_cells`.
         """
-        new = cells_of(index, clicks, shown, value, features=self.features)
+        new = make_cells(index, clicks, shown, value, features=self.features)
         return self.learn(new, seed=seed)
 
     def learn(self, cells: Cells, *, seed: int = 0) -> Probit:
         """Learn a batch of cells; see :meth:`update`."""
-        new, _ = cells.added_up()
+        new, _ = cells.add_up()
         self._count(new)
         if self.method == "adf":
             self._stream(new, seed)
         else:
-            width = max(self._known.index.shape[1], new.index.shape[1])
-            old = self._known.faded(self.forget) if self.forget < 1 else self._known
-            if old.size != self._known.size:
+            old = self.cells.fade(self.forget) if self.forget < 1 else self.cells
+            if old.size != self.cells.size:  # spent cells are gone, so sites fit no longer
                 self._sites = None
-            merged, place = old.widened(width).joined(new).added_up()
-            self._sites = moved_sites(self._sites, place[: old.size], merged, self.method)
-            self._known = merged
+            merged, place = old.join(new).add_up()
+            self._sites = move_sites(self._sites, place[: old.size], merged, self.method)
+            self.cells = merged
             self._settle()
         self.batches += 1
         return self
@@ -256,42 +268,44 @@ class Probit:
         """
         if cells is None or not cells.size:
             return self.posterior
-        new, _ = cells.added_up()
+        new, _ = cells.add_up()
         if self.method == "adf":
             m, v = self.posterior.mean.copy(), self.posterior.variance.copy()
             one_pass(new, m, v, seed)
             return Gaussian(m, v)
-        width = max(self._known.index.shape[1], new.index.shape[1])
-        merged, place = self._known.widened(width).joined(new).added_up()
-        sites = moved_sites(self._sites, place[: self._known.size], merged, self.method)
-        return told_of(self._solve(merged, sites)[0])
+        merged, place = self.cells.join(new).add_up()
+        sites = move_sites(self._sites, place[: self.cells.size], merged, self.method)
+        posterior, _ = self._solve(merged, sites)
+        warn_unless_settled(posterior)
+        return posterior
 
-    def predict(self, index: Any, value: Any = None) -> FloatArray:
-        """Return probabilities of a click, what is not known of the weights averaged out.
+    def predict(self, index: ArrayLike, value: ArrayLike | None = None) -> FloatArray:
+        """Return probabilities of a click, averaged over the posterior of the weights.
 
         ``Phi(E z / sqrt(1 + var z))``: for an item never shown, its group's mean and variance.
         """
-        rows, weights = checked_rows(index, value, self.features)
+        rows, weights = check_rows(index, value, self.features)
         mean, var = self.posterior.moments(rows, weights)
         return np.asarray(ndtr(mean / np.sqrt(1 + var)))
 
     def likelihood(self) -> Likelihood:
-        """Return what the data alone say of the weights."""
+        """Return the likelihood of the weights: the posterior less the prior."""
         if self.method == "joint":
             if self._sites is None:
                 n = self.features
                 return Likelihood(np.zeros((n, n)), np.zeros(n))
-            x = Joint(self._known, self.features)
-            return Likelihood(x.precision(self._sites[0]), x.shift(self._sites[1]))
+            design = Joint(self.cells, self.features)
+            tau, nu = self._sites
+            return Likelihood(design.precision(tau), design.shift(nu))
         return Likelihood(self._precision.copy(), self._shift.copy())
 
-    def set_prior(self, prior: Any) -> Probit:
+    def set_prior(self, prior: Prior | None) -> Probit:
         """Replay all that was learned under another prior; return the model.
 
         ``ep`` and ``joint`` go over their cells again; ``adf`` multiplies the new prior by what its
         updates amount to.
         """
-        self.prior = checked_prior(prior, self.groups)
+        self.prior = read_prior(prior, self.groups)
         if self.method == "adf":
             self.posterior = self._from_prior()
         else:
@@ -317,13 +331,11 @@ class Probit:
         if self.method == "joint" and len(groups) > MOST_JOINT:
             self._to_stream(len(groups))
         self.group = np.array([code[g] for g in groups], np.int64)
-        for name in ("_precision", "_shift"):
-            wide = np.zeros(len(groups))
-            wide[place] = getattr(self, name)
-            setattr(self, name, wide)
-        old = self._known
-        index = np.where(old.index >= 0, place[np.maximum(old.index, 0)], -1)
-        self._known = Cells(index, old.value, old.outcomes, old.due)
+        precision, shift = np.zeros(len(groups)), np.zeros(len(groups))
+        precision[place], shift[place] = self._precision, self._shift
+        self._precision, self._shift = precision, shift
+        index = np.where(self.cells.index >= 0, place[np.maximum(self.cells.index, 0)], -1)
+        self.cells = replace(self.cells, index=index)
         if self.method == "adf":
             self.posterior = self._from_prior()
         else:
@@ -339,14 +351,13 @@ class Probit:
             stacklevel=4,
         )
         m0, v0 = self.prior_moments()
-        own = self.posterior
-        self._precision = np.maximum(1 / own.variance - 1 / v0, 0.0)
-        self._shift = own.mean / own.variance - m0 / v0
-        self._known, self._sites, self.method = no_cells(), None, "adf"
+        mean, variance = self.posterior.mean, self.posterior.variance
+        self._precision = np.maximum(1 / variance - 1 / v0, 0.0)
+        self._shift = mean / variance - m0 / v0
+        self.cells, self._sites, self.method = no_cells(), None, "adf"
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays."""
-        known = self._known
         return {
             "method": self.method,
             "forget": self.forget,
@@ -359,9 +370,9 @@ class Probit:
             "together": self.together,
             "precision": self._precision,
             "shift": self._shift,
-            "index": known.index,
-            "value": known.value,
-            "outcomes": known.outcomes,
+            "index": self.cells.index,
+            "value": self.cells.value,
+            "outcomes": self.cells.outcomes,
             "sites": None if self._sites is None else list(self._sites),
         }
 
@@ -370,29 +381,32 @@ class Probit:
         """Return the model that :meth:`to_tree` took apart."""
         names = [tree["groups"][int(c)] for c in tree["group"]]
         prior = {g: tuple(p) for g, p in tree["prior"].items()}
-        own = cls(names, prior, method=tree["method"], forget=tree["forget"])
-        own.groups = tuple(tree["groups"])
-        own.group = np.asarray(tree["group"], np.int64)
-        own.prior = {g: prior[g] for g in own.groups}
-        own.batches, own.together = int(tree["batches"]), tree["together"]
-        own.impressions, own.clicks = float(tree["impressions"]), float(tree["clicks"])
-        own._precision, own._shift = tree["precision"], tree["shift"]
+        model = cls(names, prior, method=tree["method"], forget=tree["forget"])
+        # groups keep the saved order, which need not be that of the features
+        model.groups = tuple(tree["groups"])
+        model.group = np.asarray(tree["group"], np.int64)
+        model.prior = {g: prior[g] for g in model.groups}
+        model.batches, model.together = int(tree["batches"]), tree["together"]
+        model.impressions, model.clicks = float(tree["impressions"]), float(tree["clicks"])
+        model._precision, model._shift = tree["precision"], tree["shift"]
         index, value = tree["index"], tree["value"]
-        own._known = Cells(index, value, tree["outcomes"], np.ones(len(index)))
+        model.cells = Cells(index, value, tree["outcomes"], np.ones(len(index)))
         if tree["sites"] is not None:
             first, second = tree["sites"]
-            own._sites = (first, second)
-        own.posterior = own._solve(own._known, own._sites)[0] if index.size else own._from_prior()
-        return own
+            model._sites = (first, second)
+        model.posterior = (
+            model._solve(model.cells, model._sites)[0] if index.size else model._from_prior()
+        )
+        return model
 
     def _count(self, new: Cells) -> None:
         """Add a batch to the totals."""
         shown = new.outcomes.sum(axis=1)
         per_group = np.zeros((new.size, len(self.groups)))
         for a in range(new.index.shape[1]):
-            there = new.index[:, a] >= 0
-            np.add.at(per_group, (np.flatnonzero(there), self.group[new.index[there, a]]),
-                      new.value[there, a])  # fmt: skip
+            active = np.flatnonzero(new.index[:, a] >= 0)
+            group = self.group[new.index[active, a]]
+            np.add.at(per_group, (active, group), new.value[active, a])
         self.together = self.forget * self.together + per_group.T @ (per_group * shown[:, None])
         self.impressions += new.shown
         self.clicks += float(new.outcomes[:, 0].sum())
@@ -406,7 +420,7 @@ class Probit:
         return Gaussian(mean, variance, covariance)
 
     def _stream(self, new: Cells, seed: int) -> None:
-        """Take a batch once."""
+        """Update the posterior by each cell of a batch once."""
         self._precision = self.forget * self._precision
         self._shift = self.forget * self._shift
         start = self._from_prior()
@@ -419,25 +433,31 @@ class Probit:
 
     def _settle(self) -> None:
         """Solve for the posterior of what is kept."""
-        self.posterior, self._sites = self._solve(self._known, self._sites)
-        told_of(self.posterior)
+        self.posterior, self._sites = self._solve(self.cells, self._sites)
+        warn_unless_settled(self.posterior)
         if self.method == "ep":
             m0, v0 = self.prior_moments()
             self._precision = 1 / self.posterior.variance - 1 / v0
             self._shift = self.posterior.mean / self.posterior.variance - m0 / v0
 
-    def _solve(self, cells: Cells, sites: Any) -> tuple[Gaussian, Any]:
-        """Return the posterior of cells and their sites, starting from given ones."""
+    def _solve(self, cells: Cells, sites: Sites | None) -> tuple[Gaussian, Sites | None]:
+        """Return the posterior of cells and their sites, starting from given ones (left alone)."""
         m0, v0 = self.prior_moments()
         if not cells.size:
             covariance = np.diag(v0) if self.method == "joint" else None
             return Gaussian(m0, v0, covariance), None
         if self.method == "joint":
             start = None if sites is None else (sites[0].copy(), sites[1].copy())
-            m, S, sites, passes, converged, evidence = joint_posterior(
+            m, S, settled, passes, converged, evidence = joint_posterior(
                 cells, m0, v0, start, NODES, WEIGHTS
             )
-            return Gaussian(m, np.diag(S).copy(), S, converged, passes, evidence), sites
+            return Gaussian(m, np.diag(S).copy(), S, converged, passes, evidence), settled
+        return self._solve_factored(cells, sites, m0, v0)
+
+    def _solve_factored(
+        self, cells: Cells, sites: Sites | None, m0: FloatArray, v0: FloatArray
+    ) -> tuple[Gaussian, Sites]:
+        """Return the posterior without covariances, and its sites; see :meth:`_solve`."""
         shape = cells.index.shape
         p, h = (np.zeros(shape), np.zeros(shape)) if sites is None else (x.copy() for x in sites)
         order = np.arange(cells.size)
@@ -451,86 +471,84 @@ class Probit:
         m, v = shift / precision, 1 / precision
         passes, change = 0, np.inf
         while change > TOLERANCE and passes < PASSES:
-            change = kernels.factored_pass(
-                cells.index, cells.value, cells.outcomes, cells.due, order, m, v, p, h, True,
-                NODES, WEIGHTS,
-            )  # fmt: skip
+            # the rows and their order; the posterior; the sites, taken out and kept; the quadrature
+            rows = (cells.index, cells.value, cells.outcomes, cells.due, order)
+            change = kernels.factored_pass(*rows, m, v, p, h, True, NODES, WEIGHTS)
             passes += 1
         return Gaussian(m, v, None, change <= TOLERANCE, passes), (p, h)
 
 
-def told_of(found: Gaussian) -> Gaussian:
-    """Return a posterior; warn if its passes did not settle."""
-    if not found.converged:
+def warn_unless_settled(posterior: Gaussian) -> None:
+    """Warn if a posterior's passes over the cells did not settle."""
+    if not posterior.converged:
         warnings.warn(
-            f"the posterior of clicks did not settle in {found.passes} passes over the cells; its"
-            " `converged` says so",
+            f"the posterior of clicks did not settle in {posterior.passes} passes over the cells;"
+            " its `converged` says so",
             ConvergenceWarning,
             stacklevel=3,
         )
-    return found
 
 
 def one_pass(new: Cells, m: FloatArray, v: FloatArray, seed: int) -> None:
     """Update a factored posterior by each cell once, in a random order."""
-    outcomes, cell = singles(new.outcomes)
+    outcomes, cell = split_cells(new.outcomes)
     order = np.random.default_rng(seed).permutation(len(cell))
-    none = np.zeros((1, 1))
-    kernels.factored_pass(
-        new.index[cell], new.value[cell], outcomes, new.due[cell], order, m, v, none, none, False,
-        NODES, WEIGHTS,
-    )  # fmt: skip
+    no_sites = np.zeros((1, 1))
+    rows = (new.index[cell], new.value[cell], outcomes, new.due[cell], order)
+    kernels.factored_pass(*rows, m, v, no_sites, no_sites, False, NODES, WEIGHTS)
 
 
-def moved_sites(sites: Any, place: IntArray, cells: Cells, method: str) -> Any:
+def move_sites(sites: Sites | None, place: IntArray, cells: Cells, method: str) -> Sites | None:
     """Return the sites of old cells at their places among new ones (0 for those)."""
     if sites is None:
         return None
-    out = []
-    for old in sites:
-        shape = (cells.size,) if method == "joint" else cells.index.shape
-        new = np.zeros(shape)
+
+    def move(old: FloatArray) -> FloatArray:
         if method == "joint":
+            new = np.zeros(cells.size)
             new[place] = old
         else:
+            new = np.zeros(cells.index.shape)
             new[place, : old.shape[1]] = old
-        out.append(new)
-    return tuple(out)
+        return new
+
+    return move(sites[0]), move(sites[1])
 
 
-def prior_mapping(prior: Any) -> Any:
-    """Return what a prior says by group: a mapping, what a MetaPrior has learned, or nothing."""
-    return {} if prior is None else getattr(prior, "moments", prior)
+def prior_mapping(prior: Prior | None) -> Moments:
+    """Return a prior by group: a mapping as it is, what a MetaPrior has learned, or nothing.
+
+    Raises
+    ------
+    SpecificationError
+        It is no prior.
+    """
+    moments = {} if prior is None else getattr(prior, "moments", prior)
+    if not isinstance(moments, Mapping):
+        raise SpecificationError(
+            f"prior={prior!r}: give {{group: variance}} or {{group: (mean, variance)}}"
+        )
+    return moments
 
 
-def checked_prior(prior: Any, groups: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Return group -> (mean, variance) of every group.
+def read_prior(prior: Prior | None, groups: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return group -> (mean, variance) of every group; N(0, 1) where the prior names none.
 
     Raises
     ------
     SpecificationError
         A group that is unknown, or a variance that is not positive.
     """
-    given = prior_mapping(prior)
-    if not isinstance(given, Mapping):
-        raise SpecificationError(
-            f"prior is {prior!r}: give {{group: variance}} or {{group: (mean, variance)}}"
-        )
-    unknown = [g for g in given if g not in groups]
-    if unknown:
-        raise SpecificationError(
-            f"prior of the group {unknown[0]!r}, which no feature has.{suggest(unknown[0], groups)}"
-            f" Groups: {', '.join(groups)}"
-        )
+    moments = prior_mapping(prior)
+    checks.known(moments, groups, "prior: feature group")
     out = {}
     for g in groups:
+        entry: Any = moments.get(g, 1.0)
         try:
-            pair = given.get(g, 1.0)
-            mean, variance = (0.0, pair) if np.ndim(pair) == 0 else pair
-            mean, variance = float(mean), float(variance)
+            mean, variance = map(float, (0.0, entry) if np.ndim(entry) == 0 else entry)
         except (TypeError, ValueError):
             raise SpecificationError(
-                f"prior of {g!r} is {given[g]!r}: give a variance, or (mean, variance)"
+                f"prior of {g!r} is {entry!r}: give a variance, or (mean, variance)"
             ) from None
         if not (np.isfinite(mean) and 0 < variance < np.inf):
             raise SpecificationError(

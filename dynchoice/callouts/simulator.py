@@ -1,26 +1,31 @@
-"""A page whose truth is known: members come, see callouts and click, some of them late.
+"""A simulated page whose truth is known: members come, see callouts and click, some of them late.
 
-For studies of policies: regret needs the truth. :func:`live` lets a policy work in it day by day.
+For studies of policies: regret needs the truth. :func:`live` runs a policy in it day by day.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy.special import ndtr
 
+from dynchoice import checks
 from dynchoice.callouts.bandit import Callouts
 from dynchoice.callouts.catalogue import Catalogue
-from dynchoice.callouts.terms import Terms
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.callouts.feature_terms import Terms
+from dynchoice.errors import SpecificationError
 from dynchoice.panel.states import StateSpace
-from dynchoice.typing import FloatArray, IntArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Level, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
+
+    DelayShares: TypeAlias = ArrayLike | Mapping[Level, ArrayLike]
+    """Shares of clicks by day of delay, or by level of ``delay_by``."""
 
 
 class CalloutWorld:
@@ -57,14 +62,14 @@ class CalloutWorld:
     def __init__(
         self,
         catalogue: pd.DataFrame,
-        context: Mapping[str, Sequence[Any]] | StateSpace | None = None,
+        context: Mapping[str, Sequence[Level]] | StateSpace | None = None,
         terms: Sequence[str] = ("1", "item"),
         *,
         spread: Mapping[str, float] | float = 0.3,
         base: float = -1.8,
-        weights: Any = None,
-        population: Any = None,
-        delays: Any = None,
+        weights: ArrayLike | None = None,
+        population: ArrayLike | None = None,
+        delays: DelayShares | None = None,
         delay_by: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,19 +80,15 @@ class CalloutWorld:
         self.terms = Terms(terms, self.catalogue.levels, context)
         rng = np.random.default_rng(seed)
         if weights is None:
-            table = spread if isinstance(spread, Mapping) else {
-                t: spread for t in self.terms.names if t != "1"}  # fmt: skip
-            unknown = [t for t in table if t not in self.terms.names]
-            if unknown:
-                raise SpecificationError(
-                    f"spread of {unknown[0]!r}, no term.{suggest(unknown[0], self.terms.names)}"
-                )
-            scale = np.array([table.get(g, 0.0) for g in self.terms.groups])
-            weights = scale * rng.standard_normal(self.terms.size)
-            weights[[g == "1" for g in self.terms.groups]] = base
+            if not isinstance(spread, Mapping):
+                spread = {t: spread for t in self.terms.names if t != "1"}
+            checks.known(spread, self.terms.names, "spread: term")
+            scale = np.array([spread.get(g, 0.0) for g in self.terms.groups])
+            drawn = scale * rng.standard_normal(self.terms.size)
+            drawn[[g == "1" for g in self.terms.groups]] = base
+            weights = drawn
         self.weights = np.asarray(weights, float)
-        if self.weights.shape != (self.terms.size,):
-            raise SpecificationError(f"weights must be {self.terms.size} numbers")
+        checks.shape(self.weights, "weights", (self.terms.size,), "(features,)")
         X = 1 if context is None else context.size
         share = np.full(X, 1 / X) if population is None else np.asarray(population, float)
         if share.shape != (X,) or not np.isclose(share.sum(), 1):
@@ -100,15 +101,16 @@ class CalloutWorld:
         self.chances = ndtr(self.weights[index].sum(axis=2))
         """Probability (X, I) of a click in each context."""
 
-    def _delay_table(self, delays: Any) -> FloatArray:
-        """Return shares (groups, days)."""
+    def _delay_table(self, delays: DelayShares | None) -> FloatArray:
+        """Return the shares of clicks (groups, days) by day of delay."""
         if self.delay_by is not None:
             if self.delay_by not in self.catalogue.levels or not isinstance(delays, Mapping):
                 raise SpecificationError("delay_by needs a column of the catalogue and a mapping")
-            lost = [x for x in self.catalogue.levels[self.delay_by] if x not in delays]
-            if lost:
-                raise SpecificationError(f"delays has no shares of {lost[0]!r}")
-            rows = [np.asarray(delays[x], float) for x in self.catalogue.levels[self.delay_by]]
+            levels = self.catalogue.levels[self.delay_by]
+            missing = [x for x in levels if x not in delays]
+            if missing:
+                raise SpecificationError(f"delays has no shares of {missing[0]!r}")
+            rows = [np.asarray(delays[x], float) for x in levels]
             days = max(len(r) for r in rows)
             table = np.array([np.pad(r, (0, days - len(r))) for r in rows])
         else:
@@ -147,7 +149,7 @@ class CalloutWorld:
 
 @dataclass(frozen=True)
 class Life:
-    """What a policy did in a world.
+    """The record of a policy in a world.
 
     Attributes
     ----------
@@ -164,7 +166,7 @@ class Life:
 
     @property
     def regret(self) -> float:
-        """Summed over days."""
+        """The regret, summed over days."""
         return float(self.days["regret"].sum())
 
 
@@ -174,14 +176,14 @@ def live(
     *,
     days: int,
     per_day: int,
-    arrivals: Mapping[int, Sequence[Any]] | None = None,
+    arrivals: Mapping[int, Sequence[Level]] | None = None,
     prior: str | None = None,
     prior_days: Sequence[int] = (),
     seed: int = 0,
     keep_log: bool = False,
     progress: Progress | None = None,
 ) -> Life:
-    """Let a policy decide and learn in a world, one batch a day.
+    """Run a policy in a world: it decides and learns, one batch a day.
 
     Parameters
     ----------
@@ -217,25 +219,28 @@ def live(
             policy.add(frame[frame["item"].isin(list(arrivals[day]))])
         members = world.members(per_day, rng)
         shown = policy.decide(members, now=float(day), seed=day)
-        at = shown["member"].to_numpy()
+        member = shown["member"].to_numpy()
         codes = (
             np.zeros(per_day, np.int64) if world.context is None else world.context.codes(members)
         )
         item = world.catalogue.item_codes(shown["item"].to_numpy())
-        hit, delay = world.clicks(item, codes[at], rng)
+        hit, delay = world.clicks(item, codes[member], rng)
         time = day + rng.random(len(shown))
-        frame = members.iloc[at].reset_index(drop=True)
+        frame = members.iloc[member].reset_index(drop=True)
         frame["impression"] = number + np.arange(len(shown))
         number += len(shown)
         frame["item"], frame["slot"] = shown["item"].to_numpy(), shown["slot"].to_numpy()
         frame["time"] = time
-        came = hit == 1
+        clicked = hit == 1
         waiting.append(
             pd.DataFrame(
-                {"impression": frame["impression"].to_numpy()[came], "time": (time + delay)[came]}
+                {
+                    "impression": frame["impression"].to_numpy()[clicked],
+                    "time": (time + delay)[clicked],
+                }
             )
         )
-        rows.append(accounts(policy, world, codes, at, item, late, float(day)))
+        rows.append(account_day(policy, world, codes, member, item, late, float(day)))
         if keep_log:
             logs.append(
                 frame.assign(
@@ -255,25 +260,44 @@ def live(
     return Life(table, pd.concat(logs, ignore_index=True) if logs else pd.DataFrame())
 
 
-def accounts(
-    policy: Callouts, world: CalloutWorld, codes: IntArray, at: IntArray, item: IntArray,
-    late: set[Any], now: float,
-) -> dict[str, float]:  # fmt: skip
-    """Return a day's reward and regret by the truth, per member."""
-    there = world.catalogue.item_codes(np.array(policy.catalogue.items, object))
-    own = {x: i for i, x in enumerate(policy.catalogue.items)}
-    place = np.array([own.get(x, -1) for x in world.catalogue.items])
+def account_day(
+    policy: Callouts,
+    world: CalloutWorld,
+    codes: IntArray,
+    member: IntArray,
+    item: IntArray,
+    late: set[Level],
+    now: float,
+) -> dict[str, float]:
+    """Return a day's reward and regret by the truth, per member.
+
+    Parameters
+    ----------
+    policy : Callouts
+    world : CalloutWorld
+    codes : integer array, shape (members,)
+        Context of each member.
+    member, item : integer array, shape (n,)
+        Of each impression; items by their place in the world's catalogue.
+    late : set
+        Items that came later.
+    now : float
+    """
+    # items have other places in the two catalogues
+    in_world = world.catalogue.item_codes(np.array(policy.catalogue.items, object))
+    place_of = {x: i for i, x in enumerate(policy.catalogue.items)}
+    in_policy = np.array([place_of.get(x, -1) for x in world.catalogue.items])
     best = np.zeros(len(codes))
     worth = np.empty(len(item))
     for code in np.unique(codes):
         value = policy.item_values(int(code))
-        true = world.chances[code, there] * value
-        may = policy.catalogue.eligible(int(code)) & policy.catalogue.open_at(now)
-        true = np.where(may, true, 0.0)
-        best[codes == code] = np.sort(true)[::-1][: policy.slots].sum()
-        of = codes[at] == code
-        worth[of] = world.chances[code, item[of]] * value[place[item[of]]]
-    new = np.isin(np.array(world.catalogue.items, object)[item], list(late))
+        reward = world.chances[code, in_world] * value
+        eligible = policy.catalogue.eligible(int(code)) & policy.catalogue.open_at(now)
+        reward = np.where(eligible, reward, 0.0)
+        best[codes == code] = np.sort(reward)[::-1][: policy.slots].sum()
+        inside = codes[member] == code
+        worth[inside] = world.chances[code, item[inside]] * value[in_policy[item[inside]]]
+    new = np.isin(np.array(world.catalogue.items, object)[item], np.array(list(late), object))
     return {
         "impressions": len(item),
         "reward": float(worth.sum() / len(codes)),

@@ -87,6 +87,7 @@ def cell_moments(clicks, fails, open_, due, mean, var, nodes, weights):
             nu, evidence = due * DENSITY * exp(-0.5 * t * t) / rest, log(rest)
             omega, sign = nu * (nu + t), -1.0
         return evidence, mean + sign * var / s * nu, var * (1.0 - var / (s * s) * omega)
+    # Newton to the mode, steps halved until the density does not fall: nodes sit where the mass is
     z = mean
     value, slope, curve = cell_slopes(z, clicks, fails, open_, due)
     height = value
@@ -144,7 +145,7 @@ def factored_pass(index, value, outcomes, due, order, m, v, site_p, site_h, keep
             if k < 0:
                 continue
             precision[a], shift[a] = 1.0 / v[k], m[k] / v[k]
-            if keep:
+            if keep:  # what the cell said before must not count twice
                 precision[a] -= site_p[i, a]
                 shift[a] -= site_h[i, a]
                 if precision[a] <= 1e-10:
@@ -158,6 +159,7 @@ def factored_pass(index, value, outcomes, due, order, m, v, site_p, site_h, keep
         if var <= 0.0:
             continue
         _, new_mean, new_var = cell_moments(clicks, fails, open_, due[i], mean, var, nodes, weights)
+        # each weight moves by its covariance with the predictor, as in a Kalman update
         move, shrink = (new_mean - mean) / var, (new_var - var) / (var * var)
         for a in range(A):
             k = index[i, a]
@@ -259,9 +261,12 @@ def joint_moments(index, value, m, S, mean, var):
 
 @compiled
 def pair_moments(base, width, icode, ccode, item, row, m, v, mean, var):
-    """Write mean and variance of the linear predictor of pairs (context row, item).
+    """Write mean and variance (n,) of the linear predictor of pairs (context row, item).
 
-    Feature ``t`` of a pair is ``base[t] + icode[item, t] width[t] + ccode[row, t]``.
+    Where features stand: feature ``t`` of a pair is
+    ``base[t] + icode[item, t] width[t] + ccode[row, t]`` (:mod:`dynchoice.callouts.feature_terms`),
+    with ``base`` and ``width`` (T,), ``icode`` (I, T), ``ccode`` (contexts, T). The pairs: ``item``
+    and ``row`` (n,). The posterior: ``m`` and ``v``.
     """
     T = base.size
     for i in range(item.size):
@@ -301,10 +306,11 @@ def place(score, which, scores, items, K):
 def shortlists(base, width, icode, ccode, draws, values, alike, category, order, scores, items):
     """Write, for each draw and category, the best items of one context and their scores.
 
-    ``draws`` (R, n) weights; ``order`` the items to look at (those that may be shown); ``scores``
-    and ``items`` (R, C, K), -inf and -1 where a category has fewer. ``alike``: all values are equal
-    and positive, so that ranking by the predictor is enough and tails are worked out for the few
-    that are listed.
+    ``base`` to ``ccode`` say where features stand (:func:`pair_moments`; here ``ccode`` (T,) is one
+    context's). ``draws`` (R, n) weights; ``order`` the items to look at (those that may be shown);
+    ``category`` (I,). ``scores`` and ``items`` (R, C, K) are written, -inf and -1 where a category
+    has fewer. ``alike``: all ``values`` (I,) are equal and positive, so that ranking by the
+    predictor is enough and tails are worked out for the few that are listed.
     """
     R, C, K = scores.shape
     T = base.size
@@ -336,12 +342,13 @@ def diverse(scores, items, weights, strength, blocked, exhausted, out):
 
     Maximises ``sum_c w_c log(1 + strength S_c) / strength`` with ``S_c`` the summed scores of what
     is chosen of category ``c``, relative to the draw's best (Teo et al. 2016); ``strength`` 0 ranks
-    by ``w_c score``. ``exhausted`` (C,) says whether a category's list may hide further items;
-    return whether one such list ran out through ``blocked`` items (I,), so that the answer may be
-    wrong.
+    by ``w_c score``. ``exhausted`` (C,) says whether a category's list holds all of its items;
+    return whether one that does not ran out through ``blocked`` items (I,), so that the answer may
+    be wrong.
     """
     R, C, K = scores.shape
     slots = out.shape[1]
+    # of each category: its place in the list, scores of what is chosen, the next item's gain
     at, filled, gain = np.empty(C, np.int64), np.empty(C), np.empty(C)
     short = False
     for r in range(R):
@@ -355,7 +362,7 @@ def diverse(scores, items, weights, strength, blocked, exhausted, out):
         last = -1
         for s in range(slots):
             for c in range(C):
-                if s > 0 and c != last:
+                if s > 0 and c != last:  # only the category just served has another next item
                     continue
                 at[c] += 1
                 while at[c] < K and items[r, c, at[c]] >= 0 and blocked[items[r, c, at[c]]]:
@@ -432,10 +439,17 @@ def decide(
 ):
     """Write each member's slate, the shares of its items and of the whole, and doubtful members.
 
-    ``scores`` and ``items`` (X, R, C, K) shortlists of ``X`` contexts, ``at`` (n,) each member's;
-    ``weights`` (n, C); ``taken[indptr[i]:indptr[i + 1]]`` what member ``i`` may not see again;
-    ``draw`` (n,) the draw that decides, unless a slate is ``given`` (n, slots; -2 first where not);
-    ``blocked`` (I,) False and ``slates`` (R, slots) are room.
+    Sixteen arguments in five groups:
+
+    - shortlists: ``scores`` and ``items`` (X, R, C, K) and ``exhausted`` (X, C) of ``X`` contexts
+      (:func:`diverse`), ``at`` (n,) each member's context;
+    - how categories are weighed: ``weights`` (n, C), ``strength``;
+    - members' rules: ``taken[indptr[i]:indptr[i + 1]]`` what member ``i`` may not see again;
+      ``draw`` (n,) the draw that decides, unless a slate is ``given`` (n, slots; -2 first where
+      not, -1 where a slot stays empty);
+    - room: ``blocked`` (I,) all False, and left so; ``slates`` (R, slots);
+    - written: ``out`` and ``shares`` (n, slots), ``whole`` (n,), ``short`` (n,): lists that ran
+      out, so that the slate may be wrong.
     """
     for i in range(at.size):
         for k in range(indptr[i], indptr[i + 1]):

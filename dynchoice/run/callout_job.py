@@ -13,20 +13,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from pydantic import ValidationError
 
-from dynchoice.errors import (
-    ColumnError,
-    ConfigError,
-    ConvergenceError,
-    DataError,
-    DynChoiceError,
-    suggest,
-)
-from dynchoice.run.callout_schema import CalloutFile
+from dynchoice import checks
+from dynchoice.errors import ConfigError, ConvergenceError, DataError, DynChoiceError
+from dynchoice.run.callout_schema import CalloutFile, EvaluatePart
 from dynchoice.run.callout_tables import Labels, by_number, read_table, tables
 from dynchoice.run.config import changed, explain, read_toml
 from dynchoice.run.manifest import digest
@@ -36,13 +30,17 @@ from dynchoice.typing import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from dynchoice.callouts.bandit import Callouts
+    from dynchoice.callouts.catalogue import Moment
 
-STATE, DECISIONS, VALUE, SUMMARY = (
-    "callouts.npz", "decisions.parquet", "evaluation.json", "summary.txt",
-)  # fmt: skip
+STATE = "callouts.npz"
+DECISIONS = "decisions.parquet"
+VALUE = "evaluation.json"
+SUMMARY = "summary.txt"
 PRIOR = "prior learned"
+"""Key of a policy's ``files`` under which the prior stands that was learned last."""
 GONE_ITEM = ". An item that has left the catalogue? Keep its row, with an end (column ends)"
 DATES = 10_000
 """Days above which times are dates: the year 1997."""
@@ -73,17 +71,17 @@ class Job:
         ConfigError
             A pattern names no file, or two files have one name.
         """
-        found: list[Path] = []
+        files: list[Path] = []
         for name in [names] if isinstance(names, str) else names:
-            own = sorted((Path(p) for p in glob.glob(str(self.path(name)))), key=by_number)
-            if not own:
+            matching = sorted((Path(p) for p in glob.glob(str(self.path(name)))), key=by_number)
+            if not matching:
                 raise ConfigError(f"{self.source}: {key}: no file is {name!r}")
-            found += own
-        stems = [p.stem for p in found]
+            files += matching
+        stems = [p.stem for p in files]
         twice = [s for s in stems if stems.count(s) > 1]
         if twice:
             raise ConfigError(f"{self.source}: {key}: two files are called {twice[0]!r}")
-        return found
+        return files
 
 
 def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
@@ -101,19 +99,21 @@ def load_job(path: str | Path, changes: Mapping[str, Any] | None = None) -> Job:
     try:
         spec = CalloutFile.model_validate(raw)
     except ValidationError as error:
-        told = "\n".join(explain(error, raw, CalloutFile))
-        raise ConfigError(f"{source}:\n{told}") from None
+        mistakes = "\n".join(explain(error, raw, CalloutFile))
+        raise ConfigError(f"{source}:\n{mistakes}") from None
     job = Job(spec, source)
     check_folder(job.out)
     return job
 
 
-def fresh(job: Job) -> Callouts:
+def make_policy(job: Job) -> Callouts:
     """Return a policy that has learned nothing."""
     from dynchoice.callouts.bandit import Callouts
 
     spec = job.spec
-    catalogue = read_table(job.path(spec.catalogue), labels=Labels({"item": (), **rules(spec)}))
+    catalogue = read_table(
+        job.path(spec.catalogue), labels=Labels({"item": (), **rule_columns(spec)})
+    )
     labels = Labels(spec.context | {"item": list(catalogue.get("item", ()))})
     values = None if spec.values is None else read_table(job.path(spec.values), labels=labels)
     return Callouts(
@@ -121,8 +121,8 @@ def fresh(job: Job) -> Callouts:
     )
 
 
-def rules(spec: CalloutFile) -> dict[str, tuple[Any, ...]]:
-    """Return the catalogue's columns of rules, which are texts."""
+def rule_columns(spec: CalloutFile) -> dict[str, tuple[Any, ...]]:
+    """Return the catalogue's columns of rules, without levels: their values stay texts."""
     return {f"for_{c}": () for c in spec.context}
 
 
@@ -132,8 +132,8 @@ def labels_of(policy: Callouts) -> Labels:
     return Labels({"item": policy.catalogue.items, **context})
 
 
-def restored(job: Job) -> Callouts:
-    """Return the policy as it stands, with the catalogue, values and page of today.
+def restore_policy(job: Job) -> Callouts:
+    """Return the saved policy, with the catalogue, values and page of today.
 
     Raises
     ------
@@ -141,15 +141,35 @@ def restored(job: Job) -> Callouts:
         What was learned does not fit the file any more: terms, context, method, window.
     """
     from dynchoice.callouts.bandit import Callouts
-    from dynchoice.callouts.policy_file import merged, moved
-    from dynchoice.callouts.probit import MOST_JOINT
-    from dynchoice.callouts.values import text_of
+    from dynchoice.callouts.policy_file import merge_catalogues, move_policy
 
-    new = fresh(job)
+    new = make_policy(job)
     path = job.out / STATE
     if not path.exists():
         return new
     old = Callouts.load(path)
+    refuse_other_model(job, path, old, new)
+    policy = move_policy(old, merge_catalogues(old.catalogue, new.catalogue), new.values, new)
+    if job.spec.policy.learn_prior == "no":
+        policy.prior_method = "no"
+    if job.spec.policy.learn_prior == "no" and policy.model.prior != new.model.prior:
+        policy.model.set_prior(new.model.prior)
+    elif same_page(old, policy):
+        policy.snapshot = old.snapshot  # it decides as before: its draws and its number stay
+    policy.refresh()
+    return policy
+
+
+def refuse_other_model(job: Job, path: Path, old: Callouts, new: Callouts) -> None:
+    """Raise if what was learned does not fit the file any more.
+
+    Raises
+    ------
+    ConfigError
+        Terms, context, method, window or what else was another.
+    """
+    from dynchoice.callouts.probit import MOST_JOINT
+
     same = {
         "policy.terms": (old.terms.names, new.terms.names),
         "context": (old.context, new.context),
@@ -169,24 +189,23 @@ def restored(job: Job) -> Callouts:
                 f"{job.source}: {key} is not what {path} was learned with: put it back, or start"
                 " anew in another folder"
             )
-    catalogue = merged(old.catalogue, new.catalogue)
-    own = moved(old, catalogue, new.values, new)
-    if job.spec.policy.learn_prior == "no":
-        own.prior_method = "no"
-    same_page = all(
-        getattr(old, x) == getattr(own, x)
-        for x in ("slots", "category", "diversity", "draws", "explore", "at_random", "seed")
-    )
-    if job.spec.policy.learn_prior == "no" and own.model.prior != new.model.prior:
-        own.model.set_prior(new.model.prior)
-    elif same_page and text_of(catalogue.in_days()) == text_of(old.catalogue.in_days()) and (
-        (new.values is None and old.values is None)
-        or (new.values is not None and old.values is not None
-            and text_of(new.values) == text_of(old.values))
-    ):  # fmt: skip
-        own.snapshot = old.snapshot
-    own.refresh()
-    return own
+
+
+def same_page(old: Callouts, new: Callouts) -> bool:
+    """Return whether two policies of one model show the same: options, catalogue and values."""
+    from dynchoice.callouts.values import table_to_text
+
+    options = ("slots", "category", "diversity", "draws", "explore", "at_random", "seed")
+    if any(getattr(old, name) != getattr(new, name) for name in options):
+        return False
+    pages = [
+        (
+            table_to_text(policy.catalogue.in_days()),
+            None if policy.values is None else table_to_text(policy.values),
+        )
+        for policy in (old, new)
+    ]
+    return pages[0] == pages[1]
 
 
 def train(job: Job, progress: Progress | None = None) -> str:
@@ -202,14 +221,14 @@ def train(job: Job, progress: Progress | None = None) -> str:
         clicks = {p.stem: p for p in job.files(spec.clicks, "feedback.clicks")}
     stems = sorted({*shown, *clicks}, key=lambda s: by_number(Path(s)))
     with locked(job.out):
-        policy = restored(job)
+        policy = restore_policy(job)
         said: list[str] = []
         try:
             for i, stem in enumerate(stems):
                 if progress is not None:
                     progress(i, len(stems), f"batch {stem}")
-                said += learned(job, policy, stem, shown.get(stem), clicks.get(stem))
-            said += with_prior(job, policy)
+                said += learn_batch(job, policy, stem, shown.get(stem), clicks.get(stem))
+            said += learn_prior(job, policy)
         except DynChoiceError:
             policy.save(job.out / STATE)  # what came before the mistake was learned
             raise
@@ -222,24 +241,48 @@ def train(job: Job, progress: Progress | None = None) -> str:
     return text
 
 
-def learned(
-    job: Job, policy: Callouts, stem: str, shown: Path | None, clicked: Path | None
-) -> list[str]:
-    """Learn one batch, or what of it is new; return what to say of it."""
-    spec, labels = job.spec.feedback, labels_of(policy)
+def find_new_files(
+    policy: Callouts, stem: str, files: Mapping[str, Path | None]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the files of a batch that were not learned, and the digests to know them by.
+
+    Digests are taken before the files are read, since a file may grow meanwhile.
+
+    Parameters
+    ----------
+    policy : Callouts
+    stem : str
+        The batch.
+    files : mapping
+        ``"impressions"`` and ``"clicks"`` -> file.
+
+    Raises
+    ------
+    DataError
+        A file was learned with other content.
+    """
     new: dict[str, Path] = {}
-    known: dict[str, str] = {}  # as they were before they were read: a file may grow meanwhile
-    for kind, path in (("impressions", shown), ("clicks", clicked)):
+    digests: dict[str, str] = {}
+    for kind, path in files.items():
         if path is None:
             continue
-        name, own = f"{kind} {stem}", digest(path)
+        name, content = f"{kind} {stem}", digest(path)
         if name not in policy.files:
-            new[kind], known[name] = path, own
-        elif policy.files[name] != own:
+            new[kind], digests[name] = path, content
+        elif policy.files[name] != content:
             raise DataError(
                 f"{path} was learned with other content: put it back, or give what is new another"
                 " name"
             )
+    return new, digests
+
+
+def learn_batch(
+    job: Job, policy: Callouts, stem: str, shown: Path | None, clicked: Path | None
+) -> list[str]:
+    """Learn one batch, or what of it is new; return what to say of it."""
+    spec, labels = job.spec.feedback, labels_of(policy)
+    new, digests = find_new_files(policy, stem, {"impressions": shown, "clicks": clicked})
     if not new:
         return []
     if "impressions" not in new and f"impressions {stem}" not in policy.files:
@@ -250,31 +293,37 @@ def learned(
     try:
         if "impressions" in new:
             rows = read_table(new["impressions"], spec.columns, labels, ("impression",))
-            not_ahead(rows, new["impressions"])
+            refuse_future(rows, new["impressions"])
         if "clicks" in new:
             taps = read_table(new["clicks"], spec.click_columns, None, ("impression",))
-            not_ahead(taps, new["clicks"])
+            refuse_future(taps, new["clicks"])
         said = []
         if (rows is not None and len(rows)) or (taps is not None and len(taps)):
             batch = stem if "impressions" in new else f"{stem} (clicks)"
-            told = policy.learn(rows, taps, batch=batch)
-            said = [str(told)]
-            if told.unmatched > told.clicks:
+            report = policy.learn(rows, taps, batch=batch)
+            said = [str(report)]
+            if report.unmatched > report.clicks:
                 said.append(
                     f"NOTE: most clicks of {stem!r} have no impression that waits: are they of the"
                     " same ids, and in time?"
                 )
     except DynChoiceError as error:
-        told_of = " and ".join(str(p) for p in new.values())
+        names = " and ".join(str(p) for p in new.values())
         hint = GONE_ITEM if "column 'item'" in str(error) else ""
-        text = str(error) if told_of in str(error) else f"{told_of}: {error}"
+        text = str(error) if names in str(error) else f"{names}: {error}"
         raise type(error)(text + hint) from None
-    policy.files |= known
+    policy.files |= digests
     return said
 
 
-def not_ahead(frame: pd.DataFrame, path: Path) -> None:
-    """Refuse times that have not come yet: one of them would end every window before it."""
+def refuse_future(frame: pd.DataFrame, path: Path) -> None:
+    """Raise for times that have not come yet: one of them would end every window before it.
+
+    Raises
+    ------
+    DataError
+        Their number.
+    """
     from dynchoice.callouts.catalogue import as_times
 
     for column in ("time", "clicked_at"):
@@ -288,22 +337,22 @@ def not_ahead(frame: pd.DataFrame, path: Path) -> None:
             )
 
 
-def with_prior(job: Job, policy: Callouts) -> list[str]:
+def learn_prior(job: Job, policy: Callouts) -> list[str]:
     """Learn the prior as the file says, if anything is new since; return what to say of it."""
     method = job.spec.policy.learn_prior
-    at = f"{method} {policy.model.batches}"
-    if method == "no" or policy.files.get(PRIOR) == at:
+    state = f"{method} {policy.model.batches}"
+    if method == "no" or policy.files.get(PRIOR) == state:
         return []
     if not policy.model.impressions:
         return ["no prior was learned: no impression is past its window yet"]
     prior = policy.learn_prior(method)
     if not prior.converged:  # what was learned stays; the prior learned before does not
         raise ConvergenceError(f"the prior by {method} did not converge:\n{prior}")
-    policy.files[PRIOR] = at
+    policy.files[PRIOR] = state
     return [str(prior)]
 
 
-def trained(job: Job) -> Callouts:
+def trained_policy(job: Job) -> Callouts:
     """Return the policy that was trained.
 
     Raises
@@ -313,7 +362,7 @@ def trained(job: Job) -> Callouts:
     """
     if not (job.out / STATE).exists():
         raise ConfigError(f"no policy in {job.out}: run `dynchoice callouts train {job.source}`")
-    return restored(job)
+    return restore_policy(job)
 
 
 def score(
@@ -330,7 +379,7 @@ def score(
     spec = job.spec.score
     if spec is None:
         raise ConfigError(f"{job.source}: the section [score] is missing")
-    policy = trained(job)
+    policy = trained_policy(job)
     labels = labels_of(policy)
     name = datetime.now(UTC).date().isoformat() if name is None else name
     moment = moment_of(policy, now)
@@ -350,29 +399,29 @@ def score(
     target = job.out / DECISIONS
     done = 0
 
-    def write(handle: Any) -> None:
+    def write(handle: BinaryIO) -> None:
         nonlocal done
-        writer, none = None, None
+        writer, empty = None, None
         try:
             for path in job.files(spec.members, "score.members"):
                 for frame in tables(path, spec.columns, labels, ("member",)):
+                    seed = zlib.crc32(f"{name}/{done}".encode())
                     shown = policy.decide(
-                        frame, now=moment, blocked=blocked, weights=weights,
-                        seed=zlib.crc32(f"{name}/{done}".encode()),
-                    )  # fmt: skip
+                        frame, now=moment, blocked=blocked, weights=weights, seed=seed
+                    )
                     table = pa.Table.from_pandas(shown, preserve_index=False)
                     if not len(shown):  # nobody, or nobody who may see anything
-                        none = table
+                        empty = table
                         done += len(frame)
                         continue
                     if writer is None:
                         writer = pq.ParquetWriter(handle, table.schema)
-                    writer.write_table(alike(table, writer.schema, path))
+                    writer.write_table(cast_decisions(table, writer.schema, path))
                     done += len(frame)
                     if progress is not None:
                         progress(done, done, "members decided for")
-            if writer is None and none is not None:
-                writer = pq.ParquetWriter(handle, none.schema)
+            if writer is None and empty is not None:
+                writer = pq.ParquetWriter(handle, empty.schema)
         finally:
             if writer is not None:
                 writer.close()
@@ -381,8 +430,8 @@ def score(
         return write_atomically(target, write)
 
 
-def alike(table: Any, schema: Any, path: Path) -> Any:
-    """Return decisions in the kinds of those before.
+def cast_decisions(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+    """Return decisions with the column types of those before.
 
     Raises
     ------
@@ -394,9 +443,8 @@ def alike(table: Any, schema: Any, path: Path) -> Any:
     if table.schema == schema:
         return table
     try:
-        text = pa.types.is_string(table.schema.field("member").type) or (
-            pa.types.is_large_string(table.schema.field("member").type)
-        )
+        kind = table.schema.field("member").type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         if text and pa.types.is_integer(schema.field("member").type):
             raise ValueError("007 is not 7")
         return table.cast(schema)
@@ -407,8 +455,8 @@ def alike(table: Any, schema: Any, path: Path) -> Any:
         ) from None
 
 
-def moment_of(policy: Callouts, now: str | None) -> Any:
-    """Return the time to decide for: as said, or now, or (in bare days) the last feedback's."""
+def moment_of(policy: Callouts, now: str | None) -> Moment | None:
+    """Return the time to decide for: ``now``, else the present, or in bare days the last time."""
     if now is not None:
         try:
             return float(now)
@@ -422,32 +470,16 @@ def moment_of(policy: Callouts, now: str | None) -> Any:
 
 def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = None) -> str:
     """Value the policy on a log with propensities; return the table and write it as JSON."""
-    import pandas as pd
-
     from dynchoice.callouts.catalogue import as_times
     from dynchoice.callouts.evaluation import cross_fitted, off_policy
 
     spec = job.spec.evaluate
     if spec is None:
         raise ConfigError(f"{job.source}: the section [evaluate] is missing")
-    policy = trained(job)
-    files = job.files(spec.log, "evaluate.log")
-    labels = labels_of(policy)
-    log = pd.concat([read_table(p, spec.columns, labels) for p in files], ignore_index=True)
-    if "item" not in log.columns:
-        raise ColumnError(f"the log lacks the column 'item'.{suggest('item', log.columns)}")
-    notes = []
-    if policy.slots > 1:  # what is shown first is what propensities of single items speak of
-        if "slot" not in log.columns:
-            raise ColumnError(f"the log lacks the column 'slot' (the page has {policy.slots})")
-        first = log["slot"].astype(str) == "1"
-        notes.append(f"the first slot only: {int(first.sum()):,} of {len(log):,} rows")
-        log = log[first].reset_index(drop=True)
+    policy = trained_policy(job)
+    log, notes = read_log(job, spec, policy)
     moment = moment_of(policy, now)
-    options: dict[str, Any] = {
-        "reward": spec.reward, "propensity": spec.propensity, "clip": spec.clip,
-        "cluster": spec.cluster, "level": spec.level, "interval": spec.interval,
-    }  # fmt: skip
+    options: dict[str, Any] = spec.model_dump(exclude={"log", "columns"})
     binary = spec.reward in log.columns and set(log[spec.reward].unique()) <= {0, 1}
     if progress is not None:
         progress(0, 2, "target policy")
@@ -470,7 +502,7 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
                 " what it learned from, its value on them is too good"
             )
     text = "\n".join([str(value), *(f"NOTE: {x}" for x in notes)])
-    told = {
+    report = {
         "title": job.spec.title,
         "estimators": value.table.to_dict(orient="index"),
         "nobs": value.nobs,
@@ -479,8 +511,27 @@ def evaluate(job: Job, *, now: str | None = None, progress: Progress | None = No
         "clipped mass": value.clipped_mass,
         "notes": [*value.warnings, *notes],
     }
-    data = json.dumps(told, indent=1, ensure_ascii=False).encode()
+    data = json.dumps(report, indent=1, ensure_ascii=False).encode()
     write_atomically(job.out / VALUE, lambda h: h.write(data))
     if progress is not None:
         progress(2, 2, "valued")
     return text
+
+
+def read_log(job: Job, spec: EvaluatePart, policy: Callouts) -> tuple[pd.DataFrame, list[str]]:
+    """Return the log on which a policy is valued, and what a reader should know of it.
+
+    Of a page with several slots the first counts: of it the propensities of single items speak.
+    """
+    import pandas as pd
+
+    labels = labels_of(policy)
+    files = job.files(spec.log, "evaluate.log")
+    log = pd.concat([read_table(p, spec.columns, labels) for p in files], ignore_index=True)
+    checks.columns(log, ["item"], "the log")
+    if policy.slots == 1:
+        return log, []
+    checks.columns(log, ["slot"], f"the log of a page with {policy.slots} slots")
+    first = log["slot"].astype(str) == "1"
+    note = f"the first slot only: {int(first.sum()):,} of {len(log):,} rows"
+    return log[first].reset_index(drop=True), [note]

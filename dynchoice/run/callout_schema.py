@@ -1,4 +1,4 @@
-"""What a callout file may say: its sections and their keys."""
+"""The sections and keys of a callout file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FeedbackPart(Section):
 
 
 class ScorePart(Section):
-    """Whom to decide for."""
+    """The members to decide for, and the logs that say what they may see."""
 
     members: Paths
     seen: Paths | None = None
@@ -82,9 +82,9 @@ class CalloutFile(Section):
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of :class:`dynchoice.Callouts` but tables."""
-        own = self.policy.model_dump(exclude={"learn_prior", "prior", "terms"})
-        own["prior"] = {
+        options = self.policy.model_dump(exclude={"learn_prior", "prior", "terms"})
+        options["prior"] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in self.policy.prior.items()
         }
-        own |= self.feedback.model_dump(include={"window", "pending", "delay_by"})
-        return own
+        options |= self.feedback.model_dump(include={"window", "pending", "delay_by"})
+        return options

@@ -1,34 +1,37 @@
-"""Files of a callout job, CSV or Parquet: some rows at a time, ids and labels as they are meant."""
+"""Files of a callout job, CSV or Parquet: read some rows at a time, ids and labels restored."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import ColumnError, ConfigError, DataError, DynChoiceError, suggest
+from dynchoice import checks
+from dynchoice.errors import ConfigError, DataError, DynChoiceError, suggest
+from dynchoice.typing import Level
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 500_000
 """Rows read, decided for and written at a time."""
-OURS = ("member", "impression", "item", "time", "slot", "clicked_at", "reward", "propensity")
+OUR_NAMES = ("member", "impression", "item", "time", "slot", "clicked_at", "reward", "propensity")
+"""Columns that a job may ask for, beside those of the context."""
 TEXTS = ("member", "impression")
 """Ids, which a CSV must not turn into numbers: 007 is not 7."""
 
 
 def by_number(path: Path) -> list[tuple[int, str]]:
-    """Return a key that puts batch 2 before batch 10."""
+    """Return a key for sorting that puts batch 2 before batch 10."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(x), "") if x.isdigit() else (-1, x) for x in parts]
 
 
 class Labels:
-    """How a file's texts become labels: a CSV does not tell 1 from "1", nor "None" from nothing.
+    """The labels that a file's texts stand for: a CSV does not tell 1 from "1", nor None from "".
 
     Parameters
     ----------
@@ -36,15 +39,16 @@ class Labels:
         Column -> its levels: items, and columns of the context.
     """
 
-    def __init__(self, levels: Mapping[str, Sequence[Any]]) -> None:
-        self.of = {c: {str(x): x for x in known} for c, known in levels.items()}
+    def __init__(self, levels: Mapping[str, Sequence[Level]]) -> None:
+        self.by_text = {c: {str(x): x for x in labels} for c, labels in levels.items()}
 
-    def applied(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return a table in which values that are written like a level are that level."""
-        for c, known in self.of.items():
+        for c, label_of in self.by_text.items():
             if c in frame.columns:
-                own = [known.get(str(x), x) for x in frame[c]]
-                frame[c] = np.array([*own, None], object)[:-1]
+                values = [label_of.get(str(x), x) for x in frame[c]]
+                # with None at the end, numpy makes no array of numbers or texts of them
+                frame[c] = np.array([*values, None], object)[:-1]
         return frame
 
 
@@ -88,11 +92,9 @@ def tables(
     if not path.exists():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise ConfigError(f"no such file: {path}.{suggest(path.name, near)}")
-    known = [*OURS, *(labels.of if labels else ())]
-    for name in columns:
-        if name not in known:
-            raise ConfigError(f"columns: {name!r} is no name of ours.{suggest(name, known)}")
-    text = {columns.get(c, c): str for c in (*TEXTS, "item", *(labels.of if labels else ()))}
+    label_columns = list(labels.by_text) if labels else []
+    checks.known(columns, [*OUR_NAMES, *label_columns], "columns: name", error=ConfigError)
+    text = {columns.get(c, c): str for c in (*TEXTS, "item", *label_columns)}
     try:
         if ".csv" in path.suffixes:
             parts: Iterator[pd.DataFrame] = pd.read_csv(
@@ -106,25 +108,23 @@ def tables(
             batches = (b.to_pandas() for b in file.iter_batches(ROWS))
             parts = batches if file.metadata.num_rows else iter([empty.to_pandas()])
         for frame in parts:
-            own = renamed(frame, columns, path)
+            table = rename_columns(frame, columns, path)
+            checks.columns(table, needed, str(path))
             for c in needed:
-                if c not in own.columns:
-                    raise ColumnError(f"{path} has no column {c!r}.{suggest(c, own.columns)}")
-                gaps = int(own[c].isna().sum())
+                gaps = int(table[c].isna().sum())
                 if gaps:
                     raise DataError(f"{path}: column {c!r} is empty in {gaps:,} rows")
-            yield own if labels is None else labels.applied(own)
+            yield table if labels is None else labels.apply(table)
     except (OSError, ValueError) as error:
         if isinstance(error, DynChoiceError):
             raise
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
 
-def renamed(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
+def rename_columns(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
     """Return a table with the file's names turned into ours."""
-    lost = [c for c in columns.values() if c not in frame.columns]
-    if lost:
-        raise ColumnError(f"{path} has no column {lost[0]!r}.{suggest(lost[0], frame.columns)}")
-    taken = [o for o in columns if o in frame.columns and o not in columns.values()]
-    ours = {theirs: own for own, theirs in columns.items()}
-    return frame.drop(columns=taken).rename(columns=ours)
+    checks.columns(frame, columns.values(), str(path))
+    # a column of the file that happens to bear the name of ours is not the one that is meant
+    taken = [name for name in columns if name in frame.columns and name not in columns.values()]
+    our_name = {theirs: ours for ours, theirs in columns.items()}
+    return frame.drop(columns=taken).rename(columns=our_name)

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 import dynchoice as dc
-from dynchoice.callouts.cells import Cells
+from dynchoice.callouts.impression_cells import Cells
 from dynchoice.callouts.probit import METHODS, NODES, WEIGHTS
 from dynchoice.kernels import callouts as kernels
 

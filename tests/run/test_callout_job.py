@@ -169,7 +169,7 @@ def test_a_prior_in_the_file_is_the_prior(job):
         ("policy.terms=['1', 'itm']", 2, "Did you mean 'item'"),
         ("catalogue='item.csv'", 2, "Did you mean 'items.csv'"),
         ("feedback.impressions='shwn/*.csv'", 2, "no file is"),
-        ("feedback.columns={item='itm'}", 5, "no column 'itm'"),
+        ("feedback.columns={item='itm'}", 5, "column 'itm' is missing"),
         ("policy.method='EP'", 2, "Did you mean 'ep'"),
         ("feedback.window=-1", 2, "greater than 0"),
         ("context={plan=['None'], ten=[0, 1]}", 5, "levels: monthly"),
@@ -219,7 +219,7 @@ def test_ids_are_what_they_are_written_as(job, capsys):
     assert set(shown["member"]) == set(people["member"])
     people.drop(columns="member").to_csv(job / "members.csv", index=False)
     assert run(job, "score", "--quiet") == 5
-    assert "no column 'member'" in capsys.readouterr().err
+    assert "column 'member' is missing" in capsys.readouterr().err
     assert run(job, "score", "--quiet", "--set", "score.columns={membr='plan'}") == 2
     assert "Did you mean 'member'" in capsys.readouterr().err
 

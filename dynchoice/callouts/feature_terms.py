@@ -1,4 +1,4 @@
-"""Terms: which features a pair of a member and a callout has, and where each stands.
+"""Terms: the features that a pair of a member and a callout has, and where each stands.
 
 A term is a product of columns, of the callout (``item``, ``category`` ...) and of the member's
 context (``plan``, ``tenure`` ...): ``"1"``, ``"item"``, ``"category:plan"``. Each combination of
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import IntArray, Level
@@ -84,17 +85,12 @@ class Terms:
         self.size = int(sum(sizes))
 
     def _parse(self, text: str, axes: Sequence[str]) -> Term:
-        """Return a term taken apart."""
-        known = [*self.item_levels, *axes, SLOT]
+        """Return a term from its text."""
+        columns = [*self.item_levels, *axes, SLOT]
         parts = [p.strip() for p in str(text).split(":")]
         if parts == ["1"]:
             return Term("1", (), ())
-        for p in parts:
-            if p not in known:
-                raise SpecificationError(
-                    f"the term {text!r} names {p!r}, no column of catalogue or context."
-                    f"{suggest(p, known)} There are {', '.join(known)}"
-                )
+        checks.known(parts, columns, f"the term {text!r}: column")
         if len(set(parts)) < len(parts):
             raise SpecificationError(f"the term {text!r} names a column twice")
         if SLOT in parts and any(p in self.item_levels for p in parts):
@@ -109,7 +105,7 @@ class Terms:
         """Return the number of levels of a column of the context."""
         if name == SLOT:
             return self.slots
-        assert self.context is not None  # _parse knows its columns
+        assert self.context is not None  # _parse takes no other columns
         return len(self.context.axes[name])
 
     def _item_size(self, term: Term) -> int:
@@ -153,25 +149,26 @@ class Terms:
         """Return features (n, T) of pairs, from rows of both."""
         return np.asarray(self.base + item_codes * self.width + context_codes)
 
-    def moved_to(self, other: Terms) -> IntArray:
+    def place_in(self, other: Terms) -> IntArray:
         """Return the place of each feature among those of terms with more levels of items."""
         out = np.empty(self.size, np.int64)
         for t, term in enumerate(self.terms):
             old = [len(self.item_levels[c]) for c in term.of_item]
             new = [len(other.item_levels[c]) for c in term.of_item]
             width = int(self.width[t])
+            # every combination of the item's old levels, then its code among the new ones
             combos = np.indices(old).reshape(len(old), -1) if old else np.zeros((0, 1), np.int64)
-            at = np.zeros(combos.shape[1], np.int64)
+            code = np.zeros(combos.shape[1], np.int64)
             for k, n in enumerate(new):
-                at = at * n + combos[k]
+                code = code * n + combos[k]
             start = int(self.base[t])
-            places = other.base[t] + at[:, None] * width + np.arange(width)
+            places = other.base[t] + code[:, None] * width + np.arange(width)
             out[start : start + places.size] = places.ravel()
         return out
 
 
-def code_of(space: StateSpace | None, context: Mapping[str, Level]) -> int:
-    """Return the code of one context said by name.
+def code_context(space: StateSpace | None, context: Mapping[str, Level]) -> int:
+    """Return the code of one context, given as column -> level.
 
     Raises
     ------
@@ -187,5 +184,5 @@ def code_of(space: StateSpace | None, context: Mapping[str, Level]) -> int:
             )
     if space is None:
         return 0
-    where = tuple(space.level_code(n, context[n]) for n in axes)
-    return int(np.ravel_multi_index(where, space.shape))
+    levels = tuple(space.level_code(n, context[n]) for n in axes)
+    return int(np.ravel_multi_index(levels, space.shape))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import DataError, SpecificationError, first_few
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import AnyArray, FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 MOST_PARTS = 64
+"""Parts into which a cell of many impressions is cut, at most."""
 SPENT = 1e-6
 """Cells that forgetting has worn down to fewer impressions than this are dropped."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Distinct rows of features and what came of them.
+    """Distinct rows of features with their outcomes.
 
     Attributes
     ----------
@@ -46,10 +51,10 @@ class Cells:
         """Number of impressions."""
         return float(self.outcomes.sum())
 
-    def joined(self, other: Cells) -> Cells:
+    def join(self, other: Cells) -> Cells:
         """Return the cells of both, one after the other."""
         width = max(self.index.shape[1], other.index.shape[1])
-        a, b = self.widened(width), other.widened(width)
+        a, b = self.widen(width), other.widen(width)
         return Cells(
             np.concatenate([a.index, b.index]),
             np.concatenate([a.value, b.value]),
@@ -57,7 +62,7 @@ class Cells:
             np.concatenate([a.due, b.due]),
         )
 
-    def widened(self, width: int) -> Cells:
+    def widen(self, width: int) -> Cells:
         """Return the cells with room for ``width`` active features a row."""
         more = width - self.index.shape[1]
         if more <= 0:
@@ -66,14 +71,15 @@ class Cells:
         index = np.pad(self.index, pad, constant_values=-1)
         return Cells(index, np.pad(self.value, pad), self.outcomes, self.due)
 
-    def faded(self, share: float) -> Cells:
+    def fade(self, share: float) -> Cells:
         """Return the cells with outcomes worn down to ``share``, spent ones left out."""
         outcomes = self.outcomes * share
         kept = outcomes.sum(axis=1) > SPENT
         return Cells(self.index[kept], self.value[kept], outcomes[kept], self.due[kept])
 
-    def added_up(self) -> tuple[Cells, IntArray]:
+    def add_up(self) -> tuple[Cells, IntArray]:
         """Return distinct rows with summed outcomes, and the place of each old row among them."""
+        # floats by their bits: rows are one where every number is the same to the last digit
         key = np.concatenate(
             [self.index, self.value.view(np.int64), self.due.view(np.int64)[:, None]], axis=1
         )
@@ -81,8 +87,7 @@ class Cells:
         outcomes = np.zeros((len(first), 3))
         for k in range(3):
             outcomes[:, k] = np.bincount(place, self.outcomes[:, k], len(first))
-        own = Cells(self.index[first], self.value[first], outcomes, self.due[first])
-        return own, place
+        return Cells(self.index[first], self.value[first], outcomes, self.due[first]), place
 
 
 def no_cells(width: int = 1) -> Cells:
@@ -111,8 +116,13 @@ def distinct_rows(key: AnyArray) -> tuple[IntArray, IntArray]:
     return first.astype(np.int64), np.asarray(place, np.int64).reshape(-1)
 
 
-def cells_of(
-    index: Any, clicks: Any, shown: Any = None, value: Any = None, *, features: int
+def make_cells(
+    index: ArrayLike,
+    clicks: ArrayLike,
+    shown: ArrayLike | None = None,
+    value: ArrayLike | None = None,
+    *,
+    features: int,
 ) -> Cells:
     """Return checked cells of rows whose outcomes are known.
 
@@ -135,7 +145,7 @@ def cells_of(
     DataError
         More clicks than impressions, negative counts, or numbers that are not finite.
     """
-    rows, weights = checked_rows(index, value, features)
+    rows, weights = check_rows(index, value, features)
     clicked = as_floats(clicks, "clicks").reshape(-1)
     trials = np.ones(len(rows)) if shown is None else as_floats(shown, "shown").reshape(-1)
     if len(clicked) != len(rows) or len(trials) != len(rows):
@@ -157,8 +167,10 @@ def cells_of(
     return Cells(rows, weights, outcomes, np.ones(len(rows)))
 
 
-def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, FloatArray]:
-    """Return features' positions (n, A) and values (n, A), checked."""
+def check_rows(
+    index: ArrayLike, value: ArrayLike | None, features: int
+) -> tuple[IntArray, FloatArray]:
+    """Return the positions (n, A) and the values (n, A) of each row's features, checked."""
     try:
         rows = np.asarray(index)
     except ValueError:
@@ -192,8 +204,7 @@ def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, Float
         return rows, np.ascontiguousarray((rows >= 0).astype(float))
     weights = as_floats(value, "values of features").copy()
     weights = weights[:, None] if weights.ndim == 1 else weights
-    if weights.shape != rows.shape:
-        raise SpecificationError(f"features are {rows.shape}, their values {weights.shape}")
+    checks.shape(weights, "values of features", rows.shape, "(rows, features of a row)")
     if not np.isfinite(weights).all():
         bad = np.flatnonzero(~np.isfinite(weights).all(axis=1))
         raise DataError(f"{len(bad):,} rows have values that are no numbers (first: row {bad[0]})")
@@ -201,11 +212,11 @@ def checked_rows(index: Any, value: Any, features: int) -> tuple[IntArray, Float
     return rows, np.ascontiguousarray(weights + 0.0)
 
 
-def singles(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return outcomes (rows, 3) of parts of cells, and each part's cell.
+def split_cells(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Split cells into single impressions: return outcomes (parts, 3) and each part's cell.
 
-    A cell taken at once would put all that it says on its own weights, before others could share
-    it: each impression is a part (in a large cell, a 64th).
+    A stream that took a cell at once would explain all of it by the cell's weights as they stand,
+    before other cells can take their share: each impression is a part (in a large cell, a 64th).
     """
     shown = outcomes.sum(axis=1)
     whole = (shown <= MOST_PARTS) & (outcomes == np.rint(outcomes)).all(axis=1)
@@ -217,8 +228,8 @@ def singles(outcomes: FloatArray) -> tuple[FloatArray, IntArray]:
         one[:, k] = 1.0
         parts.append(one)
         cells.append(cell)
-    cut = np.flatnonzero(~whole)
-    number = np.ceil(np.minimum(shown[cut], MOST_PARTS)).astype(np.int64)
-    parts.append(np.repeat(outcomes[cut] / np.maximum(number, 1)[:, None], number, axis=0))
-    cells.append(np.repeat(cut, number))
+    large = np.flatnonzero(~whole)
+    number = np.ceil(np.minimum(shown[large], MOST_PARTS)).astype(np.int64)
+    parts.append(np.repeat(outcomes[large] / np.maximum(number, 1)[:, None], number, axis=0))
+    cells.append(np.repeat(large, number))
     return np.concatenate(parts), np.concatenate(cells)

@@ -132,7 +132,7 @@ def test_bootstrap_at_a_finite_horizon(cluster, data):
         dc.NFXP(model, data[0]),
         dc.CCP(model, data[0], valuation="finite-dependence"),
     ):
-        boot = estimator.fit(cov_type="bootstrap", cluster=cluster, draws=40, seed=1)
+        boot = estimator.fit(cov_type="bootstrap", cluster=cluster, draws=24, seed=1)
         clustered = estimator.fit(cluster=cluster)
         assert (boot.std_errors / clustered.std_errors).between(0.6, 1.6).all()
     with pytest.raises(dc.SpecificationError, match="needs the Panel"):

@@ -18,6 +18,8 @@ import pytest
 
 import dynchoice as dc
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are refunded by the new")
+
 TABLES = ("take_up", "flows", "outcomes", "welfare", "long_run")
 BETA = 0.94
 TRUTH = {

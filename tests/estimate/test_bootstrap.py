@@ -146,6 +146,8 @@ def test_one_stage_of_npl_redoes_its_first_stage(data):
     np.testing.assert_allclose(one.bootstrap, ccp.bootstrap, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
+@pytest.mark.filterwarnings("ignore:CCP. simulated values are poor")
 def test_the_bootstrap_of_simulated_values_has_the_simulation_in_it():
     # next to no noise in the data: what is left is that of the paths
     P = oracles.solve_newton(SPEC, SPEC["params"])[3]
@@ -315,6 +317,7 @@ def simulated(seed, members=250, spec=SPEC):
     return builders.simulated_counts(spec, members, T, seed)[1]
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 @pytest.mark.slow
 def test_hausman_is_uniform_under_the_truth():
     tests = []
@@ -328,6 +331,7 @@ def test_hausman_is_uniform_under_the_truth():
     assert (p < 0.05).mean() < 0.16
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 def test_hausman_rejects_a_wrong_model():
     # the truth has a third feature that the model leaves out
     spec = oracles.random_model(7, S, J, 3, 0.9, attention=False)

@@ -142,6 +142,8 @@ def test_simulated_values_come_within_their_own_error():
     assert np.abs(z).max() < 5 and 0.4 < np.sqrt((z**2).mean()) < 1.7
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
+@pytest.mark.filterwarnings("ignore:CCP. simulated values are poor")
 def test_the_simulation_variance_reported_is_the_one_across_seeds():
     spec = oracles.random_model(7, 12, 3, 2, 0.9, attention=False)
     model = builders.from_oracle(spec)
@@ -537,6 +539,7 @@ def test_an_empty_cell_does_not_blow_up_the_standard_errors(first_stage, cov_typ
     assert ratio.between(0.5, 2).all(), ratio
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 @pytest.mark.parametrize("first_stage", ["frequencies", "smoothed", "logit"])
 def test_first_stages_know_about_inattention(first_stage):
     # a first stage that forgets it may put less on the default than those who do not look
@@ -593,6 +596,7 @@ def test_no_finite_dependence_is_refused():
 VALIDATION = Path(__file__).resolve().parents[2] / "validation"
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 def test_a_one_step_estimate_far_from_the_maximum_is_said_to_be():
     spec = importlib.util.spec_from_file_location(
         "bench_models", VALIDATION / "benchmarks" / "models.py"

@@ -344,6 +344,7 @@ def test_ccps_inside_reach_the_maximum_too(two, options):
     np.testing.assert_allclose(fits[1].cov, fits[0].cov, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:CCPEM. standard errors are BHHH's")
 def test_finite_dependence_inside_is_near(two, full):
     spec = oracles.random_model(5, 4, 3, 2, 0.9, attention=False)
     rows = builders.typed_rows(spec, [[-1.5, 0.5], [1.5, 0.5]], [600, 600], 10, 4)

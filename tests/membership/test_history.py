@@ -15,6 +15,8 @@ from histories import CLUBS, COLUMNS, cells, histories, used, with_use
 import dynchoice as dc
 from dynchoice.membership.history import contract_levels
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*a history of plans does not show")
+
 
 def same(found: pd.Series, want: pd.Series) -> None:
     """Levels agree row by row, and are missing together."""

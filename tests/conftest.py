@@ -17,6 +17,34 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def compile_each_kernel_once():
+    """Have a worker wait for a kernel that another one compiles, and read it from the cache.
+
+    Two workers that start beside an empty cache would compile most kernels twice, which takes half
+    a minute. A lock is a file of the kernel's name; a kernel is compiled with those it calls, and
+    calls make no circle, so that no two workers wait for each other. Threads of a worker take
+    numba's own lock first, for the same reason.
+    """
+    from filelock import FileLock
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.dispatcher import Dispatcher
+
+    folder = Path(os.environ["NUMBA_CACHE_DIR"]) / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = Dispatcher.compile
+
+    def compile(self, sig):
+        name = f"{self.py_func.__module__}.{self.py_func.__qualname__}".replace("<", "").strip(">")
+        with global_compiler_lock, FileLock(folder / f"{name}.lock"):
+            return alone(self, sig)
+
+    Dispatcher.compile = compile
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    compile_each_kernel_once()
+
+
 def pytest_collection_modifyitems(items):
     """Leave slow tests to CI: the others take minutes, these as long again."""
     if os.environ.get("CI"):

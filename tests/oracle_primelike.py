@@ -189,18 +189,19 @@ def solve(p, kind, tol=1e-12):
     raise RuntimeError("Newton steps did not converge")
 
 
-def push(p, dist, prob):
-    """Distribution over states one month later."""
+def push(p, dist, prob, laws=None):
+    """Distribution over states one month later; `laws` are engagement_kernels(p), made before."""
     flow = prob * dist
-    return (contract_kernels().transpose(0, 2, 1) @ flow @ engagement_kernels(p)).sum(0)
+    laws = engagement_kernels(p) if laws is None else laws
+    return (contract_kernels().transpose(0, 2, 1) @ flow @ laws).sum(0)
 
 
 def steady(p, prob, months=600):
     """Distribution after `months` pushes from NE with uniform engagement."""
-    dist = np.zeros((43, 32))
+    dist, laws = np.zeros((43, 32)), engagement_kernels(p)
     dist[INDEX["NE"]] = 1 / 32
     for _ in range(months):
-        dist = push(p, dist, prob)
+        dist = push(p, dist, prob, laws)
     return dist
 
 

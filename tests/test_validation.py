@@ -21,6 +21,7 @@ def test_quick_study(name, shared_data, monkeypatch):
     run_study(name, monkeypatch)
 
 
+@pytest.mark.filterwarnings("ignore:.*are refunded by the new")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

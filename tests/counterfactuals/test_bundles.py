@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from itertools import permutations
 
 import numpy as np
-import pandas as pd
 import pytest
+from term_club import GOODS
+from video_club import club, fitted, measure
 
 import dynchoice as dc
 from dynchoice.counterfactuals.steady_state import Stationary
-
-
-@cache
-def club(naive: float = 0.0) -> dc.Membership:
-    return dc.Membership(
-        plans=[
-            dc.Plan("monthly", 10, attention=0.5),
-            dc.Plan("quarterly", 26, periods=3, attention=0.2, renewal_attention=0.6,
-                    refund="prorated"),
-        ],
-        benefits=[
-            dc.Benefit("video", 0.2, 0.9, 0.1, 0.7, cost=0.4),
-            dc.Benefit("music", 0.1, 0.8, 0.05, 0.6, cost=0.2),
-        ],
-        beta=0.95,
-        attention_outside=0.7,
-        naive=naive,
-        menus={"now": {}, "cheap": {"monthly": 8}},
-        params={
-            "member": 0.05, "video": 0.5, "music": 0.4, "price": 0.1, "joining cost": 1.2,
-            "switching cost": 0.4, "paying upfront": 0.3,
-        },
-        types={"keen": dc.MemberType(0.4, 1.5), "cool": dc.MemberType(0.6, 0.8)},
-    )  # fmt: skip
-
-
-def measure(found: dc.Forecast, scenario: str, name: str) -> float:
-    t = found.long_run
-    return float(t[(t.scenario == scenario) & (t.measure == name)]["value"].iloc[0])
 
 
 def steady(own: dc.Membership, name: str) -> float:
@@ -182,27 +153,6 @@ def test_calibration_finds_the_parameters_behind_the_moments():
     assert one.club.types["keen"].scale == one.params["keen: scale"] != 1.5
 
 
-@cache
-def fitted() -> tuple[dc.Results, dc.Panel]:
-    own = replace(club(), types={})
-    model, theta = own.model(), own.theta()
-    rng = np.random.default_rng(5)
-    N = 800
-    first = model.states.codes(
-        pd.DataFrame({"prices": ["now", "cheap"], "video": 0, "music": 0, "contract": "none"})
-    )
-    region = np.arange(N) % 4
-    paths = dc.simulate(
-        model, params=theta, members=N, periods=20, seed=rng, start=first[(region == 0).astype(int)]
-    )
-    frame = paths.frame()
-    frame["region"] = np.array(["a", "b", "c", "d"])[region[frame["member"]]]
-    panel = replace(own, params={}).panel(
-        frame, member="member", time="period", plan="choice", contract="contract", region="region"
-    )
-    return dc.NFXP(replace(own, params={}).model(), panel).fit(), panel
-
-
 def test_experiments_are_ranked_by_what_they_tell():
     fit, panel = fitted()
 
@@ -257,3 +207,65 @@ def test_pictures_are_drawn(tmp_path):
         single.plot_outcomes(["penetraton"])
     with pytest.raises(dc.SpecificationError, match=r"no scenario 'deer'.*'dear'"):
         single.plot_flows("deer")
+
+
+def test_a_bundle_in_force_holds_for_plans_that_a_scenario_does_not_name():
+    own = replace(club(), bundles={"b": {"video": {"monthly": 0}}})
+    base = dc.forecast(own, periods=1)
+    for bundle in ({"video": {"quarterly": 1}}, {"video": lambda share: share}):
+        f = dc.forecast(own, dc.Scenario("x", bundle=bundle), periods=1)
+        assert measure(f, "x", "penetration") == measure(base, "baseline", "penetration")
+    f = dc.forecast(own, dc.Scenario("x", bundle={"video": "offered"}), periods=1)
+    g = dc.forecast(replace(own, bundles={"b": {}}), periods=1)
+    assert measure(f, "x", "penetration") == pytest.approx(
+        measure(g, "baseline", "penetration"), abs=1e-12
+    )
+
+
+def test_a_calibration_says_what_it_cannot_do():
+    with pytest.raises(dc.SpecificationError, match="'price' is fixed at"):
+        own = replace(club(), fixed={"price": 0.08})
+        dc.calibrate(own, {"penetration": 0.4}, ["price"])
+    found = dc.calibrate(
+        club(), {"penetration": 0.9999}, ["member"], bounds={"member": (-1.0, 0.2)}
+    )
+    assert not found.converged and "the moments are not met" in found.message
+
+
+def test_an_experiment_counts_the_customers_of_its_own_fit():
+    fit, panel = fitted()
+    others = replace(panel.counts, segments=("others",))
+    roll_out = dc.RollOut("x", dc.Scenario("x", offer={"prices": "cheap"}), ["b"])
+    found = dc.rank_experiments(fit, lambda f: float(f.params["price"]), [roll_out], start=panel)
+    assert found.table["treated"].iloc[0] == pytest.approx(200)
+    assert found.std_error == pytest.approx(fit.std_errors["price"], rel=1e-6)
+    with pytest.raises(dc.SpecificationError, match="start holds 2 segments"):
+        dc.rank_experiments(
+            fit, lambda f: float(f.params["price"]), [roll_out], start=panel.counts + others
+        )
+
+
+def test_bundles_try_prices_where_there_are_no_benefits():
+    own = dc.Membership(
+        [dc.Plan("monthly", 10.0), dc.Plan("annual", 90.0, periods=12)],
+        beta=0.97,
+        params={
+            "member": 0.1, "price": 0.03, "joining cost": 0.5, "switching cost": 0.2,
+            "paying upfront": 0.1,
+        },
+    )  # fmt: skip
+    table = dc.bundles(own, prices={"annual": [60, 120]}).table.set_index("price annual")
+    for price in (60.0, 120.0):
+        s = dc.Scenario("x", prices={"annual": price})
+        at = Stationary(s.changed(own.model()), own.theta())
+        assert table.loc[price, "revenue"] == pytest.approx(at.measures["revenue"], rel=1e-9)
+
+
+def test_the_price_of_today_is_given_where_everybody_pays_the_same():
+    outside = (GOODS.states.frame()["contract"] == "none").to_numpy(dtype=float)
+    cheap = (GOODS.states.frame()["prices"] == "cheap").to_numpy()
+    grid = {"monthly": [9], "term": [24]}
+    for start, monthly in ((outside, np.nan), (outside * cheap, 8.0), (outside * ~cheap, 10.0)):
+        row = dc.bundles(GOODS, prices=grid, start=start).table.iloc[0]
+        assert row["bundle"] == "as today" and row["price term"] == 24
+        assert row["price monthly"] == pytest.approx(monthly, nan_ok=True)

@@ -1,10 +1,15 @@
+from dataclasses import replace
+from functools import partial
+
 import builders
 import numpy as np
 import oracles
 import pandas as pd
 import pytest
+from term_club import CLUB, mixed, panel, taken
 
 import dynchoice as dc
+from dynchoice.counterfactuals.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_an_offer_moves_members_to_another_level(fitted, membership):
 def test_bands_hold_the_delta_method_and_do_not_depend_on_jobs(priced):
     fits, panel = priced
     scenario = dc.Scenario("dear", params={"pay": lambda p: 1.5 * p})
-    options = {"start": panel, "periods": 3, "draws": 400, "level": 0.9, "seed": 3}
+    options = {"start": panel, "periods": 3, "draws": 200, "level": 0.9, "seed": 3}
     result = dc.forecast(fits, scenario, **options)
     again = dc.forecast(fits, scenario, **options, n_jobs=2)
     pd.testing.assert_frame_equal(result.take_up, again.take_up)
@@ -303,3 +308,66 @@ def test_simulation_axis_by_axis_has_the_same_law(fitted, monkeypatch):
     codes, choice = np.full(40_000, 3), np.full(40_000, 2)
     drawn = np.bincount(draw_axes(F, codes, choice, rng), minlength=40) / 40_000
     np.testing.assert_allclose(drawn, F.dense()[3, 2], atol=0.012)
+
+
+def test_the_regions_of_a_mixture_add_up_to_the_whole():
+    ramps = {"plain": None, "everywhere": dict.fromkeys("abc", 1), "ramp": {"a": 1, "b": 3}}
+    scenarios = [dc.Scenario(k, prices={"monthly": 15}, ramp=r) for k, r in ramps.items()]
+    options = {"start": panel(), "periods": 4, "draws": 0, "long_run": "none"}
+    found = dc.forecast(mixed(), scenarios, by="region", **options)
+    whole = dc.forecast(mixed(), scenarios, **options)
+    assert list(found.take_up["label"].unique()) == ["2024-11", "2024-12", "2025-01", "2025-02"]
+    assert set(found.take_up["region"]) == {"a", "b", "c", "all"}
+    near = partial(np.testing.assert_allclose, atol=1e-12)
+    for choice in CLUB.choices:
+        at = {
+            s: {r: taken(found, s, choice, region=r, segment="all") for r in ("a", "b", "c", "all")}
+            for s in ("baseline", *ramps)
+        }
+        for s, own in at.items():  # a hundred customers live in each region
+            near((own["a"] + own["b"] + own["c"]) / 3, own["all"])
+            near(own["all"], taken(whole, s, choice, segment="all"))
+        for r in ("a", "b", "c", "all"):
+            near(at["everywhere"][r], at["plain"][r])
+        near(at["ramp"]["a"], at["plain"]["a"])
+        near(at["ramp"]["c"], at["baseline"]["c"])
+        moved = (at["ramp"]["b"] - at["baseline"]["b"]).abs()
+        assert moved[:2].max() < 1e-12 and moved[2:].min() > 1e-4
+
+
+MONTHLY = dc.Membership(
+    [dc.Plan("monthly", 10.0)], beta=0.95,
+    params={"member": 0.1, "price": 0.06, "joining cost": 0.5},
+)  # fmt: skip
+
+
+def test_solutions_do_not_share_the_arrays_of_their_solver():
+    rng = np.random.default_rng(3)
+    F = rng.dirichlet(np.ones(6), size=(6, 2))
+    model = dc.DDC(
+        states=dc.StateSpace(s=range(6)), choices=["a", "b"], beta=0.9,
+        utility=dc.Utility.from_array(rng.normal(size=(6, 2, 1)), ["k"]),
+        transitions=dc.Transitions.dense(F),
+    )  # fmt: skip
+    engine = Engine(model, np.array([0.3]))
+    before = engine.base.P.copy()
+    engine.at(np.array([1.7]))
+    assert (before == engine.base.P).all()
+
+
+def test_progress_is_told_with_several_workers():
+    own = replace(MONTHLY, types={})
+    for jobs in (1, 2):
+        said = []
+        dc.forecast(own, periods=2, start="steady state", n_jobs=jobs,
+                    progress=lambda *a, said=said: said.append(a))  # fmt: skip
+        assert said and said[-1][0] == said[-1][1]
+
+
+def test_bands_of_draws_with_one_number_have_no_spread_and_no_warning():
+    from dynchoice.counterfactuals.forecast_tables import bands_of
+
+    point = np.array([[1.0, 2.0]])
+    drawn = [np.array([[1.0, np.nan]]), np.array([[1.2, np.nan]]), np.array([[0.9, 2.1]])]
+    found = bands_of(point, drawn, 0.9, "draws", [1, 1, 1])
+    assert np.isfinite(np.asarray(found.lower)).all()

@@ -18,6 +18,8 @@ import pytest
 
 import dynchoice as dc
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are refunded by the new")
+
 TABLES = ("take_up", "flows", "outcomes", "welfare", "long_run")
 BETA = 0.94
 TRUTH = {
@@ -888,6 +890,12 @@ RAMPS = {
 }
 
 
+@cache
+def panel_of_region(region: str) -> Any:
+    own = frame_of().query("place == @region")
+    return panel_of(fitted()[0].model.membership, own, region="place")
+
+
 @pytest.mark.parametrize("name", RAMPS)
 def test_a_ramp_changes_the_regions_it_names_when_it_reaches_them(name):
     fit, panel = fitted()
@@ -910,8 +918,7 @@ def test_a_ramp_changes_the_regions_it_names_when_it_reaches_them(name):
     last = panel.counts.at_period()[0]
     for region, first in (("north", 3), ("south", 5)):
         own = dc.Scenario("own", **plain, starts=first, announced=max(first - lead, 1))
-        place = panel_of(fit.model.membership, frame_of().query("place == @region"), region="place")
-        single = dc.forecast(fit, own, start=place, periods=7, draws=0)
+        single = dc.forecast(fit, own, start=panel_of_region(region), periods=7, draws=0)
         for table, column in (("take_up", "share"), ("flows", "share"), ("outcomes", "value")):
             a = rows(getattr(found, table), scenario="ramp", region=region)[column]
             b = rows(getattr(single, table), scenario="own")[column]

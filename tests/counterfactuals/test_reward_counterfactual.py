@@ -11,14 +11,14 @@ __all__ = ["line"]
 
 @pytest.fixture(scope="module")
 def fitted(line):
-    rows = loaded(members_on(line, 6000, 10, 0), ["hours"])
+    rows = loaded(members_on(line, 4000, 8, 0), ["hours"])
     return dc.DeepPQR(spec(), rows, degree=3).fit(), rows
 
 
 def iterated(u, F, beta):
     V = np.zeros(len(GRID))
     for _ in range(2000):
-        v = u + beta * np.einsum("jst,t->sj", F, V)
+        v = u + beta * (F @ V).T
         V = np.log(np.exp(v).sum(axis=1))
     return V, np.exp(v - V[:, None])
 

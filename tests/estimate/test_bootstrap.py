@@ -132,7 +132,7 @@ def test_bootstrap_at_a_finite_horizon(cluster, data):
         dc.NFXP(model, data[0]),
         dc.CCP(model, data[0], valuation="finite-dependence"),
     ):
-        boot = estimator.fit(cov_type="bootstrap", cluster=cluster, draws=40, seed=1)
+        boot = estimator.fit(cov_type="bootstrap", cluster=cluster, draws=24, seed=1)
         clustered = estimator.fit(cluster=cluster)
         assert (boot.std_errors / clustered.std_errors).between(0.6, 1.6).all()
     with pytest.raises(dc.SpecificationError, match="needs the Panel"):
@@ -146,6 +146,8 @@ def test_one_stage_of_npl_redoes_its_first_stage(data):
     np.testing.assert_allclose(one.bootstrap, ccp.bootstrap, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
+@pytest.mark.filterwarnings("ignore:CCP. simulated values are poor")
 def test_the_bootstrap_of_simulated_values_has_the_simulation_in_it():
     # next to no noise in the data: what is left is that of the paths
     P = oracles.solve_newton(SPEC, SPEC["params"])[3]
@@ -315,6 +317,7 @@ def simulated(seed, members=250, spec=SPEC):
     return builders.simulated_counts(spec, members, T, seed)[1]
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 @pytest.mark.slow
 def test_hausman_is_uniform_under_the_truth():
     tests = []
@@ -328,6 +331,7 @@ def test_hausman_is_uniform_under_the_truth():
     assert (p < 0.05).mean() < 0.16
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 def test_hausman_rejects_a_wrong_model():
     # the truth has a third feature that the model leaves out
     spec = oracles.random_model(7, S, J, 3, 0.9, attention=False)

@@ -1,7 +1,10 @@
 """CCP and NPL against dense algebra, finite differences and simulation."""
 
+import importlib.util
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import builders
 import numpy as np
@@ -139,6 +142,8 @@ def test_simulated_values_come_within_their_own_error():
     assert np.abs(z).max() < 5 and 0.4 < np.sqrt((z**2).mean()) < 1.7
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
+@pytest.mark.filterwarnings("ignore:CCP. simulated values are poor")
 def test_the_simulation_variance_reported_is_the_one_across_seeds():
     spec = oracles.random_model(7, 12, 3, 2, 0.9, attention=False)
     model = builders.from_oracle(spec)
@@ -534,6 +539,7 @@ def test_an_empty_cell_does_not_blow_up_the_standard_errors(first_stage, cov_typ
     assert ratio.between(0.5, 2).all(), ratio
 
 
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
 @pytest.mark.parametrize("first_stage", ["frequencies", "smoothed", "logit"])
 def test_first_stages_know_about_inattention(first_stage):
     # a first stage that forgets it may put less on the default than those who do not look
@@ -585,3 +591,26 @@ def test_no_finite_dependence_is_refused():
     if not dc.finite_dependence(model, 1).holds.sum() > 7:
         with pytest.raises(dc.SpecificationError, match="no state has finite dependence within 1"):
             dc.CCP(model, counts, dependence=1, **DEPENDENT).fit()
+
+
+VALIDATION = Path(__file__).resolve().parents[2] / "validation"
+
+
+@pytest.mark.filterwarnings("ignore:CCP. the estimate is .* standard errors from where")
+def test_a_one_step_estimate_far_from_the_maximum_is_said_to_be():
+    spec = importlib.util.spec_from_file_location(
+        "bench_models", VALIDATION / "benchmarks" / "models.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    model = module.bus_model(90, 0.99, [0.39, 0.6, 0.01])
+    theta = np.array([10.0, 2.3])
+    paths = dc.simulate(model, params=theta, members=100, periods=100, seed=1,
+                        start=np.zeros(100, int))  # fmt: skip
+    data = dc.Panel(paths.frame(), member="member", time="period", choice="choice",
+                    states=model.states, choices=model.choices)  # fmt: skip
+    with pytest.warns(dc.IdentificationWarning, match="standard errors from where|is far from"):
+        dc.CCP(model, data, first_stage="logit").fit()
+    with pytest.warns(dc.IdentificationWarning, match="simulated values are poor"):
+        dc.CCP(model, data, valuation="simulation", paths=40).fit(seed=1)

@@ -99,16 +99,16 @@ def test_intervals_with_learners_hold_the_truth_as_often_as_they_say(line):
 
 @pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR])
 def test_rewards_at_any_state_and_seeds(rows, line, kind):
-    fit = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=10).fit(seed=5)
+    fit = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=6).fit(seed=5)
     import pandas as pd
 
     table = pd.DataFrame({"hours": GRID[40:160]})
     assert np.abs(fit.reward(table) - line[1][40:160]).mean().max() < 0.2
     assert np.allclose(np.exp(fit.values(table)).div(np.exp(fit.values(table)).sum(axis=1), axis=0),
                        fit.predict(table), atol=1e-9)  # fmt: skip
-    again = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=10).fit(seed=5)
+    again = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=6).fit(seed=5)
     assert again.params.equals(fit.params) and again.reward(table).equals(fit.reward(table))
-    other = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=10).fit(seed=6)
+    other = kind(spec(), rows, degree=2, regressor=Means(), folds=3, rounds=6).fit(seed=6)
     assert not other.params.equals(fit.params)
     with pytest.raises(dc.StorageError, match="without pickle"):
         fit.save("nowhere")

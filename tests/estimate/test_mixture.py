@@ -344,6 +344,7 @@ def test_ccps_inside_reach_the_maximum_too(two, options):
     np.testing.assert_allclose(fits[1].cov, fits[0].cov, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:CCPEM. standard errors are BHHH's")
 def test_finite_dependence_inside_is_near(two, full):
     spec = oracles.random_model(5, 4, 3, 2, 0.9, attention=False)
     rows = builders.typed_rows(spec, [[-1.5, 0.5], [1.5, 0.5]], [600, 600], 10, 4)
@@ -682,3 +683,16 @@ def test_counts_without_members_are_refused(two):
 
 def test_an_integer_of_numpy_is_a_number_of_types(two):
     assert dc.CCPEM(two[0], two[1], types=np.int64(2)).types == 2
+
+
+def test_finitely_dependent_mixtures_say_what_their_errors_are():
+    model = builders.rust()
+    spec = builders.as_spec(model, [0.3, 1.0])
+    rows = builders.typed_rows(spec, [[0.3, 1.0], [0.3, 2.5]], [150, 150], 12, 3)
+    counts = builders.typed_counts(model, rows)
+    estimator = dc.CCPEM(model, counts, varying=["RC"], inner="CCP", valuation="finite-dependence")
+    with pytest.warns(dc.IdentificationWarning, match="BHHH"):
+        fit = estimator.fit(starts=2)
+    assert fit.cov_type == "opg" and fit.influence is None
+    assert "bootstrap" in str(fit.summary())
+    assert oracles is not None

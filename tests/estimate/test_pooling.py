@@ -160,7 +160,7 @@ def test_moments_are_unbiased_with_and_without_missing_entries():
 def test_coverage_and_mean_squared_error():
     inside, new, errors = [], [], []
     rng = np.random.default_rng(1)
-    for seed in range(80):
+    for seed in range(40):
         truth, e = simulated(10, 2, 1.0, seed, rho=0.3)
         s = shrink(e, "reml", False, 0.95)
         sd = np.sqrt(np.diagonal(s.cov, axis1=1, axis2=2))

@@ -1,6 +1,7 @@
 """Rewards by Deep PQR and GenPQR on states that are levels."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import oracles
@@ -22,6 +23,7 @@ from dynchoice.estimate.rewards.normalised import normalised
 BETAS = [0.0, 0.5, 0.95, 0.999]
 
 
+@cache
 def truth(seed, beta, masks=True, attention=True, S=30, J=4):
     """A random model with its probabilities by 50,000 contractions."""
     spec = oracles.random_model(seed, S, J, 3, beta, masks, attention)
@@ -40,7 +42,7 @@ def reference(seed, model):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_reward_is_recovered_from_the_true_policy_and_law(seed, beta):
     spec, model, V, P = truth(seed, beta)
     r = np.where(model.available, model.utility.flow(spec["params"]), 0.0)

@@ -125,7 +125,7 @@ def line():
     u = np.stack([0 * GRID, THETA[0] + THETA[1] * GRID, THETA.sum() - THETA[1] * (1 - GRID)], 1)
     V = np.zeros(len(GRID))
     for _ in range(500):
-        v = u + BETA * np.einsum("jst,t->sj", F, V)
+        v = u + BETA * (F @ V).T
         V = np.log(np.exp(v).sum(axis=1))
     return F, u, np.exp(v - V[:, None])
 

@@ -113,7 +113,7 @@ def test_bad_arguments_are_named(options, message):
 
 def test_what_the_anchor_is_paid_is_part_of_the_model(line):
     """The same choices with an anchor paid one util: every membership is worth one more."""
-    rows = loaded(members_on(line, 3000, 8, 2), ["hours"])
+    rows = loaded(members_on(line, 1500, 6, 2), ["hours"])
     offset = "0 + I(0.3 * member)"
     plain, paid, moved = (
         dc.SAmQ(spec(**own), rows, clusters=20, degree=3).fit()

@@ -251,6 +251,7 @@ def test_a_mixture_goes_into_a_forecast_type_by_type(sample):
             use()
 
 
+@pytest.mark.filterwarnings("ignore:CCPEM. not converged")
 def test_a_mixture_is_forecast_from_where_its_members_stand():
     membership = builders.small_membership(members=400, periods=8, seed=4)
     panel = builders.membership_panel(membership, membership.frame)

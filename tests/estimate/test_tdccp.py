@@ -57,7 +57,7 @@ def test_the_truth_is_within_its_errors_and_so_is_deep_pqr(line):
 
 def test_the_robust_moment_is_solved_and_agrees(line):
     """Halves of the members swap their first stages; the truth is as near as before."""
-    rows = loaded(members_on(line, 6000, 10, 0), ["hours"])
+    rows = loaded(members_on(line, 1500, 8, 0), ["hours"])
     plain = dc.TDCCP(spec(), rows, degree=3).fit()
     fit = dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=1)
     assert fit.converged and "locally robust moment" in fit.notes[0]

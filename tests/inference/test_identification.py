@@ -344,3 +344,18 @@ def test_laws_without_probabilities_are_estimated(membership):
     fitted = dc.NFXP(membership.unknown, panel).fit().model
     after = dc.identification(fitted, panel)
     np.testing.assert_allclose(before.information, after.information, rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [dc.NFXP, dc.CCP], ids=["NFXP", "CCP"])
+def test_a_price_that_is_a_plan_constant_is_named_and_no_traceback(membership, estimator):
+    # a newcomer's first model: one price a plan, paid up front for the annual one
+    base = membership.unknown
+    states, contract = base.states, base.states.axis_codes("contract")
+    x = np.zeros((states.size, 3, 4))
+    x[:, 1, 0] = x[:, 2, 1] = 1
+    x[contract == 0, 1:, 2] = -1
+    x[:, 1, 3], x[contract <= 2, 2, 3] = -2.0, -5.0
+    utility = dc.Utility.from_array(x, ["monthly", "annual", "join", "price"])
+    panel = builders.membership_panel(membership, membership.frame)
+    with pytest.raises(dc.IdentificationError, match=r"does not change along.*price"):
+        estimator(base.with_parts(utility=utility), panel).fit()

@@ -204,7 +204,7 @@ def test_draws_have_the_covariance(fitted):
 @pytest.mark.parametrize("cov_type", ["unadjusted", "opg", "robust", "clustered"])
 def test_intervals_cover_the_truth_at_the_nominal_rate(cov_type):
     spec = oracles.random_model(3, 12, 3, 2, 0.9, attention=False)
-    hits, runs = 0, 120
+    hits, runs = 0, 60
     for seed in range(runs):
         model, counts, _ = builders.simulated_counts(spec, 150, 4, 1000 + seed)
         interval = dc.NFXP(model, counts).fit(cov_type=cov_type).conf_int(0.95)
@@ -212,5 +212,5 @@ def test_intervals_cover_the_truth_at_the_nominal_rate(cov_type):
             ((interval["lower"] < spec["params"]) & (spec["params"] < interval["upper"])).sum()
         )
     rate = hits / (2 * runs)
-    # two correlated parameters a sample: three standard errors of a rate over 120 samples
+    # two correlated parameters a sample: three standard errors of a rate over so many samples
     assert abs(rate - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)

@@ -15,6 +15,8 @@ from histories import CLUBS, COLUMNS, cells, histories, used, with_use
 import dynchoice as dc
 from dynchoice.membership.history import contract_levels
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*a history of plans does not show")
+
 
 def same(found: pd.Series, want: pd.Series) -> None:
     """Levels agree row by row, and are missing together."""
@@ -393,3 +395,15 @@ def test_nfxp_of_naive_members():
     # taken for sophisticated, the same data fit worse
     other = dc.NFXP(replace(club, naive=0.0).model(), panel).fit()
     assert other.loglik < fit.loglik - 3
+
+
+def test_use_from_arrow_is_read():
+    own = dc.Membership(
+        [dc.Plan("monthly", 10.0)], [dc.Benefit("ship", gain=0.2, stay=0.9)], beta=0.95,
+        params={"member": 0.1, "ship": 0.3, "price": 0.06, "joining cost": 0.5},
+    )  # fmt: skip
+    frame = pd.DataFrame({"id": 1, "t": range(4), "plan": ["none", "monthly", "monthly", "none"]})
+    plain = own.panel(frame.assign(ship=[0, 1, 1, 0]), member="id", time="t", plan="plan")
+    arrow = frame.assign(ship=pd.array([0, 1, 1, 0], dtype="int64[pyarrow]"))
+    panel = own.panel(arrow, member="id", time="t", plan="plan")
+    assert (panel.counts.n_sj() == plain.counts.n_sj()).all()

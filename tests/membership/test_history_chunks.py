@@ -105,9 +105,10 @@ def test_parts_are_counted_as_the_whole_is(long, how, lag, tmp_path, folders):
     assert not folders()
 
 
+@pytest.mark.filterwarnings("ignore:.*a history of plans does not show")
 def test_warnings_tell_of_all_parts_at_once(folders):
     club = with_use(CLUBS["months and years"])
-    frame = used(histories(club, "new", seed=3, members=40), 1)
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1)
     missing = int(frame["level"].isna().sum())
     assert missing
     data = frame.drop(columns=["level", "t"])
@@ -128,7 +129,9 @@ def dc_quiet(club, data):
 def test_a_part_without_any_value_has_the_types_of_the_others(folders, tmp_path):
     """Levels missing in a whole part, with rows dropped: nulls have no type of their own."""
     club = with_use(CLUBS["quarters"])
-    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+        columns=["level", "t"]
+    )
     frame["video"] = frame["video"].astype(float)
     frame.loc[frame["who"] < "m020", "video"] = np.nan
     path = tmp_path / "history.parquet"
@@ -155,7 +158,9 @@ def test_what_is_wrong_in_a_part_is_named_and_nothing_is_left_behind(
     change, error, message, folders, tmp_path
 ):
     club = with_use(CLUBS["quarters"])
-    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+        columns=["level", "t"]
+    )
     path = tmp_path / "history.parquet"
     change(frame.reset_index(drop=True)).to_parquet(path, index=False)
     with warnings.catch_warnings():
@@ -167,7 +172,9 @@ def test_what_is_wrong_in_a_part_is_named_and_nothing_is_left_behind(
 
 def test_nobody_known(folders, tmp_path):
     club = with_use(CLUBS["quarters"])
-    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+        columns=["level", "t"]
+    )
     path = tmp_path / "history.parquet"
     frame.assign(plan=frame["plan"].max()).to_parquet(path)
     with warnings.catch_warnings():
@@ -179,7 +186,9 @@ def test_nobody_known(folders, tmp_path):
 
 def test_parts_are_as_large_as_memory_allows(monkeypatch, tmp_path):
     club = with_use(CLUBS["quarters"])
-    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+        columns=["level", "t"]
+    )
     path = tmp_path / "history.parquet"
     frame.to_parquet(path, index=False)
 
@@ -202,7 +211,9 @@ def test_columns_of_other_names(folders, tmp_path):
     import ibis
 
     club = with_use(CLUBS["months and years"])
-    frame = used(histories(club, "new", seed=8, members=30), 4).drop(columns=["level", "t"])
+    frame = used(histories(club, "new", seed=8, members=30, months=24), 4).drop(
+        columns=["level", "t"]
+    )
     renamed = frame.rename(columns={"video": "hours"}).assign(kind=1)
     con = ibis.duckdb.connect()
     table = con.create_table("history", renamed.reset_index(drop=True))
@@ -221,7 +232,9 @@ def club():
 
 @pytest.fixture
 def plain(club):
-    return used(histories(club, "new", seed=3, members=40), 1).drop(columns=["level", "t"])
+    return used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+        columns=["level", "t"]
+    )
 
 
 def both(club, frame, tmp_path, **options):
@@ -404,11 +417,12 @@ def test_a_month_outside_may_have_no_plan(club, plain, tmp_path, null):
 
 def test_contract_levels_may_be_categories(tmp_path):
     club = with_use(CLUBS["months and years"])
-    frame = used(histories(club, "new", seed=3, members=40), 1).drop(columns=["t"])
+    frame = used(histories(club, "new", seed=3, members=40, months=24), 1).drop(columns=["t"])
     frame["level"] = frame["level"].astype("category")
     alike(*both(club, frame, tmp_path, contract="level", entry="unknown"))
 
 
+@pytest.mark.filterwarnings("ignore:.*row.s. are left out")
 def test_what_was_found_before_an_error_is_told(club, plain, tmp_path):
     wrong = plain.assign(video=plain["video"] + 0.5)
     path = tmp_path / "wrong.parquet"

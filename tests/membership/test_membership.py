@@ -19,6 +19,8 @@ import pytest
 
 import dynchoice as dc
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are refunded by the new")
+
 TYPES = ("engaged", "careful", "light")
 SHARES = np.array([0.5, 0.25, 0.25])
 CHAINS = {

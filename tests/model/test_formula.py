@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from plain_choices import simple
 
 import dynchoice as dc
 from dynchoice.model.formula import parse
@@ -72,3 +73,8 @@ def test_what_cannot_be_read_is_said_on_one_line_without_colours(formula):
         parse(formula)
     text = str(caught.value)
     assert "\x1b" not in text and "\n" not in text and "⧛" not in text and len(text) < 600
+
+
+def test_transforms_that_remember_rows_are_refused():
+    with pytest.raises(dc.SpecificationError, match="depend on the rows they see"):
+        simple(text="0 + scale(price)")

@@ -2,9 +2,11 @@ import datetime as dt
 
 import builders
 import numpy as np
+import oracles
 import pandas as pd
 import pyarrow as pa
 import pytest
+from plain_choices import CHOICES
 
 import dynchoice as dc
 
@@ -285,3 +287,47 @@ def test_members_read_in_rounds_are_the_same_members(monkeypatch):
     a = parts.matrix() @ parts.cells
     b = whole.matrix() @ whole.cells
     np.testing.assert_allclose(a, b)
+
+
+def test_segments_that_enter_late_keep_the_panels_first_period():
+    spec = oracles.random_model(8, 12, 3, 2, 0.9, attention=False)
+    model = builders.from_oracle(spec).with_parts(horizon=8)
+    paths = dc.simulate(model, params=spec["params"], members=4000, periods=8, seed=1)
+    frame = paths.frame()
+    late = frame["member"] % 2 == 1
+    frame["seg"] = np.where(late, "late", "early")
+    frame = frame[~late | (frame["period"] >= 4)]
+    panel = dc.Panel(frame, member="member", time="period", choice="choice", states=model.states,
+                     choices=model.choices, segment="seg")  # fmt: skip
+    own = panel.counts.segment("late").n_tsj(8)
+    assert own[:4].sum() == 0 and own[4:].sum() == late.sum() / 2
+    fit = dc.NFXP(model, panel.counts.segment("late")).fit(cov_type="opg")
+    assert np.abs((fit.params - spec["params"]) / fit.std_errors).max() < 4
+
+
+def test_weighted_parts_add_their_members():
+    frame = pd.DataFrame({"id": [1, 2], "t": [0, 3], "s": 0, "choice": "a", "w": [2.25, 2.25]})
+    options = {"member": "id", "time": "t", "choice": "choice", "weights": "w",
+               "states": dc.StateSpace(s=range(2)), "choices": CHOICES}  # fmt: skip
+    parts = [dc.Panel(frame[frame["id"] == i], **options).counts for i in (1, 2)]
+    whole = parts[0] + parts[1]
+    assert whole.segment_members.tolist() == [4.5] and whole.origin == 0
+
+
+def test_buckets_do_not_deal_consecutive_ids_out_evenly():
+    """Shares of a group that fills the first half of the ids vary over buckets as by chance."""
+    for ids in (
+        np.arange(6000),
+        10 * np.arange(6000),
+        np.array([f"m{i:05d}" for i in range(6000)]),
+    ):
+        frame = pd.DataFrame({"id": ids, "t": 0, "s": 0, "c": ["a", "b"] * 3000})
+        data = dc.Panel(frame, member="id", time="t", choice="c", states=dc.StateSpace(s=[0]),
+                        choices=["a", "b"])  # fmt: skip
+        members = data.counts.members
+        size = np.bincount(members.bucket, minlength=200)
+        first = np.bincount(members.bucket[:3000], minlength=200)
+        # a hypergeometric share: variance of first given size is about size / 4
+        chance = ((first - size / 2) ** 2).sum() / (size / 4).sum()
+        assert 0.7 < chance < 1.4, chance
+        assert 0.6 < size.var() / size.mean() < 1.6

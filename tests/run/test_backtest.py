@@ -11,6 +11,7 @@ from scipy.special import beta as beta_function
 import dynchoice as dc
 from dynchoice.counterfactuals import backtest_rivals as baselines
 from dynchoice.counterfactuals import backtest_scores as evaluate
+from dynchoice.counterfactuals.backtest_scores import by_segment, cells_in_words, summary_of
 from dynchoice.panel import cohorts
 from dynchoice.panel.saved import full_digest, load_counts, save_counts
 from dynchoice.run import cli
@@ -346,3 +347,26 @@ picture = false
         assert "late as of 7" in capsys.readouterr().err
     errors = pd.read_parquet(tmp_path / "out" / "backtest" / "errors.parquet")
     assert {("7", "a"), ("8", "late")} <= set(zip(errors["origin"], errors["segment"], strict=True))
+
+
+def errors_with_a_hole():
+    """Two methods, three origins; the second has no forecast at the first origin."""
+    rows = []
+    for o, gap in enumerate((0.10, 0.02, 0.02)):
+        for method, own in (("model", gap), ("series", np.nan if o == 0 else 0.05)):
+            rows.append((f"o{o}", "s", 1, "in", method, 0.5 + own, 0.5))
+    head = ["origin", "segment", "horizon", "choice", "method", "forecast", "observed"]
+    out = pd.DataFrame(rows, columns=head)
+    return out.assign(lower=0.4, upper=0.6, wide_lower=0.3, wide_upper=0.7)
+
+
+def test_both_tables_of_a_backtest_are_over_the_same_cells():
+    errors = errors_with_a_hole()
+    none = pd.DataFrame(columns=["method", "horizon", "n", "score", "model_gains", "std_error"])
+    first = summary_of(errors, none).set_index("method")
+    second = by_segment(errors).set_index("method")
+    assert first["error"].round(9).to_dict() == second["error"].round(9).to_dict()
+    assert first.loc["model", "error"] == pytest.approx(2.0)
+    said = cells_in_words(errors)
+    assert "2 of 3 cells" in said and "4.67 at 1" in said
+    assert cells_in_words(errors[errors["origin"] != "o0"]) == ""

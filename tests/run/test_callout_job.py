@@ -388,6 +388,7 @@ def test_a_column_of_ours_that_the_file_has_too(job):
     assert run(job, "train", "--quiet", "--set", "feedback.columns={time='shown_at'}") == 0
 
 
+@pytest.mark.filterwarnings("ignore:MetaPrior. variances still changed")
 def test_a_prior_that_does_not_converge_is_an_exit_code(job, capsys, monkeypatch):
     from dynchoice.callouts import prior
 

@@ -128,6 +128,7 @@ def test_a_page_in_a_browser(browser, runs, tmp_path, which, width):
                 assert values == sorted(values, reverse=True), name
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_labels_are_escaped_and_nothing_comes_from_outside(runs):
     for page in runs:
         text = page.read_text(encoding="utf-8")
@@ -141,6 +142,7 @@ def test_labels_are_escaped_and_nothing_comes_from_outside(runs):
     assert html.escape(NASTY[0]) in text and "ünï 中文" in text
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.slow
 def test_the_same_run_has_the_same_page(runs, tmp_path):
     folder = runs[0].parents[2]

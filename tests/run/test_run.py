@@ -30,7 +30,8 @@ FAST = ["--set", "forecast.draws=5", "--set", "forecast.periods=8"]
 
 
 def test_forecast_publishes_a_whole_run(prime, capsys):
-    assert cli.main(["forecast", str(prime), *FAST]) == 0
+    # the page is that of test_report.py
+    assert cli.main(["forecast", str(prime), *FAST, "--set", "output.report=false"]) == 0
     printed = capsys.readouterr()
     folder = Path(printed.out.strip())
     assert "[4/7] estimating US families" in printed.err
@@ -60,10 +61,11 @@ def test_forecast_publishes_a_whole_run(prime, capsys):
 
 
 def test_a_second_run_gives_the_same_numbers_and_moves_current(prime):
-    assert cli.main(["forecast", str(prime), *FAST, "--quiet"]) == 0
+    numbers = [*FAST, "--set", "output.report=false", "--set", "output.picture=false", "--quiet"]
+    assert cli.main(["forecast", str(prime), *numbers]) == 0
     out = prime.parent / "out"
     first = (out / "current").resolve()
-    assert cli.main(["forecast", str(prime), *FAST, "--quiet", "--jobs", "2", "--force"]) == 0
+    assert cli.main(["forecast", str(prime), *numbers, "--jobs", "2", "--force"]) == 0
     second = (out / "current").resolve()
     assert first != second and first.exists()
     for name in ("take_up", "flows", "welfare", "estimates"):
@@ -265,6 +267,7 @@ def test_dates_of_scenarios_move_with_the_data(tmp_path, capsys):
 def test_a_lift_of_callouts_is_a_scenario_of_the_run_file(prime, capsys):
     lift = ["--set", "scenario.0.lift={video={none=0.05, monthly=0.1, annual=0.1}, music=0.05}"]
     plain = ["--set", "scenario.0.offer={}", *FAST, "--set", "output.report=false"]
+    plain += ["--set", "output.picture=false"]
     assert cli.main(["forecast", str(prime), *lift, *plain, "--quiet"]) == 0
     table = pd.read_parquet(prime.parent / "out" / "current" / "take_up.parquet")
     last = table[(table["period"] == table["period"].max()) & (table["choice"] == "none")]

@@ -1,17 +1,17 @@
-"""What the review of the fourth issue found wrong, each in its smallest form."""
+"""Revenue, refunds, costs and elasticities: each with a number from outside."""
 
 from __future__ import annotations
 
-import sys
+import warnings
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pytest
+from term_club import CLUB
+from video_club import club, fitted, measure
 
 import dynchoice as dc
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "counterfactual"))
-from test_bundles import club, fitted, measure
+from dynchoice.counterfactuals.steady_state import Stationary
 
 
 def test_lifetime_values_do_not_depend_on_how_far_one_looks():
@@ -28,19 +28,6 @@ def test_lifetime_values_do_not_depend_on_how_far_one_looks():
     short, far = (dc.forecast(fit, ramp, start=panel, periods=T, draws=0) for T in (5, 60))
     a, b = (measure(f, "x", "lifetime revenue") for f in (short, far))
     assert a == pytest.approx(b, rel=1e-9) and a < measure(short, "baseline", "lifetime revenue")
-
-
-def test_a_bundle_in_force_holds_for_plans_that_a_scenario_does_not_name():
-    own = replace(club(), bundles={"b": {"video": {"monthly": 0}}})
-    base = dc.forecast(own, periods=1)
-    for bundle in ({"video": {"quarterly": 1}}, {"video": lambda share: share}):
-        f = dc.forecast(own, dc.Scenario("x", bundle=bundle), periods=1)
-        assert measure(f, "x", "penetration") == measure(base, "baseline", "penetration")
-    f = dc.forecast(own, dc.Scenario("x", bundle={"video": "offered"}), periods=1)
-    g = dc.forecast(replace(own, bundles={"b": {}}), periods=1)
-    assert measure(f, "x", "penetration") == pytest.approx(
-        measure(g, "baseline", "penetration"), abs=1e-12
-    )
 
 
 def test_elasticities_take_each_menu_at_its_own_price():
@@ -81,29 +68,6 @@ def test_who_keeps_an_old_price_does_not_feel_a_new_one():
         dc.forecast(own, again, periods=1)
 
 
-def test_a_calibration_says_what_it_cannot_do():
-    with pytest.raises(dc.SpecificationError, match="'price' is fixed at"):
-        own = replace(club(), fixed={"price": 0.08})
-        dc.calibrate(own, {"penetration": 0.4}, ["price"])
-    found = dc.calibrate(
-        club(), {"penetration": 0.9999}, ["member"], bounds={"member": (-1.0, 0.2)}
-    )
-    assert not found.converged and "the moments are not met" in found.message
-
-
-def test_an_experiment_counts_the_customers_of_its_own_fit():
-    fit, panel = fitted()
-    others = replace(panel.counts, segments=("others",))
-    roll_out = dc.RollOut("x", dc.Scenario("x", offer={"prices": "cheap"}), ["b"])
-    found = dc.rank_experiments(fit, lambda f: float(f.params["price"]), [roll_out], start=panel)
-    assert found.table["treated"].iloc[0] == pytest.approx(200)
-    assert found.std_error == pytest.approx(fit.std_errors["price"], rel=1e-6)
-    with pytest.raises(dc.SpecificationError, match="start holds 2 segments"):
-        dc.rank_experiments(
-            fit, lambda f: float(f.params["price"]), [roll_out], start=panel.counts + others
-        )
-
-
 def test_money_rests_on_the_price_parameter_whatever_the_scenario():
     fit, panel = fitted()
     f = dc.forecast(fit, dc.Scenario("x", bundle={"video": 0}), start=panel, periods=2, draws=0)
@@ -121,3 +85,55 @@ def test_money_rests_on_the_price_parameter_whatever_the_scenario():
     model = equal.model(estimated=(fit.model.membership, fit.model.transitions))
     s = dc.Scenario("x", prices={"monthly": 12})
     assert badge(s, model, s.changed(model), None, fit.counts).label == "rests on functional form"
+
+
+def test_benefits_cost_what_is_used_whatever_axis_is_swept():
+    """A monthly plan and one benefit: the benefit's axis is as long as the contract's."""
+    for levels in (2, 8):
+        law = np.full((2, levels, levels), 1.0 / levels)
+        own = dc.Membership(
+            [dc.Plan("monthly", 10.0)],
+            [dc.Benefit("ship", levels=levels, law=law, cost=2.0)],
+            beta=0.95,
+            params={"member": 0.1, "ship": 0.3, "price": 0.06, "joining cost": 0.5},
+        )
+        at = Stationary(own.model(), own.theta())
+        mu = at.engine.blocks.by_state(at.mu)
+        P = at.engine.blocks.by_state(at.policy.P)
+        use = own.states.axis_codes("ship")
+        want = 2.0 * float((mu * use * P[:, 1]).sum())
+        assert want > 0.1
+        assert at.measures["benefit cost"] == pytest.approx(want, rel=1e-12)
+
+
+def test_refunds_by_other_terms_are_named():
+    def own(cancel):
+        return dc.Membership(
+            [dc.Plan("annual", 90.0, periods=12, refund="prorated", cancel=cancel)],
+            beta=0.97, params={"member": 0.5, "price": 0.03, "joining cost": 0.5,
+                               "paying upfront": 0.1},
+        )  # fmt: skip
+
+    shorter = dc.Scenario("x", terms={"annual": {"periods": 6}})
+    dearer = dc.Scenario("x", prices={"annual": 99.0})
+    with pytest.warns(dc.errors.DynChoiceWarning, match="length and rule"):
+        shorter.changed(own("any time").model())
+    with pytest.warns(dc.errors.DynChoiceWarning) as said:
+        replace(dearer, starts=2, ends=3).changed(own("any time").model())
+    assert "grandfathered" not in str(said[0].message)  # it does not go with an end
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dearer.changed(own("at renewal").model())  # nobody can quit early: no refund
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plan_that_a_segment_is_not_sold_has_no_elasticity_there():
+    plans = [dc.Plan("monthly", 10), dc.Plan("student", 6, segments=("students",))]
+    own = replace(CLUB, plans=plans, menus={}, segments={"students": {}, "others": {}})
+    found = dc.elasticities(own)
+    t, d = found.table, found.diversion
+    empty = (t["segment"] == "others") & (t["share"] == "student")
+    assert empty.sum() == 2 and t.loc[empty, ["short", "long"]].isna().all(axis=None)
+    assert t.loc[~empty, ["short", "long"]].notna().all(axis=None)
+    nowhere = (d["segment"] == "others") & (d["price"] == "student")
+    assert (d["long"].isna() == nowhere).all()

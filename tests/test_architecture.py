@@ -124,24 +124,20 @@ def test_heavy_packages_stay_where_they_belong():
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("counterfactuals/calibrate.py", "calibrate"),
-    ("estimate/ccp.py", "CCP._fit_dependent"),
     ("estimate/choice_probabilities.py", "flexible_logit"),
     ("estimate/eccp.py", "ECCP._results"),
     ("estimate/eccp.py", "ECCP.regression"),
     ("estimate/linear/iv.py", "run_iv"),
-    ("estimate/make_results.py", "as_results"),
     ("estimate/rewards/gladius_steps.py", "JointNetworks._train"),
     ("estimate/types/mixture_report.py", "mixture_results"),
     ("inference/hypotheses.py", "restrictions"),
     ("membership/history.py", "contract_levels"),
-    ("panel/grid.py", "tally"),
-    ("panel/store.py", "CountStore.update"),
     ("run/cli.py", "parser"),
 }
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
-ANY_SHARE, ANY_SLACK = 0.1176, 0.003
+ANY_SHARE, ANY_SLACK = 0.0795, 0.003
 """Share of the parameters of functions that are annotated with Any."""
-POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 53, 2
+POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 23, 2
 """Calls of anything but a kernel with so many arguments by position."""
 
 

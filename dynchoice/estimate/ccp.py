@@ -322,28 +322,7 @@ class CCP(CountsEstimator[Results]):
             tol=options.tol,
             maxiter=options.maxiter,
         )
-        found = likelihood.found
-        notes = []
-        if not found.complete:
-            notes.append(
-                f"Finite dependence fails for {int((found.periods == -1).sum()):,} of the choices"
-                f" in seen states: {likelihood.dropped:,.0f} member-months are left out of the"
-                " pseudo-likelihood (a logit within the other choices)"
-            )
-        notes.append(
-            f"Finite dependence within {int(found.periods.max())} period(s), weights up to"
-            f" {found.largest.max():.3g} times the difference that they undo"
-        )
-        if first.empty:
-            notes.append(
-                f"{first.empty:,} available choices were never taken in seen states: the first"
-                f" stage is {first.kind} there"
-            )
-        if likelihood.clamped:
-            notes.append(
-                f"{likelihood.clamped:,} first-stage probabilities of the default lie below what"
-                " inattention alone gives: the attention assumed is doubtful there"
-            )
+        notes = _notes_on_dependence(likelihood, first)
         own = model
         if self.free_beta:
             beta = float(best.params[K])
@@ -379,6 +358,33 @@ class CCP(CountsEstimator[Results]):
                 "states": int(np.unique(likelihood.s).size),
             },
         )
+
+
+def _notes_on_dependence(likelihood: DependentLikelihood, first: ChoiceProbabilities) -> list[str]:
+    """Return what a summary must say of the choices compared and of the first stage."""
+    found = likelihood.found
+    notes = []
+    if not found.complete:
+        notes.append(
+            f"Finite dependence fails for {int((found.periods == -1).sum()):,} of the choices"
+            f" in seen states: {likelihood.dropped:,.0f} member-months are left out of the"
+            " pseudo-likelihood (a logit within the other choices)"
+        )
+    notes.append(
+        f"Finite dependence within {int(found.periods.max())} period(s), weights up to"
+        f" {found.largest.max():.3g} times the difference that they undo"
+    )
+    if first.empty:
+        notes.append(
+            f"{first.empty:,} available choices were never taken in seen states: the first"
+            f" stage is {first.kind} there"
+        )
+    if likelihood.clamped:
+        notes.append(
+            f"{likelihood.clamped:,} first-stage probabilities of the default lie below what"
+            " inattention alone gives: the attention assumed is doubtful there"
+        )
+    return notes
 
 
 def _dependent_parts(

@@ -151,6 +151,30 @@ class _Status:
         self.converged, self.message = False, f"not converged: {reason}"
 
 
+def _named(model: DDC, dead: BoolArray) -> str:
+    """Return the parameters that ran off, for a message."""
+    return ", ".join(repr(name) for name, d in zip(model.names, dead, strict=False) if d)
+
+
+def _judge(estimate: Estimate, model: DDC, dead: BoolArray, no_maximum: bool) -> _Status:
+    """Return whether the estimate converged to a maximum, inner solution included."""
+    status = _Status(estimate.optimization.converged, estimate.optimization.message)
+    if not estimate.at.converged:
+        status.fail(estimate.at.message)
+    if no_maximum:
+        status.fail(
+            "the likelihood is stationary but not at a maximum (its curvature has the wrong sign"
+            " along some direction): try start= or starts="
+        )
+    if dead.any():
+        status.fail(
+            f"the likelihood keeps rising as {_named(model, dead)} grow(s) without bound, as when a"
+            " choice with a parameter of its own is never (or always) taken. Drop the parameter or"
+            " make the choice unavailable"
+        )
+    return status
+
+
 def make_results(estimate: Estimate, options: FitOptions) -> Results:
     """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
     from dynchoice import __version__
@@ -175,22 +199,9 @@ def make_results(estimate: Estimate, options: FitOptions) -> Results:
         noise=parts.noise,
     )
     notes = [*first.notes, *estimate.notes]
-    status = _Status(estimate.optimization.converged, estimate.optimization.message)
-    if not at.converged:
-        status.fail(at.message)
-    if no_maximum:
-        status.fail(
-            "the likelihood is stationary but not at a maximum (its curvature has the wrong sign"
-            " along some direction): try start= or starts="
-        )
+    status = _judge(estimate, model, dead, no_maximum)
     if dead.any():
-        names = ", ".join(repr(n) for n, d in zip(model.names, dead, strict=False) if d)
-        status.fail(
-            f"the likelihood keeps rising as {names} grow(s) without bound, as when a choice with a"
-            " parameter of its own is never (or always) taken. Drop the parameter or make the"
-            " choice unavailable"
-        )
-        notes.append(f"No estimate of {names}: {status.message}")
+        notes.append(f"No estimate of {_named(model, dead)}: {status.message}")
     if "clusters" in cov.config:
         notes += cluster_notes(cov.config["clusters"], total)
     labels = (*model.names, *estimate.extra_names)

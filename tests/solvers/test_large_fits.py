@@ -74,7 +74,7 @@ def test_fits_are_those_of_the_expanded_model(members, kind, known):
     small = dc.NFXP(members.make(kind, known), panel).fit(tol=1e-10)
     with unexpanded():
         nfxp = dc.NFXP(members.make(kind, known), panel)
-        assert nfxp.likelihood().system.method == "levels"
+        assert nfxp.likelihood().solver.system.method == "levels"
         large = nfxp.fit(tol=1e-10)
     same_fit(small, large)
 

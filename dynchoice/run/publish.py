@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dynchoice.errors import ConfigError, LockError, StorageError
-from dynchoice.run import manifest
+from dynchoice.run import files, manifest
 from dynchoice.run.stages import WRITING
 
 logger = logging.getLogger("dynchoice.run")
@@ -226,14 +226,14 @@ def write_run(
         raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
     try:
         facts = write(work)
-        outputs = manifest.describe_files(manifest.files_below(work), work)
+        outputs = manifest.describe_files(files.files_below(work), work)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         manifest.write(work / MANIFEST, {**facts, "finished": finished, "outputs": outputs})
-        manifest.open_to_all(work)
-        manifest.flush_files(work)
+        files.open_to_all(work)
+        files.flush_files(work)
         target = free_name(out, f"{prefix}-{begun:%Y%m%dT%H%M%SZ}")
         os.rename(work, target)
-        manifest.flush(out)
+        files.flush(out)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -258,7 +258,7 @@ def point_to(out: Path, run: Published, name: str = CURRENT) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(run.folder.name)
         os.replace(link, out / name)
-        manifest.flush(out)
+        files.flush(out)
     except OSError as error:
         raise StorageError(
             f"the run is complete in {run.folder}, but {out / name} cannot point to it:"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dynchoice.errors import StorageError
-from dynchoice.run import manifest
+from dynchoice.run import files, manifest
 
 logger = logging.getLogger("dynchoice.run")
 
@@ -163,10 +163,10 @@ class Stages:
                 "facts": facts,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - began, 3),
-                "files": manifest.describe_files(manifest.files_below(work), work),
+                "files": manifest.describe_files(files.files_below(work), work),
             }
             manifest.write(work / RECORD, record)
-            manifest.open_to_all(work)
+            files.open_to_all(work)
             swap(work, target)
         except OSError as error:
             if isinstance(error, StorageError):
@@ -199,7 +199,7 @@ class Stages:
 
 def swap(work: Path, target: Path) -> None:
     """Rename a finished folder to its place; one that is there already (damaged, forced) goes."""
-    manifest.flush_files(work)
+    files.flush_files(work)
     try:
         os.rename(work, target)
     except OSError:
@@ -209,4 +209,4 @@ def swap(work: Path, target: Path) -> None:
         os.rename(target, old / "old")
         os.rename(work, target)
         shutil.rmtree(old, ignore_errors=True)
-    manifest.flush(target.parent)
+    files.flush(target.parent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.membership import changes
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import COSTS, MENU
-from dynchoice.membership.plans import Plan, check_number
+from dynchoice.membership.plans import Benefit, Plan, check_number
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
@@ -21,8 +21,10 @@ from dynchoice.model.laws import Fixed, bind
 from dynchoice.model.lifts import lifted
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import FloatArray, IntArray, Level
 
+Period: TypeAlias = Annotated[int, "period"]
+"""A period of the forecast, 1 the first: in a run file it may be a date (run/derived.py)."""
 MAPPINGS = (
     "params",
     "offer",
@@ -107,27 +109,27 @@ class Scenario:
     """
 
     name: str
-    params: Mapping[str, Any] | None = None
+    params: Mapping[str, float | Callable[[float], float]] | None = None
     utility: Any = None
     transitions: Any = None
     available: Any = None
-    offer: Mapping[str, Any] | None = None
+    offer: Mapping[str, Level | Mapping[Any, Level]] | None = None
     model: DDC | None = None
-    prices: Mapping[str, Any] | None = None
-    grandfathered: bool | str = False
+    prices: Mapping[str, float | Callable[[float], float]] | None = None
+    grandfathered: bool | Literal["contract"] = False
     bundle: Mapping[str, Any] | None = None
-    plans: Any = ()
-    drop: Any = ()
-    terms: Mapping[str, Any] | None = None
-    engagement: Mapping[str, Any] | None = None
-    lift: Mapping[str, Any] | None = None
-    attention: Any = None
-    benefits: Any = ()
+    plans: Plan | Sequence[Plan] = ()
+    drop: str | Sequence[str] = ()
+    terms: Mapping[str, Mapping[str, Any]] | None = None
+    engagement: Mapping[str, Mapping[str, float]] | None = None
+    lift: Mapping[str, float | Mapping[Any, float] | Any] | None = None
+    attention: float | Mapping[str, float] | None = None
+    benefits: Benefit | Sequence[Benefit] = ()
     new_values: Mapping[str, float] | None = None
-    starts: int = 1
-    announced: int | None = None
-    ends: int | None = None
-    ramp: Mapping[Any, int] | None = None
+    starts: Period = 1
+    announced: Period | None = None
+    ends: Period | None = None
+    ramp: Mapping[Any, Period] | None = None
     mix: Mapping[Any, float] | None = None
 
     def __post_init__(self) -> None:
@@ -463,11 +465,11 @@ def price_lists(club: Membership) -> dict[str, list[float]]:
 def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     """Return a membership as a scenario has it."""
     club = replace(club, costs=club.used_costs)
-    benefits = scenario.benefits or ()
+    benefits: Any = scenario.benefits or ()
     values = dict(scenario.new_values or {})
     if benefits:
         club = changes.with_benefits(club, benefits, values)
-    plans = scenario.plans or ()
+    plans: Any = scenario.plans or ()
     if plans or scenario.drop:
         club = changes.with_plans(club, plans, scenario.drop or ())
     if scenario.prices is not None:

@@ -25,10 +25,11 @@ from dynchoice.errors import (
     first_few,
     suggest,
 )
-from dynchoice.run import manifest, publish, source
-from dynchoice.run.config import Run
-from dynchoice.run.job import Job, Options, check_extras
+from dynchoice.run import build, manifest, publish, source
+from dynchoice.run.inputs import Inputs
+from dynchoice.run.job import check_start
 from dynchoice.run.publish import locked
+from dynchoice.run.stage_work import Job, Options
 from dynchoice.run.stages import Stage, key_of
 from dynchoice.typing import Progress
 
@@ -53,7 +54,7 @@ class Backtested:
 
 
 def run_backtest(
-    run: Run, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
+    run: Inputs, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
 ) -> Backtested:
     """Backtest a run file's model over rolling origins.
 
@@ -68,10 +69,7 @@ def run_backtest(
     DynChoiceError
         Whatever a forecast would refuse; origins that the panel does not have.
     """
-    if jobs == 0:
-        raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
-    publish.check_folder(run.out)
-    check_extras(run)
+    check_start(run, jobs)
     with locked(run.out):
         job = Job(run, Options(jobs=jobs, force=force), progress)
         return Backtest(job).run_all()
@@ -92,7 +90,7 @@ class Backtest:
         self.job.check()
         self.job.tell(0, 3, "counting")
         whole = self.job.count()
-        segments = self.job.chosen(whole)
+        segments = self.job.choose(whole)
         origins = self.origins(whole.facts)
         total = len(origins) + 2
         self.job.tell(1, total, "counting at the origins")
@@ -166,16 +164,15 @@ class Backtest:
         missing = [o for o, stage in found.items() if stage is None]
         out = {o: stage for o, stage in found.items() if stage is not None}
         if missing:
-            with self.job.watched() as said, source.opened(self.run) as data:
+            with self.job.collect_warnings() as texts, source.opened(self.run) as data:
                 from dynchoice.panel.saved import full_digest
-                from dynchoice.run.build import read
 
-                panel = read(self.run, data)
+                panel = build.read(self.run, data)
                 if full_digest(panel.counts) != whole.facts["digest"]:
                     raise DataError("the rows changed while they were used: run again")
                 for o in missing:
                     out[o] = self.origin(panel, o, keys[o])
-            for text in said:
+            for text in texts:
                 logger.info("%s", text)
         return out
 
@@ -268,7 +265,7 @@ class Backtest:
         tables = {n: pd.read_parquet(known.file(f"{n}.parquet"))
                   for n in ("followed", "pairs", "spells")}  # fmt: skip
         f, H = self.run.spec.forecast, self.spec.horizon
-        with job.watched() as said:
+        with job.collect_warnings() as texts:
             ahead = forecast(
                 job.fits, start=job.start(segments), periods=H, draws=self.spec.draws,
                 level=f.level, bands=f.bands if f.bands != "bootstrap" else "draws",
@@ -293,7 +290,7 @@ class Backtest:
         def write(folder: Path) -> Mapping[str, Any]:
             for name, rows in kinds.items():
                 pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
-            return {"warnings": said, "segments": segments, "failed": failed}
+            return {"warnings": texts, "segments": segments, "failed": failed}
 
         return self.stages.finish("score", label, key, write, began)
 
@@ -304,7 +301,7 @@ class Backtest:
         if "static logit" not in self.spec.against:
             return None
         e = self.run.spec.estimate
-        model = self.run.model(segment).with_parts(beta=0.0)
+        model = build.model(self.run, segment).with_parts(beta=0.0)
         try:
             fit = NFXP(model, counts).fit(cov_type="unadjusted", tol=e.tol, maxiter=e.maxiter)
         except (DynChoiceError, ArithmeticError, np.linalg.LinAlgError) as error:
@@ -364,7 +361,7 @@ class Backtest:
                 "run_file": self.run.source.name,
                 "config": self.run.spec.model_dump(mode="json", by_alias=True),
                 "versions": dict(manifest.versions()),
-                "source": source.described(self.run),
+                "source": source.describe_source(self.run),
                 "panel": {k: facts[k] for k in ("rows", "members", "first_label", "last_label")},
                 "origins": list(scored),
                 "failed": self.failed,

@@ -168,9 +168,9 @@ def cleaner(args: argparse.Namespace) -> Callable[[str], str]:
     run = getattr(args, "loaded", None)
     if run is None:
         return str
-    from dynchoice.run.source import hidden
+    from dynchoice.run.source import hide_secrets
 
-    return lambda text: hidden(text, run)
+    return lambda text: hide_secrets(text, run)
 
 
 def say(args: argparse.Namespace, text: str) -> None:

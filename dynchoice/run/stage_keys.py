@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,21 +13,13 @@ from typing import Any
 
 from dynchoice.errors import ConfigError, DataError, first_few
 from dynchoice.names import BASELINE
-from dynchoice.run import manifest, source
-from dynchoice.run.config import Run
+from dynchoice.run import build, source
+from dynchoice.run.inputs import Inputs
+from dynchoice.run.reader import Stamp, stamp
 from dynchoice.run.stages import key_of
 
 PLACES = frozenset({"path", "duckdb", "connection", "memory"})
 """Keys of ``[data]`` that say where rows are, not what they mean: the rows' digest counts."""
-
-
-def stamp(path: Path) -> tuple[int, ...]:
-    """Return by what a file that has changed is told: size, time of change, number on the disk."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class Keys:
@@ -34,7 +27,7 @@ class Keys:
 
     Parameters
     ----------
-    run : Run
+    run : Inputs
 
     Attributes
     ----------
@@ -46,9 +39,9 @@ class Keys:
         Key of the counting stage.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Inputs) -> None:
         self.run = run
-        self.seen: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self.seen: dict[Path, tuple[Stamp, str]] = {}
         self.facts: Mapping[str, Any] = {}
         self.key = ""
 
@@ -56,7 +49,7 @@ class Keys:
         """Return the sha256 of an input, taken once: what changes later is another run's."""
         if path not in self.seen:
             mark = stamp(path)
-            self.seen[path] = mark, manifest.digest(path)
+            self.seen[path] = mark, self.run.reader.digest(path)
         return self.seen[path][1]
 
     def refuse_changes(self) -> None:
@@ -76,7 +69,7 @@ class Keys:
     def inputs(self) -> list[dict[str, Any]]:
         """Return name, size and digest of every file that the run reads, as it was read."""
         out = []
-        for path in self.run.inputs:
+        for path in [self.run.source, *source.files_of(self.run), *self.run.tables]:
             if path.is_file():
                 sha = self.digest_of(path)
                 name = os.path.relpath(path, self.run.folder)
@@ -115,8 +108,8 @@ class Keys:
         path = self.run.path(self.run.spec.utility.attributes)
         try:
             self.digest_of(path)
-            with path.open(encoding="utf-8-sig", newline="") as handle:
-                header, *rows = list(csv.reader(handle)) or [[]]
+            text = self.run.reader.content(path).decode("utf-8-sig")
+            header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
         except (OSError, ValueError, csv.Error) as error:
             raise ConfigError(f"{self.run.source}: utility.attributes: {error}") from error
         return header, rows
@@ -163,7 +156,7 @@ class Keys:
         """
         if self.run.spec.data.path is None:
             return None
-        files = self.run.data_files
+        files = source.files_of(self.run)
         if not files:
             raise DataError(f"no such file: {self.run.spec.data.path}")
         source.check_readable(files)
@@ -196,10 +189,8 @@ class Keys:
     @cached_property
     def coming(self) -> tuple[list[Any], list[str]]:
         """Scenarios of the forecast from the month after the data, and what is past."""
-        from dynchoice.run.build import scenarios
-
         facts = self.facts
-        found = scenarios(self.run, facts["last"] + 1, facts["kind"])
+        found = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
         periods = self.run.spec.forecast.periods
         late = [s for s in found[0] if s.starts > periods and s.ramp is None]
         kept = [s for s in found[0] if s not in late]

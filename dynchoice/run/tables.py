@@ -240,7 +240,7 @@ def write_table(table: pd.DataFrame, folder: Path, name: str, csv: bool = False)
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def described(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def describe_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return columns of tables with their types and meanings, for the manifest."""
     return {
         name: {

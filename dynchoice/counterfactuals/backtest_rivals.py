@@ -132,9 +132,12 @@ def fit_retention(age: AnyArray, stayed: FloatArray, left: FloatArray) -> tuple[
     share = min(max(float(left.sum()) / total, 1e-6), 1 - 1e-6)
     start = np.log([share * 2, (1 - share) * 2])
     found = minimize(
-        lambda x: loss(x) / total, start, method="L-BFGS-B", bounds=[(-12.0, 12.0)] * 2,
+        lambda x: loss(x) / total,
+        start,
+        method="L-BFGS-B",
+        bounds=[(-12.0, 12.0)] * 2,
         options={"ftol": 1e-14, "gtol": 1e-10},
-    )  # fmt: skip
+    )
     alpha, beta = np.exp(found.x)
     return float(alpha), float(beta)
 

@@ -142,10 +142,15 @@ def evaluate(
         for method, forecast in said.items():
             for j, choice in enumerate(choices):
                 row: dict[str, Any] = {
-                    "segment": segment, "horizon": h, "choice": choice, "method": method,
-                    "forecast": float(forecast[j]), "observed": float(seen[j]),
-                    "members": float(total), "seen": float(total) / first,
-                }  # fmt: skip
+                    "segment": segment,
+                    "horizon": h,
+                    "choice": choice,
+                    "method": method,
+                    "forecast": float(forecast[j]),
+                    "observed": float(seen[j]),
+                    "members": float(total),
+                    "seen": float(total) / first,
+                }
                 own = base.loc[(h, choice)] if method == MODEL else None
                 errors.append({**row, **band_of(row["forecast"], own, chance[j], level)})
         logs = {m: np.log(np.maximum(q[h - 1][at, later[at]], LOWEST)) for m, q in each.items()}
@@ -155,10 +160,15 @@ def evaluate(
             spread = float(np.sqrt(w @ (gain - mean) ** 2) / total)
             scores.append(
                 {
-                    "segment": segment, "horizon": h, "method": method, "n": float(total),
-                    "score": float(w @ own / total), "model_gains": mean, "std_error": spread,
+                    "segment": segment,
+                    "horizon": h,
+                    "method": method,
+                    "n": float(total),
+                    "score": float(w @ own / total),
+                    "model_gains": mean,
+                    "std_error": spread,
                 }
-            )  # fmt: skip
+            )
         bins += calibration_rows(segment, h, p, later[at], w)
     return errors, scores, bins
 
@@ -199,11 +209,15 @@ def calibration_rows(
     np.add.at(happened, bin_of, weight * hit)
     return [
         {
-            "segment": segment, "horizon": h, "bin": b, "n": float(size[b]),
-            "said": float(said[b]), "happened": float(happened[b]),
+            "segment": segment,
+            "horizon": h,
+            "bin": b,
+            "n": float(size[b]),
+            "said": float(said[b]),
+            "happened": float(happened[b]),
         }
         for b in np.flatnonzero(size)
-    ]  # fmt: skip
+    ]
 
 
 CELL = ["origin", "segment", "horizon", "choice"]

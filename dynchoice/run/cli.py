@@ -74,9 +74,12 @@ def parser() -> argparse.ArgumentParser:
         "--accept", action="store_true", help="publish although a guard rail would hold the run"
     )
     job.add_argument(
-        "--exit-code-unchanged", type=int, default=0, metavar="N",
+        "--exit-code-unchanged",
+        type=int,
+        default=0,
+        metavar="N",
         help="exit code when nothing has changed (Airflow skips on 99; default 0)",
-    )  # fmt: skip
+    )
     back = command(
         "backtest", backtest_command, "forecast from earlier months and compare with what happened"
     )
@@ -91,9 +94,11 @@ def parser() -> argparse.ArgumentParser:
             help="override a key of the run file, e.g. --set forecast.draws=0 (a TOML value)",
         )
         own.add_argument(
-            "--log", choices=("auto", "plain", "json"), default="auto",
+            "--log",
+            choices=("auto", "plain", "json"),
+            default="auto",
             help="bars on a terminal and lines elsewhere (auto), lines, or JSON lines",
-        )  # fmt: skip
+        )
     for own in (job, back):
         own.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
     _callouts(commands)
@@ -113,9 +118,12 @@ def _callouts(commands: Any) -> None:
     steps = top.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, told in CALLOUTS.items():
         own = steps.add_parser(
-            name, help=told, description=f"{told[0].upper()}{told[1:]}.", epilog=EPILOG,
+            name,
+            help=told,
+            description=f"{told[0].upper()}{told[1:]}.",
+            epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         own.set_defaults(run_command=callouts_command)
         own.add_argument("run", metavar="CALLOUTS.toml", help="the callout file")
         own.add_argument("--quiet", action="store_true", help="print nothing on success")

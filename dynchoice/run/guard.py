@@ -79,15 +79,20 @@ def guard_rails(
     share = count["refused"] / max(count["rows"] + count["refused"], 1)
     out = [
         judged(
-            "refused", "rows", share, guard.refused,
+            "refused",
+            "rows",
+            share,
+            guard.refused,
             f"{count['refused']:,} of {count['rows'] + count['refused']:,} rows refused or left out"
             f" ({share:.2%})",
         )
-    ]  # fmt: skip
+    ]
     out += identification(guard, tables["diagnostics"])
     if before is None:
-        out += [nothing(g, "no run before this one") for g in ("drift of estimates",
-                "drift of take-up", "drift of scenarios", "lost")]  # fmt: skip
+        out += [
+            nothing(g, "no run before this one")
+            for g in ("drift of estimates", "drift of take-up", "drift of scenarios", "lost")
+        ]
     else:
         out += [
             drift_of_estimates(guard, tables["estimates"], before),
@@ -111,11 +116,14 @@ def identification(guard: Guard, diagnostics: pd.DataFrame) -> list[Finding]:
         hold = kind == "flat" and guard.identification == "hold"
         out.append(
             Finding(
-                "identification", f"{len(rows)} segment(s)", float(rows["value"].sum()),
-                0.0 if hold else np.nan, BREACH if hold else WARNING,
+                "identification",
+                f"{len(rows)} segment(s)",
+                float(rows["value"].sum()),
+                0.0 if hold else np.nan,
+                BREACH if hold else WARNING,
                 f"the data leave {kind}: {told}",
             )
-        )  # fmt: skip
+        )
     if not out:
         out.append(Finding("identification", "all", 0.0, 0.0, OK, "no flat or weak direction"))
     return out
@@ -140,11 +148,13 @@ def drift_of_estimates(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     fresh = len(new) - len(both)
     more = f"; {fresh} parameter(s) are new" if fresh else ""
     return judged(
-        name, f"{worst['segment']}: {worst['parameter']}", float(worst["drift"]),
+        name,
+        f"{worst['segment']}: {worst['parameter']}",
+        float(worst["drift"]),
         guard.drift_estimates,
         f"{worst['segment']}: {worst['parameter']} moved from {worst['estimate_old']:.4g} to"
         f" {worst['estimate']:.4g}, {worst['drift']:.1f} standard errors{more}",
-    )  # fmt: skip
+    )
 
 
 def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Finding:
@@ -161,10 +171,13 @@ def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Find
     both["drift"] = 100 * (both["share"] - both["share_old"]).abs()
     worst = both.loc[both["drift"].idxmax()]
     return judged(
-        name, f"{worst['segment']}: {worst['choice']}", float(worst["drift"]), guard.drift_take_up,
+        name,
+        f"{worst['segment']}: {worst['choice']}",
+        float(worst["drift"]),
+        guard.drift_take_up,
         f"{worst['segment']}: {worst['choice']} in {worst['label']} was {worst['share_old']:.1%},"
         f" is {worst['share']:.1%}: {worst['drift']:.1f} points",
-    )  # fmt: skip
+    )
 
 
 def drift_of_scenarios(guard: Guard, new: pd.DataFrame, before: Published) -> Finding:
@@ -183,11 +196,13 @@ def drift_of_scenarios(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     both["drift"] = 100 * (both["share"] - both["share_old"]).abs()
     worst = both.loc[both["drift"].idxmax()]
     found = judged(
-        name, f"{worst['scenario']}: {worst['segment']}: {worst['choice']}", float(worst["drift"]),
+        name,
+        f"{worst['scenario']}: {worst['segment']}: {worst['choice']}",
+        float(worst["drift"]),
         guard.drift_take_up,
         f"{worst['scenario']}: {worst['segment']}: {worst['choice']} in {worst['label']} was"
         f" {worst['share_old']:.1%}, is {worst['share']:.1%}: {worst['drift']:.1f} points",
-    )  # fmt: skip
+    )
     return replace(found, status=WARNING) if found.status == BREACH else found
 
 
@@ -247,13 +262,15 @@ def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> F
         worst = both.loc[both["beyond"].idxmax()]
         seen_again = 100 * worst["members_seen"] / worst["first_members"]
         return judged(
-            name, f"{worst['segment']}: {worst['choice']}", float(worst["beyond"]),
+            name,
+            f"{worst['segment']}: {worst['choice']}",
+            float(worst["beyond"]),
             guard.calibration,
             f"{run.folder.name} foresaw {worst['share']:.1%} {worst['choice']} of"
             f" {worst['segment']} in {worst['label']}; it was {worst['observed']:.1%}:"
             f" {worst['gap']:.1f} points, of which {2 * worst['noise']:.1f} may be chance"
             f" ({seen_again:.0f} % of its members were seen then)",
-        )  # fmt: skip
+        )
     return nothing(name, "no earlier run foresaw a month that is observed now")
 
 

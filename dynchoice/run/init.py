@@ -71,9 +71,13 @@ def write_sample(folder: str | Path) -> list[Path]:
 
 
 RECIPES = (
-    "README.md", "crontab", "dynchoice.service", "dynchoice.timer", "airflow_dag.py.txt",
+    "README.md",
+    "crontab",
+    "dynchoice.service",
+    "dynchoice.timer",
+    "airflow_dag.py.txt",
     "Containerfile",
-)  # fmt: skip
+)
 
 
 def write_recipes(folder: Path) -> list[Path]:

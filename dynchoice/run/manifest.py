@@ -15,9 +15,20 @@ from typing import Any
 
 SCHEMA = 2
 PACKAGES = (
-    "numpy", "scipy", "numba", "pandas", "pyarrow", "ibis-framework", "duckdb", "formulaic",
-    "statsmodels", "matplotlib", "jinja2", "markupsafe", "joblib",
-)  # fmt: skip
+    "numpy",
+    "scipy",
+    "numba",
+    "pandas",
+    "pyarrow",
+    "ibis-framework",
+    "duckdb",
+    "formulaic",
+    "statsmodels",
+    "matplotlib",
+    "jinja2",
+    "markupsafe",
+    "joblib",
+)
 
 
 def digest(path: Path) -> str:

@@ -65,42 +65,69 @@ def number(key: str, title: str) -> Column:
 
 
 TAKE_UP = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"), Column("choice", "Choice"),
-    share("share", "Share"), share("lower", "Lower"), share("upper", "Upper"),
-    Column("change", "Against baseline, points", points, True), Column("badge", "Rests on"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    Column("choice", "Choice"),
+    share("share", "Share"),
+    share("lower", "Lower"),
+    share("upper", "Upper"),
+    Column("change", "Against baseline, points", points, True),
+    Column("badge", "Rests on"),
+)
 OUTCOMES = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"), Column("measure", "Measure"),
-    number("value", "Value"), number("lower", "Lower"), number("upper", "Upper"),
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    Column("measure", "Measure"),
+    number("value", "Value"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
     Column("badge", "Rests on"),
-)  # fmt: skip
+)
 WELFARE = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"),
-    number("change", "Utils a member"), number("lower", "Lower"), number("upper", "Upper"),
-    number("money", "In money"), number("money_lower", "Lower"), number("money_upper", "Upper"),
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    number("change", "Utils a member"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
+    number("money", "In money"),
+    number("money_lower", "Lower"),
+    number("money_upper", "Upper"),
     Column("badge", "Rests on"),
-)  # fmt: skip
+)
 GUARD = (
-    Column("guard", "Guard rail"), Column("status", "Status"), number("value", "Found"),
-    number("limit", "Limit"), Column("text", "What was found"),
-)  # fmt: skip
+    Column("guard", "Guard rail"),
+    Column("status", "Status"),
+    number("value", "Found"),
+    number("limit", "Limit"),
+    Column("text", "What was found"),
+)
 BADGES = (
-    Column("scenario", "Scenario"), Column("segment", "Segment"), Column("badge", "Rests on"),
+    Column("scenario", "Scenario"),
+    Column("segment", "Segment"),
+    Column("badge", "Rests on"),
     Column("reasons", "Why"),
-)  # fmt: skip
+)
 ESTIMATES = (
-    Column("segment", "Segment"), Column("parameter", "Parameter"), number("estimate", "Estimate"),
-    number("std_error", "Std. error"), number("tstat", "t"), number("pvalue", "p"),
-    number("lower", "Lower"), number("upper", "Upper"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("parameter", "Parameter"),
+    number("estimate", "Estimate"),
+    number("std_error", "Std. error"),
+    number("tstat", "t"),
+    number("pvalue", "p"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
+)
 DIAGNOSTICS = (
-    Column("segment", "Segment"), Column("diagnostic", "Diagnostic"), number("value", "Value"),
+    Column("segment", "Segment"),
+    Column("diagnostic", "Diagnostic"),
+    number("value", "Value"),
     Column("note", "Note"),
-)  # fmt: skip
+)
 INPUTS = (
-    Column("name", "File"), Column("bytes", "Bytes", lambda v: f"{v:,}", True),
+    Column("name", "File"),
+    Column("bytes", "Bytes", lambda v: f"{v:,}", True),
     Column("sha256", "sha256"),
-)  # fmt: skip
+)
 
 
 def page(template: str, context: Mapping[str, Any]) -> str:
@@ -298,20 +325,29 @@ def unknown(diagnostics: pd.DataFrame) -> list[str]:
 
 
 SUMMARY = (
-    Column("method", "Method"), Column("horizon", "Periods ahead", str, True),
-    number("error", "Error, points"), number("largest", "Largest"),
-    share("coverage", "In band"), share("coverage_wide", "With chance"),
-    number("score", "Log score"), number("model_gains", "Model gains"),
+    Column("method", "Method"),
+    Column("horizon", "Periods ahead", str, True),
+    number("error", "Error, points"),
+    number("largest", "Largest"),
+    share("coverage", "In band"),
+    share("coverage_wide", "With chance"),
+    number("score", "Log score"),
+    number("model_gains", "Model gains"),
     number("std_error", "Std. error"),
-)  # fmt: skip
+)
 BY_SEGMENT = (
-    Column("segment", "Segment"), Column("method", "Method"),
-    Column("horizon", "Periods ahead", str, True), number("error", "Error, points"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("method", "Method"),
+    Column("horizon", "Periods ahead", str, True),
+    number("error", "Error, points"),
+)
 CALIBRATION = (
-    share("from", "From"), share("to", "To"), number("n", "Choices"), share("said", "Said"),
+    share("from", "From"),
+    share("to", "To"),
+    number("n", "Choices"),
+    share("said", "Said"),
     share("happened", "Happened"),
-)  # fmt: skip
+)
 
 
 def write_backtest(
@@ -328,12 +364,18 @@ def write_backtest(
         "seen": float(tables["errors"]["seen"].mean()),
         "short": backtest_in_short(summary),
         "figures": [
-            shown("Error of take-up by periods ahead",
-                  figures.backtest_figure("errors", summary, "errors")),
-            shown("Forecast against observed shares",
-                  figures.backtest_figure("shares", tables["errors"], "shares")),
-            shown("Probabilities said, and how often it happened",
-                  figures.backtest_figure("calibration", tables["calibration"], "calibration")),
+            shown(
+                "Error of take-up by periods ahead",
+                figures.backtest_figure("errors", summary, "errors"),
+            ),
+            shown(
+                "Forecast against observed shares",
+                figures.backtest_figure("shares", tables["errors"], "shares"),
+            ),
+            shown(
+                "Probabilities said, and how often it happened",
+                figures.backtest_figure("calibration", tables["calibration"], "calibration"),
+            ),
         ],
         "summary": rows_of(summary, SUMMARY),
         "summary_columns": SUMMARY,
@@ -344,7 +386,7 @@ def write_backtest(
         "digest": record["digest"],
         "config": json.dumps(record["config"], indent=2, ensure_ascii=False),
         "versions": "\n".join(f"{k} {v}" for k, v in record["versions"].items()),
-    }  # fmt: skip
+    }
     path.write_text(page("backtest.html", context), encoding="utf-8")
 
 

@@ -144,9 +144,12 @@ class Keys:
         choices = own["model"] and own["model"]["choices"]
         tables = own["tables"] if own["membership"] else {}  # the programme, the offers
         return {
-            "data": plain, "axes": levels, "choices": choices, "membership": own["membership"],
+            "data": plain,
+            "axes": levels,
+            "choices": choices,
+            "membership": own["membership"],
             "tables": tables,
-        }  # fmt: skip
+        }
 
     def count(self) -> str | None:
         """Return the key of the counts of files, None for a database: it is counted each time.

@@ -90,6 +90,7 @@ class Job:
         build.check_places(self.run, segments, count.facts["regions"])
         total = steps_of(segments)
         self.estimate(segments, total)
+        self.run.reader.forget()
         self.refuse_failures(segments)
         for segment in segments:
             self.diagnose(segment)
@@ -256,7 +257,6 @@ class Job:
 
         run_all({m: self.task(m) for m in missing}, self.options.jobs, keep)
         self.models.clear()  # large ones should not stand beside a forecast
-        self.run.reader.forget()
         if failed and not collect:
             segment, attempt = next(iter(failed.items()))
             kind = getattr(errors, attempt.error, None)

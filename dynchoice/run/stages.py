@@ -54,8 +54,11 @@ def canonical(value: Any) -> str:
 def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
     """Return the digest of a stage's inputs, of the code and of the versions."""
     whole = {
-        "stage": stage, "inputs": inputs, "code": code_digest(), "versions": manifest.versions(),
-    }  # fmt: skip
+        "stage": stage,
+        "inputs": inputs,
+        "code": code_digest(),
+        "versions": manifest.versions(),
+    }
     return hashlib.sha256(canonical(whole).encode()).hexdigest()[:LENGTH]
 
 

@@ -41,9 +41,9 @@ def panel(run: Inputs, **options: Any) -> Panel:
         Rows that are refused; a source that cannot be read or was lost.
     """
     with opened(run) as data:
-        found = read(run, data, **options)
-        found.counts  # noqa: B018  counted while the source is open
-        return found
+        counted = read(run, data, **options)
+        counted.counts  # noqa: B018  counted while the source is open
+        return counted
 
 
 def read(run: Inputs, data: Rows, **options: Any) -> Panel:
@@ -53,7 +53,7 @@ def read(run: Inputs, data: Rows, **options: Any) -> Panel:
     common = {k: getattr(said, k) for k in PANEL if k != "choice"} | options
     if run.spec.axes is not None:
         columns = {n: a.column for n, a in run.spec.axes.items() if a.column}
-        found = Panel(
+        panel_of_rows = Panel(
             data,
             choice=said.choice,
             states=run.states,
@@ -62,18 +62,18 @@ def read(run: Inputs, data: Rows, **options: Any) -> Panel:
             **common,
         )
     else:
-        own = {k: getattr(said, k) for k in HISTORY}
+        history = {k: getattr(said, k) for k in HISTORY}
         if said.offers is not None:
-            own["offers"] = read_csv(run, said.offers, "data.offers").copy()
+            history["offers"] = read_csv(run, said.offers, "data.offers").copy()
         # what is empty is not said: a programme then has columns of its own names
-        own |= {k: own[k] or None for k in ("engagement", "columns")}
-        found = run.membership.panel(data, plan=said.choice, **own, **common)
-    labels = found.segments
+        history |= {k: history[k] or None for k in ("engagement", "columns")}
+        panel_of_rows = run.membership.panel(data, plan=said.choice, **history, **common)
+    labels = panel_of_rows.segments
     if "" in labels:
         raise DataError(f"column {said.segment!r} has rows with an empty name of a segment")
     if len(labels) > 1 and ALL in labels:
         raise DataError(f"a segment may not be called {ALL!r}: it stands for all together")
-    return found
+    return panel_of_rows
 
 
 def any_segment(run: Inputs) -> str:
@@ -366,8 +366,8 @@ def check_model(run: Inputs) -> DDC:
 
     if run.spec.data.offers is not None:
         read_csv(run, run.spec.data.offers, "data.offers")
-    found = model(run, any_segment(run))
-    if not found.names:
+    whole = model(run, any_segment(run))
+    if not whole.names:
         raise ConfigError(
             f"{run.source}: utility.formula: no term, so there is nothing to estimate"
         )
@@ -375,7 +375,7 @@ def check_model(run: Inputs) -> DDC:
         listed = list_scenarios(scenarios(run)[0], run.spec.forecast.periods)
         # only these look at laws' probabilities, which are not estimated yet
         needs_laws = any(s.of_programme or s.lift for s in listed)
-        trial = with_any_laws(found) if needs_laws else found
+        trial = with_any_laws(whole) if needs_laws else whole
         for change in listed:
             change.theta(trial, np.zeros(len(trial.names)))
             change.state_map(trial)
@@ -385,7 +385,7 @@ def check_model(run: Inputs) -> DDC:
                 change.changed(trial)
     except SpecificationError as error:
         raise ConfigError(f"{run.source}: {error}") from error
-    return found
+    return whole
 
 
 def with_any_laws(model: DDC) -> DDC:

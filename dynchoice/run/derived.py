@@ -47,9 +47,11 @@ def with_keys_of(
     added = {k: v for k, v in declared(source).items() if k not in leave}
 
     def decorate(section: type[Table]) -> type[Table]:
-        own = {k: (f.annotation, f) for k, f in section.model_fields.items()}
-        before = [k for k in own if k not in added] if first is None else first
-        keys = {k: own.get(k) or in_toml(*added[k]) for k in [*before, *added, *own]}
+        declared_here = {k: (f.annotation, f) for k, f in section.model_fields.items()}
+        before = [k for k in declared_here if k not in added] if first is None else first
+        keys = {
+            k: declared_here.get(k) or in_toml(*added[k]) for k in [*before, *added, *declared_here]
+        }
         return create_model(  # type: ignore[call-overload]
             section.__name__,
             __base__=section.__base__,

@@ -60,10 +60,10 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        hears, told = socket.socketpair()
-        told.setblocking(False)
+        hears, sends = socket.socketpair()
+        sends.setblocking(False)
         before = {n: signal.signal(n, self) for n in STOPPING}
-        wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(sends.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._insist, args=(hears,), daemon=True).start()
         try:
             yield
@@ -72,7 +72,7 @@ class Stop:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            told.close()
+            sends.close()
 
     def _insist(self, hears: socket.socket) -> None:
         """End the process if the main thread has not left soon after a signal."""

@@ -186,8 +186,8 @@ def current_run(out: Path) -> Published | None:
 
 def runs(out: Path, kind: str = RUN) -> list[Published]:
     """Return the runs (or backtests) of a folder, oldest first."""
-    found = [opened(p) for p in sorted(out.glob(f"{kind}-*")) if p.is_dir()]
-    return sorted((r for r in found if r is not None), key=started)
+    opened_runs = [opened(p) for p in sorted(out.glob(f"{kind}-*")) if p.is_dir()]
+    return sorted((r for r in opened_runs if r is not None), key=started)
 
 
 def started(run: Published) -> tuple[str, str]:
@@ -202,8 +202,8 @@ def same_run(out: Path, digest: str, status: str, before: Published | None) -> P
     """
     previous = None if before is None else before.folder.name
     for run in reversed(runs(out)):
-        told = run.digest == digest and run.status == status
-        if told and run.manifest.get("previous") == previous and run.whole():
+        alike = run.digest == digest and run.status == status
+        if alike and run.manifest.get("previous") == previous and run.whole():
             return run
     return None
 

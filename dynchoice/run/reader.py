@@ -23,10 +23,10 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": 
 def stamp(path: Path) -> Stamp:
     """Return by what a file that has changed is told: size, time of change, number on the disk."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class Reader:

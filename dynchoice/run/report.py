@@ -44,7 +44,7 @@ def points(value: Any) -> str:
     return "" if missing(value) else f"{100 * value:+.1f}"
 
 
-def four(value: Any) -> str:
+def four_digits(value: Any) -> str:
     """Return a number with four digits."""
     return "" if missing(value) else f"{value:.4g}"
 
@@ -61,7 +61,7 @@ def share(key: str, title: str) -> Column:
 
 def number(key: str, title: str) -> Column:
     """Return a column of numbers."""
-    return Column(key, title, four, True)
+    return Column(key, title, four_digits, True)
 
 
 TAKE_UP = (
@@ -130,7 +130,7 @@ INPUTS = (
 )
 
 
-def page(template: str, context: Mapping[str, Any]) -> str:
+def render_page(template: str, context: Mapping[str, Any]) -> str:
     """Return a page of the package's templates; everything is escaped but pictures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -148,8 +148,8 @@ def page(template: str, context: Mapping[str, Any]) -> str:
 
 def rows_of(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Return a table's rows as mappings, NaN as None."""
-    found = table.reindex(columns=[c.key for c in columns]).astype(object)
-    plain = found.where(found.notna(), None).to_dict("records")
+    cells = table.reindex(columns=[c.key for c in columns]).astype(object)
+    plain = cells.where(cells.notna(), None).to_dict("records")
     for row in plain:
         for c in columns:
             if not c.number and row[c.key] is None:
@@ -157,7 +157,7 @@ def rows_of(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, An
     return [{str(k): v for k, v in row.items()} for row in plain]
 
 
-def shown(title: str, svg: str) -> dict[str, Any]:
+def as_picture(title: str, svg: str) -> dict[str, Any]:
     """Return a picture for a page."""
     from markupsafe import Markup
 
@@ -197,7 +197,7 @@ def write_report(
         "verdict": verdict(record, tables.get("guard")),
         "short": in_short(last, record),
         "take_up_figures": [
-            shown(m, figures.take_up(take_up, m, choices, f"take-up-{i}"))
+            as_picture(m, figures.take_up(take_up, m, choices, f"take-up-{i}"))
             for i, m in enumerate(ordered[:MOST_FIGURES])
         ],
         "take_up_rows": rows_of(last, TAKE_UP),
@@ -206,15 +206,15 @@ def write_report(
         "guard": rows_of(tables["guard"], GUARD) if "guard" in tables else [],
         "notes": record["notes"],
         "badges": rows_of(tables["badges"], BADGES) if "badges" in tables else [],
-        "unknown": unknown(tables["diagnostics"]),
+        "unknown": list_unknown(tables["diagnostics"]),
         "cov_types": ", ".join(dict.fromkeys(f["cov_type"] for f in record["fits"].values())),
         "estimate_figures": [
-            shown(m, figures.estimates(tables["estimates"], m, f"estimates-{i}"))
+            as_picture(m, figures.estimates(tables["estimates"], m, f"estimates-{i}"))
             for i, m in enumerate(fits[:MOST_FIGURES])
         ],
         "estimates": rows_of(tables["estimates"], ESTIMATES),
         "fit_figures": [
-            shown(m, figures.fitted(tables["fit"], m, choices_of(tables["fit"]), f"fit-{i}"))
+            as_picture(m, figures.fitted(tables["fit"], m, choices_of(tables["fit"]), f"fit-{i}"))
             for i, m in enumerate(fits[:MOST_FIGURES])
         ],
         "diagnostics": rows_of(tables["diagnostics"], DIAGNOSTICS),
@@ -234,7 +234,7 @@ def write_report(
         "diagnostic_columns": DIAGNOSTICS,
         "input_columns": INPUTS,
     }
-    path.write_text(page("report.html", context), encoding="utf-8")
+    path.write_text(render_page("report.html", context), encoding="utf-8")
 
 
 def choices_of(table: pd.DataFrame) -> list[str]:
@@ -306,17 +306,17 @@ def in_words(badge: str) -> str:
     return "is identified by the data" if badge == "identified" else badge
 
 
-def unknown(diagnostics: pd.DataFrame) -> list[str]:
+def list_unknown(diagnostics: pd.DataFrame) -> list[str]:
     """Return in words what stays open by segment."""
     out = []
-    for segment, own in diagnostics.groupby("segment", sort=False):
-        found = own.set_index("diagnostic")
+    for segment, rows in diagnostics.groupby("segment", sort=False):
+        values = rows.set_index("diagnostic")
         for kind in ("flat", "weak"):
-            row = found.loc[f"{kind} directions"]
+            row = values.loc[f"{kind} directions"]
             if row["value"] > 0:
                 out.append(f"{segment}: the data leave {kind}: {row['note']}.")
-        hardest = found.loc["hardest direction", "note"]
-        thin, empty = (int(found.loc[f"{k} cells", "value"]) for k in ("thin", "empty"))
+        hardest = values.loc["hardest direction", "note"]
+        thin, empty = (int(values.loc[f"{k} cells", "value"]) for k in ("thin", "empty"))
         out.append(
             f"{segment}: hardest to tell apart: {hardest}. {empty:,} choices were never taken in"
             f" states that were seen, {thin:,} fewer than five times."
@@ -364,15 +364,15 @@ def write_backtest(
         "seen": float(tables["errors"]["seen"].mean()),
         "short": backtest_in_short(summary),
         "figures": [
-            shown(
+            as_picture(
                 "Error of take-up by periods ahead",
                 figures.backtest_figure("errors", summary, "errors"),
             ),
-            shown(
+            as_picture(
                 "Forecast against observed shares",
                 figures.backtest_figure("shares", tables["errors"], "shares"),
             ),
-            shown(
+            as_picture(
                 "Probabilities said, and how often it happened",
                 figures.backtest_figure("calibration", tables["calibration"], "calibration"),
             ),
@@ -387,17 +387,17 @@ def write_backtest(
         "config": json.dumps(record["config"], indent=2, ensure_ascii=False),
         "versions": "\n".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
-    path.write_text(page("backtest.html", context), encoding="utf-8")
+    path.write_text(render_page("backtest.html", context), encoding="utf-8")
 
 
 def backtest_in_short(summary: pd.DataFrame) -> list[str]:
     """Return one sentence a method: its error beside the model's, and the gain in log score."""
     far = summary["horizon"].max()
     last = summary[summary["horizon"] == far].set_index("method")
-    own = last.loc["model"]
+    model = last.loc["model"]
     out = [
-        f"{far} periods ahead the model's shares are off by {own['error']:.2f} points on average;"
-        f" {own['coverage']:.0%} of what happened lies in its bands, {own['coverage_wide']:.0%}"
+        f"{far} periods ahead the model's shares are off by {model['error']:.2f} points on average;"
+        f" {model['coverage']:.0%} of what happened lies in its bands, {model['coverage_wide']:.0%}"
         " where the chance of so many members is added."
     ]
     for method, row in last.drop(index="model").iterrows():

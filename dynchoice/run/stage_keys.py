@@ -82,14 +82,14 @@ class Keys:
         """The parts of the run file that describe the model, with its tables' digests."""
         spec = self.run.spec
         plain = spec.model_dump(mode="json", by_alias=True)
-        own = {k: plain[k] for k in ("membership", "axes", "model", "utility")}
-        own["tables"] = {}
+        parts = {k: plain[k] for k in ("membership", "axes", "model", "utility")}
+        parts["tables"] = {}
         attributes = spec.utility.attributes if spec.utility else None
         for path in self.run.tables:
             name = str(path.relative_to(self.run.folder) if self._inside(path) else path)
             if path.is_file() and path != (attributes and self.run.path(attributes)):
-                own["tables"][name] = self.digest_of(path)
-        return own
+                parts["tables"][name] = self.digest_of(path)
+        return parts
 
     def _inside(self, path: Path) -> bool:
         return path.is_relative_to(self.run.folder)
@@ -118,8 +118,8 @@ class Keys:
         """Return the digest of a segment's rows of the attributes."""
         header, rows = self.attribute_rows
         if "segment" in header and "segment" not in self.run.states.axes:
-            at = header.index("segment")
-            rows = [r for r in rows if len(r) <= at or r[at] == str(segment)]
+            column = header.index("segment")
+            rows = [r for r in rows if len(r) <= column or r[column] == str(segment)]
         return hashlib.sha256(repr((header, rows)).encode()).hexdigest()
 
     def check(self) -> str:
@@ -136,18 +136,18 @@ class Keys:
     def meaning(self) -> dict[str, Any]:
         """What the rows mean: what counts rest on beside the rows."""
         plain = self.run.spec.data.model_dump(mode="json", exclude=set(PLACES))
-        own = self.described
-        axes = own["axes"]
+        parts = self.described
+        axes = parts["axes"]
         levels = axes and {
             k: {w: a[w] for w in ("levels", "range", "column")} for k, a in axes.items()
         }
-        choices = own["model"] and own["model"]["choices"]
-        tables = own["tables"] if own["membership"] else {}  # the programme, the offers
+        choices = parts["model"] and parts["model"]["choices"]
+        tables = parts["tables"] if parts["membership"] else {}  # the programme, the offers
         return {
             "data": plain,
             "axes": levels,
             "choices": choices,
-            "membership": own["membership"],
+            "membership": parts["membership"],
             "tables": tables,
         }
 
@@ -170,8 +170,8 @@ class Keys:
 
         ``since`` stands for what members of earlier months did.
         """
-        own = {k: v for k, v in facts.items() if k != "warnings"}
-        return key_of("count", {**self.meaning, "facts": own, "since": since})
+        kept = {k: v for k, v in facts.items() if k != "warnings"}
+        return key_of("count", {**self.meaning, "facts": kept, "since": since})
 
     def estimate(self, segment: str) -> str:
         """Return the key of one segment's fit."""
@@ -193,23 +193,23 @@ class Keys:
     def coming(self) -> tuple[list[Any], list[str]]:
         """Scenarios of the forecast from the month after the data, and what is past."""
         facts = self.facts
-        found = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
+        listed = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
         periods = self.run.spec.forecast.periods
-        late = [s for s in found[0] if s.starts > periods and s.ramp is None]
-        kept = [s for s in found[0] if s not in late]
+        late = [s for s in listed[0] if s.starts > periods and s.ramp is None]
+        kept = [s for s in listed[0] if s not in late]
         told = [
             f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods}):"
             " left out until it comes nearer"
             for s in late
         ]
-        return kept, [*found[1], *told]
+        return kept, [*listed[1], *told]
 
     def forecast(self, segments: list[str], name: str) -> str:
         """Return the key of one scenario's forecast."""
         every = self.run.spec.scenario
         # a roll-out by region has everything computed region by region: other last bits
-        own = [s for s in every if s.name == name or self.regional]
-        plain = [name, *[s.model_dump(mode="json") for s in own]]
+        sections = [s for s in every if s.name == name or self.regional]
+        plain = [name, *[s.model_dump(mode="json") for s in sections]]
         return key_of(
             "forecast",
             {

@@ -433,5 +433,5 @@ def what_was_learnt(segment: str, fit: Results, counts: Counts) -> str:
                 " name a coarser column as data.region"
             )
             counts = replace(counts, regions=None)
-    found = fit.identification(counts) if fit.model.horizon is None else fit.identification()
-    return f"Segment: {segment}\n\n{fit.summary}\n\n{found}{left_out}\n\n{fit.support()}"
+    identified = fit.identification(counts) if fit.model.horizon is None else fit.identification()
+    return f"Segment: {segment}\n\n{fit.summary}\n\n{identified}{left_out}\n\n{fit.support()}"

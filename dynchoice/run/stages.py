@@ -72,8 +72,8 @@ class Stage:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the stage said of itself when it was done."""
-        found: Mapping[str, Any] = self.record["facts"]
-        return found
+        facts: Mapping[str, Any] = self.record["facts"]
+        return facts
 
     @property
     def seconds(self) -> float:
@@ -124,9 +124,9 @@ class Stages:
         if not whole:
             logger.warning("%s is damaged: its work is done again", folder)
             return None
-        found = Stage(folder, record)
-        self.done[f"{stage}/{name}"] = found
-        return found
+        done = Stage(folder, record)
+        self.done[f"{stage}/{name}"] = done
+        return done
 
     def finish(
         self,
@@ -179,9 +179,9 @@ class Stages:
             shutil.rmtree(work, ignore_errors=True)  # gone already where the rename came through
         self._again.add(key)
         self.fresh.append(f"{stage}/{name}")
-        found = Stage(target, json.loads((target / RECORD).read_text(encoding="utf-8")))
-        self.done[f"{stage}/{name}"] = found
-        return found
+        done = Stage(target, json.loads((target / RECORD).read_text(encoding="utf-8")))
+        self.done[f"{stage}/{name}"] = done
+        return done
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written."""

@@ -67,12 +67,12 @@ def warm_up(progress: Progress | None = None) -> dict[str, int]:
 
 def ready(module: object) -> list[str]:
     """Return the names of a module's kernels that are compiled in this process."""
-    found = []
+    names = []
     for name, kernel in vars(module).items():
-        own = getattr(kernel, "__module__", "") == getattr(module, "__name__", None)
-        if own and getattr(kernel, "signatures", None):
-            found.append(name)
-    return found
+        compiled_here = getattr(kernel, "__module__", "") == getattr(module, "__name__", None)
+        if compiled_here and getattr(kernel, "signatures", None):
+            names.append(name)
+    return names
 
 
 def _estimates() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.typing import FloatArray, IntArray, Level
 
-Period: TypeAlias = Annotated[int, "period"]
+Period: TypeAlias = int
 """A period of the forecast, 1 the first: in a run file it may be a date (run/derived.py)."""
 MAPPINGS = (
     "params",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dynchoice import checks
 from dynchoice.counterfactuals.scenario import Scenario
-from dynchoice.errors import ConfigError, DataError, DynChoiceError, SpecificationError, suggest
+from dynchoice.errors import ConfigError, DataError, SpecificationError, suggest
 from dynchoice.membership.file import PARTS
 from dynchoice.membership.file import build as build_part
 from dynchoice.model.ddc import DDC
@@ -404,35 +404,3 @@ def with_any_laws(model: DDC) -> DDC:
     )
     whole = Factored(laws.states, laws.choices, laws.laws, bound)
     return model.with_parts(transitions=whole)
-
-
-def check_places(run: Inputs, segments: Iterable[str], regions: Iterable[str]) -> None:
-    """Raise for scenarios that name segments or regions which the rows do not have.
-
-    Raises
-    ------
-    ConfigError
-        The first name, with the nearest one.
-    """
-    places = {"ramp": ("region", list(regions)), "mix": ("segment", list(segments))}
-    for i, section in enumerate(run.spec.scenario):
-        for key, (place, labels) in places.items():
-            what = f"{run.source}: scenario[{i}].{key}: {place}"
-            checks.known(getattr(section, key), labels, what, error=ConfigError)
-
-
-def choose_segments(
-    labels: Sequence[str], wanted: Iterable[Level] | None, key: str, error: type[DynChoiceError]
-) -> list[str]:
-    """Return the segments that are wanted, all where none is named, in the order of the rows'.
-
-    Raises
-    ------
-    DynChoiceError
-        Of the class ``error``: the rows have no segment of a name.
-    """
-    if wanted is None:
-        return list(labels)
-    names = list(map(str, wanted))
-    checks.known(names, labels, f"{key}: segment", error=error)
-    return [m for m in labels if m in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynchoice.errors import DataError
 from dynchoice.panel import query
 from dynchoice.run import build, publish, source
-from dynchoice.run.inputs import Inputs
+from dynchoice.run.inputs import Inputs, check_places, choose_segments
 from dynchoice.run.job import check_start
 from dynchoice.run.source import Rows
 from dynchoice.typing import Progress
@@ -55,8 +55,8 @@ def check_run(run: Inputs, *, warm: bool = False, progress: Progress | None = No
         last, kind = panel.span[1], panel.kind
     if whole:
         wanted = run.spec.data.segments
-        segments = build.choose_segments(segments, wanted, "data.segments", DataError)
-        build.check_places(run, segments, regions)
+        segments = choose_segments(segments, wanted, "data.segments", DataError)
+        check_places(run, segments, regions)
     built = {build.label_of_model(run, build.any_segment(run))}
     for segment in segments:
         label = build.label_of_model(run, segment)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from dynchoice.errors import ConfigError, suggest
 from dynchoice.names import BASELINE
-from dynchoice.run import build
 from dynchoice.run.inputs import Inputs
 from dynchoice.run.schema import HISTORY, RunFile
 from dynchoice.typing import Level
@@ -313,16 +312,25 @@ def section_in(annotation: object) -> object:
 
 
 class Run(Inputs):
-    """A checked run file and what it builds: panel, model by segment, scenarios."""
+    """A checked run file and what it builds: panel, model by segment, scenarios.
+
+    What builds it is imported when it is asked for: a run with nothing to do needs none of it.
+    """
 
     def panel(self, **options: Any) -> Panel:
         """Read, check and count the panel; options such as ``progress`` are :class:`Panel`'s."""
+        from dynchoice.run import build
+
         return build.panel(self, **options)
 
     def model(self, segment: Level) -> DDC:
         """Build the model of one segment: see :func:`dynchoice.run.build.model`."""
+        from dynchoice.run import build
+
         return build.model(self, segment)
 
     def scenarios(self, first: int | None = None, kind: str = "month") -> list[Scenario]:
         """Return the scenarios that are not past: see :func:`dynchoice.run.build.scenarios`."""
+        from dynchoice.run import build
+
         return build.scenarios(self, first, kind)[0]

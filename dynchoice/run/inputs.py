@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dynchoice.errors import ConfigError, SpecificationError
-from dynchoice.membership.membership import Membership
+from dynchoice import checks
+from dynchoice.errors import ConfigError, DynChoiceError, SpecificationError
 from dynchoice.panel.states import StateSpace
-from dynchoice.run.programme import build_programme
 from dynchoice.run.reader import Reader
 from dynchoice.run.schema import RunFile
 from dynchoice.typing import Level
+
+if TYPE_CHECKING:
+    from dynchoice.membership.membership import Membership
 
 MOST_STATES = 50_000_000
 
@@ -70,6 +74,9 @@ class Inputs:
         ConfigError
             Whatever does not fit.
         """
+        # a run with nothing to do never asks for it
+        from dynchoice.run.programme import build_programme
+
         return build_programme(self.spec, self.folder, self.source)
 
     @cached_property
@@ -101,3 +108,35 @@ class Inputs:
         if self.spec.model is not None:
             return tuple(self.spec.model.choices)
         return self.membership.choices
+
+
+def check_places(run: Inputs, segments: Iterable[str], regions: Iterable[str]) -> None:
+    """Raise for scenarios that name segments or regions which the rows do not have.
+
+    Raises
+    ------
+    ConfigError
+        The first name, with the nearest one.
+    """
+    places = {"ramp": ("region", list(regions)), "mix": ("segment", list(segments))}
+    for i, section in enumerate(run.spec.scenario):
+        for key, (place, labels) in places.items():
+            what = f"{run.source}: scenario[{i}].{key}: {place}"
+            checks.known(getattr(section, key), labels, what, error=ConfigError)
+
+
+def choose_segments(
+    labels: Sequence[str], wanted: Iterable[Level] | None, key: str, error: type[DynChoiceError]
+) -> list[str]:
+    """Return the segments that are wanted, all where none is named, in the order of the rows'.
+
+    Raises
+    ------
+    DynChoiceError
+        Of the class ``error``: the rows have no segment of a name.
+    """
+    if wanted is None:
+        return list(labels)
+    names = list(map(str, wanted))
+    checks.known(names, labels, f"{key}: segment", error=error)
+    return [m for m in labels if m in names]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dynchoice.errors import CheckError
 from dynchoice.names import BASELINE
 from dynchoice.run import manifest, publish, source
-from dynchoice.run.guard import Finding, breaches, guard_rails, guard_table, unreadable
 from dynchoice.run.progress import Interrupted
 from dynchoice.run.publish import COMPLETE, HELD, PARTIAL, Outcome, Published
 from dynchoice.run.stage_work import Job, steps_of
-from dynchoice.run.tables import FORECAST, describe_tables, estimates_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dynchoice.run.guard import Finding
 
 logger = logging.getLogger("dynchoice.run")
 
@@ -72,6 +72,8 @@ class Release:
 
     def guarded(self, digest: str, before: Published | None) -> Published:
         """Write the run if no guard rail holds it; else write it for inspection and say so."""
+        from dynchoice.run.guard import breaches, guard_rails, unreadable
+
         past = [r for r in publish.runs(self.run.out) if r.status == COMPLETE]
         tables = self.tables()
         params = {m: list(self.stages.done[f"estimate/{m}"].facts["params"]) for m in self.segments}
@@ -113,6 +115,8 @@ class Release:
         """Return all tables of the run but the guard's, from what the stages wrote."""
         import pandas as pd
 
+        from dynchoice.run.tables import FORECAST, estimates_table
+
         done = self.stages.done
         out = {"estimates": estimates_table(self.job.fits)}
         for name in FORECAST:
@@ -135,6 +139,8 @@ class Release:
         tables: dict[str, pd.DataFrame] | None = None,
     ) -> Published:
         """Write a run's folder."""
+        from dynchoice.run.guard import guard_table
+
         whole = dict(tables or self.tables())
         if findings:
             whole["guard"] = guard_table(findings)
@@ -214,6 +220,8 @@ def write_outputs(
     job: Job, folder: Path, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write a run's files into a folder and return its manifest."""
+    from dynchoice.run.tables import describe_tables, write_table
+
     output, done = job.run.spec.output, job.stages.done
     for name, table in tables.items():
         write_table(table, folder, name, output.csv)

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from dynchoice.counterfactuals.scenario import Scenario
-from dynchoice.membership.history import BROKEN, ENTRIES, read_panel
-from dynchoice.panel.panel import Panel
 from dynchoice.run.derived import Label as Label
 from dynchoice.run.derived import Name as Name
 from dynchoice.run.derived import declared, with_keys_of
@@ -45,17 +42,22 @@ class Derived(Section):
             """Return the value of a key."""
 
 
+SCENARIO = ("counterfactuals/scenario.py", "Scenario")
+PANEL_OPTIONS = ("panel/panel.py", "Panel")
+HISTORY_OPTIONS = ("membership/history.py", "read_panel")
+
 PLACE = ("path", "duckdb", "connection", "table", "schema_")
 NOT_SAID = ("states", "choices", "columns", "buckets", "member_limit", "progress")
 """Options of a panel that a run file says elsewhere, or leaves as they are."""
-PANEL = tuple(k for k in declared(Panel) if k not in NOT_SAID)
+PANEL = tuple(k for k in declared(*PANEL_OPTIONS) if k not in NOT_SAID)
 """Keys of ``[data]`` that are options of :class:`dynchoice.Panel`."""
-HISTORY = tuple(k for k in declared(read_panel) if k not in (*PANEL, "plan"))
+HISTORY = tuple(k for k in declared(*HISTORY_OPTIONS) if k not in (*PANEL, "plan"))
 """Keys of ``[data]`` that only a membership's plan history has."""
+FIRST_OF_DATA = (*PLACE, *PANEL, "segments", "contract")
 
 
-@with_keys_of(read_panel, first=(*PLACE, *PANEL, "segments", "contract"), leave=(*PANEL, "plan"))
-@with_keys_of(Panel, first=PLACE, leave=NOT_SAID)
+@with_keys_of(*HISTORY_OPTIONS, first=FIRST_OF_DATA, leave=(*PANEL, "plan"))
+@with_keys_of(*PANEL_OPTIONS, first=PLACE, leave=NOT_SAID)
 class Data(Derived):
     """Where the panel is and which columns are what."""
 
@@ -71,9 +73,9 @@ class Data(Derived):
     # of a membership's plan history
     contract: Column | None = None
     offers: Name | None = None
-    entry: Literal[ENTRIES] = "new"  # type: ignore[valid-type]
+    entry: Literal["new", "outside", "unknown"] = "new"
     none: Label = "none"
-    broken: Literal[BROKEN] = "raise"  # type: ignore[valid-type]
+    broken: Literal["raise", "drop"] = "raise"
 
 
 class Axis(Section):
@@ -157,7 +159,7 @@ class Factor(Section):
     plus: FiniteFloat = 0.0
 
 
-@with_keys_of(Scenario, first=("name", *DATES, "offer", "params", "scale", "prices"))
+@with_keys_of(*SCENARIO, first=("name", *DATES, "offer", "params", "scale", "prices"))
 class ScenarioPart(Derived):
     """One scenario: the keys of :class:`dynchoice.Scenario`, and what stands for functions there.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dynchoice.errors import ConfigError, DataError, first_few
 from dynchoice.names import BASELINE
-from dynchoice.run import build, source
+from dynchoice.run import source
 from dynchoice.run.inputs import Inputs
 from dynchoice.run.reader import Stamp, stamp
 from dynchoice.run.stages import key_of
@@ -192,6 +192,8 @@ class Keys:
     @cached_property
     def coming(self) -> tuple[list[Any], list[str]]:
         """Scenarios of the forecast from the month after the data, and what is past."""
+        from dynchoice.run import build
+
         facts = self.facts
         listed = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
         periods = self.run.spec.forecast.periods

@@ -30,8 +30,8 @@ from dynchoice.errors import (
     first_few,
 )
 from dynchoice.names import BASELINE
-from dynchoice.run import build, source
-from dynchoice.run.inputs import Inputs
+from dynchoice.run import source
+from dynchoice.run.inputs import Inputs, check_places, choose_segments
 from dynchoice.run.stage_keys import Keys
 from dynchoice.run.stages import Stage, Stages
 from dynchoice.typing import Level, Progress
@@ -87,7 +87,7 @@ class Job:
         self.tell(0, 4, "counting")
         count = self.count()
         segments = self.choose(count)
-        build.check_places(self.run, segments, count.facts["regions"])
+        check_places(self.run, segments, count.facts["regions"])
         total = steps_of(segments)
         self.estimate(segments, total)
         self.run.reader.forget()
@@ -125,6 +125,8 @@ class Job:
         stage = self.stages.find("check", "model", key)
         if stage is not None:
             return stage
+        from dynchoice.run import build
+
         began = time.perf_counter()
         with self.collect_warnings() as texts:
             model = build.check_model(run)
@@ -153,6 +155,7 @@ class Job:
         """Read the rows; of a database the key comes from what they say."""
         from dynchoice.panel.cohorts import followed
         from dynchoice.panel.saved import full_digest, save_counts
+        from dynchoice.run import build
         from dynchoice.run.guard import observed_since
 
         began, run = time.perf_counter(), self.run
@@ -215,11 +218,9 @@ class Job:
     def choose(self, count: Stage, by_hand: bool = True) -> list[str]:
         """Return the segments to run: of the run file, and of these the command line's."""
         labels = list(count.facts["segments"])
-        segments = build.choose_segments(
-            labels, self.run.spec.data.segments, "data.segments", DataError
-        )
+        segments = choose_segments(labels, self.run.spec.data.segments, "data.segments", DataError)
         if by_hand:
-            named = build.choose_segments(labels, self.options.segments, "--segments", ConfigError)
+            named = choose_segments(labels, self.options.segments, "--segments", ConfigError)
             segments = [m for m in segments if m in named]
         return segments
 
@@ -266,6 +267,8 @@ class Job:
 
     def task(self, segment: str) -> tuple[Any, ...]:
         """Return one fit as a task of :func:`dynchoice.estimate.segments.run_all`."""
+        from dynchoice.run import build
+
         said = self.run.spec.estimate
         keys = ("cov_type", "tol", "maxiter", "cluster", "draws", "seed")
         options = {key: getattr(said, key) for key in keys}

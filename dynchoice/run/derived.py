@@ -66,9 +66,7 @@ def with_keys_of(
         keys |= {k: (f.annotation, f) for k, f in section.model_fields.items()}
         fields: Any = {k: keys[k] for k in dict.fromkeys([*first, *keys]) if keys[k] is not None}
         options: Any = {"__module__": section.__module__, "__doc__": section.__doc__}
-        made: Any = create_model(
-            section.__name__, __base__=section.__base__, **options, **fields
-        )
+        made: Any = create_model(section.__name__, __base__=section.__base__, **options, **fields)
         return made
 
     return decorate

@@ -73,7 +73,7 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(path, lambda handle: handle.write(text.encode()))
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Return nested values with null for numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

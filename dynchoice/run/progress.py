@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 from dynchoice.typing import Progress
@@ -49,7 +50,7 @@ class Stop:
         self.stuck = stuck
         self.left = threading.Event()
 
-    def __call__(self, number: int, frame: Any) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         self.asked = True
         raise Interrupted(signal.Signals(number).name)

@@ -32,7 +32,7 @@ COMPLETE, HELD, PARTIAL = "complete", "held", "partial"
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder that cannot be, before any work.
+    """Check the output folder before any work.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def check_folder(out: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, or say who does.
+    """Hold the lock of an output folder.
 
     Raises
     ------

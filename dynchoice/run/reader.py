@@ -17,11 +17,11 @@ Stamp: TypeAlias = tuple[int, ...]
 Kept = TypeVar("Kept")
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
-"""Endings by which pandas knows a compression; of bytes it has to be told."""
+"""Endings by which pandas knows a compression of files; for bytes it needs the word."""
 
 
 def stamp(path: Path) -> Stamp:
-    """Return by what a file that has changed is told: size, time of change, number on the disk."""
+    """Return what changes with a file: its size, time of change, number on the disk."""
     try:
         status = path.stat()
     except OSError:

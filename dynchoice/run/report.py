@@ -19,6 +19,8 @@ from dynchoice.plots import report as figures
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.run.schema import RunFile
+
 MEASURES = ("penetration", "revenue", "profit", "surplus", "churn")
 MOST_FIGURES = 24
 """Segments that get pictures of their own; tables have them all."""
@@ -34,24 +36,24 @@ class Column:
     number: bool = False
 
 
-def percent(value: Any) -> str:
+def percent(value: float | None) -> str:
     """Return a share as a percentage."""
-    return "" if missing(value) else f"{100 * value:.1f} %"
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def points(value: Any) -> str:
+def points(value: float | None) -> str:
     """Return a difference of shares in points."""
-    return "" if missing(value) else f"{100 * value:+.1f}"
+    return "" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
 
 
-def four_digits(value: Any) -> str:
+def four_digits(value: float | None) -> str:
     """Return a number with four digits."""
-    return "" if missing(value) else f"{value:.4g}"
+    return "" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def missing(value: Any) -> bool:
+def missing(value: float | None) -> bool:
     """Return whether there is no number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or math.isnan(value)
 
 
 def share(key: str, title: str) -> Column:
@@ -351,7 +353,7 @@ CALIBRATION = (
 
 
 def write_backtest(
-    path: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any], spec: Any
+    path: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any], spec: RunFile
 ) -> None:
     """Write the page of a backtest."""
     summary = tables["summary"]

@@ -53,7 +53,7 @@ class Keys:
         return self.seen[path][1]
 
     def refuse_changes(self) -> None:
-        """Refuse to keep what may have been made of other inputs than the keys say.
+        """Raise where an input has changed: what was made of it may not be what the keys say.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class Keys:
     def _inside(self, path: Path) -> bool:
         return path.is_relative_to(self.run.folder)
 
-    def model_inputs(self, segment: Any) -> dict[str, Any]:
+    def model_inputs(self, segment: str) -> dict[str, Any]:
         """Return what the model of one segment rests on: of attributes, its own rows only."""
         utility = self.run.spec.utility
         if utility is None or utility.attributes is None:
@@ -114,12 +114,12 @@ class Keys:
             raise ConfigError(f"{self.run.source}: utility.attributes: {error}") from error
         return header, rows
 
-    def attribute_digest(self, segment: Any) -> str:
+    def attribute_digest(self, segment: str) -> str:
         """Return the digest of a segment's rows of the attributes."""
         header, rows = self.attribute_rows
         if "segment" in header and "segment" not in self.run.states.axes:
             column = header.index("segment")
-            rows = [r for r in rows if len(r) <= column or r[column] == str(segment)]
+            rows = [r for r in rows if len(r) <= column or r[column] == segment]
         return hashlib.sha256(repr((header, rows)).encode()).hexdigest()
 
     def check(self) -> str:
@@ -195,16 +195,16 @@ class Keys:
         from dynchoice.run import build
 
         facts = self.facts
-        listed = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
+        listed, past = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
         periods = self.run.spec.forecast.periods
-        late = [s for s in listed[0] if s.starts > periods and s.ramp is None]
-        kept = [s for s in listed[0] if s not in late]
-        told = [
+        late = [s for s in listed if s.starts > periods and s.ramp is None]
+        kept = [s for s in listed if s not in late]
+        too_late = [
             f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods}):"
             " left out until it comes nearer"
             for s in late
         ]
-        return kept, [*listed[1], *told]
+        return kept, [*past, *too_late]
 
     def forecast(self, segments: list[str], name: str) -> str:
         """Return the key of one scenario's forecast."""

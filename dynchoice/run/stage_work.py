@@ -106,7 +106,7 @@ class Job:
 
     @contextmanager
     def collect_warnings(self) -> Iterator[list[str]]:
-        """Collect the package's warnings of a stage: they are kept with it and told once."""
+        """Collect the package's warnings of a stage: they are kept with it and shown once."""
         texts: list[str] = []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DynChoiceWarning)
@@ -303,7 +303,7 @@ class Job:
         return {m: self.fit(m) for m in self.segments_run}
 
     def refuse_failures(self, segments: list[str]) -> None:
-        """Raise where a fit did not converge; it is kept and told again each time."""
+        """Raise where a fit did not converge; it is kept, so each later run says so again."""
         self.segments_run = segments
         facts = {m: self.stages.done[f"estimate/{m}"].facts for m in segments}
         failed = [f"{m} ({f['message']})" for m, f in facts.items() if not f["converged"]]

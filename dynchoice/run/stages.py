@@ -46,7 +46,7 @@ def code_digest() -> str:
     return h.hexdigest()
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """Return nested plain values as one text, whatever order their keys are in."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=True, default=str)
 

@@ -14,6 +14,8 @@ from dynchoice.panel.counts import Counts
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.counterfactuals.forecast import Forecast
+
 LABELS = {
     "scenario": "name of the scenario; 'baseline' is the forecast without changes",
     "segment": "segment of members; 'all' stands for all of them together",
@@ -136,7 +138,7 @@ def estimates_table(fits: Mapping[Any, Results]) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
-                    "segment": str(segment),
+                    "segment": segment,
                     "parameter": list(r.params.index),
                     "estimate": r.params.to_numpy(),
                     "std_error": r.std_errors.to_numpy(),
@@ -151,7 +153,7 @@ def estimates_table(fits: Mapping[Any, Results]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def forecast_tables(result: Any) -> dict[str, pd.DataFrame]:
+def forecast_tables(result: Forecast) -> dict[str, pd.DataFrame]:
     """Return the tables of a forecast by name, revenue apart, those with rows."""
     import pandas as pd
 
@@ -166,7 +168,7 @@ def forecast_tables(result: Any) -> dict[str, pd.DataFrame]:
     return filled
 
 
-def fit_table(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
+def fit_table(segment: str, fit: Results, counts: Counts) -> pd.DataFrame:
     """Return observed and fitted shares of each choice by month."""
     import pandas as pd
 
@@ -184,7 +186,7 @@ def fit_table(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
     size = np.maximum(total, 1e-300)[:, None]
     return pd.DataFrame(
         {
-            "segment": str(segment),
+            "segment": segment,
             "label": [counts.period_label(first + int(p)) for p in period],
             "choice": [str(counts.choices[c]) for c in choice],
             "observed": (observed / size).reshape(-1),
@@ -194,7 +196,7 @@ def fit_table(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
     )[kept].reset_index(drop=True)
 
 
-def diagnostics_of(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
+def diagnostics_of(segment: str, fit: Results, counts: Counts) -> pd.DataFrame:
     """Return what a reader should know of one fit: convergence, fit, identification, support."""
     import pandas as pd
 
@@ -227,7 +229,7 @@ def diagnostics_of(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
         ("overlap", support.overlap, "share of free choices made where another was made as well"),
     ]
     records = [
-        {"segment": str(segment), "diagnostic": d, "value": float(v), "note": note}
+        {"segment": segment, "diagnostic": d, "value": float(v), "note": note}
         for d, v, note in rows
     ]
     return pd.DataFrame(records)

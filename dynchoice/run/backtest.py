@@ -268,18 +268,18 @@ class Backtest:
         job.segments_run = segments
         names = ("followed", "pairs", "spells")
         tables = {n: pd.read_parquet(counted.file(f"{n}.parquet")) for n in names}
-        said, H = self.run.spec.forecast, self.spec.horizon
+        spec, H = self.run.spec.forecast, self.spec.horizon
         with job.collect_warnings() as texts:
             ahead = forecast(
                 job.fits,
                 start=job.start(segments),
                 periods=H,
                 draws=self.spec.draws,
-                level=said.level,
+                level=spec.level,
                 # a bootstrap at each origin would cost more than all else
-                bands=said.bands if said.bands != "bootstrap" else "draws",
+                bands=spec.bands if spec.bands != "bootstrap" else "draws",
                 long_run="none",
-                seed=said.seed,
+                seed=spec.seed,
                 n_jobs=self.job.options.jobs,
                 strict=True,
             )
@@ -299,7 +299,7 @@ class Backtest:
                     **parts,
                 )
                 bands = take_up[take_up["segment"] == m]
-                for kind, rows in zip(kinds, evaluate(m, known, bands, H, said.level), strict=True):
+                for kind, rows in zip(kinds, evaluate(m, known, bands, H, spec.level), strict=True):
                     kinds[kind] += [{"origin": label, **row} for row in rows]
 
         def write(folder: Path) -> Mapping[str, Any]:
@@ -317,9 +317,9 @@ class Backtest:
 
         if "static logit" not in self.spec.against:
             return None
-        said = self.run.spec.estimate
+        spec = self.run.spec.estimate
         model = build.model(self.run, segment).with_parts(beta=0.0)
-        options: dict[str, Any] = {"tol": said.tol, "maxiter": said.maxiter}
+        options: dict[str, Any] = {"tol": spec.tol, "maxiter": spec.maxiter}
         try:
             fit: Results = NFXP(model, counts).fit(cov_type="unadjusted", **options)
         except (DynChoiceError, ArithmeticError, np.linalg.LinAlgError) as error:

@@ -48,29 +48,29 @@ def panel(run: Inputs, **options: Any) -> Panel:
 
 def read(run: Inputs, data: Rows, **options: Any) -> Panel:
     """Return the panel of rows that are open already."""
-    said = run.spec.data
+    spec = run.spec.data
     check_columns(as_table(data), used_columns(run))
-    common = {k: getattr(said, k) for k in PANEL if k != "choice"} | options
+    common = {k: getattr(spec, k) for k in PANEL if k != "choice"} | options
     if run.spec.axes is not None:
         columns = {n: a.column for n, a in run.spec.axes.items() if a.column}
         panel_of_rows = Panel(
             data,
-            choice=said.choice,
+            choice=spec.choice,
             states=run.states,
             choices=run.choices,
             columns=columns,
             **common,
         )
     else:
-        history = {k: getattr(said, k) for k in HISTORY}
-        if said.offers is not None:
-            history["offers"] = read_csv(run, said.offers, "data.offers").copy()
+        history = {k: getattr(spec, k) for k in HISTORY}
+        if spec.offers is not None:
+            history["offers"] = read_csv(run, spec.offers, "data.offers").copy()
         # what is empty is not said: a programme then has columns of its own names
         history |= {k: history[k] or None for k in ("engagement", "columns")}
-        panel_of_rows = run.membership.panel(data, plan=said.choice, **history, **common)
+        panel_of_rows = run.membership.panel(data, plan=spec.choice, **history, **common)
     labels = panel_of_rows.segments
     if "" in labels:
-        raise DataError(f"column {said.segment!r} has rows with an empty name of a segment")
+        raise DataError(f"column {spec.segment!r} has rows with an empty name of a segment")
     if len(labels) > 1 and ALL in labels:
         raise DataError(f"a segment may not be called {ALL!r}: it stands for all together")
     return panel_of_rows
@@ -114,22 +114,22 @@ def model(run: Inputs, segment: Level) -> DDC:
 
 def model_of_axes(run: Inputs, segment: Level) -> DDC:
     """Return the model of one segment that axes, model and utility describe."""
-    said, utility, axes = run.spec.model, run.spec.utility, run.spec.axes
-    assert said is not None and utility is not None and axes is not None
+    spec, utility, axes = run.spec.model, run.spec.utility, run.spec.axes
+    assert spec is not None and utility is not None and axes is not None
     laws: dict[str | tuple[str, ...], Law] = {
         name: law_of(run, name, axis) for name, axis in axes.items()
     }
     return DDC(
         states=run.states,
-        choices=said.choices,
+        choices=spec.choices,
         utility=Utility.from_formula(
-            utility.formula, run.states, said.choices, attributes_of(run, segment)
+            utility.formula, run.states, spec.choices, attributes_of(run, segment)
         ),
-        transitions=Transitions.factored(run.states, said.choices, laws),
-        beta=said.beta,
+        transitions=Transitions.factored(run.states, spec.choices, laws),
+        beta=spec.beta,
         available=offered(run),
-        attention=said.attention,
-        default=said.default,
+        attention=spec.attention,
+        default=spec.default,
     )
 
 
@@ -307,29 +307,29 @@ def scenario(section: ScenarioPart, number: Callable[[int | str], int | None]) -
     ends = None if section.ends is None else number(section.ends)
     if ends is not None and ends <= 1 and isinstance(section.ends, str):
         return None
-    said: dict[str, Any] = {
+    keys: dict[str, Any] = {
         key: getattr(section, key)
         for key, field in type(section).model_fields.items()
         if getattr(section, key) != field.default
     }
     # a date that is not known yet is left out, and one before the forecast is its first period
     for key in DATES:
-        period = None if said.get(key) is None else number(said[key])
-        said[key] = period if period is None or key == "ends" else max(period, 1)
-    if said.get("ramp"):
-        periods = {k: number(v) for k, v in said["ramp"].items()}
-        said["ramp"] = {k: 1 if v is None else max(v, 1) for k, v in periods.items()}
-    scaled = {name: Scaled(factor) for name, factor in said.pop("scale", {}).items()}
-    said["params"] = {**said.get("params", {}), **scaled}
-    said["prices"] = {
-        k: Changed(v) if isinstance(v, Factor) else v for k, v in said.get("prices", {}).items()
+        period = None if keys.get(key) is None else number(keys[key])
+        keys[key] = period if period is None or key == "ends" else max(period, 1)
+    if keys.get("ramp"):
+        periods = {k: number(v) for k, v in keys["ramp"].items()}
+        keys["ramp"] = {k: 1 if v is None else max(v, 1) for k, v in periods.items()}
+    scaled = {name: Scaled(factor) for name, factor in keys.pop("scale", {}).items()}
+    keys["params"] = {**keys.get("params", {}), **scaled}
+    keys["prices"] = {
+        k: Changed(v) if isinstance(v, Factor) else v for k, v in keys.get("prices", {}).items()
     }
     for key, kind in PARTS.items():
-        rows = said.get(key, [])
-        said[key] = [build_part(kind, row, f"{key}[{i}]") for i, row in enumerate(rows)]
+        rows = keys.get(key, [])
+        keys[key] = [build_part(kind, row, f"{key}[{i}]") for i, row in enumerate(rows)]
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in said.items()
+        for key, value in keys.items()
         if value not in (None, {}, [])
     }
     return Scenario(**values)

@@ -372,10 +372,10 @@ def run(args: argparse.Namespace) -> int:
             return failed(args, f"interrupted; {text}", 0 if published else INTERRUPTED)
         if not isinstance(error, Exception):
             raise
-        return said(args, error)
+        return report_error(args, error)
 
 
-def said(args: argparse.Namespace, error: Exception) -> int:
+def report_error(args: argparse.Namespace, error: Exception) -> int:
     """Say what went wrong and return the exit code."""
     from dynchoice.errors import DynChoiceError
 
@@ -394,10 +394,10 @@ def said(args: argparse.Namespace, error: Exception) -> int:
         if published:  # what could not be written is what it said
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return failed(args, f"{why}{where}; {text}", 0 if published else 1)
-    said = " ".join(cleaner(args)(str(error)).split())[:300]
+    reason = " ".join(cleaner(args)(str(error)).split())[:300]
     return failed(
         args,
-        f"unexpected {type(error).__name__}: {said}\nThis is a mistake in dynchoice; {text}."
+        f"unexpected {type(error).__name__}: {reason}\nThis is a mistake in dynchoice; {text}."
         f" Please report it with {kept_traceback(cleaner(args))}",
         1,
     )

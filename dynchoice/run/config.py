@@ -251,7 +251,7 @@ def explain(
         # the branches of a union each say what is wrong, some of them the same
         if text not in texts.setdefault(name, []):
             texts[name].append(text)
-    return [f"- {name}: {' / '.join(said)}" for name, said in texts.items()]
+    return [f"- {name}: {' / '.join(lines)}" for name, lines in texts.items()]
 
 
 def cut(text: str) -> str:

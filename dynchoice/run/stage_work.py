@@ -269,13 +269,13 @@ class Job:
         """Return one fit as a task of :func:`dynchoice.estimate.segments.run_all`."""
         from dynchoice.run import build
 
-        said = self.run.spec.estimate
+        spec = self.run.spec.estimate
         keys = ("cov_type", "tol", "maxiter", "cluster", "draws", "seed")
-        options = {key: getattr(said, key) for key in keys}
+        options = {key: getattr(spec, key) for key in keys}
         label = build.label_of_model(self.run, segment)
         if label not in self.models:
             self.models[label] = build.model(self.run, segment)
-        estimator = estimator_of(said.method, said.transitions)
+        estimator = estimator_of(spec.method, spec.transitions)
         return estimator, self.models[label], self.counts.segment(segment), None, options
 
     def keep_fit(self, segment: str, fit: Results, attempt: Attempt) -> None:
@@ -346,7 +346,7 @@ class Job:
         from dynchoice.counterfactuals.forecast import forecast
         from dynchoice.run.tables import forecast_tables
 
-        said, began = self.run.spec.forecast, time.perf_counter()
+        spec, began = self.run.spec.forecast, time.perf_counter()
         listed = {s.name: s for s in self.keys.coming[0]}
         wanted = [listed[n] for n in missing if n != BASELINE]
         with self.collect_warnings() as texts:
@@ -354,12 +354,12 @@ class Job:
                 self.fits,
                 wanted,
                 start=self.start(segments),
-                periods=said.periods,
-                draws=said.draws,
-                level=said.level,
-                bands=said.bands,
-                long_run=said.long_run,
-                seed=said.seed,
+                periods=spec.periods,
+                draws=spec.draws,
+                level=spec.level,
+                bands=spec.bands,
+                long_run=spec.long_run,
+                seed=spec.seed,
                 n_jobs=self.options.jobs,
                 strict=True,
             )

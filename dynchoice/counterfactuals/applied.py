@@ -19,7 +19,7 @@ from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.membership import changes
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import COSTS
-from dynchoice.membership.plans import Plan, check_number
+from dynchoice.membership.plans import Benefit, Plan, check_number
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
@@ -300,11 +300,11 @@ def price_lists(club: Membership) -> dict[str, list[float]]:
 def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     """Return a membership as a scenario has it."""
     club = replace(club, costs=club.used_costs)
-    benefits = scenario.benefits or ()
+    benefits = [scenario.benefits] if isinstance(scenario.benefits, Benefit) else scenario.benefits
     values = dict(scenario.new_values or {})
     if benefits:
         club = changes.with_benefits(club, benefits, values)
-    plans = scenario.plans or ()
+    plans = [scenario.plans] if isinstance(scenario.plans, Plan) else scenario.plans
     if plans or scenario.drop:
         club = changes.with_plans(club, plans, scenario.drop or ())
     if scenario.prices is not None:

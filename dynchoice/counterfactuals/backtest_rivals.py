@@ -97,12 +97,12 @@ def smoothed(series: FloatArray, H: int, season: int) -> FloatArray:
         options |= {"trend": "add", "damped_trend": True}
     if seasonal:
         options |= {"seasonal": "add", "seasonal_periods": season}
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = ExponentialSmoothing(series, **options).fit()
-    if said:
-        logger.debug("exponential smoothing: %s", said[0].message)
-    return np.asarray(found.forecast(H), dtype=np.float64)
+        fitted = ExponentialSmoothing(series, **options).fit()
+    if caught:
+        logger.debug("exponential smoothing: %s", caught[0].message)
+    return np.asarray(fitted.forecast(H), dtype=np.float64)
 
 
 # the shifted-beta-geometric retention curve ------------------------------------------------------
@@ -131,11 +131,14 @@ def fit_retention(age: AnyArray, stayed: FloatArray, left: FloatArray) -> tuple[
     total = max(float(left.sum() + stayed.sum()), 1e-300)
     share = min(max(float(left.sum()) / total, 1e-6), 1 - 1e-6)
     start = np.log([share * 2, (1 - share) * 2])
-    found = minimize(
-        lambda x: loss(x) / total, start, method="L-BFGS-B", bounds=[(-12.0, 12.0)] * 2,
+    optimum = minimize(
+        lambda x: loss(x) / total,
+        start,
+        method="L-BFGS-B",
+        bounds=[(-12.0, 12.0)] * 2,
         options={"ftol": 1e-14, "gtol": 1e-10},
-    )  # fmt: skip
-    alpha, beta = np.exp(found.x)
+    )
+    alpha, beta = np.exp(optimum.x)
     return float(alpha), float(beta)
 
 
@@ -163,12 +166,12 @@ def retention_curve(spells: pd.DataFrame, shares: FloatArray, outside: int, H: i
     longer goes by a steady inflow over :data:`BEFORE` periods.
     """
     J = shares.shape[1]
-    known = spells[(spells["seen"] == 1) & (spells["lapsed"] >= 0)]
+    begun = spells[(spells["seen"] == 1) & (spells["lapsed"] >= 0)]
     holding = spells[spells["last"] == 1].groupby(["age", "seen"])["n"].sum()
     inside = np.arange(J) != outside
-    if known.empty or holding.empty:
+    if begun.empty or holding.empty:
         return np.full((H, J), np.nan)
-    by_age = known.pivot_table(
+    by_age = begun.pivot_table(
         index="age", columns="lapsed", values="n", aggfunc="sum", fill_value=0.0
     ).reindex(columns=[0, 1], fill_value=0.0)
     alpha, beta = fit_retention(

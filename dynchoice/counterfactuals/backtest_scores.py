@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from scipy.special import ndtri
 from dynchoice.counterfactuals import backtest_rivals as baselines
 from dynchoice.inference.results import Results
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import FloatArray
+from dynchoice.typing import AnyArray, FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ LOWEST = 1e-12
 """Probabilities below count as this in a log score: what a model rules out and happens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What was known of one segment at an origin, and what its members chose after it."""
 
@@ -53,10 +54,10 @@ def paths_of(fit: Results, H: int) -> FloatArray:
     return out
 
 
-def compared(known: Known, H: int) -> dict[str, FloatArray]:
-    """Return what each method says of each row of ``followed``: by method, (H, rows, J).
+def forecast_members(known: Known, H: int) -> dict[str, FloatArray]:
+    """Return what each method forecasts for each row of ``followed``: by method, (H, rows, J).
 
-    Methods that speak of shares only are not in it.
+    Methods that forecast shares only are not in it.
     """
     table, J = known.followed, len(known.counts.choices)
     s, c = table["state"].to_numpy(int), table["choice"].to_numpy(int)
@@ -70,17 +71,19 @@ def compared(known: Known, H: int) -> dict[str, FloatArray]:
     return out
 
 
-def of_shares(known: Known, H: int) -> dict[str, FloatArray]:
-    """Return the shares (H, J) that methods say which know of shares only.
+def forecast_shares(known: Known, H: int) -> dict[str, FloatArray]:
+    """Return the shares (H, J) of methods that forecast shares only.
 
-    Of the members seen again in each period, as the other methods' are: all are asked of the same
-    people, and none is told more of who will be seen than the others.
+    They are of the members seen again in each period, as the other methods' are: all forecast the
+    same people, and none knows more of who will be seen than the others.
     """
     t, J = known.followed, len(known.counts.choices)
     shares = np.full((H, J), np.nan)
     for h in range(1, H + 1):
-        own = t[t["period"] == h]
-        n = np.bincount(own["choice"].to_numpy(int), weights=own["n"].to_numpy(float), minlength=J)
+        rows = t[t["period"] == h]
+        n = np.bincount(
+            rows["choice"].to_numpy(int), weights=rows["n"].to_numpy(float), minlength=J
+        )
         if n.sum() > 0:
             shares[h - 1] = n / n.sum()
     out = {}
@@ -122,48 +125,79 @@ def evaluate(
         Of the bands.
     """
     choices = [str(c) for c in known.counts.choices]
-    table, each = known.followed, compared(known, H)
+    table, chances = known.followed, forecast_members(known, H)
     later, n = table["later"].to_numpy(int), table["n"].to_numpy(float)
     ahead = table["period"].to_numpy(int)
-    shares = of_shares(known, H)
+    shares = forecast_shares(known, H)
     errors, scores, bins = [], [], []
     first = float(known.counts.at_period().sum())
     base = bands.set_index(["period", "choice"])
     for h in range(1, H + 1):
-        at = np.flatnonzero(ahead == h)
-        if not len(at):
+        rows = np.flatnonzero(ahead == h)
+        if not len(rows):
             continue
-        w, total = n[at], n[at].sum()
-        seen = np.bincount(later[at], weights=w, minlength=len(choices)) / total
-        said = {m: w @ p[h - 1][at] / total for m, p in each.items()}
-        said |= {m: x[h - 1] for m, x in shares.items()}
-        p = each[MODEL][h - 1][at]
+        w, total = n[rows], n[rows].sum()
+        observed = np.bincount(later[rows], weights=w, minlength=len(choices)) / total
+        forecasts = {m: w @ p[h - 1][rows] / total for m, p in chances.items()}
+        # of methods that speak of both, what they say of shares counts
+        forecasts |= {m: x[h - 1] for m, x in shares.items()}
+        p = chances[MODEL][h - 1][rows]
         chance = np.sqrt(w @ (p * (1 - p))) / total
-        for method, forecast in said.items():
+        for method, forecast in forecasts.items():
             for j, choice in enumerate(choices):
-                row: dict[str, Any] = {
-                    "segment": segment, "horizon": h, "choice": choice, "method": method,
-                    "forecast": float(forecast[j]), "observed": float(seen[j]),
-                    "members": float(total), "seen": float(total) / first,
-                }  # fmt: skip
-                own = base.loc[(h, choice)] if method == MODEL else None
-                errors.append({**row, **band_of(row["forecast"], own, chance[j], level)})
-        logs = {m: np.log(np.maximum(q[h - 1][at, later[at]], LOWEST)) for m, q in each.items()}
-        for method, own in logs.items():
-            gain = logs[MODEL] - own
-            mean = float(w @ gain / total)
-            spread = float(np.sqrt(w @ (gain - mean) ** 2) / total)
-            scores.append(
-                {
-                    "segment": segment, "horizon": h, "method": method, "n": float(total),
-                    "score": float(w @ own / total), "model_gains": mean, "std_error": spread,
+                error: dict[str, Any] = {
+                    "segment": segment,
+                    "horizon": h,
+                    "choice": choice,
+                    "method": method,
+                    "forecast": float(forecast[j]),
+                    "observed": float(observed[j]),
+                    "members": float(total),
+                    "seen": float(total) / first,
                 }
-            )  # fmt: skip
-        bins += calibration_rows(segment, h, p, later[at], w)
+                band = base.loc[(h, choice)] if method == MODEL else None
+                errors.append({**error, **band_of(error["forecast"], band, chance[j], level)})
+        happened = {m: q[h - 1][rows, later[rows]] for m, q in chances.items()}
+        scores += score_rows(segment, h, happened, w)
+        bins += calibration_rows(segment, h, p, later[rows], w)
     return errors, scores, bins
 
 
-def band_of(forecast: float, row: Any, chance: float, level: float) -> dict[str, float]:
+def score_rows(
+    segment: str, h: int, happened: Mapping[str, FloatArray], w: FloatArray
+) -> list[dict[str, Any]]:
+    """Return each method's log score, and the model's gain over it.
+
+    Parameters
+    ----------
+    happened : mapping
+        Method -> the probability (rows,) that it gave to what happened.
+    w : array (rows,)
+        Members of each row.
+    """
+    total = w.sum()
+    logs = {m: np.log(np.maximum(q, LOWEST)) for m, q in happened.items()}
+    records = []
+    for method, log in logs.items():
+        gain = logs[MODEL] - log
+        mean = float(w @ gain / total)
+        records.append(
+            {
+                "segment": segment,
+                "horizon": h,
+                "method": method,
+                "n": float(total),
+                "score": float(w @ log / total),
+                "model_gains": mean,
+                "std_error": float(np.sqrt(w @ (gain - mean) ** 2) / total),
+            }
+        )
+    return records
+
+
+def band_of(
+    forecast: float, row: pd.Series | None, chance: float, level: float
+) -> dict[str, float]:
     """Return the model's band of one share, and one that holds the chance of so few members too.
 
     Bands are those of the forecast of everybody at the origin, laid around the forecast of those
@@ -186,50 +220,57 @@ EDGES = np.array([0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95
 
 
 def calibration_rows(
-    segment: str, h: int, p: FloatArray, later: Any, w: FloatArray
+    segment: str, h: int, p: FloatArray, later: AnyArray, w: FloatArray
 ) -> list[dict[str, Any]]:
     """Return sums of probabilities and of what happened, by bins of the probability."""
     J = p.shape[1]
     hit = np.eye(J)[later]
     bin_of = np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, len(EDGES) - 2)
-    size, said, happened = (np.zeros(len(EDGES) - 1) for _ in range(3))
+    size, forecast, happened = (np.zeros(len(EDGES) - 1) for _ in range(3))
     weight = np.broadcast_to(w[:, None], p.shape)
     np.add.at(size, bin_of, weight)
-    np.add.at(said, bin_of, weight * p)
+    np.add.at(forecast, bin_of, weight * p)
     np.add.at(happened, bin_of, weight * hit)
     return [
         {
-            "segment": segment, "horizon": h, "bin": b, "n": float(size[b]),
-            "said": float(said[b]), "happened": float(happened[b]),
+            "segment": segment,
+            "horizon": h,
+            "bin": b,
+            "n": float(size[b]),
+            "said": float(forecast[b]),
+            "happened": float(happened[b]),
         }
         for b in np.flatnonzero(size)
-    ]  # fmt: skip
+    ]
 
 
 CELL = ["origin", "segment", "horizon", "choice"]
 
 
-def in_common(errors: pd.DataFrame) -> pd.DataFrame:
+def common_cells(errors: pd.DataFrame) -> pd.DataFrame:
     """Return the errors in cells where every method has a forecast (or, if none, where any has)."""
-    told_of = errors[errors["forecast"].notna()].groupby(CELL)["method"].nunique()
-    everybody = errors.merge(told_of.rename("methods").reset_index(), on=CELL, how="left")
-    same = everybody[everybody["methods"] == errors["method"].nunique()]
-    return everybody[everybody["forecast"].notna()] if same.empty else same
+    methods = errors[errors["forecast"].notna()].groupby(CELL)["method"].nunique()
+    counted = errors.merge(methods.rename("methods").reset_index(), on=CELL, how="left")
+    common = counted[counted["methods"] == errors["method"].nunique()]
+    return counted[counted["forecast"].notna()] if common.empty else common
 
 
 def cells_in_words(errors: pd.DataFrame) -> str:
-    """Return over how many of the cells methods are compared, and the model's error over all."""
-    own = errors[errors["method"] == errors["method"].iloc[0]]
-    told = own[own["forecast"].notna()]
-    used = in_common(errors)[CELL].drop_duplicates()
-    if len(used) == len(told):
+    """Say over how many of the cells methods are compared, and the model's error over all."""
+    model = errors[errors["method"] == errors["method"].iloc[0]]
+    forecast = model[model["forecast"].notna()]
+    used = common_cells(errors)[CELL].drop_duplicates()
+    if len(used) == len(forecast):
         return ""
-    gap = 100 * (told["forecast"] - told["observed"]).abs().groupby(told["horizon"]).mean()
+    gap = (
+        100
+        * (forecast["forecast"] - forecast["observed"]).abs().groupby(forecast["horizon"]).mean()
+    )
     each = ", ".join(f"{v:.2f} at {h}" for h, v in gap.items())
     return (
-        f"errors are over the {len(used):,} of {len(told):,} cells (origin, segment, month ahead,"
-        f" choice) in which every method has a forecast; over all of them the"
-        f" {own['method'].iloc[0]}'s are {each} months ahead"
+        f"errors are over the {len(used):,} of {len(forecast):,} cells (origin, segment, month"
+        f" ahead, choice) in which every method has a forecast; over all of them the"
+        f" {model['method'].iloc[0]}'s are {each} months ahead"
     )
 
 
@@ -244,28 +285,30 @@ def summary_of(errors: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     order = list(dict.fromkeys(errors["method"]))
-    errors = in_common(errors)
+    errors = common_cells(errors)
     rows = []
     for method in order:
-        for h, own in errors[errors["method"] == method].groupby("horizon"):
-            gap = (own["forecast"] - own["observed"]).abs()
+        for h, cells in errors[errors["method"] == method].groupby("horizon"):
+            gap = (cells["forecast"] - cells["observed"]).abs()
             row: dict[str, Any] = {
                 "method": method,
                 "horizon": h,
                 "error": 100 * float(gap.mean()),
                 "largest": 100 * float(gap.max()),
-                "cells": len(own),
+                "cells": len(cells),
             }
             for name, low, high in (
                 ("coverage", "lower", "upper"),
                 ("coverage_wide", "wide_lower", "wide_upper"),
             ):
-                known = own[own[low].notna()]
-                inside = (known[low] <= known["observed"]) & (known["observed"] <= known[high])
-                row[name] = float(inside.mean()) if len(known) else float("nan")
-            told = scores[(scores["method"] == method) & (scores["horizon"] == h)]
+                banded = cells[cells[low].notna()]
+                inside = (banded[low] <= banded["observed"]) & (banded["observed"] <= banded[high])
+                row[name] = float(inside.mean()) if len(banded) else float("nan")
+            scored = scores[(scores["method"] == method) & (scores["horizon"] == h)]
             for name in ("score", "model_gains", "std_error"):
-                weighed = float(told["n"] @ told[name] / told["n"].sum()) if len(told) else np.nan
+                weighed = (
+                    float(scored["n"] @ scored[name] / scored["n"].sum()) if len(scored) else np.nan
+                )
                 row[name] = weighed
             rows.append(row)
     return pd.DataFrame(rows)
@@ -283,9 +326,9 @@ def pooled_bins(bins: pd.DataFrame) -> pd.DataFrame:
 
 def by_segment(errors: pd.DataFrame) -> pd.DataFrame:
     """Return the error of take-up by segment, method and months ahead, in points."""
-    own = in_common(errors)
-    own = own.assign(error=100 * (own["forecast"] - own["observed"]).abs())
-    out: pd.DataFrame = own.groupby(["segment", "method", "horizon"], sort=False, as_index=False)[
+    cells = common_cells(errors)
+    cells = cells.assign(error=100 * (cells["forecast"] - cells["observed"]).abs())
+    out: pd.DataFrame = cells.groupby(["segment", "method", "horizon"], sort=False, as_index=False)[
         "error"
     ].mean()
     return out

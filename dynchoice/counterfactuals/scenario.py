@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from dynchoice.counterfactuals.applied import AppliedScenario, apply_scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.membership.names import MENU
+from dynchoice.membership.plans import Benefit, Plan
 from dynchoice.model.ddc import DDC
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import FloatArray, IntArray, Level
 
+Period: TypeAlias = int
+"""A period of the forecast, 1 the first: in a run file it may be a date (run/derived.py)."""
 MAPPINGS = (
     "params",
     "offer",
@@ -98,27 +101,27 @@ class Scenario:
     """
 
     name: str
-    params: Mapping[str, Any] | None = None
+    params: Mapping[str, float | Callable[[float], float]] | None = None
     utility: Any = None
     transitions: Any = None
     available: Any = None
-    offer: Mapping[str, Any] | None = None
+    offer: Mapping[str, Level | Mapping[Any, Level]] | None = None
     model: DDC | None = None
-    prices: Mapping[str, Any] | None = None
-    grandfathered: bool | str = False
+    prices: Mapping[str, float | Callable[[float], float]] | None = None
+    grandfathered: bool | Literal["contract"] = False
     bundle: Mapping[str, Any] | None = None
-    plans: Any = ()
-    drop: Any = ()
-    terms: Mapping[str, Any] | None = None
-    engagement: Mapping[str, Any] | None = None
-    lift: Mapping[str, Any] | None = None
-    attention: Any = None
-    benefits: Any = ()
+    plans: Plan | Sequence[Plan] = ()
+    drop: str | Sequence[str] = ()
+    terms: Mapping[str, Mapping[str, Any]] | None = None
+    engagement: Mapping[str, Mapping[str, float]] | None = None
+    lift: Mapping[str, float | Mapping[Any, float] | Any] | None = None
+    attention: float | Mapping[str, float] | None = None
+    benefits: Benefit | Sequence[Benefit] = ()
     new_values: Mapping[str, float] | None = None
-    starts: int = 1
-    announced: int | None = None
-    ends: int | None = None
-    ramp: Mapping[Any, int] | None = None
+    starts: Period = 1
+    announced: Period | None = None
+    ends: Period | None = None
+    ramp: Mapping[Any, Period] | None = None
     mix: Mapping[Any, float] | None = None
 
     def __post_init__(self) -> None:

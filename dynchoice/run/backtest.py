@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import (
     ConfigError,
     ConvergenceError,
@@ -25,18 +26,22 @@ from dynchoice.errors import (
     first_few,
     suggest,
 )
-from dynchoice.run import manifest, publish, source
-from dynchoice.run.config import Run
-from dynchoice.run.job import Job, Options, check_extras
+from dynchoice.run import build, manifest, publish, source
+from dynchoice.run.inputs import Inputs
+from dynchoice.run.job import check_start
 from dynchoice.run.publish import locked
+from dynchoice.run.stage_work import Job, Options
 from dynchoice.run.stages import Stage, key_of
-from dynchoice.typing import Progress
+from dynchoice.run.tables import forecast_tables, write_table
+from dynchoice.typing import Level, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dynchoice.estimate.segments import Attempt
+    from dynchoice.inference.results import Results
     from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
 
 logger = logging.getLogger("dynchoice.run")
 
@@ -53,7 +58,7 @@ class Backtested:
 
 
 def run_backtest(
-    run: Run, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
+    run: Inputs, *, jobs: int = 1, force: bool = False, progress: Progress | None = None
 ) -> Backtested:
     """Backtest a run file's model over rolling origins.
 
@@ -68,10 +73,7 @@ def run_backtest(
     DynChoiceError
         Whatever a forecast would refuse; origins that the panel does not have.
     """
-    if jobs == 0:
-        raise ConfigError("--jobs 0: give a number of segments at once, or -1 for all cores")
-    publish.check_folder(run.out)
-    check_extras(run)
+    check_start(run, jobs)
     with locked(run.out):
         job = Job(run, Options(jobs=jobs, force=force), progress)
         return Backtest(job).run_all()
@@ -92,16 +94,16 @@ class Backtest:
         self.job.check()
         self.job.tell(0, 3, "counting")
         whole = self.job.count()
-        segments = self.job.chosen(whole)
+        segments = self.job.choose(whole)
         origins = self.origins(whole.facts)
         total = len(origins) + 2
         self.job.tell(1, total, "counting at the origins")
-        known = self.known(whole, origins)
+        stages = self.count_origins(whole, origins)
         scored = {}
         for i, origin in enumerate(origins):
             label = self.label(whole.facts, origin)
             self.job.tell(i + 1, total, f"estimating as of {label}")
-            scored[label] = self.scored(known[origin], segments, label)
+            scored[label] = self.score_origin(stages[origin], segments, label)
         self.job.tell(total - 1, total, "writing")
         done = self.write(scored, whole.facts)
         self.job.tell(total, total, f"{done.folder}")
@@ -126,68 +128,67 @@ class Backtest:
         earliest = first + 2  # two moves at least, or no law of motion can be learnt
         if isinstance(self.spec.origins, int):
             newest = last - self.spec.horizon
-            found = [newest - k * self.spec.step for k in range(self.spec.origins)]
-            kept = sorted(o for o in found if o >= earliest)
+            wanted = [newest - k * self.spec.step for k in range(self.spec.origins)]
+            kept = sorted(o for o in wanted if o >= earliest)
             if not kept:
                 raise ConfigError(
                     f"backtest: the panel goes from {facts['first_label']} to"
                     f" {facts['last_label']}: too short for a horizon of {self.spec.horizon}"
                 )
-            if len(kept) < len(found):
+            if len(kept) < len(wanted):
                 logger.warning(
                     "backtest: %d of %d origins lie too early and are left out",
-                    len(found) - len(kept), len(found),
-                )  # fmt: skip
+                    len(wanted) - len(kept),
+                    len(wanted),
+                )
             return kept
         names = {self.label(facts, p): p for p in range(earliest, last)}
-        strange = [o for o in self.spec.origins if o not in names]
-        if strange:
+        unknown = [o for o in self.spec.origins if o not in names]
+        if unknown:
             raise ConfigError(
-                f"backtest.origins: {strange[0]!r} is no month to forecast from."
-                f"{suggest(strange[0], names)} There are {first_few(list(names), 2)}"
+                f"backtest.origins: {unknown[0]!r} is no month to forecast from."
+                f"{suggest(unknown[0], names)} There are {first_few(list(names), 2)}"
             )
         return sorted({names[o] for o in self.spec.origins})
 
-    def outside(self, choices: tuple[Any, ...]) -> int:
+    def outside(self, choices: tuple[Level, ...]) -> int:
         """Return the code of the choice that is no plan."""
-        wanted = self.spec.outside
+        wanted: Level = self.spec.outside
         if wanted is None:
             wanted = "none" if "none" in choices else choices[0]
-        if wanted not in choices:
-            raise ConfigError(
-                f"backtest.outside: {wanted!r} is no choice.{suggest(wanted, choices)}"
-            )
-        return list(choices).index(wanted)
+        checks.known([wanted], choices, "backtest.outside: choice", error=ConfigError)
+        return choices.index(wanted)
 
-    def known(self, whole: Stage, origins: list[int]) -> dict[int, Stage]:
+    def count_origins(self, whole: Stage, origins: list[int]) -> dict[int, Stage]:
         """Return the stage of each origin: counts then, and what members did since."""
         keys = {o: self.origin_key(whole, o) for o in origins}
         found = {o: self.stages.find("origin", str(o), k) for o, k in keys.items()}
-        missing = [o for o, stage in found.items() if stage is None]
-        out = {o: stage for o, stage in found.items() if stage is not None}
+        stages = {o: stage for o, stage in found.items() if stage is not None}
+        missing = [o for o in origins if o not in stages]
         if missing:
-            with self.job.watched() as said, source.opened(self.run) as data:
-                from dynchoice.panel.saved import full_digest
-                from dynchoice.run.build import read
+            from dynchoice.panel.saved import full_digest
 
-                panel = read(self.run, data)
+            with self.job.collect_warnings() as texts, source.opened(self.run) as data:
+                panel = build.read(self.run, data)
                 if full_digest(panel.counts) != whole.facts["digest"]:
                     raise DataError("the rows changed while they were used: run again")
                 for o in missing:
-                    out[o] = self.origin(panel, o, keys[o])
-            for text in said:
+                    stages[o] = self.count_origin(panel, o, keys[o])
+            for text in texts:
                 logger.info("%s", text)
-        return out
+        return stages
 
     def origin_key(self, whole: Stage, origin: int) -> str:
         """Return the key of what was known at an origin."""
         inputs = {
-            "count": whole.record["key"], "origin": origin, "horizon": self.spec.horizon,
+            "count": whole.record["key"],
+            "origin": origin,
+            "horizon": self.spec.horizon,
             "outside": self.spec.outside,
-        }  # fmt: skip
+        }
         return key_of("origin", inputs)
 
-    def origin(self, panel: Any, origin: int, key: str) -> Stage:
+    def count_origin(self, panel: Panel, origin: int, key: str) -> Stage:
         """Count what was known at an origin, and what its members did after it."""
         from dynchoice.panel.cohorts import followed, pairs, spells, until
         from dynchoice.panel.saved import full_digest, save_counts
@@ -217,96 +218,110 @@ class Backtest:
 
     # one origin ------------------------------------------------------------------------------
 
-    def scored(self, known: Stage, segments: list[str], label: str) -> Stage | None:
-        """Estimate, forecast and compare at one origin."""
-        there = [m for m in segments if m in known.facts["segments"]]
+    def score_origin(self, counted: Stage, segments: list[str], label: str) -> Stage | None:
+        """Estimate, forecast and compare at one origin; None where no fit converged."""
+        present = [m for m in segments if m in counted.facts["segments"]]
         job = Job(self.run, self.job.options, None)
         job.stages = self.stages
-        job.use(known)
+        job.use(counted)
         key = key_of(
             "score",
             {
-                "origin": known.record["key"],
-                "fits": {m: job.keys.estimate(m) for m in there},
+                "origin": counted.record["key"],
+                "fits": {m: job.keys.estimate(m) for m in present},
                 "backtest": self.spec.model_dump(mode="json", exclude={"origins", "step"}),
                 "forecast": self.run.spec.forecast.model_dump(mode="json"),
             },
         )
         lost: dict[str, Attempt] = {}
-        job.estimate(there, len(there) + 3, lost)
+        job.estimate(present, len(present) + 3, lost)
         self.failed += [f"{m} as of {label} ({a.message})" for m, a in lost.items()]
-        good, last = [], job.counts.at_period().sum(axis=(1, 2))
-        for m in there:
-            if m in lost:
-                continue
-            if not last[job.counts.segments.index(m)] > 0:
-                self.failed.append(f"{m} as of {label} (nobody was seen in that month)")
-                continue
-            facts = self.stages.done[f"estimate/{m}"].facts
-            if facts["converged"]:
-                good.append(m)
-            else:
-                self.failed.append(f"{m} as of {label} ({facts['message']})")
-        if not good:
+        converged = self.converged_segments(job, [m for m in present if m not in lost], label)
+        if not converged:
             return None
-        found = self.stages.find("score", label, key)
-        done = found or self.score(job, known, good, label, key)
+        done = self.stages.find("score", label, key)
+        done = done or self.score(job, counted, converged, label, key)
         self.failed += done.facts["failed"]
         return done
 
-    def score(self, job: Job, known: Stage, segments: list[str], label: str, key: str) -> Stage:
+    def converged_segments(self, job: Job, segments: list[str], label: str) -> list[str]:
+        """Return the segments that can be forecast from an origin; say which cannot."""
+        converged, last = [], job.counts.at_period().sum(axis=(1, 2))
+        for m in segments:
+            facts = self.stages.done[f"estimate/{m}"].facts
+            if not last[job.counts.segments.index(m)] > 0:
+                self.failed.append(f"{m} as of {label} (nobody was seen in that month)")
+            elif not facts["converged"]:
+                self.failed.append(f"{m} as of {label} ({facts['message']})")
+            else:
+                converged.append(m)
+        return converged
+
+    def score(self, job: Job, counted: Stage, segments: list[str], label: str, key: str) -> Stage:
         """Forecast from an origin and compare."""
         import pandas as pd
 
         from dynchoice.counterfactuals.backtest_scores import Known, evaluate
         from dynchoice.counterfactuals.forecast import forecast
-        from dynchoice.run.tables import forecast_tables
 
         began, failed = time.perf_counter(), list[str]()
         job.segments_run = segments
-        counts: Counts = job.counts
-        tables = {n: pd.read_parquet(known.file(f"{n}.parquet"))
-                  for n in ("followed", "pairs", "spells")}  # fmt: skip
-        f, H = self.run.spec.forecast, self.spec.horizon
-        with job.watched() as said:
+        names = ("followed", "pairs", "spells")
+        tables = {n: pd.read_parquet(counted.file(f"{n}.parquet")) for n in names}
+        spec, H = self.run.spec.forecast, self.spec.horizon
+        with job.collect_warnings() as texts:
             ahead = forecast(
-                job.fits, start=job.start(segments), periods=H, draws=self.spec.draws,
-                level=f.level, bands=f.bands if f.bands != "bootstrap" else "draws",
-                long_run="none", seed=f.seed, n_jobs=self.job.options.jobs, strict=True,
-            )  # fmt: skip
+                job.fits,
+                start=job.start(segments),
+                periods=H,
+                draws=self.spec.draws,
+                level=spec.level,
+                # a bootstrap at each origin would cost more than all else
+                bands=spec.bands if spec.bands != "bootstrap" else "draws",
+                long_run="none",
+                seed=spec.seed,
+                n_jobs=self.job.options.jobs,
+                strict=True,
+            )
             take_up = forecast_tables(ahead)["take_up"]
             kinds: dict[str, list[dict[str, Any]]] = {"errors": [], "scores": [], "bins": []}
             for m in segments:
-                own = {n: t[t["segment"] == m] for n, t in tables.items()}
-                part = counts.segment(m)
-                if own["followed"].empty:
+                parts = {n: t[t["segment"] == m] for n, t in tables.items()}
+                if parts["followed"].empty:
                     continue
-                told = Known(
-                    job.fits[m], self.static(m, part, label, failed), part, own["followed"],
-                    own["pairs"], own["spells"], known.facts["outside"], tuple(self.spec.against),
-                )  # fmt: skip
+                counts = job.counts.segment(m)
+                known = Known(
+                    fit=job.fits[m],
+                    static=self.fit_static(m, counts, label, failed),
+                    counts=counts,
+                    outside=counted.facts["outside"],
+                    against=tuple(self.spec.against),
+                    **parts,
+                )
                 bands = take_up[take_up["segment"] == m]
-                found = evaluate(m, told, bands, H, f.level)
-                for rows, more in zip(kinds.values(), found, strict=True):
-                    rows += [{"origin": label, **r} for r in more]
+                for kind, rows in zip(kinds, evaluate(m, known, bands, H, spec.level), strict=True):
+                    kinds[kind] += [{"origin": label, **row} for row in rows]
 
         def write(folder: Path) -> Mapping[str, Any]:
             for name, rows in kinds.items():
                 pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
-            return {"warnings": said, "segments": segments, "failed": failed}
+            return {"warnings": texts, "segments": segments, "failed": failed}
 
         return self.stages.finish("score", label, key, write, began)
 
-    def static(self, segment: str, counts: Counts, label: str, failed: list[str]) -> Any:
+    def fit_static(
+        self, segment: str, counts: Counts, label: str, failed: list[str]
+    ) -> Results | None:
         """Return the same model without a future, or None where it is not asked for."""
         from dynchoice.estimate.nfxp import NFXP
 
         if "static logit" not in self.spec.against:
             return None
-        e = self.run.spec.estimate
-        model = self.run.model(segment).with_parts(beta=0.0)
+        spec = self.run.spec.estimate
+        model = build.model(self.run, segment).with_parts(beta=0.0)
+        options: dict[str, Any] = {"tol": spec.tol, "maxiter": spec.maxiter}
         try:
-            fit = NFXP(model, counts).fit(cov_type="unadjusted", tol=e.tol, maxiter=e.maxiter)
+            fit: Results = NFXP(model, counts).fit(cov_type="unadjusted", **options)
         except (DynChoiceError, ArithmeticError, np.linalg.LinAlgError) as error:
             failed.append(f"static logit of {segment} as of {label} ({error})")
             return None
@@ -319,34 +334,20 @@ class Backtest:
 
     def write(self, scored: Mapping[str, Stage | None], facts: Mapping[str, Any]) -> Backtested:
         """Write the result, or find that it is there."""
-        import pandas as pd
-
-        from dynchoice.counterfactuals.backtest_scores import by_segment, pooled_bins, summary_of
-        from dynchoice.run.tables import write_table
-
         whole = [s for s in scored.values() if s is not None]
         if not whole:
             raise ConvergenceError(f"no origin has a fit that converged: {first_few(self.failed)}")
-        digest = key_of("backtest", {"scores": [s.record["key"] for s in whole],
-                                     "origins": list(scored), "failed": self.failed,
-                                     "output": self.run.spec.output.model_dump(
-                                         mode="json", exclude={"folder", "keep"}),
-                                     "title": self.run.spec.title})  # fmt: skip
-        raw = {
-            name: pd.concat(
-                [pd.read_parquet(s.file(f"{name}.parquet")) for s in whole], ignore_index=True
-            )
-            for name in ("errors", "scores", "bins")
+        output = self.run.spec.output
+        inputs = {
+            "scores": [s.record["key"] for s in whole],
+            "origins": list(scored),
+            "failed": self.failed,
+            "output": output.model_dump(mode="json", exclude={"folder", "keep"}),
+            "title": self.run.spec.title,
         }
-        summary = summary_of(raw["errors"], raw["scores"])
-        tables = {
-            "summary": summary,
-            "errors": raw["errors"],
-            "scores": raw["scores"],
-            "by_segment": by_segment(raw["errors"]),
-            "calibration": pooled_bins(raw["bins"]),
-        }
-        text = in_words(summary, list(scored), raw["errors"])
+        digest = key_of("backtest", inputs)
+        tables = self.tables(whole)
+        text = in_words(tables["summary"], list(scored), tables["errors"])
         before = publish.opened(self.run.out / LINK)
         again = self.job.options.force and bool(self.stages.fresh)
         same = before is not None and before.digest == digest and not again
@@ -355,39 +356,64 @@ class Backtest:
 
         def write(folder: Path) -> Mapping[str, Any]:
             for name, table in tables.items():
-                write_table(table, folder, name, self.run.spec.output.csv)
+                write_table(table, folder, name, output.csv)
             (folder / "backtest.txt").write_text(text + "\n", encoding="utf-8")
-            record = {
-                "started": self.job.begun.isoformat(timespec="microseconds"),
-                "status": publish.COMPLETE,
-                "digest": digest,
-                "run_file": self.run.source.name,
-                "config": self.run.spec.model_dump(mode="json", by_alias=True),
-                "versions": dict(manifest.versions()),
-                "source": source.described(self.run),
-                "panel": {k: facts[k] for k in ("rows", "members", "first_label", "last_label")},
-                "origins": list(scored),
-                "failed": self.failed,
-                "stages": {n: s.folder.name for n, s in self.stages.done.items()},
-                "timings": {n: s.seconds for n, s in self.stages.done.items()},
-            }
-            if self.run.spec.output.report:
+            record = self.facts(digest, list(scored), facts)
+            if output.report:
                 from dynchoice.run.report import write_backtest
 
                 write_backtest(folder / "backtest.html", tables, record, self.run.spec)
-            if self.run.spec.output.picture:
+            if output.picture:
                 from dynchoice.plots.report import backtest_picture
 
                 backtest_picture(tables, folder / "backtest.png")
             return record
 
-        made = publish.write_run(self.run.out, self.job.begun, write, prefix=LINK)
-        publish.point_to(self.run.out, made, LINK)
+        written = publish.write_run(self.run.out, self.job.begun, write, prefix=LINK)
+        publish.point_to(self.run.out, written, LINK)
         try:
-            publish.prune_runs(self.run.out, self.run.spec.output.keep, LINK)
+            publish.prune_runs(self.run.out, output.keep, LINK)
         except OSError as error:  # it is published all the same
             logger.warning("old backtests stay: %s", error)
-        return Backtested(made.folder, text, False)
+        return Backtested(written.folder, text, False)
+
+    def tables(self, scored: list[Stage]) -> dict[str, pd.DataFrame]:
+        """Return the tables of the backtest, from what the stages wrote."""
+        import pandas as pd
+
+        from dynchoice.counterfactuals.backtest_scores import by_segment, pooled_bins, summary_of
+
+        errors, scores, bins = (
+            pd.concat(
+                [pd.read_parquet(s.file(f"{name}.parquet")) for s in scored], ignore_index=True
+            )
+            for name in ("errors", "scores", "bins")
+        )
+        return {
+            "summary": summary_of(errors, scores),
+            "errors": errors,
+            "scores": scores,
+            "by_segment": by_segment(errors),
+            "calibration": pooled_bins(bins),
+        }
+
+    def facts(self, digest: str, origins: list[str], counted: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the manifest says beside its tables."""
+        panel = ("rows", "members", "first_label", "last_label")
+        return {
+            "started": self.job.begun.isoformat(timespec="microseconds"),
+            "status": publish.COMPLETE,
+            "digest": digest,
+            "run_file": self.run.source.name,
+            "config": self.run.spec.model_dump(mode="json", by_alias=True),
+            "versions": dict(manifest.versions()),
+            "source": source.describe_source(self.run),
+            "panel": {k: counted[k] for k in panel},
+            "origins": origins,
+            "failed": self.failed,
+            "stages": {n: s.folder.name for n, s in self.stages.done.items()},
+            "timings": {n: s.seconds for n, s in self.stages.done.items()},
+        }
 
 
 def in_words(summary: pd.DataFrame, origins: list[str], errors: pd.DataFrame) -> str:
@@ -401,9 +427,14 @@ def in_words(summary: pd.DataFrame, origins: list[str], errors: pd.DataFrame) ->
     ]
     for r in summary.itertuples():
         cells = [
-            f"{r.error:8.2f}", f"{r.largest:9.2f}", share(r.coverage), share(r.coverage_wide),
-            number(r.score, 9), number(r.model_gains, 13), number(r.std_error, 8),
-        ]  # fmt: skip
+            f"{r.error:8.2f}",
+            f"{r.largest:9.2f}",
+            share(r.coverage),
+            share(r.coverage_wide),
+            number(r.score, 9),
+            number(r.model_gains, 13),
+            number(r.std_error, 8),
+        ]
         lines.append(f"{r.method:<18}{r.horizon:>6}{''.join(cells)}")
     from dynchoice.counterfactuals.backtest_scores import cells_in_words
 

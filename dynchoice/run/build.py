@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.counterfactuals.scenario import Scenario
-from dynchoice.errors import ConfigError, DataError, SpecificationError, first_few, suggest
+from dynchoice.errors import ConfigError, DataError, SpecificationError, suggest
+from dynchoice.membership.file import PARTS
 from dynchoice.membership.file import build as build_part
-from dynchoice.membership.file import from_plain, read_toml
-from dynchoice.membership.membership import Membership
-from dynchoice.membership.names import BUNDLE, MENU, VINTAGE
-from dynchoice.membership.plans import Benefit, Plan
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Cycle, Deterministic, Fixed, Increment, Law, Markov
@@ -22,63 +20,19 @@ from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.names import ALL
 from dynchoice.panel.panel import Panel
-from dynchoice.panel.source import read_files
-from dynchoice.run.schema import Axis, Factor, ScenarioPart
-from dynchoice.run.source import check_columns, opened, used_columns
+from dynchoice.run.inputs import Inputs
+from dynchoice.run.schema import DATES, HISTORY, PANEL, Axis, Factor, ScenarioPart
+from dynchoice.run.source import Rows, as_table, check_columns, opened, used_columns
+from dynchoice.typing import BoolArray, Level
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynchoice.run.config import Run
+SEGMENT = "segment"
+"""Column of the attributes that says whose a row is, unless an axis is called so."""
 
 
-def membership(run: Run) -> Membership:
-    """Return the programme of a run file: its own tables, or the file that it names."""
-    tree = dict(run.spec.membership or {})
-    try:
-        if "file" in tree:
-            if len(tree) > 1 or not isinstance(tree["file"], str):
-                raise SpecificationError("give either file, a path, or the programme itself")
-            club = read_toml(run.path(tree["file"]))
-        else:
-            club = from_plain(tree)
-        refuse_programme(run, club)
-        return club
-    except RecursionError:
-        where = tree.get("file", "membership")
-        raise ConfigError(f"{run.source}: {where}: nested too deeply") from None
-    except (SpecificationError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{run.source}: membership: {error}") from error
-
-
-def refuse_programme(run: Run, club: Membership) -> None:
-    """Refuse a programme that a run cannot be made of."""
-    if club.types:
-        raise SpecificationError(
-            "types: unobserved types are for calibrated programmes, not for estimates of a run"
-        )
-    if not club.names:
-        raise SpecificationError(
-            "fixed: every parameter is held fixed: nothing is left to estimate"
-        )
-    d = run.spec.data
-    if d.none in [p.name for p in club.plans]:
-        raise SpecificationError(f"data.none: {d.none!r} is a plan; it is what stands for no plan")
-    movable = [x for x in (MENU, BUNDLE, VINTAGE) if x in club.states.axes]
-    benefits = [b.name for b in club.benefits]
-    for key, given, known in (
-        ("columns", d.columns, movable),
-        ("engagement", d.engagement, benefits),
-    ):
-        strange = [k for k in given if k not in known]
-        if strange:
-            raise SpecificationError(
-                f"data.{key}: {strange[0]!r} is none of the programme's."
-                f"{suggest(strange[0], known)} Known: {', '.join(known) or 'none'}"
-            )
-
-
-def panel(run: Run, **options: Any) -> Panel:
+def panel(run: Inputs, **options: Any) -> Panel:
     """Read, check and count the panel.
 
     Raises
@@ -87,119 +41,145 @@ def panel(run: Run, **options: Any) -> Panel:
         Rows that are refused; a source that cannot be read or was lost.
     """
     with opened(run) as data:
-        made = read(run, data, **options)
-        made.counts  # noqa: B018  counted while the source is open
-        return made
+        counted = read(run, data, **options)
+        counted.counts  # noqa: B018  counted while the source is open
+        return counted
 
 
-def read(run: Run, data: Any, **options: Any) -> Panel:
+def read(run: Inputs, data: Rows, **options: Any) -> Panel:
     """Return the panel of rows that are open already."""
-    d = run.spec.data
-    check_columns(read_files(data)[0] if isinstance(data, list) else data, used_columns(run))
-    common = {
-        "member": d.member, "time": d.time, "segment": d.segment, "region": d.region,
-        "weights": d.weights, "decision": d.decision, "freq": d.freq, "invalid": d.invalid,
-        "memory": d.memory, **options,
-    }  # fmt: skip
-    if run.spec.membership is None:
-        assert run.spec.axes is not None
+    spec = run.spec.data
+    check_columns(as_table(data), used_columns(run))
+    common = {k: getattr(spec, k) for k in PANEL if k != "choice"} | options
+    if run.spec.axes is not None:
         columns = {n: a.column for n, a in run.spec.axes.items() if a.column}
-        made = Panel(
-            data, choice=d.choice, states=run.states, choices=run.choices, columns=columns, **common
+        panel_of_rows = Panel(
+            data,
+            choice=spec.choice,
+            states=run.states,
+            choices=run.choices,
+            columns=columns,
+            **common,
         )
     else:
-        offers = None if d.offers is None else read_csv(run, d.offers, "data.offers")
-        made = run.membership.panel(
-            data, plan=d.choice, contract=d.contract, engagement=d.engagement or None, lag=d.lag,
-            offers=offers, entry=d.entry, none=d.none, broken=d.broken, columns=d.columns or None,
-            **common,
-        )  # fmt: skip
-    labels = made.segments
+        history = {k: getattr(spec, k) for k in HISTORY}
+        if spec.offers is not None:
+            history["offers"] = read_csv(run, spec.offers, "data.offers").copy()
+        # what is empty is not said: a programme then has columns of its own names
+        history |= {k: history[k] or None for k in ("engagement", "columns")}
+        panel_of_rows = run.membership.panel(data, plan=spec.choice, **history, **common)
+    labels = panel_of_rows.segments
     if "" in labels:
-        raise DataError(f"column {d.segment!r} has rows with an empty name of a segment")
+        raise DataError(f"column {spec.segment!r} has rows with an empty name of a segment")
     if len(labels) > 1 and ALL in labels:
         raise DataError(f"a segment may not be called {ALL!r}: it stands for all together")
-    return made
+    return panel_of_rows
 
 
-def any_segment(run: Run) -> Any:
+def any_segment(run: Inputs) -> str:
     """Return a segment that the run file knows, to try the model on before reading rows."""
     if run.spec.membership is not None:
-        return next(iter(run.membership.segments), "all")
-    name = run.spec.utility.attributes if run.spec.utility else None
-    if name is None or "segment" in run.states.axes:
-        return "all"
-    # segments of the data are compared as texts ("01" is not "1"); levels of an axis as they are
-    texts = () if "segment" in run.states.axes else ("segment",)
-    table = read_csv(run, name, "utility.attributes", texts)
-    known = "segment" in table.columns and len(table)
-    return str(table["segment"].iloc[0]) if known else "all"
+        return next(iter(run.membership.segments), ALL)
+    table = attribute_table(run)
+    if table is None or SEGMENT not in table.columns or SEGMENT in run.states.axes:
+        return ALL
+    return str(table[SEGMENT].iloc[0]) if len(table) else ALL
 
 
-def model(run: Run, segment: Any) -> DDC:
-    """Return the model of one segment."""
+def label_of_model(run: Inputs, segment: Level) -> str:
+    """Return what tells a segment's model from others: its name, or nothing if all share one."""
     if run.spec.membership is not None:
-        club = run.membership
-        own = club.segment(str(segment)) if str(segment) in club.segments else club
-        return own.model()
-    m, u, axes = run.spec.model, run.spec.utility, run.spec.axes
-    assert m is not None and u is not None and axes is not None
-    laws: dict[str | tuple[str, ...], Any] = {
+        return str(segment) if str(segment) in run.membership.segments else ""
+    table = attribute_table(run)
+    alike = table is None or SEGMENT not in table.columns or SEGMENT in run.states.axes
+    return "" if alike else str(segment)
+
+
+def model(run: Inputs, segment: Level) -> DDC:
+    """Return the model of one segment.
+
+    Raises
+    ------
+    ConfigError
+        Whatever is wrong with it, with the run file named.
+    """
+    try:
+        if run.spec.membership is not None:
+            club, name = run.membership, label_of_model(run, segment)
+            return (club.segment(name) if name else club).model()
+        return model_of_axes(run, segment)
+    except SpecificationError as error:
+        raise ConfigError(f"{run.source}: {error}") from error
+
+
+def model_of_axes(run: Inputs, segment: Level) -> DDC:
+    """Return the model of one segment that axes, model and utility describe."""
+    spec, utility, axes = run.spec.model, run.spec.utility, run.spec.axes
+    assert spec is not None and utility is not None and axes is not None
+    laws: dict[str | tuple[str, ...], Law] = {
         name: law_of(run, name, axis) for name, axis in axes.items()
     }
     return DDC(
         states=run.states,
-        choices=m.choices,
+        choices=spec.choices,
         utility=Utility.from_formula(
-            u.formula, run.states, m.choices, attributes_of(run, u.attributes, segment)
+            utility.formula, run.states, spec.choices, attributes_of(run, segment)
         ),
-        transitions=Transitions.factored(run.states, m.choices, laws),
-        beta=m.beta,
+        transitions=Transitions.factored(run.states, spec.choices, laws),
+        beta=spec.beta,
         available=offered(run),
-        attention=m.attention,
-        default=m.default,
+        attention=spec.attention,
+        default=spec.default,
     )
 
 
-def read_csv(run: Run, name: str, key: str, texts: Sequence[str] = ()) -> pd.DataFrame:
+def read_csv(run: Inputs, name: str, key: str, texts: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV that the run file names; columns of ``texts`` are not read as numbers."""
-    import pandas as pd
-
     try:
-        # a level may be called None or NA
-        return pd.read_csv(
-            run.path(name), keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str)
-        )
+        return run.reader.csv(run.path(name), texts)
     except (OSError, ValueError) as error:
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError(f"{run.source}: {key}: cannot read {name!r}: {text}") from error
 
 
-def attributes_of(run: Run, name: str | None, segment: Any) -> pd.DataFrame | None:
-    """Return the rows of the attributes that are a segment's own."""
+def attribute_table(run: Inputs) -> pd.DataFrame | None:
+    """Return the attributes of all segments, None where the run file names none.
+
+    Segments of the data are compared as texts ("01" is not "1"), levels of an axis as they are.
+    """
+    name = run.spec.utility.attributes if run.spec.utility else None
     if name is None:
         return None
-    table = read_csv(run, name, "utility.attributes")
+    texts = () if SEGMENT in run.states.axes else (SEGMENT,)
+    return read_csv(run, name, "utility.attributes", texts)
+
+
+def attributes_of(run: Inputs, segment: Level) -> pd.DataFrame | None:
+    """Return the rows of the attributes that are a segment's own."""
+    table = attribute_table(run)
+    if table is None:
+        return None
+    assert run.spec.utility is not None and run.spec.utility.attributes is not None
+    name = run.spec.utility.attributes
     refuse_half_numbers(run, name, table)
-    if "segment" in table.columns and "segment" not in run.states.axes:
-        own = table[table["segment"].astype(str) == str(segment)]
-        if own.empty:
+    if SEGMENT in table.columns and SEGMENT not in run.states.axes:
+        rows = table[table[SEGMENT] == str(segment)]
+        if rows.empty:
             raise ConfigError(
                 f"{name}: no row for segment {segment!r}."
-                f"{suggest(segment, table['segment'].unique())}"
+                f"{suggest(segment, table[SEGMENT].unique())}"
             )
-        table = own.drop(columns="segment").reset_index(drop=True)
+        table = rows.drop(columns=SEGMENT).reset_index(drop=True)
     return table
 
 
-def refuse_half_numbers(run: Run, name: str, table: pd.DataFrame) -> None:
-    """Refuse columns of numbers with a text among them: they would be read as categories."""
+def refuse_half_numbers(run: Inputs, name: str, table: pd.DataFrame) -> None:
+    """Raise for a column of numbers with a text among them: it would be read as categories."""
     import pandas as pd
 
-    for column in table.columns:
-        if pd.api.types.is_numeric_dtype(table[column]) or column in (*run.states.axes, "choice"):
-            continue
-        if column == "segment":
+    labels = (*run.states.axes, "choice", SEGMENT)
+    for column in [c for c in table.columns if c not in labels]:
+        if pd.api.types.is_numeric_dtype(table[column]):
             continue
         number = pd.to_numeric(table[column], errors="coerce")
         odd = number.isna() & table[column].notna()
@@ -211,16 +191,10 @@ def refuse_half_numbers(run: Run, name: str, table: pd.DataFrame) -> None:
             )
 
 
-def law_of(run: Run, name: str, axis: Axis) -> Law:
+def law_of(run: Inputs, name: str, axis: Axis) -> Law:
     """Return the law of motion of one axis."""
-    key = f"axes.{name}"
-    known = ["choice", *run.states.axes]
-    strange = [g for g in axis.given if g not in known]
-    if strange:
-        raise ConfigError(
-            f"{run.source}: {key}.given: {strange[0]!r} is neither 'choice' nor an axis."
-            f"{suggest(strange[0], known)} Axes: {', '.join(run.states.axes)}"
-        )
+    parents = ["choice", *run.states.axes]
+    checks.known(axis.given, parents, f"{run.source}: axes.{name}.given:", error=ConfigError)
     if axis.law == "fixed":
         return Fixed()
     if axis.law == "cycle":
@@ -230,47 +204,49 @@ def law_of(run: Run, name: str, axis: Axis) -> Law:
         return Increment(axis.max_step, axis.reset_on, axis.probabilities)
     if axis.law == "markov":
         return Markov(tuple(axis.given), axis.probabilities)
+    return Deterministic(next_levels(run, name, axis), tuple(axis.given))
+
+
+def next_levels(run: Inputs, name: str, axis: Axis) -> dict[tuple[Level, ...], Level]:
+    """Return what follows each combination of parents and own level, from the axis's CSV."""
     assert axis.table is not None
-    table = read_csv(run, axis.table, key)
+    table = read_csv(run, axis.table, f"axes.{name}")
     columns = [*axis.given, name, "next"]
     missing = [c for c in columns if c not in table.columns]
     if missing:
         raise ConfigError(
             f"{axis.table}: column {missing[0]!r} is missing; it needs {', '.join(columns)}"
         )
-    own = table[columns]
-    empty = own.isna().any(axis=1)
+    moves = table[columns]
+    empty = moves.isna().any(axis=1)
     if empty.any():
         row = int(empty.to_numpy().argmax())
         raise ConfigError(f"{axis.table}: line {row + 2} misses a value")
-    doubled = own.drop_duplicates().duplicated(columns[:-1])
+    distinct = moves.drop_duplicates()
+    doubled = distinct.duplicated(columns[:-1])
     if doubled.any():
-        first = own.drop_duplicates()[doubled].iloc[0].to_dict()
+        first = distinct[doubled].iloc[0].to_dict()
         raise ConfigError(f"{axis.table}: two lines say what follows {first}")
-    rows = own.itertuples(index=False, name=None)
-    moves = {tuple(plain(v) for v in row[:-1]): plain(row[-1]) for row in rows}
-    return Deterministic(moves, tuple(axis.given))
+    rows = moves.itertuples(index=False, name=None)
+    return {tuple(plain(v) for v in row[:-1]): plain(row[-1]) for row in rows}
 
 
-def offered(run: Run) -> Any:
+def offered(run: Inputs) -> BoolArray:
     """Return which choices each state offers (S, J)."""
-    m, states = run.spec.model, run.states
-    assert m is not None
-    choices = m.choices
+    states = run.states
+    assert run.spec.model is not None
+    choices = run.spec.model.choices
     mask = np.ones((states.size, len(choices)), dtype=bool)
-    for i, rule in enumerate(m.unavailable):
-        at = np.ones(states.size, dtype=bool)
+    for i, rule in enumerate(run.spec.model.unavailable):
+        inside = np.ones(states.size, dtype=bool)
         for axis, levels in rule.where.items():
             listed = levels if isinstance(levels, list) else [levels]
             codes = [states.level_code(axis, level) for level in listed]
-            at &= np.isin(states.axis_codes(axis), codes)
+            inside &= np.isin(states.axis_codes(axis), codes)
+        where = f"{run.source}: model.unavailable[{i}]: choice"
+        checks.known(rule.choices, choices, where, error=ConfigError)
         for choice in rule.choices:
-            if choice not in choices:
-                raise ConfigError(
-                    f"{run.source}: model.unavailable[{i}]: {choice!r} is no choice."
-                    f"{suggest(choice, choices)}"
-                )
-            mask[at, choices.index(choice)] = False
+            mask[inside, choices.index(choice)] = False
     return mask
 
 
@@ -281,29 +257,32 @@ def plain(value: Any) -> Any:
 
 # scenarios ------------------------------------------------------------------------------------
 
-MAPPED = ("bundle", "terms", "engagement", "lift", "new_values", "mix")
-"""Keys of a scenario that go as they are, where they are not empty."""
-
 
 def scenarios(
-    run: Run, first: int | None = None, kind: str = "month"
+    run: Inputs, first: int | None = None, kind: str = "month"
 ) -> tuple[list[Scenario], list[str]]:
     """Return the scenarios, and what was left out because its time has passed.
 
     ``first`` is the number of the forecast's first period. A scenario that starts before it holds
     from the first period on; one that ended before it is left out.
+
+    Raises
+    ------
+    ConfigError
+        A scenario that cannot be; dates, where ``first`` is not known.
     """
-    out, past = [], []
-    for i, s in enumerate(run.spec.scenario):
+    coming, past = [], []
+    for i, section in enumerate(run.spec.scenario):
         try:
-            made = scenario(s, lambda when: number_of(when, first, kind))
+            built = scenario(section, lambda when: number_of(when, first, kind))
         except SpecificationError as error:
             raise ConfigError(f"{run.source}: scenario[{i}]: {error}") from error
-        if made is None:
-            past.append(f"scenario {s.name!r} ended in {s.ends}, before the forecast: left out")
+        if built is None:
+            name, ends = section.name, section.ends
+            past.append(f"scenario {name!r} ended in {ends}, before the forecast: left out")
         else:
-            out.append(made)
-    return out, past
+            coming.append(built)
+    return coming, past
 
 
 def number_of(when: int | str, first: int | None, kind: str) -> int | None:
@@ -320,34 +299,40 @@ def number_of(when: int | str, first: int | None, kind: str) -> int | None:
     return number - first + 1
 
 
-def scenario(s: ScenarioPart, number: Callable[[int | str], int | None]) -> Scenario | None:
-    """Return one scenario, or None where it has ended already."""
-    ends = None if s.ends is None else number(s.ends)
-    if ends is not None and ends <= 1 and isinstance(s.ends, str):
+def scenario(section: ScenarioPart, number: Callable[[int | str], int | None]) -> Scenario | None:
+    """Return one scenario, or None where it has ended already.
+
+    Keys go to :class:`dynchoice.Scenario` as they are, but those that a file says in its own way.
+    """
+    ends = None if section.ends is None else number(section.ends)
+    if ends is not None and ends <= 1 and isinstance(section.ends, str):
         return None
-    found = {"starts": number(s.starts), "announced": s.announced and number(s.announced)}
-    dates: dict[str, Any] = {k: max(int(v), 1) for k, v in found.items() if v is not None}
-    if ends is not None:
-        dates["ends"] = ends
-    ramp = {k: number(v) for k, v in s.ramp.items()}
-    parts: dict[str, Any] = {k: getattr(s, k) for k in MAPPED if getattr(s, k)}
-    change: dict[str, Any] = dict(s.params)
-    change |= {name: Scaled(factor) for name, factor in s.scale.items()}
-    prices = {k: Changed(v) if isinstance(v, Factor) else v for k, v in s.prices.items()}
-    return Scenario(
-        s.name,
-        params=change or None,
-        offer=s.offer or None,
-        prices=prices or None,
-        grandfathered=s.grandfathered,
-        plans=[build_part(Plan, p, f"plans[{i}]") for i, p in enumerate(s.plans)],
-        drop=tuple(s.drop),
-        attention=s.attention,
-        benefits=[build_part(Benefit, b, f"benefits[{i}]") for i, b in enumerate(s.benefits)],
-        ramp={k: 1 if v is None else max(v, 1) for k, v in ramp.items()} or None,
-        **dates,
-        **parts,
-    )
+    keys: dict[str, Any] = {
+        key: getattr(section, key)
+        for key, field in type(section).model_fields.items()
+        if getattr(section, key) != field.default
+    }
+    # a date that is not known yet is left out, and one before the forecast is its first period
+    for key in DATES:
+        period = None if keys.get(key) is None else number(keys[key])
+        keys[key] = period if period is None or key == "ends" else max(period, 1)
+    if keys.get("ramp"):
+        periods = {k: number(v) for k, v in keys["ramp"].items()}
+        keys["ramp"] = {k: 1 if v is None else max(v, 1) for k, v in periods.items()}
+    scaled = {name: Scaled(factor) for name, factor in keys.pop("scale", {}).items()}
+    keys["params"] = {**keys.get("params", {}), **scaled}
+    keys["prices"] = {
+        k: Changed(v) if isinstance(v, Factor) else v for k, v in keys.get("prices", {}).items()
+    }
+    for key, kind in PARTS.items():
+        rows = keys.get(key, [])
+        keys[key] = [build_part(kind, row, f"{key}[{i}]") for i, row in enumerate(rows)]
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in keys.items()
+        if value not in (None, {}, [])
+    }
+    return Scenario(**values)
 
 
 class Scaled:
@@ -372,24 +357,31 @@ class Changed:
         return value * self.change.times + self.change.plus
 
 
-def check_model(run: Run) -> DDC:
-    """Refuse mistakes of model and scenarios before a single row is read; return the model."""
+def check_model(run: Inputs) -> DDC:
+    """Raise for mistakes of model and scenarios before a single row is read; return the model.
+
+    It is the model of :func:`any_segment`.
+    """
     from dynchoice.counterfactuals.forecast import list_scenarios
 
     if run.spec.data.offers is not None:
         read_csv(run, run.spec.data.offers, "data.offers")
-    trial = with_any_laws(run.model(any_segment(run)))
-    if not trial.names:
+    whole = model(run, any_segment(run))
+    if not whole.names:
         raise ConfigError(
             f"{run.source}: utility.formula: no term, so there is nothing to estimate"
         )
     try:
-        for scenario in list_scenarios(run.scenarios(), run.spec.forecast.periods):
-            scenario.theta(trial, np.zeros(len(trial.names)))
-            scenario.applied(trial)
+        listed = list_scenarios(scenarios(run)[0], run.spec.forecast.periods)
+        # only these look at laws' probabilities, which are not estimated yet
+        needs_laws = any(s.of_programme or s.lift for s in listed)
+        trial = with_any_laws(whole) if needs_laws else whole
+        for change in listed:
+            change.theta(trial, np.zeros(len(trial.names)))
+            change.applied(trial)
     except SpecificationError as error:
         raise ConfigError(f"{run.source}: {error}") from error
-    return trial
+    return whole
 
 
 def with_any_laws(model: DDC) -> DDC:
@@ -408,36 +400,3 @@ def with_any_laws(model: DDC) -> DDC:
     )
     whole = Factored(laws.states, laws.choices, laws.laws, bound)
     return model.with_parts(transitions=whole)
-
-
-def check_places(run: Run, segments: Iterable[str], regions: Iterable[str]) -> None:
-    """Refuse scenarios that name segments or regions which the rows do not have.
-
-    Raises
-    ------
-    ConfigError
-        The first name, with the nearest one.
-    """
-    for i, s in enumerate(run.spec.scenario):
-        for key, named, known in (("ramp", s.ramp, regions), ("mix", s.mix, segments)):
-            labels = [str(k) for k in known]
-            strange = [k for k in named if str(k) not in labels]
-            if strange:
-                raise ConfigError(
-                    f"{run.source}: scenario[{i}].{key}: no row is of {strange[0]!r}."
-                    f"{suggest(strange[0], labels)} There are {first_few(labels, 8)}"
-                )
-
-
-def check_segments(run: Run, found: tuple[Any, ...]) -> list[Any]:
-    """Return the segments that are run: those of the run file, or all that the rows hold."""
-    wanted = run.spec.data.segments
-    if wanted is None:
-        return list(found)
-    missing = [m for m in wanted if str(m) not in map(str, found)]
-    if missing:
-        raise DataError(
-            f"data.segments: no row is of segment {missing[0]!r}."
-            f"{suggest(missing[0], found)} Segments: {', '.join(map(str, found))}"
-        )
-    return [m for m in found if str(m) in map(str, wanted)]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dynchoice.errors import DataError
 from dynchoice.panel import query
-from dynchoice.run import publish, source
-from dynchoice.run.build import check_model, check_places, check_segments, read, scenarios
-from dynchoice.run.config import Run
-from dynchoice.run.job import check_extras
+from dynchoice.run import build, publish, source
+from dynchoice.run.inputs import Inputs, check_places, choose_segments
+from dynchoice.run.job import check_start
+from dynchoice.run.source import Rows
 from dynchoice.typing import Progress
 
 ROWS, PARTS = 500_000, 10_000
 """Rows up to which all are checked; of more, so many, by parts of the members."""
 
 
-def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None) -> str:
+def check_run(run: Inputs, *, warm: bool = False, progress: Progress | None = None) -> str:
     """Check what a forecast would need and return what was found, in words.
 
     Parameters
@@ -36,10 +34,9 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
         if progress is not None:
             progress(done, 3, message)
 
-    publish.check_folder(run.out)
-    check_extras(run)
+    check_start(run, jobs=1)
     tell(0, "model and scenarios")
-    model = check_model(run)
+    model = build.check_model(run)
     lines = [
         f"{run.source}: fine",
         f"model: {model.states.size:,} states, choices {', '.join(map(str, model.choices))};"
@@ -48,21 +45,26 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
     tell(1, "data")
     with source.opened(run) as data:
         rows, whole = some_rows(run, data)
-        panel = read(run, rows)
+        panel = build.read(run, rows)
         lines.append(
             f"data: {panel.report['rows']:,} rows of {panel.report['members']:,} members,"
             f" {panel.report['rows refused']:,} refused"
             + ("" if whole else " (some members, with all their rows; a forecast reads all)")
         )
-        found, regions = panel.segments, panel.regions
+        segments, regions = list(map(str, panel.segments)), list(map(str, panel.regions))
         last, kind = panel.span[1], panel.kind
     if whole:
-        found = tuple(check_segments(run, found))
-        check_places(run, map(str, found), map(str, regions))
-    for segment in found:
-        run.model(segment)
-    lines.append(f"segments: {', '.join(map(str, found))}")
-    listed, past = scenarios(run, last + 1 if whole else None, kind)
+        wanted = run.spec.data.segments
+        segments = choose_segments(segments, wanted, "data.segments", DataError)
+        check_places(run, segments, regions)
+    built = {build.label_of_model(run, build.any_segment(run))}
+    for segment in segments:
+        label = build.label_of_model(run, segment)
+        if label not in built:
+            build.model(run, segment)
+            built.add(label)
+    lines.append(f"segments: {', '.join(segments)}")
+    listed, past = build.scenarios(run, last + 1 if whole else None, kind)
     lines.append(f"scenarios: {', '.join(s.name for s in listed) or 'the baseline only'}")
     lines += [f"note: {p}" for p in past]
     before = publish.current_run(run.out)
@@ -81,19 +83,14 @@ def check_run(run: Run, *, warm: bool = False, progress: Progress | None = None)
     return "\n".join(lines)
 
 
-def some_rows(run: Run, data: Any) -> tuple[Any, bool]:
+def some_rows(run: Inputs, data: Rows) -> tuple[Rows, bool]:
     """Return rows to look at, all of some members, and whether they are all there are."""
-    if isinstance(data, list):
-        from dynchoice.panel.source import read_files
-
-        table, _ = read_files(data)
-    else:
-        table = data
+    table = source.as_table(data)
     many = int(table.count().execute())
     if many == 0:
         raise DataError("the table has no rows")
     if many <= ROWS:
         return data, True
-    who = query.column(table, run.spec.data.member, "member")
+    member = query.without_nan(query.column(table, run.spec.data.member, "member"))
     kept = max(1, PARTS * ROWS // many)
-    return table.filter(query.bucket_of(query.without_nan(who), PARTS) < kept), False
+    return table.filter(query.bucket_of(member, PARTS) < kept), False

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from dynchoice.run.config import Run
@@ -28,6 +28,16 @@ STUCK = "interrupted in a step that did not stop by itself; what is published is
 WIDEST, TALLEST, MOST_LETTERS = 1_500, 40, 5_500
 
 
+class Layout(TypedDict):
+    """How every command's help looks."""
+
+    epilog: str
+    formatter_class: type[argparse.HelpFormatter]
+
+
+LAYOUT: Layout = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     from dynchoice import __version__
@@ -35,23 +45,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="dynchoice",
         description="Dynamic discrete choice models of membership.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **LAYOUT,
     )
     top.add_argument("--version", action="version", version=f"dynchoice {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
-        own = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        own.set_defaults(run_command=run)
-        own.add_argument("--quiet", action="store_true", help="print nothing on success")
-        return own
+        added = commands.add_parser(name, help=text, description=sentence(text), **LAYOUT)
+        added.set_defaults(run_command=run)
+        added.add_argument("--quiet", action="store_true", help="print nothing on success")
+        return added
 
     start = command("init", init_command, "write a commented run file that works, with a sample")
     start.add_argument("folder", metavar="DIR", help="a new or empty folder")
@@ -63,6 +66,45 @@ def parser() -> argparse.ArgumentParser:
     job = command(
         "forecast", forecast_command, "estimate by segment and forecast scenarios from a run file"
     )
+    _forecast(job)
+    back = command(
+        "backtest", backtest_command, "forecast from earlier months and compare with what happened"
+    )
+    back.add_argument("--force", action="store_true", help="do every stage again")
+    for added in (check, job, back):
+        added.add_argument("run", metavar="RUN.toml", help="the run file")
+        added.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a key of the run file, e.g. --set forecast.draws=0 (a TOML value)",
+        )
+        added.add_argument(
+            "--log",
+            choices=("auto", "plain", "json"),
+            default="auto",
+            help="bars on a terminal and lines elsewhere (auto), lines, or JSON lines",
+        )
+    for added in (job, back):
+        added.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
+    _callouts(commands)
+    warm = command("warm-up", warm_command, "compile every kernel now, so that no run has to")
+    warm.description = (
+        "Compile every kernel now, so that no run has to: once in a container image or on a new"
+        " machine. They are kept where DYNCHOICE_CACHE says, else beside the package or in the"
+        " user's cache folder."
+    )
+    return top
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _forecast(job: argparse.ArgumentParser) -> None:
+    """Add the options that only ``forecast`` has."""
     job.add_argument("--force", action="store_true", help="do every stage again")
     job.add_argument(
         "--segments", metavar="A,B", help="these only; the result is kept and not published"
@@ -74,63 +116,36 @@ def parser() -> argparse.ArgumentParser:
         "--accept", action="store_true", help="publish although a guard rail would hold the run"
     )
     job.add_argument(
-        "--exit-code-unchanged", type=int, default=0, metavar="N",
+        "--exit-code-unchanged",
+        type=int,
+        default=0,
+        metavar="N",
         help="exit code when nothing has changed (Airflow skips on 99; default 0)",
-    )  # fmt: skip
-    back = command(
-        "backtest", backtest_command, "forecast from earlier months and compare with what happened"
     )
-    back.add_argument("--force", action="store_true", help="do every stage again")
-    for own in (check, job, back):
-        own.add_argument("run", metavar="RUN.toml", help="the run file")
-        own.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a key of the run file, e.g. --set forecast.draws=0 (a TOML value)",
-        )
-        own.add_argument(
-            "--log", choices=("auto", "plain", "json"), default="auto",
-            help="bars on a terminal and lines elsewhere (auto), lines, or JSON lines",
-        )  # fmt: skip
-    for own in (job, back):
-        own.add_argument("--jobs", type=int, default=1, metavar="N", help="segments at once")
-    _callouts(commands)
-    warm = command("warm-up", warm_command, "compile every kernel now, so that no run has to")
-    warm.description = (
-        "Compile every kernel now, so that no run has to: once in a container image or on a new"
-        " machine. They are kept where DYNCHOICE_CACHE says, else beside the package or in the"
-        " user's cache folder."
-    )
-    return top
 
 
-def _callouts(commands: Any) -> None:
+def _callouts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``callouts train | score | evaluate``."""
     text = "keep a policy of callouts: learn from feedback, decide, value it"
-    top = commands.add_parser("callouts", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    top = commands.add_parser("callouts", help=text, description=sentence(text))
     steps = top.add_subparsers(dest="step", required=True, metavar="STEP")
-    for name, told in CALLOUTS.items():
-        own = steps.add_parser(
-            name, help=told, description=f"{told[0].upper()}{told[1:]}.", epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        own.set_defaults(run_command=callouts_command)
-        own.add_argument("run", metavar="CALLOUTS.toml", help="the callout file")
-        own.add_argument("--quiet", action="store_true", help="print nothing on success")
-        own.add_argument(
+    for name, purpose in CALLOUTS.items():
+        added = steps.add_parser(name, help=purpose, description=sentence(purpose), **LAYOUT)
+        added.set_defaults(run_command=callouts_command)
+        added.add_argument("run", metavar="CALLOUTS.toml", help="the callout file")
+        added.add_argument("--quiet", action="store_true", help="print nothing on success")
+        added.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
         )
-        own.add_argument(
+        added.add_argument(
             "--log", choices=("auto", "plain", "json"), default="auto", help="bars, lines or JSON"
         )
         if name != "train":
-            own.add_argument(
+            added.add_argument(
                 "--now", metavar="TIME", help="date, or days; default: of the feedback"
             )
         if name == "score":
-            own.add_argument(
+            added.add_argument(
                 "--name", metavar="TEXT", help="picks the random draws; default: today's date"
             )
 
@@ -147,8 +162,8 @@ def changes(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(key.strip().split(".")):
             raise ConfigError(f"--set {pair!r}: expected KEY=VALUE, e.g. forecast.draws=0")
         try:
-            found = tomllib.loads(f"value = {text}")
-            out[key.strip()] = found["value"] if len(found) == 1 else text
+            parsed = tomllib.loads(f"value = {text}")
+            out[key.strip()] = parsed["value"] if len(parsed) == 1 else text
         except (tomllib.TOMLDecodeError, RecursionError):
             out[key.strip()] = text
     return out
@@ -168,9 +183,9 @@ def cleaner(args: argparse.Namespace) -> Callable[[str], str]:
     run = getattr(args, "loaded", None)
     if run is None:
         return str
-    from dynchoice.run.source import hidden
+    from dynchoice.run.source import hide_secrets
 
-    return lambda text: hidden(text, run)
+    return lambda text: hide_secrets(text, run)
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -233,7 +248,7 @@ def forecast_command(args: argparse.Namespace) -> int:
     return args.exit_code_unchanged if done.status == "unchanged" else 0
 
 
-def published_since(run: Any, link: str = "current") -> Callable[[], str | None]:
+def published_since(run: Run, link: str = "current") -> Callable[[], str | None]:
     """Return what says which folder a link has come to point to since now, if another."""
 
     def target() -> str | None:
@@ -244,11 +259,11 @@ def published_since(run: Any, link: str = "current") -> Callable[[], str | None]
 
     before = target()
 
-    def found() -> str | None:
+    def new_target() -> str | None:
         now = target()
         return None if now == before else now
 
-    return found
+    return new_target
 
 
 def outcome_of(args: argparse.Namespace) -> tuple[str, bool]:
@@ -306,8 +321,8 @@ def warm_command(args: argparse.Namespace) -> int:
     from dynchoice.run.warm_up import warm_up
 
     with progress_of(args.quiet) as progress:
-        found = warm_up(args.stop.between(progress))
-    say(args, f"{sum(found.values())} kernels are ready")
+        ready = warm_up(args.stop.between(progress))
+    say(args, f"{sum(ready.values())} kernels are ready")
     return 0
 
 
@@ -336,8 +351,8 @@ def failed(args: argparse.Namespace, text: str, code: int) -> int:
     line = f"dynchoice: {on_one_screen(cleaner(args)(text))}"
     if getattr(args, "log", "auto") == "json":
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
-        own = {"time": when, "level": "error", "message": line, "exit_code": code}
-        line = json.dumps(own, ensure_ascii=False)
+        record = {"time": when, "level": "error", "message": line, "exit_code": code}
+        line = json.dumps(record, ensure_ascii=False)
     try:
         sys.stderr.write(f"{line}\n")
     except OSError:  # nobody reads: the exit code still says it
@@ -357,10 +372,10 @@ def run(args: argparse.Namespace) -> int:
             return failed(args, f"interrupted; {text}", 0 if published else INTERRUPTED)
         if not isinstance(error, Exception):
             raise
-        return said(args, error)
+        return report_error(args, error)
 
 
-def said(args: argparse.Namespace, error: Exception) -> int:
+def report_error(args: argparse.Namespace, error: Exception) -> int:
     """Say what went wrong and return the exit code."""
     from dynchoice.errors import DynChoiceError
 
@@ -379,10 +394,10 @@ def said(args: argparse.Namespace, error: Exception) -> int:
         if published:  # what could not be written is what it said
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return failed(args, f"{why}{where}; {text}", 0 if published else 1)
-    said = " ".join(cleaner(args)(str(error)).split())[:300]
+    reason = " ".join(cleaner(args)(str(error)).split())[:300]
     return failed(
         args,
-        f"unexpected {type(error).__name__}: {said}\nThis is a mistake in dynchoice; {text}."
+        f"unexpected {type(error).__name__}: {reason}\nThis is a mistake in dynchoice; {text}."
         f" Please report it with {kept_traceback(cleaner(args))}",
         1,
     )

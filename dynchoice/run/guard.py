@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.names import BASELINE
+from dynchoice.names import ALL, BASELINE
 from dynchoice.run.publish import Published
-from dynchoice.run.schema import Guard
+from dynchoice.run.schema import Guard, Limit
+from dynchoice.typing import Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,15 +39,15 @@ class Finding:
     text: str
 
 
-def judged(guard: str, subject: str, value: float, limit: Any, text: str) -> Finding:
-    """Return a finding against a limit, or one that is off; a value that is no number breaches."""
+def judge(guard: str, subject: str, value: float, limit: Limit, text: str) -> Finding:
+    """Return the finding of a value against a limit; a value that is no number is a breach."""
     if limit == "off":
         return Finding(guard, subject, value, np.nan, OFF, text)
     status = OK if value <= float(limit) else BREACH
     return Finding(guard, subject, value, float(limit), status, text)
 
 
-def nothing(guard: str, why: str) -> Finding:
+def nothing_to_compare(guard: str, why: str) -> Finding:
     """Return the finding of a guard rail that has nothing to compare."""
     return Finding(guard, "", np.nan, np.nan, NONE, why)
 
@@ -78,46 +79,54 @@ def guard_rails(
     """
     share = count["refused"] / max(count["rows"] + count["refused"], 1)
     out = [
-        judged(
-            "refused", "rows", share, guard.refused,
+        judge(
+            "refused",
+            "rows",
+            share,
+            guard.refused,
             f"{count['refused']:,} of {count['rows'] + count['refused']:,} rows refused or left out"
             f" ({share:.2%})",
         )
-    ]  # fmt: skip
-    out += identification(guard, tables["diagnostics"])
+    ]
+    out += find_flat_directions(guard, tables["diagnostics"])
     if before is None:
-        out += [nothing(g, "no run before this one") for g in ("drift of estimates",
-                "drift of take-up", "drift of scenarios", "lost")]  # fmt: skip
+        out += [
+            nothing_to_compare(g, "no run before this one")
+            for g in ("drift of estimates", "drift of take-up", "drift of scenarios", "lost")
+        ]
     else:
         out += [
             drift_of_estimates(guard, tables["estimates"], before),
             drift_of_take_up(guard, tables["take_up"], before),
             drift_of_scenarios(guard, tables["take_up"], before),
-            *lost(guard, count, before),
+            *find_losses(guard, count, before),
         ]
-    out.append(calibration(guard, cohorts, past))
+    out.append(compare_with_past(guard, cohorts, past))
     return out
 
 
-def identification(guard: Guard, diagnostics: pd.DataFrame) -> list[Finding]:
-    """Return which segments have directions that the data leave flat or weak."""
+def find_flat_directions(guard: Guard, diagnostics: pd.DataFrame) -> list[Finding]:
+    """Return a finding for each kind of direction that the data leave flat or weak."""
     out = []
     for kind in ("flat", "weak"):
         rows = diagnostics[(diagnostics["diagnostic"] == f"{kind} directions")]
         rows = rows[rows["value"] > 0]
         if rows.empty:
             continue
-        told = "; ".join(f"{r.segment}: {r.note}" for r in rows.itertuples())
+        directions = "; ".join(f"{r.segment}: {r.note}" for r in rows.itertuples())
         hold = kind == "flat" and guard.identification == "hold"
         out.append(
             Finding(
-                "identification", f"{len(rows)} segment(s)", float(rows["value"].sum()),
-                0.0 if hold else np.nan, BREACH if hold else WARNING,
-                f"the data leave {kind}: {told}",
+                "identification",
+                f"{len(rows)} segment(s)",
+                float(rows["value"].sum()),
+                0.0 if hold else np.nan,
+                BREACH if hold else WARNING,
+                f"the data leave {kind}: {directions}",
             )
-        )  # fmt: skip
+        )
     if not out:
-        out.append(Finding("identification", "all", 0.0, 0.0, OK, "no flat or weak direction"))
+        out.append(Finding("identification", ALL, 0.0, 0.0, OK, "no flat or weak direction"))
     return out
 
 
@@ -126,11 +135,11 @@ def drift_of_estimates(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     old = before.table("estimates")
     name = "drift of estimates"
     if old is None:
-        return nothing(name, f"{before.folder.name} has no estimates that can be read")
+        return nothing_to_compare(name, f"{before.folder.name} has no estimates that can be read")
     keys = ["segment", "parameter"]
     both = new.merge(old, on=keys, suffixes=("", "_old"))
     if both.empty:
-        return nothing(name, "no parameter is in both runs")
+        return nothing_to_compare(name, "no parameter is in both runs")
     apart = (both["estimate"] - both["estimate_old"]).abs()
     unit = both["std_error_old"].where(both["std_error_old"] > 0, both["std_error"])
     # what has no standard error, or is no number, has no measure in which it stays within a limit
@@ -139,12 +148,14 @@ def drift_of_estimates(guard: Guard, new: pd.DataFrame, before: Published) -> Fi
     worst = both.loc[both["drift"].idxmax()]
     fresh = len(new) - len(both)
     more = f"; {fresh} parameter(s) are new" if fresh else ""
-    return judged(
-        name, f"{worst['segment']}: {worst['parameter']}", float(worst["drift"]),
+    return judge(
+        name,
+        f"{worst['segment']}: {worst['parameter']}",
+        float(worst["drift"]),
         guard.drift_estimates,
         f"{worst['segment']}: {worst['parameter']} moved from {worst['estimate_old']:.4g} to"
         f" {worst['estimate']:.4g}, {worst['drift']:.1f} standard errors{more}",
-    )  # fmt: skip
+    )
 
 
 def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Finding:
@@ -152,47 +163,52 @@ def drift_of_take_up(guard: Guard, new: pd.DataFrame, before: Published) -> Find
     old = before.table("take_up")
     name = "drift of take-up"
     if old is None:
-        return nothing(name, f"{before.folder.name} has no forecast that can be read")
+        return nothing_to_compare(name, f"{before.folder.name} has no forecast that can be read")
     keys = ["segment", "label", "choice"]
     new, old = (t[t["scenario"] == BASELINE] for t in (new, old))
     both = new.merge(old, on=keys, suffixes=("", "_old"))
     if both.empty:
-        return nothing(name, "no month is in both forecasts")
+        return nothing_to_compare(name, "no month is in both forecasts")
     both["drift"] = 100 * (both["share"] - both["share_old"]).abs()
     worst = both.loc[both["drift"].idxmax()]
-    return judged(
-        name, f"{worst['segment']}: {worst['choice']}", float(worst["drift"]), guard.drift_take_up,
+    return judge(
+        name,
+        f"{worst['segment']}: {worst['choice']}",
+        float(worst["drift"]),
+        guard.drift_take_up,
         f"{worst['segment']}: {worst['choice']} in {worst['label']} was {worst['share_old']:.1%},"
         f" is {worst['share']:.1%}: {worst['drift']:.1f} points",
-    )  # fmt: skip
+    )
 
 
 def drift_of_scenarios(guard: Guard, new: pd.DataFrame, before: Published) -> Finding:
-    """Return the largest change of a scenario of the same name, in points: told, never held.
+    """Return the largest change of a scenario of the same name, in points: it never holds a run.
 
     The run file may mean another scenario by it, on purpose or by a slip.
     """
     old, name = before.table("take_up"), "drift of scenarios"
     if old is None:
-        return nothing(name, f"{before.folder.name} has no forecast that can be read")
+        return nothing_to_compare(name, f"{before.folder.name} has no forecast that can be read")
     keys = ["scenario", "segment", "label", "choice"]
     new, old = (t[t["scenario"] != BASELINE] for t in (new, old))
     both = new.merge(old, on=keys, suffixes=("", "_old"))
     if both.empty:
-        return nothing(name, "no scenario is in both forecasts")
+        return nothing_to_compare(name, "no scenario is in both forecasts")
     both["drift"] = 100 * (both["share"] - both["share_old"]).abs()
     worst = both.loc[both["drift"].idxmax()]
-    found = judged(
-        name, f"{worst['scenario']}: {worst['segment']}: {worst['choice']}", float(worst["drift"]),
+    finding = judge(
+        name,
+        f"{worst['scenario']}: {worst['segment']}: {worst['choice']}",
+        float(worst["drift"]),
         guard.drift_take_up,
         f"{worst['scenario']}: {worst['segment']}: {worst['choice']} in {worst['label']} was"
         f" {worst['share_old']:.1%}, is {worst['share']:.1%}: {worst['drift']:.1f} points",
-    )  # fmt: skip
-    return replace(found, status=WARNING) if found.status == BREACH else found
+    )
+    return replace(finding, status=WARNING) if finding.status == BREACH else finding
 
 
-def lost(guard: Guard, count: Mapping[str, Any], before: Published) -> list[Finding]:
-    """Return what the run before had and this one has not: segments, months, half of its rows."""
+def find_losses(guard: Guard, count: Mapping[str, Any], before: Published) -> list[Finding]:
+    """Return what the run before had and this one lacks: segments, months, half of its rows."""
     old = before.manifest.get("panel", {})
     problems = []
     gone = [m for m in before.manifest.get("fits", {}) if m not in count["chosen"]]
@@ -222,20 +238,20 @@ def unreadable(guard: Guard) -> Finding:
     return Finding("lost", "the run before", 1.0, 0.0, status, text)
 
 
-def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> Finding:
+def compare_with_past(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> Finding:
     """Return how far the last forecast was from what its members then did, in points."""
     name = "calibration"
     if cohorts.empty:
-        return nothing(name, "no month is observed after any origin")
+        return nothing_to_compare(name, "no month is observed after any origin")
     for run in reversed(past):
         last = run.manifest.get("panel", {}).get("last")
-        seen = cohorts[cohorts["origin"] == last]
+        observed = cohorts[cohorts["origin"] == last]
         forecast = run.table("take_up")
-        if seen.empty or forecast is None:
+        if observed.empty or forecast is None:
             continue
         base = forecast[forecast["scenario"] == BASELINE]
         size = base[base["period"] == 1].groupby("segment")["members"].sum()
-        both = base.merge(seen, on=["segment", "period", "choice"])
+        both = base.merge(observed, on=["segment", "period", "choice"])
         both["first_members"] = both["segment"].map(size)
         if both.empty:
             continue
@@ -246,18 +262,22 @@ def calibration(guard: Guard, cohorts: pd.DataFrame, past: list[Published]) -> F
         both["beyond"] = (both["gap"] - 2 * both["noise"]).clip(lower=0)
         worst = both.loc[both["beyond"].idxmax()]
         seen_again = 100 * worst["members_seen"] / worst["first_members"]
-        return judged(
-            name, f"{worst['segment']}: {worst['choice']}", float(worst["beyond"]),
+        return judge(
+            name,
+            f"{worst['segment']}: {worst['choice']}",
+            float(worst["beyond"]),
             guard.calibration,
             f"{run.folder.name} foresaw {worst['share']:.1%} {worst['choice']} of"
             f" {worst['segment']} in {worst['label']}; it was {worst['observed']:.1%}:"
             f" {worst['gap']:.1f} points, of which {2 * worst['noise']:.1f} may be chance"
             f" ({seen_again:.0f} % of its members were seen then)",
-        )  # fmt: skip
-    return nothing(name, "no earlier run foresaw a month that is observed now")
+        )
+    return nothing_to_compare(name, "no earlier run foresaw a month that is observed now")
 
 
-def observed_since(followed: Mapping[int, pd.DataFrame], choices: tuple[Any, ...]) -> pd.DataFrame:
+def observed_since(
+    followed: Mapping[int, pd.DataFrame], choices: tuple[Level, ...]
+) -> pd.DataFrame:
     """Return what members seen at earlier origins chose since.
 
     Parameters
@@ -279,11 +299,11 @@ def observed_since(followed: Mapping[int, pd.DataFrame], choices: tuple[Any, ...
         labels = sorted(table["segment"].unique())
         groups = [(m, table[table["segment"] == m]) for m in labels]
         if len(labels) > 1:
-            groups.append(("all", table))
-        for segment, part in groups:
-            for period, own in part.groupby("period"):
-                total = float(own["n"].sum())
-                by_choice = own.groupby("later")["n"].sum()
+            groups.append((ALL, table))
+        for segment, rows_of in groups:
+            for period, month in rows_of.groupby("period"):
+                total = float(month["n"].sum())
+                by_choice = month.groupby("later")["n"].sum()
                 for j, label in enumerate(choices):
                     rows.append(
                         {

@@ -60,7 +60,7 @@ def write_sample(folder: str | Path) -> list[Path]:
         if find_spec(extra) is None:
             text = text.replace(f"{key} = true ", f"{key} = false")
     club = Membership.from_dict(tomllib.loads(text)["membership"])
-    rows = simulated(club)
+    rows = simulate_members(club)
     written = [
         write_text(target / "run.toml", text),
         write_atomically(
@@ -71,9 +71,13 @@ def write_sample(folder: str | Path) -> list[Path]:
 
 
 RECIPES = (
-    "README.md", "crontab", "dynchoice.service", "dynchoice.timer", "airflow_dag.py.txt",
+    "README.md",
+    "crontab",
+    "dynchoice.service",
+    "dynchoice.timer",
+    "airflow_dag.py.txt",
     "Containerfile",
-)  # fmt: skip
+)
 
 
 def write_recipes(folder: Path) -> list[Path]:
@@ -85,20 +89,20 @@ def write_recipes(folder: Path) -> list[Path]:
         They cannot be written.
     """
     run = (folder / "run.toml").resolve()
-    own = {"@RUN@": [str(run)], "@OUT@": [str(run.parent / "out")], "@HOME@": [str(Path.home())]}
-    own["@COMMAND@"] = command()
+    marks = {"@RUN@": [str(run)], "@OUT@": [str(run.parent / "out")], "@HOME@": [str(Path.home())]}
+    marks["@COMMAND@"] = command()
     written = []
     for name in RECIPES:
         text = files("dynchoice.run").joinpath(f"templates/recipes/{name}").read_text("utf-8")
-        for mark, words in own.items():
-            text = text.replace(mark, spelt(words, name))
+        for mark, words in marks.items():
+            text = text.replace(mark, spell(words, name))
         # a module that needs Airflow is no module of this package
         target = folder / "recipes" / name.removesuffix(".txt")
         written.append(write_text(target, text))
     return written
 
 
-def spelt(words: list[str], recipe: str) -> str:
+def spell(words: list[str], recipe: str) -> str:
     """Return words as a recipe's language takes them, blanks and signs included."""
     if recipe == "crontab":  # a percent sign ends cron's command
         return shlex.join(words).replace("%", "\\%")
@@ -129,7 +133,7 @@ def command() -> list[str]:
     return [str(beside)] if beside.exists() else [sys.executable, "-m", "dynchoice"]
 
 
-def simulated(club: Membership) -> pd.DataFrame:
+def simulate_members(club: Membership) -> pd.DataFrame:
     """Return members' months of each segment.
 
     Prices rise in the second year, in two regions later than in the others, and music comes to one
@@ -138,13 +142,13 @@ def simulated(club: Membership) -> pd.DataFrame:
     import pandas as pd
 
     parts = [
-        own_months(club, segment, i * MEMBERS, np.random.SeedSequence([7, i]))
+        simulate_segment(club, segment, i * MEMBERS, np.random.SeedSequence([7, i]))
         for i, segment in enumerate(TRUTH)
     ]
     return pd.concat(parts, ignore_index=True)
 
 
-def own_months(
+def simulate_segment(
     club: Membership, segment: str, first: int, seed: np.random.SeedSequence
 ) -> pd.DataFrame:
     """Return one segment's member-months."""
@@ -155,8 +159,8 @@ def own_months(
     from dynchoice.counterfactuals.simulate import simulate
 
     benefits = tuple(replace(b, **USE) for b in club.benefits)
-    known = replace(club, benefits=benefits, params={**TRUTH[segment], **COSTS})
-    model, theta, rng = known.model(), known.theta(), np.random.default_rng(seed)
+    programme = replace(club, benefits=benefits, params={**TRUTH[segment], **COSTS})
+    model, theta, rng = programme.model(), programme.theta(), np.random.default_rng(seed)
     states = model.states
     region = np.arange(MEMBERS) % len(REGIONS)
     levels: Any = pd.DataFrame(
@@ -176,12 +180,12 @@ def own_months(
         step = simulate(
             model, params=theta, members=MEMBERS, periods=1, seed=rng, start=states.codes(levels)
         )
-        own = levels.drop(columns="contract")
-        own.insert(0, "member", first + np.arange(MEMBERS))
-        own.insert(1, "month", f"{FIRST[0] + t // 12}-{t % 12 + 1:02d}")
-        own["segment"], own["region"] = segment, np.array(REGIONS)[region]
-        own["plan"] = pd.Index(list(model.choices)).take(step.choices[:, 0])
-        own["contract"] = levels["contract"].to_numpy()
-        months.append(own)
+        month = levels.drop(columns="contract")
+        month.insert(0, "member", first + np.arange(MEMBERS))
+        month.insert(1, "month", f"{FIRST[0] + t // 12}-{t % 12 + 1:02d}")
+        month["segment"], month["region"] = segment, np.array(REGIONS)[region]
+        month["plan"] = pd.Index(list(model.choices)).take(step.choices[:, 0])
+        month["contract"] = levels["contract"].to_numpy()
+        months.append(month)
         levels = states.labels(step.after)
     return pd.concat(months, ignore_index=True)

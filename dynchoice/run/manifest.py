@@ -15,20 +15,26 @@ from typing import Any
 
 SCHEMA = 2
 PACKAGES = (
-    "numpy", "scipy", "numba", "pandas", "pyarrow", "ibis-framework", "duckdb", "formulaic",
-    "statsmodels", "matplotlib", "jinja2", "markupsafe", "joblib",
-)  # fmt: skip
+    "numpy",
+    "scipy",
+    "numba",
+    "pandas",
+    "pyarrow",
+    "ibis-framework",
+    "duckdb",
+    "formulaic",
+    "statsmodels",
+    "matplotlib",
+    "jinja2",
+    "markupsafe",
+    "joblib",
+)
 
 
 def digest(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Return all files of a folder, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
 def describe_files(paths: Iterable[Path], relative_to: Path) -> list[dict[str, Any]]:
@@ -59,35 +65,6 @@ def versions() -> Mapping[str, str]:
     return found
 
 
-def open_to_all(folder: Path) -> None:
-    """Give a temporary folder, made for its owner alone, the rights that the umask gives."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-
-
-def flush(folder: Path) -> None:
-    """Have the disk hold a folder's names (where the system can say so)."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # not on every system
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        return
-    finally:
-        os.close(handle)
-
-
-def flush_files(folder: Path) -> None:
-    """Have the disk hold every file of a folder: a run must survive a power cut."""
-    for path in files_below(folder):
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-    flush(folder)
-
-
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest as JSON, whole or not at all."""
     from dynchoice.storage import write_atomically
@@ -96,7 +73,7 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(path, lambda handle: handle.write(text.encode()))
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Return nested values with null for numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 from dynchoice.typing import Progress
@@ -49,7 +50,7 @@ class Stop:
         self.stuck = stuck
         self.left = threading.Event()
 
-    def __call__(self, number: int, frame: Any) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         self.asked = True
         raise Interrupted(signal.Signals(number).name)
@@ -60,10 +61,10 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        hears, told = socket.socketpair()
-        told.setblocking(False)
+        hears, sends = socket.socketpair()
+        sends.setblocking(False)
         before = {n: signal.signal(n, self) for n in STOPPING}
-        wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(sends.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._insist, args=(hears,), daemon=True).start()
         try:
             yield
@@ -72,7 +73,7 @@ class Stop:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            told.close()
+            sends.close()
 
     def _insist(self, hears: socket.socket) -> None:
         """End the process if the main thread has not left soon after a signal."""

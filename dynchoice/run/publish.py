@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dynchoice.errors import ConfigError, LockError, StorageError
-from dynchoice.run import manifest
+from dynchoice.run import files, manifest
 from dynchoice.run.stages import WRITING
 
 logger = logging.getLogger("dynchoice.run")
@@ -32,7 +32,7 @@ COMPLETE, HELD, PARTIAL = "complete", "held", "partial"
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder that cannot be, before any work.
+    """Check the output folder before any work.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def check_folder(out: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, or say who does.
+    """Hold the lock of an output folder.
 
     Raises
     ------
@@ -186,8 +186,8 @@ def current_run(out: Path) -> Published | None:
 
 def runs(out: Path, kind: str = RUN) -> list[Published]:
     """Return the runs (or backtests) of a folder, oldest first."""
-    found = [opened(p) for p in sorted(out.glob(f"{kind}-*")) if p.is_dir()]
-    return sorted((r for r in found if r is not None), key=started)
+    opened_runs = [opened(p) for p in sorted(out.glob(f"{kind}-*")) if p.is_dir()]
+    return sorted((r for r in opened_runs if r is not None), key=started)
 
 
 def started(run: Published) -> tuple[str, str]:
@@ -202,8 +202,8 @@ def same_run(out: Path, digest: str, status: str, before: Published | None) -> P
     """
     previous = None if before is None else before.folder.name
     for run in reversed(runs(out)):
-        told = run.digest == digest and run.status == status
-        if told and run.manifest.get("previous") == previous and run.whole():
+        alike = run.digest == digest and run.status == status
+        if alike and run.manifest.get("previous") == previous and run.whole():
             return run
     return None
 
@@ -226,14 +226,14 @@ def write_run(
         raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
     try:
         facts = write(work)
-        outputs = manifest.describe_files(manifest.files_below(work), work)
+        outputs = manifest.describe_files(files.files_below(work), work)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         manifest.write(work / MANIFEST, {**facts, "finished": finished, "outputs": outputs})
-        manifest.open_to_all(work)
-        manifest.flush_files(work)
+        files.open_to_all(work)
+        files.flush_files(work)
         target = free_name(out, f"{prefix}-{begun:%Y%m%dT%H%M%SZ}")
         os.rename(work, target)
-        manifest.flush(out)
+        files.flush(out)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -258,7 +258,7 @@ def point_to(out: Path, run: Published, name: str = CURRENT) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(run.folder.name)
         os.replace(link, out / name)
-        manifest.flush(out)
+        files.flush(out)
     except OSError as error:
         raise StorageError(
             f"the run is complete in {run.folder}, but {out / name} cannot point to it:"

@@ -1,8 +1,9 @@
-"""Publishing a run: guard rails, its folder, ``current``, and what is left of older runs."""
+"""Publishing a run: guard rails, its folder and files, ``current``, what is left of older runs."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from dynchoice.names import BASELINE
 from dynchoice.run import manifest, publish, source
 from dynchoice.run.progress import Interrupted
 from dynchoice.run.publish import COMPLETE, HELD, PARTIAL, Outcome, Published
+from dynchoice.run.stage_work import Job, steps_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynchoice.run.job import Job
+    from dynchoice.run.guard import Finding
 
 logger = logging.getLogger("dynchoice.run")
 
@@ -30,43 +32,44 @@ class Release:
     def __init__(self, job: Job, segments: list[str]) -> None:
         self.job, self.segments = job, segments
         self.run, self.stages, self.keys = job.run, job.stages, job.keys
+        self.total = steps_of(segments)
 
-    def publish(self, total: int) -> Outcome:
+    def publish(self) -> Outcome:
         """Write the run, or find that it is there, and let ``current`` point to it."""
-        out, segments = self.run.out, self.segments
+        out, segments, total = self.run.out, self.segments, self.total
         digest = self.keys.whole(segments)
-        partial = segments != self.job.chosen(self.job.counted, by_hand=False)
+        partial = segments != self.job.choose(self.job.counted, by_hand=False)
         self.keys.refuse_changes()
         before = publish.current_run(out)
         notes = tuple(self.notes())
         force = self.job.options.force
         if partial:
             same = None if force else publish.same_run(out, digest, PARTIAL, before)
-            made = same or self.write([], digest, PARTIAL, before)
+            written = same or self.write([], digest, PARTIAL, before)
             self.tidy()
-            self.job.tell(total, total, f"{made.folder}: some segments only, not published")
-            return Outcome(made.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
+            self.job.tell(total, total, f"{written.folder}: some segments only, not published")
+            return Outcome(written.folder, PARTIAL, digest, tuple(self.stages.fresh), notes)
         again = force and bool(self.stages.fresh)
         if not again and before is not None and before.digest == digest and before.whole():
             self.job.tell(total, total, f"nothing has changed since {before.folder.name}")
             return Outcome(before.folder, "unchanged", digest, (), notes)
         # a run that was killed between its writing and its publication
         whole = None if again else publish.same_run(out, digest, COMPLETE, before)
-        made = whole or self.guarded(digest, before, total)
+        written = whole or self.guarded(digest, before)
         try:
-            publish.point_to(out, made)
+            publish.point_to(out, written)
         except (OSError, Interrupted):
             after = publish.current_run(out)
-            if after is None or after.folder != made.folder:
+            if after is None or after.folder != written.folder:
                 raise
         try:
             self.tidy()
-            self.job.tell(total, total, f"published {made.folder}")
+            self.job.tell(total, total, f"published {written.folder}")
         except (OSError, Interrupted) as error:  # nobody listens, or a signal: it is published
             logger.warning("after the publication: %s", type(error).__name__)
-        return Outcome(made.folder, COMPLETE, digest, tuple(self.stages.fresh), notes)
+        return Outcome(written.folder, COMPLETE, digest, tuple(self.stages.fresh), notes)
 
-    def guarded(self, digest: str, before: Published | None, total: int) -> Published:
+    def guarded(self, digest: str, before: Published | None) -> Published:
         """Write the run if no guard rail holds it; else write it for inspection and say so."""
         from dynchoice.run.guard import breaches, guard_rails, unreadable
 
@@ -74,21 +77,22 @@ class Release:
         tables = self.tables()
         params = {m: list(self.stages.done[f"estimate/{m}"].facts["params"]) for m in self.segments}
         count = {**self.job.counted.facts, "chosen": self.segments, "parameters": params}
-        known = self.predecessor(before, past, digest)
-        findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), known, past)
-        if known is None and (past or (self.run.out / publish.CURRENT).is_symlink()):
+        previous = self.predecessor(before, past, digest)
+        findings = guard_rails(self.run.spec.guard, count, tables, self.cohorts(), previous, past)
+        if previous is None and (past or (self.run.out / publish.CURRENT).is_symlink()):
             findings.append(unreadable(self.run.spec.guard))
         broken = breaches(findings)
         if broken and not self.job.options.accept:
             same = publish.same_run(self.run.out, digest, HELD, before)
-            made = same or self.write(findings, digest, HELD, before, tables)
+            written = same or self.write(findings, digest, HELD, before, tables)
             self.tidy()
-            told = "\n".join(f"- {f.guard}: {f.text} (limit {f.limit:g})" for f in broken)
+            lines = "\n".join(f"- {f.guard}: {f.text} (limit {f.limit:g})" for f in broken)
             raise CheckError(
-                f"{len(broken)} guard rail(s) hold this run:\n{told}\nIt is kept in {made.folder};"
-                " current is as it was. If the change is right, publish it with --accept"
+                f"{len(broken)} guard rail(s) hold this run:\n{lines}\nIt is kept in"
+                f" {written.folder}; current is as it was. If the change is right, publish it with"
+                " --accept"
             )
-        self.job.tell(total - 1, total, "writing")
+        self.job.tell(self.total - 1, self.total, "writing")
         return self.write(findings, digest, COMPLETE, before, tables)
 
     @staticmethod
@@ -116,6 +120,7 @@ class Release:
         out = {"estimates": estimates_table(self.job.fits)}
         for name in FORECAST:
             files = [done[f"forecast/{n}"].file(f"{name}.parquet") for n in self.keys.names]
+            # of some tables (revenue, long_run) a scenario may have no rows
             parts = [pd.read_parquet(f) for f in files if f.exists()]
             if parts:
                 out[name] = pd.concat(parts, ignore_index=True)
@@ -126,7 +131,7 @@ class Release:
 
     def write(
         self,
-        findings: list[Any],
+        findings: list[Finding],
         digest: str,
         status: str,
         before: Published | None,
@@ -134,7 +139,6 @@ class Release:
     ) -> Published:
         """Write a run's folder."""
         from dynchoice.run.guard import guard_table
-        from dynchoice.run.outputs import write_outputs
 
         whole = dict(tables or self.tables())
         if findings:
@@ -160,7 +164,7 @@ class Release:
             "run_file": self.run.source.name,
             "config": spec.model_dump(mode="json", by_alias=True),
             "versions": dict(manifest.versions()),
-            "source": source.described(self.run),
+            "source": source.describe_source(self.run),
             "inputs": self.keys.inputs(),
             "panel": {
                 **{k: count[k] for k in ("rows", "members", "refused", "first", "last", "kind")},
@@ -172,7 +176,7 @@ class Release:
             "fits": {m: done[f"estimate/{m}"].facts for m in self.segments},
             "forecast": {
                 **{k: base[k] for k in ("message", "draws", "level")},
-                "notes": self.told("notes"),
+                "notes": self.collect("notes"),
             },
             "scenarios": self.keys.names[1:],
             "notes": self.notes(),
@@ -183,13 +187,13 @@ class Release:
 
     def notes(self) -> list[str]:
         """Return what a reader should know: warnings of all stages, scenarios left out."""
-        return list(dict.fromkeys([*self.told("warnings"), *self.keys.left_out]))
+        return list(dict.fromkeys([*self.collect("warnings"), *self.keys.left_out]))
 
-    def told(self, kind: str) -> list[str]:
+    def collect(self, kind: str) -> list[str]:
         """Return notes or warnings of all stages, without those about scenarios that are gone."""
         said = [w for s in self.stages.done.values() for w in s.facts.get(kind, ())]
-        known = [f"scenario {n!r}" for n in self.keys.names]
-        kept = [w for w in said if "scenario '" not in w or any(n in w for n in known)]
+        current = [f"scenario {n!r}" for n in self.keys.names]
+        kept = [w for w in said if "scenario '" not in w or any(n in w for n in current)]
         return list(dict.fromkeys(kept))
 
     def tidy(self) -> None:
@@ -206,3 +210,65 @@ class Release:
                 self.stages.prune(publish.stages_in_use(self.run.out, RECENT), since)
         except OSError as error:  # the run is published all the same
             logger.warning("old stages stay: %s", error)
+
+
+# the files of a run ---------------------------------------------------------------------------
+
+
+def write_outputs(
+    job: Job, folder: Path, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a run's files into a folder and return its manifest."""
+    from dynchoice.run.tables import describe_tables, write_table
+
+    output, done = job.run.spec.output, job.stages.done
+    for name, table in tables.items():
+        write_table(table, folder, name, output.csv)
+    (folder / "results").mkdir()
+    texts = []
+    for i, segment in enumerate(job.segments_run):
+        fit = done[f"estimate/{segment}"].file("results.npz")
+        shutil.copyfile(fit, folder / "results" / f"{i:03d}-{slug(segment)}.npz")
+        texts.append(done[f"diagnose/{segment}"].file("summary.txt").read_text(encoding="utf-8"))
+    (folder / "summary.txt").write_text("\n".join(texts), encoding="utf-8")
+    words = in_words(tables["take_up"], tables["badges"], facts)
+    (folder / "forecast.txt").write_text(words + "\n", encoding="utf-8")
+    shutil.copyfile(job.counted.file("panel.txt"), folder / "panel.txt")
+    if output.picture:
+        from dynchoice.plots.forecast import plot_forecast
+
+        level, draws = (facts["forecast"][key] for key in ("level", "draws"))
+        plot_forecast(tables["take_up"], level, draws, path=folder / "forecast.png")
+    record = {**facts, "tables": describe_tables(tables)}
+    if output.report:
+        from dynchoice.run.report import write_report
+
+        write_report(folder / "report.html", tables, record, job.run.spec.title)
+    return record
+
+
+def slug(segment: str) -> str:
+    """Return a label as part of a file name."""
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in segment)
+    return plain.strip("-").lower()[:60] or "segment"
+
+
+def in_words(take_up: pd.DataFrame, badges: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    """Return the last month's take-up by segment and scenario, and what each rests on."""
+    table = take_up[take_up["period"] == take_up["period"].max()]
+    when, level = table["label"].iloc[0], f"{facts['forecast']['level']:.0%}"
+    lines = [f"Take-up in {when} (bands: {level} of draws, parameters and laws)"]
+    for segment, part in table.groupby("segment", sort=False):
+        lines.append(f"\n{segment}")
+        for scenario, rows in part.groupby("scenario", sort=False):
+            cells = [
+                f"{r.choice} {r.share:.1%}"
+                + (f" [{r.lower:.1%}, {r.upper:.1%}]" if r.lower == r.lower else "")
+                for r in rows.itertuples()
+            ]
+            lines.append(f"  {scenario}: " + "; ".join(cells))
+    lines.append("\nWhat the scenarios rest on")
+    for r in badges[badges["scenario"] != BASELINE].itertuples():
+        why = f" ({r.reasons})" if r.reasons else ""
+        lines.append(f"  {r.segment}, {r.scenario}: {r.badge}{why}")
+    return "\n".join(lines)

@@ -19,6 +19,8 @@ from dynchoice.plots import report as figures
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.run.schema import RunFile
+
 MEASURES = ("penetration", "revenue", "profit", "surplus", "churn")
 MOST_FIGURES = 24
 """Segments that get pictures of their own; tables have them all."""
@@ -34,24 +36,24 @@ class Column:
     number: bool = False
 
 
-def percent(value: Any) -> str:
+def percent(value: float | None) -> str:
     """Return a share as a percentage."""
-    return "" if missing(value) else f"{100 * value:.1f} %"
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def points(value: Any) -> str:
+def points(value: float | None) -> str:
     """Return a difference of shares in points."""
-    return "" if missing(value) else f"{100 * value:+.1f}"
+    return "" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
 
 
-def four(value: Any) -> str:
+def four_digits(value: float | None) -> str:
     """Return a number with four digits."""
-    return "" if missing(value) else f"{value:.4g}"
+    return "" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def missing(value: Any) -> bool:
+def missing(value: float | None) -> bool:
     """Return whether there is no number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or math.isnan(value)
 
 
 def share(key: str, title: str) -> Column:
@@ -61,49 +63,76 @@ def share(key: str, title: str) -> Column:
 
 def number(key: str, title: str) -> Column:
     """Return a column of numbers."""
-    return Column(key, title, four, True)
+    return Column(key, title, four_digits, True)
 
 
 TAKE_UP = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"), Column("choice", "Choice"),
-    share("share", "Share"), share("lower", "Lower"), share("upper", "Upper"),
-    Column("change", "Against baseline, points", points, True), Column("badge", "Rests on"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    Column("choice", "Choice"),
+    share("share", "Share"),
+    share("lower", "Lower"),
+    share("upper", "Upper"),
+    Column("change", "Against baseline, points", points, True),
+    Column("badge", "Rests on"),
+)
 OUTCOMES = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"), Column("measure", "Measure"),
-    number("value", "Value"), number("lower", "Lower"), number("upper", "Upper"),
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    Column("measure", "Measure"),
+    number("value", "Value"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
     Column("badge", "Rests on"),
-)  # fmt: skip
+)
 WELFARE = (
-    Column("segment", "Segment"), Column("scenario", "Scenario"),
-    number("change", "Utils a member"), number("lower", "Lower"), number("upper", "Upper"),
-    number("money", "In money"), number("money_lower", "Lower"), number("money_upper", "Upper"),
+    Column("segment", "Segment"),
+    Column("scenario", "Scenario"),
+    number("change", "Utils a member"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
+    number("money", "In money"),
+    number("money_lower", "Lower"),
+    number("money_upper", "Upper"),
     Column("badge", "Rests on"),
-)  # fmt: skip
+)
 GUARD = (
-    Column("guard", "Guard rail"), Column("status", "Status"), number("value", "Found"),
-    number("limit", "Limit"), Column("text", "What was found"),
-)  # fmt: skip
+    Column("guard", "Guard rail"),
+    Column("status", "Status"),
+    number("value", "Found"),
+    number("limit", "Limit"),
+    Column("text", "What was found"),
+)
 BADGES = (
-    Column("scenario", "Scenario"), Column("segment", "Segment"), Column("badge", "Rests on"),
+    Column("scenario", "Scenario"),
+    Column("segment", "Segment"),
+    Column("badge", "Rests on"),
     Column("reasons", "Why"),
-)  # fmt: skip
+)
 ESTIMATES = (
-    Column("segment", "Segment"), Column("parameter", "Parameter"), number("estimate", "Estimate"),
-    number("std_error", "Std. error"), number("tstat", "t"), number("pvalue", "p"),
-    number("lower", "Lower"), number("upper", "Upper"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("parameter", "Parameter"),
+    number("estimate", "Estimate"),
+    number("std_error", "Std. error"),
+    number("tstat", "t"),
+    number("pvalue", "p"),
+    number("lower", "Lower"),
+    number("upper", "Upper"),
+)
 DIAGNOSTICS = (
-    Column("segment", "Segment"), Column("diagnostic", "Diagnostic"), number("value", "Value"),
+    Column("segment", "Segment"),
+    Column("diagnostic", "Diagnostic"),
+    number("value", "Value"),
     Column("note", "Note"),
-)  # fmt: skip
+)
 INPUTS = (
-    Column("name", "File"), Column("bytes", "Bytes", lambda v: f"{v:,}", True),
+    Column("name", "File"),
+    Column("bytes", "Bytes", lambda v: f"{v:,}", True),
     Column("sha256", "sha256"),
-)  # fmt: skip
+)
 
 
-def page(template: str, context: Mapping[str, Any]) -> str:
+def render_page(template: str, context: Mapping[str, Any]) -> str:
     """Return a page of the package's templates; everything is escaped but pictures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -121,8 +150,8 @@ def page(template: str, context: Mapping[str, Any]) -> str:
 
 def rows_of(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Return a table's rows as mappings, NaN as None."""
-    found = table.reindex(columns=[c.key for c in columns]).astype(object)
-    plain = found.where(found.notna(), None).to_dict("records")
+    cells = table.reindex(columns=[c.key for c in columns]).astype(object)
+    plain = cells.where(cells.notna(), None).to_dict("records")
     for row in plain:
         for c in columns:
             if not c.number and row[c.key] is None:
@@ -130,7 +159,7 @@ def rows_of(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, An
     return [{str(k): v for k, v in row.items()} for row in plain]
 
 
-def shown(title: str, svg: str) -> dict[str, Any]:
+def as_picture(title: str, svg: str) -> dict[str, Any]:
     """Return a picture for a page."""
     from markupsafe import Markup
 
@@ -170,7 +199,7 @@ def write_report(
         "verdict": verdict(record, tables.get("guard")),
         "short": in_short(last, record),
         "take_up_figures": [
-            shown(m, figures.take_up(take_up, m, choices, f"take-up-{i}"))
+            as_picture(m, figures.take_up(take_up, m, choices, f"take-up-{i}"))
             for i, m in enumerate(ordered[:MOST_FIGURES])
         ],
         "take_up_rows": rows_of(last, TAKE_UP),
@@ -179,15 +208,15 @@ def write_report(
         "guard": rows_of(tables["guard"], GUARD) if "guard" in tables else [],
         "notes": record["notes"],
         "badges": rows_of(tables["badges"], BADGES) if "badges" in tables else [],
-        "unknown": unknown(tables["diagnostics"]),
+        "unknown": list_unknown(tables["diagnostics"]),
         "cov_types": ", ".join(dict.fromkeys(f["cov_type"] for f in record["fits"].values())),
         "estimate_figures": [
-            shown(m, figures.estimates(tables["estimates"], m, f"estimates-{i}"))
+            as_picture(m, figures.estimates(tables["estimates"], m, f"estimates-{i}"))
             for i, m in enumerate(fits[:MOST_FIGURES])
         ],
         "estimates": rows_of(tables["estimates"], ESTIMATES),
         "fit_figures": [
-            shown(m, figures.fitted(tables["fit"], m, choices_of(tables["fit"]), f"fit-{i}"))
+            as_picture(m, figures.fitted(tables["fit"], m, choices_of(tables["fit"]), f"fit-{i}"))
             for i, m in enumerate(fits[:MOST_FIGURES])
         ],
         "diagnostics": rows_of(tables["diagnostics"], DIAGNOSTICS),
@@ -207,7 +236,7 @@ def write_report(
         "diagnostic_columns": DIAGNOSTICS,
         "input_columns": INPUTS,
     }
-    path.write_text(page("report.html", context), encoding="utf-8")
+    path.write_text(render_page("report.html", context), encoding="utf-8")
 
 
 def choices_of(table: pd.DataFrame) -> list[str]:
@@ -279,17 +308,17 @@ def in_words(badge: str) -> str:
     return "is identified by the data" if badge == "identified" else badge
 
 
-def unknown(diagnostics: pd.DataFrame) -> list[str]:
+def list_unknown(diagnostics: pd.DataFrame) -> list[str]:
     """Return in words what stays open by segment."""
     out = []
-    for segment, own in diagnostics.groupby("segment", sort=False):
-        found = own.set_index("diagnostic")
+    for segment, rows in diagnostics.groupby("segment", sort=False):
+        values = rows.set_index("diagnostic")
         for kind in ("flat", "weak"):
-            row = found.loc[f"{kind} directions"]
+            row = values.loc[f"{kind} directions"]
             if row["value"] > 0:
                 out.append(f"{segment}: the data leave {kind}: {row['note']}.")
-        hardest = found.loc["hardest direction", "note"]
-        thin, empty = (int(found.loc[f"{k} cells", "value"]) for k in ("thin", "empty"))
+        hardest = values.loc["hardest direction", "note"]
+        thin, empty = (int(values.loc[f"{k} cells", "value"]) for k in ("thin", "empty"))
         out.append(
             f"{segment}: hardest to tell apart: {hardest}. {empty:,} choices were never taken in"
             f" states that were seen, {thin:,} fewer than five times."
@@ -298,24 +327,33 @@ def unknown(diagnostics: pd.DataFrame) -> list[str]:
 
 
 SUMMARY = (
-    Column("method", "Method"), Column("horizon", "Periods ahead", str, True),
-    number("error", "Error, points"), number("largest", "Largest"),
-    share("coverage", "In band"), share("coverage_wide", "With chance"),
-    number("score", "Log score"), number("model_gains", "Model gains"),
+    Column("method", "Method"),
+    Column("horizon", "Periods ahead", str, True),
+    number("error", "Error, points"),
+    number("largest", "Largest"),
+    share("coverage", "In band"),
+    share("coverage_wide", "With chance"),
+    number("score", "Log score"),
+    number("model_gains", "Model gains"),
     number("std_error", "Std. error"),
-)  # fmt: skip
+)
 BY_SEGMENT = (
-    Column("segment", "Segment"), Column("method", "Method"),
-    Column("horizon", "Periods ahead", str, True), number("error", "Error, points"),
-)  # fmt: skip
+    Column("segment", "Segment"),
+    Column("method", "Method"),
+    Column("horizon", "Periods ahead", str, True),
+    number("error", "Error, points"),
+)
 CALIBRATION = (
-    share("from", "From"), share("to", "To"), number("n", "Choices"), share("said", "Said"),
+    share("from", "From"),
+    share("to", "To"),
+    number("n", "Choices"),
+    share("said", "Said"),
     share("happened", "Happened"),
-)  # fmt: skip
+)
 
 
 def write_backtest(
-    path: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any], spec: Any
+    path: Path, tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any], spec: RunFile
 ) -> None:
     """Write the page of a backtest."""
     summary = tables["summary"]
@@ -328,12 +366,18 @@ def write_backtest(
         "seen": float(tables["errors"]["seen"].mean()),
         "short": backtest_in_short(summary),
         "figures": [
-            shown("Error of take-up by periods ahead",
-                  figures.backtest_figure("errors", summary, "errors")),
-            shown("Forecast against observed shares",
-                  figures.backtest_figure("shares", tables["errors"], "shares")),
-            shown("Probabilities said, and how often it happened",
-                  figures.backtest_figure("calibration", tables["calibration"], "calibration")),
+            as_picture(
+                "Error of take-up by periods ahead",
+                figures.backtest_figure("errors", summary, "errors"),
+            ),
+            as_picture(
+                "Forecast against observed shares",
+                figures.backtest_figure("shares", tables["errors"], "shares"),
+            ),
+            as_picture(
+                "Probabilities said, and how often it happened",
+                figures.backtest_figure("calibration", tables["calibration"], "calibration"),
+            ),
         ],
         "summary": rows_of(summary, SUMMARY),
         "summary_columns": SUMMARY,
@@ -344,18 +388,18 @@ def write_backtest(
         "digest": record["digest"],
         "config": json.dumps(record["config"], indent=2, ensure_ascii=False),
         "versions": "\n".join(f"{k} {v}" for k, v in record["versions"].items()),
-    }  # fmt: skip
-    path.write_text(page("backtest.html", context), encoding="utf-8")
+    }
+    path.write_text(render_page("backtest.html", context), encoding="utf-8")
 
 
 def backtest_in_short(summary: pd.DataFrame) -> list[str]:
     """Return one sentence a method: its error beside the model's, and the gain in log score."""
     far = summary["horizon"].max()
     last = summary[summary["horizon"] == far].set_index("method")
-    own = last.loc["model"]
+    model = last.loc["model"]
     out = [
-        f"{far} periods ahead the model's shares are off by {own['error']:.2f} points on average;"
-        f" {own['coverage']:.0%} of what happened lies in its bands, {own['coverage_wide']:.0%}"
+        f"{far} periods ahead the model's shares are off by {model['error']:.2f} points on average;"
+        f" {model['coverage']:.0%} of what happened lies in its bands, {model['coverage_wide']:.0%}"
         " where the chance of so many members is added."
     ]
     for method, row in last.drop(index="model").iterrows():

@@ -1,24 +1,23 @@
 """What a run file may say: its sections and their keys, as pydantic models.
 
 Only names, types and ranges live here (:mod:`dynchoice.run.config` checks what keys say of each
-other); nothing is read or built, so that a run with nothing to do
-need not import what models are made of.
+other); nothing is read or built. Keys that Python declares (of a scenario, of a panel) are taken
+from there (:mod:`dynchoice.run.derived`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-Label = bool | int | FiniteFloat | str
+from dynchoice.run.derived import Label as Label
+from dynchoice.run.derived import Name as Name
+from dynchoice.run.derived import declared, with_keys_of
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["off"]
 """A threshold of a guard rail, or ``"off"``."""
-Dated = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2]|Q[1-4])$")]
-When = Annotated[int, Field(ge=1)] | Dated
-"""A period of the forecast: its number (1 is the first), or its label (``"2026-07"``)."""
-Name = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -34,7 +33,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Data(Section):
+class Derived(Section):
+    """A table some of whose keys are declared elsewhere (:mod:`dynchoice.run.derived`)."""
+
+    if TYPE_CHECKING:  # mypy does not see the keys that are added
+
+        def __getattr__(self, name: str) -> Any:
+            """Return the value of a key."""
+
+
+SCENARIO = ("counterfactuals/scenario.py", "Scenario")
+PANEL_OPTIONS = ("panel/panel.py", "Panel")
+HISTORY_OPTIONS = ("membership/history.py", "read_panel")
+
+PLACE = ("path", "duckdb", "connection", "table", "schema_")
+NOT_SAID = ("states", "choices", "columns", "buckets", "member_limit", "progress")
+"""Options of a panel that a run file says elsewhere, or leaves as they are."""
+PANEL = tuple(k for k in declared(*PANEL_OPTIONS) if k not in NOT_SAID)
+"""Keys of ``[data]`` that are options of :class:`dynchoice.Panel`."""
+HISTORY = tuple(k for k in declared(*HISTORY_OPTIONS) if k not in (*PANEL, "plan"))
+"""Keys of ``[data]`` that only a membership's plan history has."""
+FIRST_OF_DATA = (*PLACE, *PANEL, "segments", "contract")
+
+
+@with_keys_of(*HISTORY_OPTIONS, first=FIRST_OF_DATA, leave=(*PANEL, "plan"))
+@with_keys_of(*PANEL_OPTIONS, first=PLACE, leave=NOT_SAID)
+class Data(Derived):
     """Where the panel is and which columns are what."""
 
     path: Name | Annotated[list[Name], Field(min_length=1)] | None = None
@@ -42,30 +66,16 @@ class Data(Section):
     connection: Name | None = None
     table: Name | None = None
     schema_: Name | None = Field(default=None, alias="schema")
-    member: Column
-    time: Column
-    choice: Column
-    segment: Column | None = None
-    region: Column | None = None
-    weights: Column | None = None
-    decision: Column | None = None
     freq: Literal["integer", "month", "quarter", "year"] | None = None
     invalid: Literal["raise", "drop"] = "raise"
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*(kB|KB|MB|GB|TB)$")] | None = None
     segments: Annotated[list[Label], Field(min_length=1)] | None = None
     # of a membership's plan history
     contract: Column | None = None
-    engagement: dict[str, Column] = {}
-    lag: bool = False
     offers: Name | None = None
     entry: Literal["new", "outside", "unknown"] = "new"
     none: Label = "none"
     broken: Literal["raise", "drop"] = "raise"
-    columns: dict[str, Column] = {}
-
-
-HISTORY = ("contract", "engagement", "lag", "offers", "entry", "none", "broken", "columns")
-"""Keys of ``[data]`` that only a membership's plan history has."""
 
 
 class Axis(Section):
@@ -139,6 +149,9 @@ class ForecastPart(Section):
     long_run: Literal["point", "bands", "none"] = "point"
 
 
+DATES = ("starts", "announced", "ends")
+
+
 class Factor(Section):
     """A change by a factor or by an amount, of what there is."""
 
@@ -146,29 +159,15 @@ class Factor(Section):
     plus: FiniteFloat = 0.0
 
 
-class ScenarioPart(Section):
-    """One scenario: the keys of :class:`dynchoice.Scenario` that a file can say."""
+@with_keys_of(*SCENARIO, first=("name", *DATES, "offer", "params", "scale", "prices"))
+class ScenarioPart(Derived):
+    """One scenario: the keys of :class:`dynchoice.Scenario`, and what stands for functions there.
 
-    name: Name
-    starts: When = 1
-    announced: When | None = None
-    ends: When | None = None
-    offer: dict[str, Label | dict[str, Label]] = {}
-    params: dict[str, FiniteFloat] = {}
+    A parameter is scaled by ``scale``, a price by ``{times = 1.1, plus = 0}``.
+    """
+
     scale: dict[str, FiniteFloat] = {}
     prices: dict[str, FiniteFloat | Factor] = {}
-    grandfathered: bool | Literal["contract"] = False
-    bundle: dict[str, Any] = {}
-    plans: list[dict[str, Any]] = []
-    drop: list[str] = []
-    terms: dict[str, dict[str, Any]] = {}
-    engagement: dict[str, dict[str, FiniteFloat]] = {}
-    lift: dict[str, FiniteFloat | dict[str, FiniteFloat]] = {}
-    attention: FiniteFloat | dict[str, FiniteFloat] | None = None
-    benefits: list[dict[str, Any]] = []
-    new_values: dict[str, FiniteFloat] = {}
-    ramp: dict[str, When] = {}
-    mix: dict[str, FiniteFloat] = {}
 
 
 class Guard(Section):

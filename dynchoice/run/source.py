@@ -10,10 +10,10 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from dynchoice.errors import (
@@ -29,9 +29,17 @@ from dynchoice.errors import (
 )
 
 if TYPE_CHECKING:
-    from dynchoice.run.config import Run
+    from types import ModuleType
+
+    import ibis.expr.types as ir
+    from ibis.backends import BaseBackend
+
+    from dynchoice.run.inputs import Inputs
 
 logger = logging.getLogger("dynchoice.run")
+
+Rows: TypeAlias = "list[str | Path] | ir.Table"
+"""What holds a run's rows while they are open: paths of files, or an ibis table."""
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET = re.compile(r"pass|pw|secret|token|key|credential|sig|auth", re.IGNORECASE)
@@ -39,7 +47,7 @@ SEPARATORS, SHORTEST = re.compile(r"[/:@?#&=]"), 3
 HIDDEN = "***"
 
 
-def files_of(run: Run) -> list[Path]:
+def files_of(run: Inputs) -> list[Path]:
     """Return the files that hold the panel, sorted; none where a database does."""
     spec = run.spec.data
     if spec.connection is not None:
@@ -60,12 +68,12 @@ def matching(path: Path) -> list[Path]:
         return [path]
 
 
-def variables(run: Run) -> list[str]:
+def variables(run: Inputs) -> list[str]:
     """Return the environment variables that the connection names."""
     return VARIABLE.findall(run.spec.data.connection or "")
 
 
-def secrets(run: Run) -> list[str]:
+def secrets(run: Inputs) -> list[str]:
     """Return what must not be shown: what these variables hold, as it is, quoted, and in parts.
 
     Of a whole URL every part counts: a driver may quote any of them, and where a password holds a
@@ -73,20 +81,21 @@ def secrets(run: Run) -> list[str]:
     """
     values = {os.environ.get(name, "") for name in variables(run)}
     parts = {p for v in values if "://" in v for p in SEPARATORS.split(v.split("://", 1)[1])}
-    whole = {v for v in values if v} | {p for p in parts if len(p) >= SHORTEST}
-    shown = whole | {quote(v, safe="") for v in whole} | {unquote(v) for v in whole}
-    shown |= {repr(v)[1:-1] for v in whole}
-    return sorted(shown, key=len, reverse=True)
+    plain = {v for v in values if v} | {p for p in parts if len(p) >= SHORTEST}
+    forms = plain | {quote(v, safe="") for v in plain} | {unquote(v) for v in plain}
+    forms |= {repr(v)[1:-1] for v in plain}
+    # the longest first: a part of a secret must not be taken out of the whole
+    return sorted(forms, key=len, reverse=True)
 
 
-def hidden(text: str, run: Run) -> str:
+def hide_secrets(text: str, run: Inputs) -> str:
     """Return a text without the values of the connection's variables."""
     for value in secrets(run):
         text = text.replace(value, HIDDEN)
     return text
 
 
-def address(run: Run) -> str:
+def read_address(run: Inputs) -> str:
     """Return the connection's URL with its variables filled in.
 
     Raises
@@ -102,13 +111,13 @@ def address(run: Run) -> str:
             f"{run.source}: data.connection: the environment variable {missing[0]} is not set"
             f" (needed: {', '.join(variables(run))})"
         )
-    whole = VARIABLE.fullmatch(text)  # one variable may hold the whole URL
-    if whole:
-        return os.environ[whole[1]]
+    alone = VARIABLE.fullmatch(text)  # one variable may hold the whole URL
+    if alone:
+        return os.environ[alone[1]]
     return VARIABLE.sub(lambda m: quote(os.environ[m[1]], safe=""), text)
 
 
-def refuse_secrets(text: str, run: Run) -> None:
+def refuse_secrets(text: str, run: Inputs) -> None:
     """Raise where a connection holds a password, or is no URL."""
     plain = VARIABLE.sub("VARIABLE", text)
     how = (
@@ -128,9 +137,9 @@ def refuse_secrets(text: str, run: Run) -> None:
             f"{run.source}: data.connection is no URL such as"
             " postgres://user:${DATABASE_PASSWORD}@host/database"
         ) from None
-    given = [password] if password else []
-    given += [v for k, v in query if SECRET.search(k)]
-    if any(v != "VARIABLE" for v in given):
+    secret_parts = [password] if password else []
+    secret_parts += [v for k, v in query if SECRET.search(k)]
+    if any(v != "VARIABLE" for v in secret_parts):
         raise ConfigError(f"{run.source}: data.connection holds a password. {how}")
     if not parts.scheme and not VARIABLE.fullmatch(text):
         raise ConfigError(
@@ -140,7 +149,7 @@ def refuse_secrets(text: str, run: Run) -> None:
 
 
 @contextmanager
-def opened(run: Run) -> Iterator[Any]:
+def opened(run: Inputs) -> Iterator[Rows]:
     """Yield what :class:`dynchoice.Panel` reads: paths, or an ibis table of a database.
 
     Raises
@@ -154,38 +163,38 @@ def opened(run: Run) -> Iterator[Any]:
     """
     spec = run.spec.data
     if spec.path is not None:
-        found = files_of(run)
-        check_readable(found or [run.path(p) for p in _listed(spec.path)])
-        with told(run, first_few([p.name for p in found], 2)):
-            if not is_csv(found[0]):
-                check_names(found[0], used_columns(run))
-            yield [str(p) for p in found]
+        paths = files_of(run)
+        check_readable(paths or [run.path(p) for p in _listed(spec.path)])
+        with explain_reading(run, first_few([p.name for p in paths], 2)):
+            if not is_csv(paths[0]):
+                check_names(paths[0], used_columns(run))
+            yield list(map(str, paths))
         return
     if spec.duckdb is not None:
         file = run.path(spec.duckdb)
         check_readable([file])
-        with told(run, spec.duckdb):
-            con = connected(run, lambda ibis: ibis.duckdb.connect(file, read_only=True, **OFFLINE))
+        with explain_reading(run, spec.duckdb):
+            con = connect(run, lambda ibis: ibis.duckdb.connect(file, read_only=True, **OFFLINE))
             try:
                 con.raw_sql("SET enable_progress_bar = false")
-                yield table_of(con, run)
+                yield open_table(con, run)
             finally:
                 con.disconnect()
         return
-    url = address(run)
-    with told(run, "the database"):
-        con = connected(run, lambda ibis: ibis.connect(url))
+    url = read_address(run)
+    with explain_reading(run, "the database"):
+        con = connect(run, lambda ibis: ibis.connect(url))
         try:
-            yield table_of(con, run)
+            yield open_table(con, run)
         finally:
             close(con)
 
 
-def _listed(path: Any) -> list[str]:
+def _listed(path: str | list[str]) -> list[str]:
     return path if isinstance(path, list) else [path]
 
 
-def close(con: Any) -> None:
+def close(con: BaseBackend) -> None:
     """Close a connection that may be lost already."""
     try:
         con.disconnect()
@@ -193,26 +202,27 @@ def close(con: Any) -> None:
         logger.debug("disconnect: %s", type(error).__name__)
 
 
-def connected(run: Run, connect: Any) -> Any:
+def connect(run: Inputs, make: Callable[[ModuleType], BaseBackend]) -> BaseBackend:
     """Return a connection, or say why there is none."""
     import ibis
 
     try:
-        return connect(ibis)
+        return make(ibis)
     except (ImportError, ModuleNotFoundError) as error:
+        text = hide_secrets(str(error), run)
         raise MissingExtraError(
-            f"{hidden(str(error), run)}: install ibis-framework with the extra of your database,"
+            f"{text}: install ibis-framework with the extra of your database,"
             " as in pip install 'ibis-framework[postgres]'"
         ) from None
     except DynChoiceError:
         raise
     except Exception as error:
+        text = one_line(hide_secrets(str(error), run))
         if "know how to connect" in str(error):
             raise ConfigError(
-                f"{run.source}: data.connection: {one_line(hidden(str(error), run))}; known are"
-                " postgres, mysql, bigquery, snowflake and what else ibis has"
+                f"{run.source}: data.connection: {text}; known are postgres, mysql, bigquery,"
+                " snowflake and what else ibis has"
             ) from None
-        text = one_line(hidden(str(error), run))
         if run.spec.data.duckdb is not None:
             if "lock" in text.lower():
                 raise SourceError(
@@ -222,28 +232,28 @@ def connected(run: Run, connect: Any) -> Any:
         raise SourceError(f"cannot connect to {run.spec.data.connection}: {text}") from None
 
 
-def table_of(con: Any, run: Run) -> Any:
-    """Return the table of a connection; ibis quotes its name."""
+def open_table(con: BaseBackend, run: Inputs) -> ir.Table:
+    """Return the table that the run file names; ibis quotes its name."""
     spec = run.spec.data
     name = str(spec.table)
     where = {"database": spec.schema_} if spec.schema_ else {}
     try:
         return con.table(name, **where)
     except Exception as error:
-        text = one_line(hidden(str(error), run))
-        if lost(error, text):
+        text = one_line(hide_secrets(str(error), run))
+        if says_lost(error, text):
             raise
-        known = tables_of(con, spec.schema_)
+        tables = list_tables(con, spec.schema_)
         place = f" in {spec.schema_!r}" if spec.schema_ else ""
-        if known and name in known:
+        if name in tables:
             raise DataError(f"cannot open the table {name!r}{place}: {text}") from None
         raise DataError(
-            f"no table {name!r}{place}.{suggest(name, known)}"
-            f" Tables: {first_few(known, 8) if known else 'none'}"
+            f"no table {name!r}{place}.{suggest(name, tables)}"
+            f" Tables: {first_few(tables, 8) or 'none'}"
         ) from None
 
 
-def tables_of(con: Any, schema: str | None) -> list[str]:
+def list_tables(con: BaseBackend, schema: str | None) -> list[str]:
     """Return the names of a connection's tables, as far as it tells."""
     try:
         if con.name == "duckdb":
@@ -258,7 +268,7 @@ def tables_of(con: Any, schema: str | None) -> list[str]:
 
 
 def check_readable(paths: list[Path]) -> None:
-    """Refuse files that are not there, or that this user may not read."""
+    """Raise for files that are not there, or that this user may not read."""
     try:
         absent = [str(p) for p in paths if not p.exists()]
     except (OSError, ValueError) as error:  # a name that cannot be
@@ -280,22 +290,29 @@ def check_readable(paths: list[Path]) -> None:
 OFFLINE = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 """A file that is no DuckDB database must not send DuckDB to the network for what might read it."""
 LOST = (
-    "connection", "server closed", "terminating", "network", "timeout", "timed out", "broken pipe",
-    "could not receive", "ssl",
-)  # fmt: skip
+    "connection",
+    "server closed",
+    "terminating",
+    "network",
+    "timeout",
+    "timed out",
+    "broken pipe",
+    "could not receive",
+    "ssl",
+)
 """Words by which drivers say that a database is gone; each has exceptions of its own."""
 DRIVERS = ("duckdb", "_duckdb", "psycopg", "psycopg2", "ibis", "pyarrow", "sqlglot")
 FULL = ("no space left", "failed to offload", "out of disk", "could not write")
 
 
-def lost(error: BaseException, text: str) -> bool:
+def says_lost(error: BaseException, text: str) -> bool:
     """Return whether a driver says that its database is gone."""
     low = text.lower()
     return "Operational" in type(error).__name__ or any(w in low for w in LOST)
 
 
 @contextmanager
-def told(run: Run, what: str) -> Iterator[None]:
+def explain_reading(run: Inputs, what: str) -> Iterator[None]:
     """Turn what an engine raises while it reads into an error of this package that says where."""
     try:
         yield
@@ -309,10 +326,10 @@ def told(run: Run, what: str) -> Iterator[None]:
         module = type(error).__module__.split(".")[0]
         if module not in DRIVERS and not isinstance(error, (OSError, UnicodeError)):
             raise
-        text = one_line(hidden(str(error), run))
+        text = one_line(hide_secrets(str(error), run))
         if any(w in text.lower() for w in FULL):
             raise SourceError(f"the disk is full while {what} is read: {text}") from None
-        if run.spec.data.connection is not None and lost(error, text):
+        if run.spec.data.connection is not None and says_lost(error, text):
             raise SourceError(f"{what} was lost while it was read: {text}") from None
         raise DataError(f"cannot read {what}: {text}") from None
 
@@ -320,24 +337,32 @@ def told(run: Run, what: str) -> Iterator[None]:
 NESTED = ("is_array", "is_struct", "is_map", "is_binary", "is_json", "is_geospatial")
 
 
+def as_table(data: Rows) -> ir.Table:
+    """Return rows that are open as one table."""
+    from dynchoice.panel.source import read_files
+
+    return read_files(data)[0] if isinstance(data, list) else data
+
+
 def is_csv(path: Path) -> bool:
     """Return whether a file is read as CSV."""
     return ".csv" in path.name.lower()
 
 
-def used_columns(run: Run) -> list[str]:
+def used_columns(run: Inputs) -> list[str]:
     """Return the columns of the rows that a run reads."""
-    d = run.spec.data
-    roles = [d.member, d.time, d.choice, d.segment, d.region, d.weights, d.decision, d.contract]
-    axes = [a.column or name for name, a in (run.spec.axes or {}).items()]
-    more = [*axes, *d.engagement.values(), *d.columns.values()]
+    data = run.spec.data
+    roles = ("member", "time", "choice", "segment", "region", "weights", "decision", "contract")
+    names = [getattr(data, role) for role in roles]
+    names += [a.column or name for name, a in (run.spec.axes or {}).items()]
+    names += [*data.engagement.values(), *data.columns.values()]
     if run.spec.membership is not None:
-        more += [name for name in run.states.axes if name not in d.engagement]
-    return list(dict.fromkeys(x for x in (*roles, *more) if x is not None))
+        names += [name for name in run.states.axes if name not in data.engagement]
+    return list(dict.fromkeys(x for x in names if x is not None))
 
 
-def check_columns(table: Any, used: Iterable[str]) -> None:
-    """Refuse columns of lists, records or bytes: one value a row is needed.
+def check_columns(table: ir.Table, used: Iterable[str]) -> None:
+    """Raise for columns of lists, records or bytes: one value a row is needed.
 
     Raises
     ------
@@ -354,7 +379,7 @@ def check_columns(table: Any, used: Iterable[str]) -> None:
 
 
 def check_names(path: Path, used: Iterable[str]) -> None:
-    """Refuse a Parquet file in which a column that is used is there twice, capitals apart."""
+    """Raise for a Parquet file that has a used column twice, capitals apart."""
     import pyarrow.parquet as pq
 
     names = [str(n) for n in pq.read_schema(path).names]
@@ -372,7 +397,7 @@ def one_line(text: str) -> str:
     return "; ".join(lines[:3])[:500]
 
 
-def described(run: Run) -> Mapping[str, Any]:
+def describe_source(run: Inputs) -> Mapping[str, object]:
     """Return where the rows are, for a manifest: without a secret."""
     spec = run.spec.data
     if spec.connection is not None:

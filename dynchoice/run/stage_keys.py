@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,21 +13,13 @@ from typing import Any
 
 from dynchoice.errors import ConfigError, DataError, first_few
 from dynchoice.names import BASELINE
-from dynchoice.run import manifest, source
-from dynchoice.run.config import Run
+from dynchoice.run import source
+from dynchoice.run.inputs import Inputs
+from dynchoice.run.reader import Stamp, stamp
 from dynchoice.run.stages import key_of
 
 PLACES = frozenset({"path", "duckdb", "connection", "memory"})
 """Keys of ``[data]`` that say where rows are, not what they mean: the rows' digest counts."""
-
-
-def stamp(path: Path) -> tuple[int, ...]:
-    """Return by what a file that has changed is told: size, time of change, number on the disk."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class Keys:
@@ -34,7 +27,7 @@ class Keys:
 
     Parameters
     ----------
-    run : Run
+    run : Inputs
 
     Attributes
     ----------
@@ -46,9 +39,9 @@ class Keys:
         Key of the counting stage.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Inputs) -> None:
         self.run = run
-        self.seen: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self.seen: dict[Path, tuple[Stamp, str]] = {}
         self.facts: Mapping[str, Any] = {}
         self.key = ""
 
@@ -56,11 +49,11 @@ class Keys:
         """Return the sha256 of an input, taken once: what changes later is another run's."""
         if path not in self.seen:
             mark = stamp(path)
-            self.seen[path] = mark, manifest.digest(path)
+            self.seen[path] = mark, self.run.reader.digest(path)
         return self.seen[path][1]
 
     def refuse_changes(self) -> None:
-        """Refuse to keep what may have been made of other inputs than the keys say.
+        """Raise where an input has changed: what was made of it may not be what the keys say.
 
         Raises
         ------
@@ -76,7 +69,7 @@ class Keys:
     def inputs(self) -> list[dict[str, Any]]:
         """Return name, size and digest of every file that the run reads, as it was read."""
         out = []
-        for path in self.run.inputs:
+        for path in [self.run.source, *source.files_of(self.run), *self.run.tables]:
             if path.is_file():
                 sha = self.digest_of(path)
                 name = os.path.relpath(path, self.run.folder)
@@ -89,19 +82,19 @@ class Keys:
         """The parts of the run file that describe the model, with its tables' digests."""
         spec = self.run.spec
         plain = spec.model_dump(mode="json", by_alias=True)
-        own = {k: plain[k] for k in ("membership", "axes", "model", "utility")}
-        own["tables"] = {}
+        parts = {k: plain[k] for k in ("membership", "axes", "model", "utility")}
+        parts["tables"] = {}
         attributes = spec.utility.attributes if spec.utility else None
         for path in self.run.tables:
             name = str(path.relative_to(self.run.folder) if self._inside(path) else path)
             if path.is_file() and path != (attributes and self.run.path(attributes)):
-                own["tables"][name] = self.digest_of(path)
-        return own
+                parts["tables"][name] = self.digest_of(path)
+        return parts
 
     def _inside(self, path: Path) -> bool:
         return path.is_relative_to(self.run.folder)
 
-    def model_inputs(self, segment: Any) -> dict[str, Any]:
+    def model_inputs(self, segment: str) -> dict[str, Any]:
         """Return what the model of one segment rests on: of attributes, its own rows only."""
         utility = self.run.spec.utility
         if utility is None or utility.attributes is None:
@@ -115,18 +108,18 @@ class Keys:
         path = self.run.path(self.run.spec.utility.attributes)
         try:
             self.digest_of(path)
-            with path.open(encoding="utf-8-sig", newline="") as handle:
-                header, *rows = list(csv.reader(handle)) or [[]]
+            text = self.run.reader.content(path).decode("utf-8-sig")
+            header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
         except (OSError, ValueError, csv.Error) as error:
             raise ConfigError(f"{self.run.source}: utility.attributes: {error}") from error
         return header, rows
 
-    def attribute_digest(self, segment: Any) -> str:
+    def attribute_digest(self, segment: str) -> str:
         """Return the digest of a segment's rows of the attributes."""
         header, rows = self.attribute_rows
         if "segment" in header and "segment" not in self.run.states.axes:
-            at = header.index("segment")
-            rows = [r for r in rows if len(r) <= at or r[at] == str(segment)]
+            column = header.index("segment")
+            rows = [r for r in rows if len(r) <= column or r[column] == segment]
         return hashlib.sha256(repr((header, rows)).encode()).hexdigest()
 
     def check(self) -> str:
@@ -143,17 +136,20 @@ class Keys:
     def meaning(self) -> dict[str, Any]:
         """What the rows mean: what counts rest on beside the rows."""
         plain = self.run.spec.data.model_dump(mode="json", exclude=set(PLACES))
-        own = self.described
-        axes = own["axes"]
+        parts = self.described
+        axes = parts["axes"]
         levels = axes and {
             k: {w: a[w] for w in ("levels", "range", "column")} for k, a in axes.items()
         }
-        choices = own["model"] and own["model"]["choices"]
-        tables = own["tables"] if own["membership"] else {}  # the programme, the offers
+        choices = parts["model"] and parts["model"]["choices"]
+        tables = parts["tables"] if parts["membership"] else {}  # the programme, the offers
         return {
-            "data": plain, "axes": levels, "choices": choices, "membership": own["membership"],
+            "data": plain,
+            "axes": levels,
+            "choices": choices,
+            "membership": parts["membership"],
             "tables": tables,
-        }  # fmt: skip
+        }
 
     def count(self) -> str | None:
         """Return the key of the counts of files, None for a database: it is counted each time.
@@ -163,7 +159,7 @@ class Keys:
         """
         if self.run.spec.data.path is None:
             return None
-        files = self.run.data_files
+        files = source.files_of(self.run)
         if not files:
             raise DataError(f"no such file: {self.run.spec.data.path}")
         source.check_readable(files)
@@ -174,8 +170,8 @@ class Keys:
 
         ``since`` stands for what members of earlier months did.
         """
-        own = {k: v for k, v in facts.items() if k != "warnings"}
-        return key_of("count", {**self.meaning, "facts": own, "since": since})
+        kept = {k: v for k, v in facts.items() if k != "warnings"}
+        return key_of("count", {**self.meaning, "facts": kept, "since": since})
 
     def estimate(self, segment: str) -> str:
         """Return the key of one segment's fit."""
@@ -196,26 +192,26 @@ class Keys:
     @cached_property
     def coming(self) -> tuple[list[Any], list[str]]:
         """Scenarios of the forecast from the month after the data, and what is past."""
-        from dynchoice.run.build import scenarios
+        from dynchoice.run import build
 
         facts = self.facts
-        found = scenarios(self.run, facts["last"] + 1, facts["kind"])
+        listed, past = build.scenarios(self.run, facts["last"] + 1, facts["kind"])
         periods = self.run.spec.forecast.periods
-        late = [s for s in found[0] if s.starts > periods and s.ramp is None]
-        kept = [s for s in found[0] if s not in late]
-        told = [
+        late = [s for s in listed if s.starts > periods and s.ramp is None]
+        kept = [s for s in listed if s not in late]
+        too_late = [
             f"scenario {s.name!r} starts in period {s.starts}, after the last one ({periods}):"
             " left out until it comes nearer"
             for s in late
         ]
-        return kept, [*found[1], *told]
+        return kept, [*past, *too_late]
 
     def forecast(self, segments: list[str], name: str) -> str:
         """Return the key of one scenario's forecast."""
         every = self.run.spec.scenario
         # a roll-out by region has everything computed region by region: other last bits
-        own = [s for s in every if s.name == name or self.regional]
-        plain = [name, *[s.model_dump(mode="json") for s in own]]
+        sections = [s for s in every if s.name == name or self.regional]
+        plain = [name, *[s.model_dump(mode="json") for s in sections]]
         return key_of(
             "forecast",
             {

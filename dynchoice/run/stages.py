@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dynchoice.errors import StorageError
-from dynchoice.run import manifest
+from dynchoice.run import files, manifest
 
 logger = logging.getLogger("dynchoice.run")
 
@@ -46,7 +46,7 @@ def code_digest() -> str:
     return h.hexdigest()
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """Return nested plain values as one text, whatever order their keys are in."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=True, default=str)
 
@@ -54,8 +54,11 @@ def canonical(value: Any) -> str:
 def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
     """Return the digest of a stage's inputs, of the code and of the versions."""
     whole = {
-        "stage": stage, "inputs": inputs, "code": code_digest(), "versions": manifest.versions(),
-    }  # fmt: skip
+        "stage": stage,
+        "inputs": inputs,
+        "code": code_digest(),
+        "versions": manifest.versions(),
+    }
     return hashlib.sha256(canonical(whole).encode()).hexdigest()[:LENGTH]
 
 
@@ -69,8 +72,8 @@ class Stage:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the stage said of itself when it was done."""
-        found: Mapping[str, Any] = self.record["facts"]
-        return found
+        facts: Mapping[str, Any] = self.record["facts"]
+        return facts
 
     @property
     def seconds(self) -> float:
@@ -121,9 +124,9 @@ class Stages:
         if not whole:
             logger.warning("%s is damaged: its work is done again", folder)
             return None
-        found = Stage(folder, record)
-        self.done[f"{stage}/{name}"] = found
-        return found
+        done = Stage(folder, record)
+        self.done[f"{stage}/{name}"] = done
+        return done
 
     def finish(
         self,
@@ -163,10 +166,10 @@ class Stages:
                 "facts": facts,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - began, 3),
-                "files": manifest.describe_files(manifest.files_below(work), work),
+                "files": manifest.describe_files(files.files_below(work), work),
             }
             manifest.write(work / RECORD, record)
-            manifest.open_to_all(work)
+            files.open_to_all(work)
             swap(work, target)
         except OSError as error:
             if isinstance(error, StorageError):
@@ -176,9 +179,9 @@ class Stages:
             shutil.rmtree(work, ignore_errors=True)  # gone already where the rename came through
         self._again.add(key)
         self.fresh.append(f"{stage}/{name}")
-        found = Stage(target, json.loads((target / RECORD).read_text(encoding="utf-8")))
-        self.done[f"{stage}/{name}"] = found
-        return found
+        done = Stage(target, json.loads((target / RECORD).read_text(encoding="utf-8")))
+        self.done[f"{stage}/{name}"] = done
+        return done
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written."""
@@ -199,7 +202,7 @@ class Stages:
 
 def swap(work: Path, target: Path) -> None:
     """Rename a finished folder to its place; one that is there already (damaged, forced) goes."""
-    manifest.flush_files(work)
+    files.flush_files(work)
     try:
         os.rename(work, target)
     except OSError:
@@ -209,4 +212,4 @@ def swap(work: Path, target: Path) -> None:
         os.rename(target, old / "old")
         os.rename(work, target)
         shutil.rmtree(old, ignore_errors=True)
-    manifest.flush(target.parent)
+    files.flush(target.parent)

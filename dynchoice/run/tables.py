@@ -14,6 +14,8 @@ from dynchoice.panel.counts import Counts
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dynchoice.counterfactuals.forecast import Forecast
+
 LABELS = {
     "scenario": "name of the scenario; 'baseline' is the forecast without changes",
     "segment": "segment of members; 'all' stands for all of them together",
@@ -136,7 +138,7 @@ def estimates_table(fits: Mapping[Any, Results]) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
-                    "segment": str(segment),
+                    "segment": segment,
                     "parameter": list(r.params.index),
                     "estimate": r.params.to_numpy(),
                     "std_error": r.std_errors.to_numpy(),
@@ -151,58 +153,58 @@ def estimates_table(fits: Mapping[Any, Results]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def forecast_tables(result: Any) -> dict[str, pd.DataFrame]:
+def forecast_tables(result: Forecast) -> dict[str, pd.DataFrame]:
     """Return the tables of a forecast by name, revenue apart, those with rows."""
     import pandas as pd
 
-    found = {name: getattr(result, name) for name in FORECAST if name != "revenue"}
-    if found["outcomes"] is not None:
-        found["revenue"] = result.revenue
-    whole = {k: v for k, v in found.items() if isinstance(v, pd.DataFrame) and len(v)}
-    for table in whole.values():
+    tables = {name: getattr(result, name) for name in FORECAST if name != "revenue"}
+    if tables["outcomes"] is not None:
+        tables["revenue"] = result.revenue
+    filled = {k: v for k, v in tables.items() if isinstance(v, pd.DataFrame) and len(v)}
+    for table in filled.values():
         for name in ("choice", "source"):
             if name in table.columns:
                 table[name] = table[name].astype(str)
-    return whole
+    return filled
 
 
-def fit_table(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
+def fit_table(segment: str, fit: Results, counts: Counts) -> pd.DataFrame:
     """Return observed and fitted shares of each choice by month."""
     import pandas as pd
 
-    own = counts.period_cells[:, 4] == 1
-    _, t, s, j, _ = counts.period_cells[own].T
-    n = counts.period_n[own]
+    chosen = counts.period_cells[:, 4] == 1
+    _, t, s, j, _ = counts.period_cells[chosen].T
+    n = counts.period_n[chosen]
     first, periods = int(t.min()), int(t.max() - t.min() + 1)
     J = len(counts.choices)
-    seen, fitted = np.zeros((periods, J)), np.zeros((periods, J))
-    np.add.at(seen, (t - first, j), n)
+    observed, fitted = np.zeros((periods, J)), np.zeros((periods, J))
+    np.add.at(observed, (t - first, j), n)
     np.add.at(fitted, t - first, n[:, None] * fit.ccp[s])
-    total = seen.sum(axis=1)
+    total = observed.sum(axis=1)
     period, choice = np.divmod(np.arange(periods * J), J)
     kept = total[period] > 0
     size = np.maximum(total, 1e-300)[:, None]
     return pd.DataFrame(
         {
-            "segment": str(segment),
+            "segment": segment,
             "label": [counts.period_label(first + int(p)) for p in period],
             "choice": [str(counts.choices[c]) for c in choice],
-            "observed": (seen / size).reshape(-1),
+            "observed": (observed / size).reshape(-1),
             "fitted": (fitted / size).reshape(-1),
             "n": total[period],
         }
     )[kept].reset_index(drop=True)
 
 
-def diagnostics_of(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
+def diagnostics_of(segment: str, fit: Results, counts: Counts) -> pd.DataFrame:
     """Return what a reader should know of one fit: convergence, fit, identification, support."""
     import pandas as pd
 
-    known, support = fit.identification(), fit.support()
+    identified, support = fit.identification(), fit.support()
     table = fit_table(segment, fit, counts)
     apart = (table["observed"] - table["fitted"]).abs()
     worst = table.loc[apart.idxmax()]
-    weak = known.frame()
+    weak = identified.frame()
     rows = [
         ("converged", float(fit.converged), fit.message),
         ("gradient", float(fit.optimization.get("gradient", np.nan)), "scaled, at the estimate"),
@@ -213,24 +215,24 @@ def diagnostics_of(segment: Any, fit: Results, counts: Counts) -> pd.DataFrame:
             100 * float(apart.max()),
             f"{worst['choice']} in {worst['label']}",
         ),
-        ("condition number", known.condition, "of the scaled information"),
-        ("flat directions", float(len(known.flat)), "; ".join(known.flat)),
+        ("condition number", identified.condition, "of the scaled information"),
+        ("flat directions", float(len(identified.flat)), "; ".join(identified.flat)),
         (
             "weak directions",
             float((weak["verdict"] == "weak").sum()),
             "; ".join(weak.loc[weak["verdict"] == "weak", "direction"]),
         ),
-        ("hardest direction", float(known.eigenvalues[0]), known.direction(0)),
+        ("hardest direction", float(identified.eigenvalues[0]), identified.direction(0)),
         ("states seen", float(support.seen), f"of {support.states.size:,}"),
         ("empty cells", float(support.empty_cells), "choices offered, never taken, in states seen"),
         ("thin cells", float(support.thin_cells), "taken fewer than five times"),
         ("overlap", support.overlap, "share of free choices made where another was made as well"),
     ]
-    told = [
-        {"segment": str(segment), "diagnostic": d, "value": float(v), "note": note}
+    records = [
+        {"segment": segment, "diagnostic": d, "value": float(v), "note": note}
         for d, v, note in rows
     ]
-    return pd.DataFrame(told)
+    return pd.DataFrame(records)
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str, csv: bool = False) -> None:
@@ -240,7 +242,7 @@ def write_table(table: pd.DataFrame, folder: Path, name: str, csv: bool = False)
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def described(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def describe_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return columns of tables with their types and meanings, for the manifest."""
     return {
         name: {

@@ -67,12 +67,12 @@ def warm_up(progress: Progress | None = None) -> dict[str, int]:
 
 def ready(module: object) -> list[str]:
     """Return the names of a module's kernels that are compiled in this process."""
-    found = []
+    names = []
     for name, kernel in vars(module).items():
-        own = getattr(kernel, "__module__", "") == getattr(module, "__name__", None)
-        if own and getattr(kernel, "signatures", None):
-            found.append(name)
-    return found
+        compiled_here = getattr(kernel, "__module__", "") == getattr(module, "__name__", None)
+        if compiled_here and getattr(kernel, "signatures", None):
+            names.append(name)
+    return names
 
 
 def _estimates() -> None:
@@ -91,15 +91,24 @@ def _estimates() -> None:
         F = dc.Transitions.factored(states, choices, {"clock": clock, "use": law, "heat": heat})
         attention = np.where(np.arange(states.size) % 2 == default, 0.9, 1.0)
         return dc.DDC(
-            states=states, choices=choices, utility=utility, transitions=F, beta=0.95,
-            attention=attention, default=np.zeros(states.size, dtype=np.int64),
-        )  # fmt: skip
+            states=states,
+            choices=choices,
+            utility=utility,
+            transitions=F,
+            beta=0.95,
+            attention=attention,
+            default=np.zeros(states.size, dtype=np.int64),
+        )
 
     paths = dc.simulate(model(dc.Markov((), use)), params=[0.5, -0.3], members=150, periods=8)
     panel = dc.Panel(
-        paths.frame(), member="member", time="period", choice="choice", states=states,
+        paths.frame(),
+        member="member",
+        time="period",
+        choice="choice",
+        states=states,
         choices=choices,
-    )  # fmt: skip
+    )
     unknown = model(dc.Markov())
     dc.NFXP(unknown, panel).fit()
     dc.NPL(unknown, panel).fit()
@@ -111,11 +120,14 @@ def _estimates() -> None:
     F = dc.Transitions.factored(long, ["keep", "replace"], {"mileage": wear})
     dc.solve(
         dc.DDC(
-            states=long, choices=["keep", "replace"], transitions=F, beta=0.99,
+            states=long,
+            choices=["keep", "replace"],
+            transitions=F,
+            beta=0.99,
             utility=dc.Utility.from_array(cost, ["wear"]),
         ),
         [1.0],
-    )  # fmt: skip
+    )
 
 
 def _large() -> None:
@@ -139,9 +151,12 @@ def _large() -> None:
         x = np.zeros((S, 2, 2))
         x[:, 1, 0], x[:, 1, 1] = 1.0, np.arange(S) % 3
         model = dc.DDC(
-            states=states, choices=choices, transitions=F, beta=0.9,
+            states=states,
+            choices=choices,
+            transitions=F,
+            beta=0.9,
             utility=dc.Utility.from_array(x, ["in", "use"]),
-        )  # fmt: skip
+        )
         likelihood = Likelihood(model, np.ones((S, 2)))
         for theta in ([-0.5, 0.2], [-0.4, 0.2]):
             likelihood.hessian(likelihood.evaluate(np.array(theta)))
@@ -163,15 +178,20 @@ def _forecasts() -> None:
         costs=("joining cost",),
         params={"member": 0.1, "video": 0.4, "music": 0.3, "joining cost": 0.5},
         fixed={"price": 0.1, "annual": 0.1},
-    )  # fmt: skip
+    )
     model = club.model()
     paths = dc.simulate(model, params=club.theta(), members=200, periods=10, start=club.newcomers())
     frame = paths.frame()
     columns = {name: name for name in model.states.axes}
     panel = dc.Panel(
-        frame, member="member", time="period", choice="choice", states=model.states,
-        choices=model.choices, columns=columns,
-    )  # fmt: skip
+        frame,
+        member="member",
+        time="period",
+        choice="choice",
+        states=model.states,
+        choices=model.choices,
+        columns=columns,
+    )
     fit = dc.NFXP(model, panel).fit(maxiter=3)
     dearer = dc.Scenario("dearer", prices={"monthly": 6.0}, starts=2)
     dc.forecast(fit, dearer, start=panel, periods=4, draws=2)
@@ -204,9 +224,15 @@ def _callouts() -> None:
     taken = pd.DataFrame({"member": [0], "item": ["a"]})
     for method in ("adf", "joint"):
         policy = dc.Callouts(
-            items, context, ["1", "item", "kind:plan"], method=method, category="kind",
-            diversity=1.0, draws=8, slots=2,
-        )  # fmt: skip
+            items,
+            context,
+            ["1", "item", "kind:plan"],
+            method=method,
+            category="kind",
+            diversity=1.0,
+            draws=8,
+            slots=2,
+        )
         shown = policy.decide(members, blocked=taken)
         rows = shown.merge(members).assign(impression=range(len(shown)), time=0.0)
         policy.learn(rows, pd.DataFrame({"impression": [0], "time": [0.5]}), batch="1", now=3.0)

@@ -241,7 +241,7 @@ def test_an_origin_is_estimated_once_for_forecast_and_backtest(sample, tmp_path)
     [
         ('backtest.origins=["2025-13"]', "'2025-13' is no month to forecast from"),
         ("backtest.horizon=40", "too short for a horizon of 40"),
-        ("backtest.outside=nobody", "'nobody' is no choice"),
+        ("backtest.outside=nobody", "choice 'nobody' is unknown"),
         ('backtest.against=["prophet"]', "backtest.against[0]"),
         ("backtest.horizn=2", "Did you mean 'horizon'"),
     ],

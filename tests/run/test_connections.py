@@ -31,9 +31,12 @@ def test_a_file_with_brackets_in_its_name_is_that_file(tmp_path):
 def test_attributes_of_a_segment_are_those_whose_text_is_its_own(tmp_path):
     """Numbers were compared in one place and texts in another: a change went unnoticed."""
     from dynchoice.run.build import read_csv
+    from dynchoice.run.reader import Reader
 
     (tmp_path / "a.csv").write_text("segment,choice,gain\n01,in,1\n1,in,2\n", encoding="utf-8")
-    run = SimpleNamespace(path=lambda name: tmp_path / name, source="run.toml")
+    run = SimpleNamespace(
+        path=lambda name: tmp_path / name, source="run.toml", reader=Reader([])
+    )  # fmt: skip
     assert read_csv(run, "a.csv", "k", ("segment",))["segment"].tolist() == ["01", "1"]
     assert read_csv(run, "a.csv", "k")["segment"].tolist() == [1, 1]
 

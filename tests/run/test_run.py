@@ -281,3 +281,15 @@ def test_a_lift_of_callouts_is_a_scenario_of_the_run_file(prime, capsys):
     ):
         assert cli.main(["check", str(prime), "--quiet", "--set", f"scenario.0.lift={wrong}"]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_segments_whose_names_look_like_numbers_keep_their_names(tmp_path):
+    """Attributes of "01" were looked for under "1" in one place and under "01" in another."""
+    folder = tmp_path / "prime"
+    shutil.copytree(PRIME, folder, ignore=shutil.ignore_patterns("*.png", "out"))
+    rows = pd.read_parquet(folder / "prime.parquet").query("member % 100 == 0")
+    names = {label: f"0{i}" for i, label in enumerate(sorted(rows["segment"].unique()), 1)}
+    rows.assign(segment=rows["segment"].map(names)).to_parquet(folder / "prime.parquet")
+    table = pd.read_csv(folder / "attributes.csv", keep_default_na=False)
+    table.assign(segment=table["segment"].map(names)).to_csv(folder / "attributes.csv", index=False)
+    assert cli.main(["check", str(folder / "run.toml"), "--quiet"]) == 0

@@ -162,7 +162,7 @@ def test_the_truth_is_within_its_errors(fit, line):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [dc.DeepPQR, dc.GenPQR])
 def test_intervals_hold_the_truth_as_often_as_they_say(line, kind):
-    held, draws = [], 100
+    held, draws = [], 50
     for seed in range(draws):
         rows = loaded(members_on(line, 800, 10, 100 + seed), ["hours"])
         results = kind(spec(), rows, degree=3).fit()

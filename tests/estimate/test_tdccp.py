@@ -96,7 +96,7 @@ def test_the_robust_moment_does_not_move_with_small_errors_of_values(line):
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say(line):
-    held, draws = [], 100
+    held, draws = [], 50
     for seed in range(draws):
         rows = loaded(members_on(line, 800, 10, 500 + seed), ["hours"])
         fit = dc.TDCCP(spec(), rows, degree=3).fit()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
-from dynchoice.membership.membership import Membership
 from dynchoice.membership.plans import (
     Benefit,
     Plan,
@@ -17,6 +16,9 @@ from dynchoice.membership.plans import (
     check_names_of,
     check_number,
 )
+from dynchoice.membership.programme import Programme
+
+Club = TypeVar("Club", bound=Programme)
 
 TERMS = (
     "periods",
@@ -44,7 +46,7 @@ def known(names: Any, pool: Sequence[str], what: str) -> None:
             )
 
 
-def plan_names(club: Membership) -> list[str]:
+def plan_names(club: Programme) -> list[str]:
     """Return the names of the plans."""
     return [p.name for p in club.plans]
 
@@ -67,9 +69,7 @@ def new_value(change: Any, old: float, what: str) -> float:
     return new
 
 
-def with_prices(
-    club: Membership, prices: Mapping[str, Any], grandfathered: bool | str = False
-) -> Membership:
+def with_prices(club: Club, prices: Mapping[str, Any], grandfathered: bool | str = False) -> Club:
     """Return the programme with other list prices, in every menu.
 
     Parameters
@@ -113,7 +113,7 @@ def with_prices(
     return replace(club, kept=old, kept_until=until)
 
 
-def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
+def with_bundle(club: Club, bundle: Mapping[str, Any]) -> Club:
     """Return the programme with benefits removed (0), restored (1) or improved (2 = doubled).
 
     ``{benefit: share}`` or ``{benefit: {plan: share}}``: the plans (all, or those named) give that
@@ -152,7 +152,7 @@ def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
     return replace(club, plans=tuple(plans), bundles=bundles)
 
 
-def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Membership:
+def with_plans(club: Club, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Club:
     """Return the programme with plans added, or no longer sold (running contracts go on)."""
     add = list(add) if isinstance(add, list | tuple) else [add]  # type: ignore[list-item]
     drop = check_names_of(drop, "drop")
@@ -169,7 +169,7 @@ def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] =
     return replace(club, plans=(*kept, *add))
 
 
-def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Membership:
+def with_terms(club: Club, terms: Mapping[str, Mapping[str, Any]]) -> Club:
     """Return the programme with other terms of some plans.
 
     ``{plan: {"periods": 6, "trial": 0, "refund": "none", "cancel": "at renewal", ...}}``. Contracts
@@ -188,7 +188,7 @@ def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Memb
     return replace(club, plans=tuple(plans))
 
 
-def with_attention(club: Membership, attention: Any) -> Membership:
+def with_attention(club: Club, attention: Any) -> Club:
     """Return the programme under an attention reform.
 
     A number holds everywhere within the membership (1: everybody decides actively); a mapping
@@ -217,7 +217,7 @@ def with_attention(club: Membership, attention: Any) -> Membership:
     )
 
 
-def with_engagement(club: Membership, engagement: Mapping[str, Mapping[str, float]]) -> Membership:
+def with_engagement(club: Club, engagement: Mapping[str, Mapping[str, float]]) -> Club:
     """Return the programme with members' chains of use lifted: better callouts.
 
     ``{benefit: {"gain": factor, "stay": factor}}``.
@@ -238,9 +238,7 @@ def with_engagement(club: Membership, engagement: Mapping[str, Mapping[str, floa
     return replace(club, benefits=tuple(benefits))
 
 
-def with_benefits(
-    club: Membership, add: Sequence[Benefit], values: Mapping[str, float]
-) -> Membership:
+def with_benefits(club: Club, add: Sequence[Benefit], values: Mapping[str, float]) -> Club:
     """Return the programme with new benefits, whose chains and values must be given.
 
     A benefit that nobody has had has no estimate: its value is an assumption, to be varied over
@@ -272,7 +270,13 @@ def with_benefits(
     return replace(grown, fixed=fixed)
 
 
-STEPS: dict[str, Callable[..., Membership]] = {
+class Change(Protocol):
+    """A change of a programme: the same kind of programme comes back."""
+
+    def __call__(self, club: Club, change: Any, /) -> Club: ...
+
+
+STEPS: dict[str, Change] = {
     "prices": with_prices,
     "bundle": with_bundle,
     "terms": with_terms,

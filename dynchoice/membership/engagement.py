@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.membership.names import BUNDLE
 from dynchoice.membership.plans import Benefit
+from dynchoice.membership.programme import Programme
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Markov
 from dynchoice.typing import FloatArray
 
-if TYPE_CHECKING:
-    from dynchoice.membership.membership import Membership
 
-
-def engagement_laws(club: Membership, estimated: Any) -> dict[str, Markov]:
+def engagement_laws(club: Programme, estimated: Any) -> dict[str, Markov]:
     """Return one Markov law a benefit, given the choice (and bundle, and other benefits)."""
     out = {}
     for b in club.benefits:
@@ -33,7 +31,7 @@ def engagement_laws(club: Membership, estimated: Any) -> dict[str, Markov]:
     return out
 
 
-def share(club: Membership, benefit: Benefit, plan: int, bundle: str | None) -> float:
+def share(club: Programme, benefit: Benefit, plan: int, bundle: str | None) -> float:
     """Return the share of a benefit that a plan gives under a bundle."""
     own = club.plans[plan].includes(benefit.name)
     if bundle is None:
@@ -44,7 +42,7 @@ def share(club: Membership, benefit: Benefit, plan: int, bundle: str | None) -> 
     return own * float(given)
 
 
-def known_table(club: Membership, benefit: Benefit, by_bundle: bool) -> FloatArray:
+def known_table(club: Programme, benefit: Benefit, by_bundle: bool) -> FloatArray:
     """Return chains by choice (and bundle): the inside one under plans that have the benefit."""
     outside, inside = benefit.table()
     inside = benefit.lifted(inside) if benefit.levels == 2 else inside
@@ -59,7 +57,7 @@ def known_table(club: Membership, benefit: Benefit, by_bundle: bool) -> FloatArr
 
 
 def carried_table(
-    club: Membership, benefit: Benefit, by_bundle: bool, old: Membership, fitted: Factored
+    club: Programme, benefit: Benefit, by_bundle: bool, old: Programme, fitted: Factored
 ) -> FloatArray:
     """Return estimated chains laid out for a changed programme.
 
@@ -96,7 +94,7 @@ def carried_table(
     return np.stack(out)
 
 
-def _source_choice(club: Membership, old: Membership, j: int) -> int:
+def _source_choice(club: Programme, old: Programme, j: int) -> int:
     if j == 0:
         return 0
     plan = club.plans[j - 1]
@@ -110,7 +108,7 @@ def _source_choice(club: Membership, old: Membership, j: int) -> int:
     return old.choices.index(plan.like)
 
 
-def _source_bundle(club: Membership, old: Membership, benefit: Benefit, bundle: str) -> int:
+def _source_bundle(club: Programme, old: Programme, benefit: Benefit, bundle: str) -> int:
     want = [share(club, benefit, i, bundle) > 0 for i in range(len(club.plans))]
     labels = list(old.bundles)
     rank = sorted(labels, key=lambda x: x != bundle)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.errors import DataError
+from dynchoice.membership.history import NOTHING_LEFT, Findings, Reading
 from dynchoice.membership.names import CONTRACT
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import checks
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
 
-    from dynchoice.membership.history import Reading
 
 ROW_BYTES = 600
 """Bytes that a row takes while its contract level is derived, about."""
@@ -64,8 +64,6 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
     DataError
         What is wrong with the first part where something is; no room for the files.
     """
-    from dynchoice.membership.history import NOTHING_LEFT, Findings
-
     memory, progress = told.get("memory"), told.get("progress")
     bound = limit() // 2 if memory is None else in_bytes(memory)
     parts = -(-rows // max(min(MOST_ROWS, bound // (2 * ROW_BYTES)), LEAST_ROWS))

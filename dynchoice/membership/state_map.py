@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import SpecificationError
 from dynchoice.membership.contracts import NEW, NONE, PAID, TRIAL, Contracts
 from dynchoice.membership.names import CONTRACT, VINTAGE
+from dynchoice.membership.programme import Programme
 from dynchoice.typing import IntArray
 
-if TYPE_CHECKING:
-    from dynchoice.membership.membership import Membership
 
-
-def state_map(old: Membership, new: Membership) -> IntArray:
+def state_map(old: Programme, new: Programme) -> IntArray:
     """Return where each state (S,) of this programme stands in a changed one.
 
     Contract levels, menus, bundles and engagement keep their labels; a benefit that is new

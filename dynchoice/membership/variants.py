@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from dynchoice.errors import SpecificationError, suggest
+from dynchoice.membership.programme import Programme
 
-if TYPE_CHECKING:
-    from dynchoice.membership.membership import Membership
+Club = TypeVar("Club", bound=Programme)
 
 
-def segment(club: Membership, label: str) -> Membership:
+def segment(club: Club, label: str) -> Club:
     """Return the programme of one segment: its prices, parameters and plans.
 
     Raises
@@ -46,7 +46,7 @@ def segment(club: Membership, label: str) -> Membership:
     )
 
 
-def of_type(club: Membership, kind: str) -> Membership:
+def of_type(club: Club, kind: str) -> Club:
     """Return the programme as one type of customers values it.
 
     Raises

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
+from dynchoice.membership.contracts import NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.names import CONTRACT, VINTAGE
 from dynchoice.membership.plans import (
     Benefit,
     Plan,
@@ -17,6 +21,7 @@ from dynchoice.membership.plans import (
     check_number,
 )
 from dynchoice.membership.programme import Programme
+from dynchoice.typing import IntArray
 
 Club = TypeVar("Club", bound=Programme)
 
@@ -283,3 +288,102 @@ STEPS: dict[str, Change] = {
     "attention": with_attention,
     "engagement": with_engagement,
 }
+
+
+def segment(club: Club, label: str) -> Club:
+    """Return the programme of one segment: its prices, parameters and plans.
+
+    Raises
+    ------
+    SpecificationError
+        No such segment.
+    """
+    known = list(club.segments) or [s for p in club.plans for s in p.segments or ()]
+    if label not in known:
+        raise SpecificationError(
+            f"no segment {label!r}.{suggest(label, known)} Segments: {', '.join(known)}"
+        )
+    change = club.segments.get(label, {})
+    prices, own = change.get("prices", {}), change.get("params", {})
+    plans = tuple(
+        replace(
+            p,
+            price=prices.get(p.name, p.price),
+            for_sale=p.for_sale and (p.segments is None or label in p.segments),
+        )
+        for p in club.plans
+    )
+    return replace(
+        club,
+        plans=plans,
+        menus=change.get("menus", club.menus),
+        types=change.get("types", club.types),
+        params={**club.params, **{k: v for k, v in own.items() if k not in club.fixed}},
+        fixed={k: own.get(k, v) for k, v in club.fixed.items()},
+        segments={},
+    )
+
+
+def of_type(club: Club, kind: str) -> Club:
+    """Return the programme as one type of customers values it.
+
+    Raises
+    ------
+    SpecificationError
+        No such type.
+    """
+    if kind not in club.types:
+        raise SpecificationError(
+            f"no type {kind!r}.{suggest(kind, club.types)} Types: {', '.join(club.types)}"
+        )
+    own, names = club.types[kind], {b.name for b in club.benefits}
+
+    def valued(known: Mapping[str, float]) -> dict[str, float]:
+        scaled = {k: own.scale * v if k in names else v for k, v in known.items()}
+        return {k: own.params.get(k, v) for k, v in scaled.items()}
+
+    free = {k: v for k, v in own.params.items() if k not in club.fixed}
+    return replace(club, params={**valued(club.params), **free}, fixed=valued(club.fixed), types={})
+
+
+def state_map(old: Programme, new: Programme) -> IntArray:
+    """Return where each state (S,) of this programme stands in a changed one.
+
+    Contract levels, menus, bundles and engagement keep their labels; a benefit that is new
+    starts unused; under ``kept`` prices, members with a running plan keep theirs.
+    """
+    index = []
+    for axis, levels in new.states.axes.items():
+        if axis == VINTAGE and axis not in old.states.axes:
+            paid = old.by_contract(old.contracts.kind) == PAID
+            index.append(paid.astype(np.int64))
+            continue
+        if axis not in old.states.axes:
+            index.append(np.zeros(old.states.size, dtype=np.int64))
+            continue
+        at: dict[Any, int] = {level: i for i, level in enumerate(levels)}
+        levels_now = old.states.axes[axis]
+        lost = [level for level in levels_now if level not in at]
+        if axis == CONTRACT and lost:
+            at |= _renamed(old.contracts, new.contracts)
+            lost = [level for level in levels_now if level not in at]
+        if lost:
+            raise SpecificationError(
+                f"level {lost[0]!r} of {axis!r} has no place in the changed programme"
+            )
+        index.append(np.array([at[level] for level in levels_now])[old.states.axis_codes(axis)])
+    return np.ravel_multi_index(tuple(index), new.states.shape).astype(np.int64)
+
+
+def _renamed(old: Contracts, new: Contracts) -> dict[str, int]:
+    """Return places of old contract labels whose spelling changed with trials or clocks."""
+    out: dict[str, int] = {}
+    for level in old.levels:
+        for i, other in enumerate(new.levels):
+            if level.label == NONE and other.kind == NEW:  # trials are new: nobody has had one
+                out.setdefault(level.label, i)
+            same = level.kind == other.kind and level.kind in (TRIAL, PAID)
+            same &= (level.left, level.tenure) == (other.left, other.tenure)
+            if same and old.plans[level.plan].name == new.plans[other.plan].name:
+                out[level.label] = i
+    return out

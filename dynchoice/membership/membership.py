@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError
+from dynchoice.membership.changes import of_type, segment, state_map
 from dynchoice.membership.contracts import NONE
 from dynchoice.membership.engagement import engagement_laws
 from dynchoice.membership.names import BUNDLE, CANCEL, CONTRACT, CURRENT, MENU, VINTAGE
 from dynchoice.membership.plain import as_plain, from_plain, read_toml, write_toml
 from dynchoice.membership.programme import Programme
 from dynchoice.membership.read_panel import read_panel
-from dynchoice.membership.state_map import state_map
 from dynchoice.membership.utility import feature_table
-from dynchoice.membership.variants import of_type, segment
 from dynchoice.model.ddc import DDC
 from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
 from dynchoice.model.transitions import Transitions
@@ -240,7 +239,7 @@ class Membership(Programme):
         return read_panel(self, data, member=member, time=time, plan=plan, **options)
 
     def segment(self, label: str) -> Membership:
-        """Return one segment's programme: see :func:`dynchoice.membership.variants.segment`."""
+        """Return one segment's programme: see :func:`dynchoice.membership.changes.segment`."""
         return segment(self, label)
 
     def theta(self, kind: str | None = None) -> FloatArray:
@@ -262,7 +261,7 @@ class Membership(Programme):
         return np.array([values[n] for n in self.names])
 
     def of_type(self, kind: str) -> Membership:
-        """Return it as one type values it: see :func:`dynchoice.membership.variants.of_type`."""
+        """Return it as one type values it: see :func:`dynchoice.membership.changes.of_type`."""
         return of_type(self, kind)
 
     def newcomers(self) -> FloatArray:

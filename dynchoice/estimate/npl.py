@@ -15,7 +15,6 @@ from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.bootstrap import Estimator, resampled
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import FirstStageChoice, pooled
-from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Evaluation, Likelihood, choice_gradient, second_order
 from dynchoice.estimate.make_results import as_results, score_parts
@@ -30,6 +29,7 @@ from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.covariance import check_cov_type
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray, Progress

@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.model.choicesets import (
-    check_attention,
-    check_available,
-    check_default,
-    check_perceived,
-)
+from dynchoice.model.attention import check_attention, check_default, check_perceived, mix
+from dynchoice.model.choicesets import check_available
 from dynchoice.model.factored import Factored
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
@@ -237,9 +233,7 @@ class DDC:
 
     def observed(self, pi: FloatArray) -> FloatArray:
         """Return observed probabilities (S, J): attentive ones with the default mixed in."""
-        P = self.attention[:, None] * pi
-        P[np.arange(len(P)), self.default] += 1 - self.attention
-        return P
+        return mix(pi, self.attention, self.default)
 
     def unchecked(self, **parts: Any) -> DDC:
         """Return the model with parts replaced and nothing checked: for inner loops only."""

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import SpecificationError
 from dynchoice.panel.states import StateSpace, as_floats
-from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+from dynchoice.typing import AnyArray, BoolArray, FloatArray, IntArray, Level
 
 
 class Inattentive(Protocol):
@@ -50,6 +51,8 @@ def unmix(model: Inattentive, P: FloatArray) -> FloatArray:
     a = model.attention[:, None]
     pi = P.copy()
     pi[np.arange(len(P)), model.default] -= 1 - model.attention
+    # an estimated share of the default can be below what inattention alone gives: its log must
+    # still exist, and the row sum to one
     pi = np.where(model.available, np.maximum(pi / a, 1e-10), 0.0)
     return np.asarray(pi / pi.sum(axis=1, keepdims=True))
 
@@ -61,35 +64,41 @@ def psi(model: Inattentive, P: FloatArray) -> FloatArray:
     """
     pi = unmix(model, P)
     logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
-    at_default = logs[np.arange(len(P)), model.default]
-    out = -logs + ((1 - model.attention) * at_default)[:, None]
+    log_default = logs[np.arange(len(P)), model.default]
+    out = -logs + ((1 - model.attention) * log_default)[:, None]
     return np.asarray(np.where(model.available, out, 0.0))
 
 
 def psi_derivative(model: Inattentive, P: FloatArray, d: FloatArray) -> FloatArray:
     """Return the derivative of ``sum d psi`` by ``P``, for weights ``d`` (K, S, J)."""
-    s, lost = np.arange(len(P)), 1 - model.attention
+    s, inattentive = np.arange(len(P)), 1 - model.attention
     raw = P.copy()
-    raw[s, model.default] -= lost
+    raw[s, model.default] -= inattentive
     pi = unmix(model, P)
-    free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
+    # where unmix holds a share at its floor, a small change of P changes nothing
+    free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)
     steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
-    own = np.where(model.available, d, 0.0)
-    out = -own * steep
-    out[:, s, model.default] += lost * own.sum(axis=2) * steep[s, model.default]
+    weights = np.where(model.available, d, 0.0)
+    out = -weights * steep
+    out[:, s, model.default] += inattentive * weights.sum(axis=2) * steep[s, model.default]
     return np.asarray(out)
 
 
 def check_attention(attention: Any, S: int) -> FloatArray:
-    """Return attention (S,), each in (0, 1]; a number serves every state."""
+    """Return attention (S,), each in (0, 1]; a number serves every state.
+
+    Raises
+    ------
+    SpecificationError
+        Another shape; a value outside.
+    """
     if attention is None:
         return np.ones(S)
     a = as_floats(attention, "attention")
     a = a.reshape(()) if a.size == 1 and np.ndim(attention) == 0 else a
     if a.ndim == 0:
         a = np.full(S, float(a))
-    if a.shape != (S,):
-        raise SpecificationError(f"attention has shape {a.shape}, expected (S,) = ({S},)")
+    checks.shape(a, "attention", (S,), "(S,)")
     bad = np.flatnonzero(~((a > 0) & (a <= 1)))
     if len(bad):
         raise SpecificationError(
@@ -100,7 +109,13 @@ def check_attention(attention: Any, S: int) -> FloatArray:
 
 
 def check_perceived(perceived: Any, attention: FloatArray, S: int) -> FloatArray:
-    """Return the attention that members count on (S,), nowhere below the true one."""
+    """Return the attention that members count on (S,), nowhere below the true one.
+
+    Raises
+    ------
+    SpecificationError
+        As for attention; a value below the true one.
+    """
     a = check_attention(perceived, S)
     low = np.flatnonzero(a < attention)
     if len(low):
@@ -119,7 +134,13 @@ def check_default(
     states: StateSpace,
     choices: Sequence[Level],
 ) -> IntArray:
-    """Return the default choice's code (S,); it must be available where attention is below 1."""
+    """Return the default choice's code (S,); it must be available where attention is below 1.
+
+    Raises
+    ------
+    SpecificationError
+        No default where one is needed; no label or code of a choice; a choice not on offer.
+    """
     S, J = available.shape
     needed = attention < 1
     if default is None:
@@ -129,34 +150,37 @@ def check_default(
                 " happens to a member who does not look"
             )
         return np.zeros(S, dtype=np.int64)
-    d = np.asarray(default)
-    distinct = np.unique(d) if d.dtype.kind in "iuU" else d.reshape(-1)
-    given = [x.item() if isinstance(x, np.generic) else x for x in distinct]
-    if all(x in choices for x in given):
-        # labels come first: integer labels would otherwise be read as codes
-        code = {x: list(choices).index(x) for x in given}
-        d = np.array([code[x] for x in d.reshape(-1).tolist()]).reshape(d.shape)
-    elif d.dtype.kind in "OUS":
-        unknown = [x for x in given if x not in choices]
+    codes = _default_codes(default, choices)
+    if codes.ndim == 0 and codes.dtype.kind in "iu":
+        codes = np.full(S, int(codes))
+    if codes.shape != (S,) or codes.dtype.kind not in "iu":
         raise SpecificationError(
-            f"default {unknown[0]!r} is no choice.{suggest(unknown[0], choices)}"
+            f"default must hold one choice code a state, shape (S,) = ({S},); got {codes.dtype}"
+            f" {codes.shape}"
         )
-    if d.ndim == 0 and d.dtype.kind in "iu":
-        d = np.full(S, int(d))
-    if d.shape != (S,) or d.dtype.kind not in "iu":
-        raise SpecificationError(
-            f"default must hold one choice code a state, shape (S,) = ({S},); got {d.dtype}"
-            f" {d.shape}"
-        )
-    d = d.astype(np.int64)
-    outside = np.flatnonzero((d < 0) | (d >= J))
+    codes = codes.astype(np.int64)
+    outside = np.flatnonzero((codes < 0) | (codes >= J))
     if len(outside):
-        raise SpecificationError(f"default {d[outside[0]]} is no choice code 0 .. {J - 1}")
-    missing = np.flatnonzero(needed & ~available[np.arange(S), d])
+        raise SpecificationError(f"default {codes[outside[0]]} is no choice code 0 .. {J - 1}")
+    missing = np.flatnonzero(needed & ~available[np.arange(S), codes])
     if len(missing):
         s = int(missing[0])
         raise SpecificationError(
             f"the default choice is not available in {len(missing):,} states where attention is"
-            f" below 1, first: {choices[d[s]]!r} in ({states.describe(s)})"
+            f" below 1, first: {choices[codes[s]]!r} in ({states.describe(s)})"
         )
-    return d
+    return codes
+
+
+def _default_codes(default: Any, choices: Sequence[Level]) -> AnyArray:
+    """Return defaults as an array, labels of choices replaced by their codes."""
+    values = np.asarray(default)
+    distinct = np.unique(values) if values.dtype.kind in "iuU" else values.reshape(-1)
+    labels = [x.item() if isinstance(x, np.generic) else x for x in distinct]
+    if all(x in choices for x in labels):
+        # labels come first: integer labels would otherwise be read as codes
+        code = {x: list(choices).index(x) for x in labels}
+        return np.array([code[x] for x in values.reshape(-1).tolist()]).reshape(values.shape)
+    if values.dtype.kind in "OUS":
+        checks.known(labels, choices, "default")
+    return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,17 +30,6 @@ def engagement_laws(club: Programme, estimated: Any) -> dict[str, Markov]:
     return out
 
 
-def share(club: Programme, benefit: Benefit, plan: int, bundle: str | None) -> float:
-    """Return the share of a benefit that a plan gives under a bundle."""
-    own = club.plans[plan].includes(benefit.name)
-    if bundle is None:
-        return own
-    given = club.bundles[bundle].get(benefit.name, 1.0)
-    if isinstance(given, Mapping):
-        given = given.get(club.plans[plan].name, 1.0)
-    return own * float(given)
-
-
 def known_table(club: Programme, benefit: Benefit, by_bundle: bool) -> FloatArray:
     """Return chains by choice (and bundle): the inside one under plans that have the benefit."""
     outside, inside = benefit.table()
@@ -49,7 +37,7 @@ def known_table(club: Programme, benefit: Benefit, by_bundle: bool) -> FloatArra
     rows = []
     for bundle in club.bundles if by_bundle else (None,):
         has = [
-            p.engaged(benefit.name) and (bundle is None or share(club, benefit, i, bundle) > 0)
+            p.engaged(benefit.name) and (bundle is None or club.share(benefit, i, bundle) > 0)
             for i, p in enumerate(club.plans)
         ]
         rows.append(np.stack([outside, *(inside if h else outside for h in has)]))
@@ -109,11 +97,11 @@ def _source_choice(club: Programme, old: Programme, j: int) -> int:
 
 
 def _source_bundle(club: Programme, old: Programme, benefit: Benefit, bundle: str) -> int:
-    want = [share(club, benefit, i, bundle) > 0 for i in range(len(club.plans))]
+    want = [club.share(benefit, i, bundle) > 0 for i in range(len(club.plans))]
     labels = list(old.bundles)
     rank = sorted(labels, key=lambda x: x != bundle)
     for label in rank:
-        has = [share(old, benefit, i, label) > 0 for i in range(len(old.plans))]
+        has = [old.share(benefit, i, label) > 0 for i in range(len(old.plans))]
         if has[: len(want)] == want[: len(has)]:
             return labels.index(label)
     raise SpecificationError(

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import SpecificationError
 from dynchoice.membership.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
 from dynchoice.membership.names import (
     BUNDLE,
@@ -32,17 +33,17 @@ from dynchoice.membership.names import (
     VINTAGE,
 )
 from dynchoice.membership.plans import (
+    MOST_PERIODS,
     Benefit,
     MemberType,
     Plan,
     assign,
     check_attention,
-    check_mapping,
-    check_number,
-    check_whole,
 )
 from dynchoice.panel.states import StateSpace
-from dynchoice.typing import BoolArray, FloatArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+Part = TypeVar("Part", Plan, Benefit)
 
 
 @dataclass(frozen=True)
@@ -71,46 +72,35 @@ class Programme:
 
     def __post_init__(self) -> None:
         for what in ("params", "fixed", "menus", "bundles", "types", "segments"):
-            check_mapping(getattr(self, what), what)
-        for what, kind in (("plans", Plan), ("benefits", Benefit)):
-            if not isinstance(getattr(self, what), list | tuple):
-                raise SpecificationError(
-                    f"{what} must be a list of {kind.__name__} objects, got {getattr(self, what)!r}"
-                )
-            given = tuple(getattr(self, what))
-            wrong = [x for x in given if not isinstance(x, kind)]
-            if wrong:
-                raise SpecificationError(f"{what} holds {wrong[0]!r}; build a {kind.__name__}")
-            names = [x.name for x in given]
-            twice = [n for n in names if names.count(n) > 1]
-            if twice:
-                raise SpecificationError(f"{what}: {twice[0]!r} is there twice")
-            assign(self, what, given)
+            checks.mapping(getattr(self, what), what)
+        assign(self, "plans", _parts(self.plans, "plans", Plan))
+        assign(self, "benefits", _parts(self.benefits, "benefits", Benefit))
         if not self.plans:
             raise SpecificationError("a membership needs one plan at least")
         if NONE in [p.name for p in self.plans]:
             raise SpecificationError(
                 f"no plan may be called {NONE!r}: that is the choice to stay out"
             )
-        assign(self, "beta", check_number(self.beta, "beta", 0, 1))
-        assign(self, "tenure", check_whole(self.tenure, "tenure", 1))
-        assign(self, "per_year", check_number(self.per_year, "per_year", 1e-9))
+        # 1 is allowed here, and refused where a model of infinite horizon is built
+        assign(self, "beta", checks.share(self.beta, "beta"))
+        assign(self, "tenure", checks.whole(self.tenure, "tenure", 1, MOST_PERIODS))
+        assign(self, "per_year", checks.number(self.per_year, "per_year", 1e-9))
         if self.trial_again is not None:
-            assign(self, "trial_again", check_number(self.trial_again, "trial_again", 1))
+            assign(self, "trial_again", checks.number(self.trial_again, "trial_again", 1))
         for what in ("attention_outside", "attention_trial"):
             assign(self, what, check_attention(getattr(self, what), what))
         for what in ("naive", "trial_cancel"):
-            assign(self, what, check_number(getattr(self, what), what, 0, 1))
+            assign(self, what, checks.share(getattr(self, what), what))
         if self.costs is not None:
             if not isinstance(self.costs, list | tuple):
                 raise SpecificationError(f"costs must be a list of names, got {self.costs!r}")
-            strange = [c for c in self.costs if c not in COSTS]
-            if strange:
-                raise SpecificationError(
-                    f"no cost {strange[0]!r}.{suggest(strange[0], COSTS)} Costs: {', '.join(COSTS)}"
-                )
+            checks.known(self.costs, COSTS, "costs: cost")
             assign(self, "costs", tuple(c for c in COSTS if c in self.costs))
-        check_names(self)
+        # names last: which parameters there are follows from plans, benefits and costs
+        _check_plans_and_benefits(self)
+        _check_offers(self)
+        _check_parameters(self)
+        _check_types_and_segments(self)
 
     @cached_property
     def contracts(self) -> Contracts:
@@ -124,7 +114,7 @@ class Programme:
 
     @property
     def usual_costs(self) -> tuple[str, ...]:
-        """Costs that the programme's plans call for (see Notes)."""
+        """Costs that the programme's plans call for (see the Notes of :class:`Membership`)."""
         have = {
             JOIN: True,
             CANCEL: self.contracts.trials,
@@ -153,14 +143,15 @@ class Programme:
 
     @cached_property
     def states(self) -> StateSpace:
-        """Axes: prices, bundle and vintage where there are any; one a benefit; contract (beside
-        it the vintage, where kept prices end with a contract)."""
+        """State space with an axis for prices, bundle and vintage where there are any, for each
+        benefit, and for the contract."""
         axes: dict[str, Any] = {}
         if self.menus:
             axes[MENU] = list(self.menus)
         if self.bundles:
             axes[BUNDLE] = list(self.bundles)
-        with_contract = self.kept_until == "renewal"  # then the two move together
+        # kept prices that end with a contract move with it, in one law: their axes are neighbours
+        with_contract = self.kept_until == "renewal"
         if self.kept is not None and not with_contract:
             axes[VINTAGE] = [CURRENT, KEPT]
         for b in self.benefits:
@@ -171,45 +162,52 @@ class Programme:
         return StateSpace.from_axes(axes)
 
     def by_contract(self, table: Any) -> Any:
-        """Spread something known by contract level (C, ...) over the states (S, ...)."""
+        """Return what is known by contract level (C, ...) for every state (S, ...)."""
         return np.asarray(table)[self.states.axis_codes(CONTRACT)]
 
     def prices(self) -> FloatArray:
         """Return the price of each plan in each state, (S, plans)."""
-        S = self.states.size
-        listed = np.array([p.price for p in self.plans])
-        lists = [[m.get(p.name, p.price) for p in self.plans] for m in self.menus.values()]
-        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
-        out = np.array(lists)[at] if lists else np.tile(listed, (S, 1))
+        menus = list(self.menus.values()) or [{}]
+        lists = [[menu.get(p.name, p.price) for p in self.plans] for menu in menus]
+        listed = np.array(lists)[self._menu_codes()]
         kept = self.kept_prices()
-        return np.where(np.isfinite(kept), kept, out)
+        return np.where(np.isfinite(kept), kept, listed)
 
     def kept_prices(self) -> FloatArray:
         """Return prices that grandfathered members keep (S, plans), NaN where the list holds."""
-        S, P = self.states.size, len(self.plans)
         if self.kept is None:
-            return np.full((S, P), np.nan)
+            return np.full((self.states.size, len(self.plans)), np.nan)
         labels = list(self.menus) or [""]
         old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
-        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
-        inside = self.states.axis_codes(VINTAGE) == 1
-        if self.kept_until == "renewal":
-            inside &= self.by_contract(self.contracts.left) > 0
-        return np.where(inside[:, None], np.array(old)[at], np.nan)
+        keeps = self.states.axis_codes(VINTAGE) == 1
+        if self.kept_until == "renewal":  # the contract after the one that runs costs the new price
+            keeps &= self.by_contract(self.contracts.left) > 0
+        return np.where(keeps[:, None], np.array(old)[self._menu_codes()], np.nan)
+
+    def _menu_codes(self) -> IntArray:
+        """Return the position of the menu in force in each state (S,): 0 where there are none."""
+        if self.menus:
+            return self.states.axis_codes(MENU)
+        return np.zeros(self.states.size, dtype=np.int64)
 
     def included(self, benefit: Benefit) -> FloatArray:
         """Return the share of a benefit's value that each plan gives in each state (S, plans)."""
-        own = np.array([p.includes(benefit.name) for p in self.plans])
         if not self.bundles:
-            return np.tile(own, (self.states.size, 1))
-        rows = []
-        for bundle in self.bundles.values():
-            share = bundle.get(benefit.name, 1.0)
-            if isinstance(share, Mapping):
-                rows.append([own[i] * share.get(p.name, 1.0) for i, p in enumerate(self.plans)])
-            else:
-                rows.append(list(own * float(share)))
+            shares = np.array([p.includes(benefit.name) for p in self.plans])
+            return np.tile(shares, (self.states.size, 1))
+        plans = range(len(self.plans))
+        rows = [[self.share(benefit, plan, bundle) for plan in plans] for bundle in self.bundles]
         return np.array(rows)[self.states.axis_codes(BUNDLE)]
+
+    def share(self, benefit: Benefit, plan: int, bundle: str | None) -> float:
+        """Return the share of a benefit that a plan gives under a bundle (None: no bundles)."""
+        share = self.plans[plan].includes(benefit.name)
+        if bundle is None:
+            return share
+        offered = self.bundles[bundle].get(benefit.name, 1.0)
+        if isinstance(offered, Mapping):
+            offered = offered.get(self.plans[plan].name, 1.0)
+        return share * float(offered)
 
     @cached_property
     def unused(self) -> BoolArray:
@@ -240,11 +238,11 @@ class Programme:
         """Probability of an active choice in each state (S,)."""
         by_kind = {NEW: self.attention_outside, LAPSED: self.attention_outside}
         by_kind[TRIAL] = self.attention_trial
-        a = [
+        by_level = [
             self.plans[x.plan].attention_at(x.left) if x.kind == PAID else by_kind[x.kind]
             for x in self.contracts.levels
         ]
-        return np.asarray(self.by_contract(np.array(a, dtype=np.float64)))
+        return np.asarray(self.by_contract(np.array(by_level, dtype=np.float64)))
 
     @cached_property
     def perceived(self) -> FloatArray:
@@ -254,67 +252,87 @@ class Programme:
         return np.where(inside, hoped, self.attention)
 
 
-def check_names(club: Programme) -> None:
-    """Refuse names that clash or are unknown."""
+def _parts(parts: object, what: str, kind: type[Part]) -> tuple[Part, ...]:
+    """Return the plans or the benefits as a tuple, each under a name of its own."""
+    if not isinstance(parts, list | tuple):
+        raise SpecificationError(f"{what} must be a list of {kind.__name__} objects, got {parts!r}")
+    wrong = [x for x in parts if not isinstance(x, kind)]
+    if wrong:
+        raise SpecificationError(f"{what} holds {wrong[0]!r}; build a {kind.__name__}")
+    names = [x.name for x in parts]
+    twice = [n for n in names if names.count(n) > 1]
+    if twice:
+        raise SpecificationError(f"{what}: {twice[0]!r} is there twice")
+    return tuple(parts)
+
+
+def _check_plans_and_benefits(club: Programme) -> None:
+    """Check what plans and benefits say of each other, and that their names are free."""
     plans, benefits = [p.name for p in club.plans], [b.name for b in club.benefits]
+    reserved = (MEMBER, TENURE, PRICE, *COSTS)
     axes = (CONTRACT, MENU, BUNDLE, VINTAGE, "choice")
-    taken = [b for b in benefits if b in (MEMBER, TENURE, PRICE, *COSTS, *axes)]
+    taken = [b for b in benefits if b in (*reserved, *axes)]
     if taken:
         raise SpecificationError(f"no benefit may be called {taken[0]!r}: the name is taken")
-
-    def known(names: Any, pool: list[str], what: str) -> None:
-        strange = [n for n in names if n not in pool]
-        if strange:
-            raise SpecificationError(
-                f"{what} names {strange[0]!r}.{suggest(strange[0], pool)} Known: {', '.join(pool)}"
-            )
-
     for p in club.plans:
-        known(p.benefits or (), benefits, f"plan {p.name!r}: benefits")
-        known(p.engages or (), benefits, f"plan {p.name!r}: engages")
+        checks.known(p.benefits or (), benefits, f"plan {p.name!r}: benefit")
+        checks.known(p.engages or (), benefits, f"plan {p.name!r}: engages: benefit")
         if club.segments:
-            known(p.segments or (), list(club.segments), f"plan {p.name!r}: segments")
+            checks.known(p.segments or (), club.segments, f"plan {p.name!r}: segment")
         if p.like is not None:
-            known([p.like], plans, f"plan {p.name!r}: like")
-        clash = [f for f in p.features if f in (*benefits, MEMBER, TENURE, PRICE, *COSTS)]
+            checks.known([p.like], plans, f"plan {p.name!r}: like: plan")
+        clash = [f for f in p.features if f in (*benefits, *reserved)]
         if clash:
             raise SpecificationError(f"plan {p.name!r}: the feature {clash[0]!r} is taken")
     for b in club.benefits:
-        known(b.given, [x for x in benefits if x != b.name], f"benefit {b.name!r}: given")
+        others = [x for x in benefits if x != b.name]
+        checks.known(b.given, others, f"benefit {b.name!r}: given: benefit")
+
+
+def _check_offers(club: Programme) -> None:
+    """Check menus, kept prices and bundles; prices become floats."""
+    plans, benefits = [p.name for p in club.plans], [b.name for b in club.benefits]
     for label, menu in club.menus.items():
-        known(check_mapping(menu, f"menu {label!r}"), plans, f"menu {label!r}")
+        checks.known(checks.mapping(menu, f"menu {label!r}"), plans, f"menu {label!r}: plan")
         for plan, price in menu.items():
-            check_number(price, f"menu {label!r}: price of {plan!r}", 0)
+            checks.number(price, f"menu {label!r}: price of {plan!r}", 0)
     if club.menus:
         menus = {k: {p: float(x) for p, x in m.items()} for k, m in club.menus.items()}
         assign(club, "menus", menus)
-    if club.kept_until not in ("leaving", "renewal"):
-        raise SpecificationError(f"kept_until={club.kept_until!r}: use 'leaving' or 'renewal'")
+    checks.one_of(club.kept_until, "kept_until", ("leaving", "renewal"))
     if club.kept is not None:
-        known(check_mapping(club.kept, "kept"), list(club.menus) or [""], "kept: menu")
+        checks.known(checks.mapping(club.kept, "kept"), list(club.menus) or [""], "kept: menu")
         for label, menu in club.kept.items():
-            known(check_mapping(menu, f"kept {label!r}"), plans, f"kept {label!r}")
+            checks.known(checks.mapping(menu, f"kept {label!r}"), plans, f"kept {label!r}: plan")
     for label, bundle in club.bundles.items():
-        known(check_mapping(bundle, f"bundle {label!r}"), benefits, f"bundle {label!r}")
+        shares = checks.mapping(bundle, f"bundle {label!r}")
+        checks.known(shares, benefits, f"bundle {label!r}: benefit")
         for benefit, share in bundle.items():
             by_plan = share if isinstance(share, Mapping) else {plans[0]: share}
-            known(by_plan, plans, f"bundle {label!r}: {benefit}")
-            for x in by_plan.values():
-                check_number(x, f"bundle {label!r}: {benefit}")
+            checks.known(by_plan, plans, f"bundle {label!r}: {benefit}: plan")
+            for value in by_plan.values():
+                checks.number(value, f"bundle {label!r}: {benefit}")
+
+
+def _check_parameters(club: Programme) -> None:
+    """Check the names and values of known and fixed parameters; values become floats."""
     for what in ("params", "fixed"):
-        given = getattr(club, what)
-        known(given, list(club.all_names), what)
-        values = {str(k): check_number(v, f"{what}: {k}") for k, v in given.items()}
-        object.__setattr__(club, what, values)
+        values = getattr(club, what)
+        checks.known(values, club.all_names, f"{what}: parameter")
+        assign(club, what, {str(k): checks.number(v, f"{what}: {k}") for k, v in values.items()})
+
+
+def _check_types_and_segments(club: Programme) -> None:
+    """Check what types and segments change, and that the shares of types sum to one."""
+    plans = [p.name for p in club.plans]
     for label, kind in club.types.items():
-        if not isinstance(kind, MemberType):
-            raise SpecificationError(f"type {label!r} is no MemberType")
-        known(kind.params, list(club.all_names), f"type {label!r}")
-    if club.types and abs(sum(t.share for t in club.types.values()) - 1) > 1e-9:
-        total = sum(t.share for t in club.types.values())
+        checks.instance(kind, f"type {label!r}", MemberType)
+        checks.known(kind.params, club.all_names, f"type {label!r}: parameter")
+    total = sum(t.share for t in club.types.values())
+    if club.types and abs(total - 1) > 1e-9:
         raise SpecificationError(f"the shares of the types sum to {total:g}, not 1")
     for label, change in club.segments.items():
-        change = check_mapping(change, f"segment {label!r}")
-        known(change, ["params", "prices", "menus", "types"], f"segment {label!r}")
-        known(change.get("params", ()), list(club.all_names), f"segment {label!r}: params")
-        known(change.get("prices", ()), plans, f"segment {label!r}: prices")
+        change = checks.mapping(change, f"segment {label!r}")
+        checks.known(change, ["params", "prices", "menus", "types"], f"segment {label!r}: key")
+        checks.known(change.get("params", ()), club.all_names, f"segment {label!r}: parameter")
+        checks.known(change.get("prices", ()), plans, f"segment {label!r}: prices: plan")

@@ -34,6 +34,7 @@ from dynchoice.membership.programme import Programme
 from dynchoice.membership.read_panel import read_panel
 from dynchoice.membership.utility import feature_table
 from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
@@ -117,21 +118,21 @@ class Membership(Programme):
     @property
     def notes(self) -> tuple[str, ...]:
         """What is normalised or assumed, in words."""
-        out = ["Utility outside the membership is zero: values are relative to it."]
+        notes = ["Utility outside the membership is zero: values are relative to it."]
         if CANCEL not in self.used_costs or CANCEL in self.fixed:
             value = self.fixed.get(CANCEL, 0.0)
-            out.append(
+            notes.append(
                 f"The cancelling cost is normalised to {value:g}: with constant costs only about"
                 " the sum of joining and cancelling costs is identified: 'joining cost' holds both."
             )
         elif self.contracts.trials:
-            out.append(
+            notes.append(
                 f"Quitting a trial is assumed to take {self.trial_cancel:g} of the cancelling cost;"
                 " what is learnt of joining and cancelling costs apart rests on that."
             )
         if self.naive:
-            out.append(f"Members overrate their attention (naive share {self.naive:g}).")
-        return tuple(out)
+            notes.append(f"Members overrate their attention (naive share {self.naive:g}).")
+        return tuple(notes)
 
     @cached_property
     def features(self) -> FloatArray:
@@ -140,7 +141,9 @@ class Membership(Programme):
 
     # the model --------------------------------------------------------------------------------
 
-    def laws(self, estimated: Any = None) -> dict[str | tuple[str, ...], Law]:
+    def laws(
+        self, estimated: tuple[Programme, Factored] | None = None
+    ) -> dict[str | tuple[str, ...], Law]:
         """Return the laws of motion by axis.
 
         Parameters
@@ -149,23 +152,26 @@ class Membership(Programme):
             A fitted model's programme and transitions: chains without probabilities are taken
             from there, plan by plan.
         """
-        out: dict[str | tuple[str, ...], Law] = {}
+        laws: dict[str | tuple[str, ...], Law] = {}
         if self.menus:
-            out[MENU] = Fixed()
+            laws[MENU] = Fixed()
         if self.bundles:
-            out[BUNDLE] = Fixed()
-        out.update(engagement_laws(self, estimated))
+            laws[BUNDLE] = Fixed()
+        laws.update(engagement_laws(self, estimated))
         if self.kept is not None and self.kept_until == "renewal":
-            out[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
-            return out
+            # which prices hold depends on where the contract goes: one law of both
+            laws[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
+            return laws
         if self.kept is not None:
-            out[VINTAGE] = Deterministic(
+            laws[VINTAGE] = Deterministic(
                 lambda level, choice: level if choice != NONE else CURRENT, ("choice",)
             )
-        out[CONTRACT] = Markov(("choice",), self.contracts.table)
-        return out
+        laws[CONTRACT] = Markov(("choice",), self.contracts.table)
+        return laws
 
-    def model(self, segment: str | None = None, *, estimated: Any = None) -> DDC:
+    def model(
+        self, segment: str | None = None, *, estimated: tuple[Programme, Factored] | None = None
+    ) -> DDC:
         """Return the DDC; chains without probabilities are left for the first stage.
 
         Parameters
@@ -252,13 +258,12 @@ class Membership(Programme):
         """
         if kind is not None:
             return self.of_type(kind).theta()
-        values = dict(self.params)
-        missing = [n for n in self.names if not np.isfinite(values.get(n, np.nan))]
+        missing = [n for n in self.names if not np.isfinite(self.params.get(n, np.nan))]
         if missing:
             raise SpecificationError(
                 f"params: {missing[0]!r} has no value (needed: {', '.join(self.names)})"
             )
-        return np.array([values[n] for n in self.names])
+        return np.array([self.params[n] for n in self.names])
 
     def of_type(self, kind: str) -> Membership:
         """Return it as one type values it: see :func:`dynchoice.membership.changes.of_type`."""

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynchoice import checks
 from dynchoice.errors import SpecificationError
@@ -44,6 +45,7 @@ from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 Part = TypeVar("Part", Plan, Benefit)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ class Programme:
         axes[CONTRACT] = list(self.contracts.labels)
         return StateSpace.from_axes(axes)
 
-    def by_contract(self, table: Any) -> Any:
+    def by_contract(self, table: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return what is known by contract level (C, ...) for every state (S, ...)."""
-        return np.asarray(table)[self.states.axis_codes(CONTRACT)]
+        return table[self.states.axis_codes(CONTRACT)]
 
     def prices(self) -> FloatArray:
         """Return the price of each plan in each state, (S, plans)."""

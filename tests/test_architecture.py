@@ -131,10 +131,9 @@ LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("estimate/rewards/gladius_steps.py", "JointNetworks._train"),
     ("estimate/types/mixture_report.py", "mixture_results"),
     ("inference/hypotheses.py", "restrictions"),
-    ("membership/history.py", "contract_levels"),
 }
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
-ANY_SHARE, ANY_SLACK = 0.0700, 0.003
+ANY_SHARE, ANY_SLACK = 0.0620, 0.003
 """Share of the parameters of functions that are annotated with Any."""
 POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 23, 2
 """Calls of anything but a kernel with so many arguments by position."""

@@ -27,7 +27,7 @@ from dynchoice.estimate.choice_probabilities import (
     static,
 )
 from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.finite_dependence import DependentLikelihood, unmix
+from dynchoice.estimate.finite_dependence import DependentLikelihood
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.likelihood import (
     Evaluation,
@@ -48,6 +48,7 @@ from dynchoice.estimate.valuation import (
 )
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts
 from dynchoice.solvers.linear import PolicySystem

@@ -22,6 +22,7 @@ from dynchoice.errors import SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.likelihood import choice_gradient, second_order, through_values
 from dynchoice.kernels import core as kernels
+from dynchoice.model.attention import psi, psi_derivative
 from dynchoice.model.ddc import DDC
 from dynchoice.model.dependence import (
     FiniteDependence,
@@ -30,41 +31,6 @@ from dynchoice.model.dependence import (
 )
 from dynchoice.model.factored import Factored
 from dynchoice.typing import FloatArray, IntArray
-
-
-def unmix(model: DDC, P: FloatArray) -> FloatArray:
-    """Return attentive probabilities: ``pi = (P - (1 - a) 1{default}) / a``, kept positive."""
-    a = model.attention[:, None]
-    pi = P.copy()
-    pi[np.arange(len(P)), model.default] -= 1 - model.attention
-    pi = np.where(model.available, np.maximum(pi / a, 1e-10), 0.0)
-    return np.asarray(pi / pi.sum(axis=1, keepdims=True))
-
-
-def psi(model: DDC, P: FloatArray) -> FloatArray:
-    """Return ``V - v = -log pi_a + (1 - attention) log pi_default`` (S, J); 0 where not offered.
-
-    Arcidiacono and Miller (2011, Lemma 1) with mean-zero shocks and inattention.
-    """
-    pi = unmix(model, P)
-    logs = np.where(pi > 0, np.log(np.where(pi > 0, pi, 1.0)), 0.0)
-    at_default = logs[np.arange(len(P)), model.default]
-    out = -logs + ((1 - model.attention) * at_default)[:, None]
-    return np.asarray(np.where(model.available, out, 0.0))
-
-
-def psi_derivative(model: DDC, P: FloatArray, d: FloatArray) -> FloatArray:
-    """Return the derivative of ``sum d psi`` by ``P``, for weights ``d`` (K, S, J)."""
-    s, lost = np.arange(len(P)), 1 - model.attention
-    raw = P.copy()
-    raw[s, model.default] -= lost
-    pi = unmix(model, P)
-    free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
-    steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
-    own = np.where(model.available, d, 0.0)
-    out = -own * steep
-    out[:, s, model.default] += lost * own.sum(axis=2) * steep[s, model.default]
-    return np.asarray(out)
 
 
 @dataclass

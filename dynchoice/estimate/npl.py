@@ -16,7 +16,6 @@ from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import FirstStageChoice, pooled
 from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Evaluation, Likelihood, choice_gradient, second_order
 from dynchoice.estimate.make_results import Estimate, make_results, score_parts
@@ -29,6 +28,7 @@ from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray

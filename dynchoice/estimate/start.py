@@ -7,12 +7,12 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.ccp import hotz_miller
 from dynchoice.estimate.choice_probabilities import pooled, smoothed, static
-from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import maximise
 from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.results import Results
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, Progress
 

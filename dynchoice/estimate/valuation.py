@@ -17,9 +17,9 @@ import numpy as np
 
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.estimate.choice_probabilities import static
-from dynchoice.estimate.finite_dependence import unmix
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.kernels import core as kernels
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.bellman import over_choices
 from dynchoice.solvers.linear import PolicySystem

@@ -13,6 +13,7 @@ from dynchoice.model.laws import BoundLaw, Cycle, Deterministic, Fixed, Incremen
 from dynchoice.model.transitions import Stacked, Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace
+from dynchoice.typing import Level
 
 KINDS: dict[str, type[Fixed] | type[Cycle]] = {"Fixed": Fixed, "Cycle": Cycle}
 
@@ -50,16 +51,16 @@ def model_from_tree(tree: dict[str, Any]) -> DDC:
     choices = tuple(tree["choices"])
     attributes = None if tree["attributes"] is None else pd.DataFrame(tree["attributes"])
     utility = Utility(
-        np.ascontiguousarray(tree["x"]),
-        tuple(tree["names"]),
-        np.ascontiguousarray(tree["offset"]),
-        tree["formula"],
-        attributes,
+        x=np.ascontiguousarray(tree["x"]),
+        names=tuple(tree["names"]),
+        offset=np.ascontiguousarray(tree["offset"]),
+        formula=tree["formula"],
+        attributes=attributes,
     )
-    spec = tree.get("membership")
+    programme = tree.get("membership")  # files of before these two were there lack them
     return DDC(
         perceived=tree.get("perceived"),
-        membership=None if spec is None else Membership.from_dict(spec),
+        membership=None if programme is None else Membership.from_dict(programme),
         states=states,
         choices=choices,
         utility=utility,
@@ -73,6 +74,7 @@ def model_from_tree(tree: dict[str, Any]) -> DDC:
 
 
 def _transitions_to_tree(transitions: Transitions) -> dict[str, Any]:
+    """Return transitions as a tree: laws as they are bound, or stacked rows."""
     if isinstance(transitions, Factored):
         return {
             "kind": "factored",
@@ -89,8 +91,9 @@ def _transitions_to_tree(transitions: Transitions) -> dict[str, Any]:
 
 
 def _transitions_from_tree(
-    tree: dict[str, Any], states: StateSpace, choices: tuple[Any, ...]
+    tree: dict[str, Any], states: StateSpace, choices: tuple[Level, ...]
 ) -> Transitions:
+    """Return the transitions that :func:`_transitions_to_tree` described."""
     if tree["kind"] != "factored":
         from scipy.sparse import csr_array
 
@@ -106,7 +109,8 @@ def _transitions_from_tree(
     return Factored(states, choices, laws, bound)
 
 
-def _law_to_tree(law: BoundLaw, choices: tuple[Any, ...]) -> dict[str, Any]:
+def _law_to_tree(law: BoundLaw, choices: tuple[Level, ...]) -> dict[str, Any]:
+    """Return a bound law as a tree."""
     family = law.family
     # a lifted law is one of known probabilities once it is stored
     kind = "Markov" if isinstance(family, Markov) else type(family).__name__
@@ -136,6 +140,7 @@ def _law_to_tree(law: BoundLaw, choices: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _law_from_tree(tree: dict[str, Any]) -> BoundLaw:
+    """Return the law that :func:`_law_to_tree` described."""
     # the table holds the probabilities; the family only says which of them were estimated
     given = tuple(tree.get("given", ()))
     known = None if tree["estimated"] else "in the table"

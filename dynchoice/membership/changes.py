@@ -1,22 +1,31 @@
-"""What can be changed in a membership programme, one pure function a kind of change."""
+"""What can be changed in a membership programme, one pure function a kind of change.
+
+Also the programme as one segment or one type of customers has it, and where members of the old
+programme stand in the new one.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
-from dynchoice.membership.membership import Membership
-from dynchoice.membership.plans import (
-    Benefit,
-    Plan,
-    check_attention,
-    check_mapping,
-    check_names_of,
-    check_number,
-)
+import numpy as np
+
+from dynchoice import checks
+from dynchoice.errors import DynChoiceWarning, SpecificationError
+from dynchoice.membership.contracts import NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.names import CONTRACT, VINTAGE
+from dynchoice.membership.plans import Benefit, Plan, check_attention
+from dynchoice.membership.programme import Programme
+from dynchoice.typing import IntArray, Level
+
+Club = TypeVar("Club", bound=Programme)
+Value = float | Callable[[float], float]
+"""A new number, or a function of the old one."""
+Share = float | Mapping[str, float]
+"""A share of a benefit, of all plans or by plan."""
 
 TERMS = (
     "periods",
@@ -35,16 +44,7 @@ OFFERED = "offered"
 """In a bundle: the benefit is there for everybody, in the share that each plan gives."""
 
 
-def known(names: Any, pool: Sequence[str], what: str) -> None:
-    """Raise for the first name that is not in the pool."""
-    for name in names:
-        if name not in pool:
-            raise SpecificationError(
-                f"{what}: no {name!r}.{suggest(name, pool)} Known: {', '.join(pool)}"
-            )
-
-
-def plan_names(club: Membership) -> list[str]:
+def plan_names(club: Programme) -> list[str]:
     """Return the names of the plans."""
     return [p.name for p in club.plans]
 
@@ -53,9 +53,9 @@ STRANGE = 10.0
 """A number that changes by more than this factor was probably meant as a percentage or factor."""
 
 
-def new_value(change: Any, old: float, what: str) -> float:
+def new_value(change: Value | str, old: float, what: str) -> float:
     """Return a new number: given, or a function of the old one; warn where it looks like a slip."""
-    new = check_number(change(old) if callable(change) else change, what, 0)
+    new = checks.number(change(old) if callable(change) else change, what, 0)
     small = new < old / STRANGE and "share" not in what and "bundle" not in what
     if old > 0 and new > 0 and (small or new > STRANGE * old):
         warnings.warn(
@@ -67,9 +67,7 @@ def new_value(change: Any, old: float, what: str) -> float:
     return new
 
 
-def with_prices(
-    club: Membership, prices: Mapping[str, Any], grandfathered: bool | str = False
-) -> Membership:
+def with_prices(club: Club, prices: Mapping[str, Value], grandfathered: bool | str = False) -> Club:
     """Return the programme with other list prices, in every menu.
 
     Parameters
@@ -85,7 +83,7 @@ def with_prices(
             f"grandfathered={grandfathered!r}: use True (until they leave) or 'contract' (until"
             " the contract that runs ends)"
         )
-    known(prices, plan_names(club), "prices")
+    checks.known(prices, plan_names(club), "prices: plan")
     if grandfathered and club.kept is not None:
         raise SpecificationError(
             "some members keep older prices already: a second vintage of prices is not modelled"
@@ -95,17 +93,17 @@ def with_prices(
         for label, menu in (club.menus or {"": {}}).items()
     }
 
-    def changed(menu: Mapping[str, float]) -> dict[str, float]:
+    def change_prices(menu: Mapping[str, float]) -> dict[str, float]:
         return {
             name: new_value(prices[name], price, f"price of {name!r}") if name in prices else price
             for name, price in menu.items()
         }
 
     plans = tuple(
-        replace(p, price=changed({p.name: p.price})[p.name]) if p.name in prices else p
+        replace(p, price=change_prices({p.name: p.price})[p.name]) if p.name in prices else p
         for p in club.plans
     )
-    menus = {label: changed(menu) for label, menu in old.items()} if club.menus else {}
+    menus = {label: change_prices(menu) for label, menu in old.items()} if club.menus else {}
     club = replace(club, plans=plans, menus=menus)
     if not grandfathered:
         return club
@@ -113,7 +111,7 @@ def with_prices(
     return replace(club, kept=old, kept_until=until)
 
 
-def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
+def with_bundle(club: Club, bundle: Mapping[str, Value | str | Mapping[str, Value | str]]) -> Club:
     """Return the programme with benefits removed (0), restored (1) or improved (2 = doubled).
 
     ``{benefit: share}`` or ``{benefit: {plan: share}}``: the plans (all, or those named) give that
@@ -121,25 +119,27 @@ def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
     bundles in force; ``"offered"`` lifts what they hold back. Chains of use stay what they are,
     but for benefits whose chain depends on the bundle (``by_bundle``).
     """
-    known(bundle, [b.name for b in club.benefits], "bundle")
+    checks.known(bundle, [b.name for b in club.benefits], "bundle: benefit")
     plans = []
     released: dict[str, list[str]] = {}
     for p in club.plans:
-        own = {b.name: p.includes(b.name) for b in club.benefits}
+        shares = {b.name: p.includes(b.name) for b in club.benefits}
         for benefit, share in bundle.items():
             if isinstance(share, Mapping):
-                known(share, plan_names(club), f"bundle: {benefit}")
+                checks.known(share, plan_names(club), f"bundle: {benefit}: plan")
                 if p.name not in share:
                     continue
                 share = share[p.name]
             if not callable(share):
                 released.setdefault(benefit, []).append(p.name)
             if share != OFFERED:
-                own[benefit] = new_value(share, own[benefit], f"bundle: {benefit}")
+                shares[benefit] = new_value(share, shares[benefit], f"bundle: {benefit}")
         chains = tuple(b.name for b in club.benefits if p.engaged(b.name))
-        plans.append(replace(p, benefits=own, engages=chains))
+        # members go on to use what they are used to: a benefit's chain outlives its value
+        plans.append(replace(p, benefits=shares, engages=chains))
 
-    def freed(benefit: str, share: Any) -> Any:
+    def release(benefit: str, share: Share) -> Share:
+        """Give a benefit in full to the plans whose share now holds whatever the bundle."""
         names = released.get(benefit, [])
         if not names:
             return share
@@ -147,16 +147,23 @@ def with_bundle(club: Membership, bundle: Mapping[str, Any]) -> Membership:
         return {**by_plan, **dict.fromkeys(names, 1.0)}
 
     bundles = {
-        label: {k: freed(k, v) for k, v in shares.items()} for label, shares in club.bundles.items()
+        label: {benefit: release(benefit, share) for benefit, share in in_force.items()}
+        for label, in_force in club.bundles.items()
     }
     return replace(club, plans=tuple(plans), bundles=bundles)
 
 
-def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Membership:
-    """Return the programme with plans added, or no longer sold (running contracts go on)."""
+def with_plans(club: Club, add: Sequence[Plan] = (), drop: Sequence[str] = ()) -> Club:
+    """Return the programme with plans added, or no longer sold (running contracts go on).
+
+    Raises
+    ------
+    SpecificationError
+        Unknown plans to drop; plans to add that are there already; no plan left for sale.
+    """
     add = list(add) if isinstance(add, list | tuple) else [add]  # type: ignore[list-item]
-    drop = check_names_of(drop, "drop")
-    known(drop, plan_names(club), "drop")
+    drop = checks.names(drop, "drop")
+    checks.known(drop, plan_names(club), "drop: plan")
     wrong = [p for p in add if not isinstance(p, Plan)]
     if wrong:
         raise SpecificationError(f"plans to add must be Plan objects, got {wrong[0]!r}")
@@ -169,17 +176,17 @@ def with_plans(club: Membership, add: Sequence[Plan] = (), drop: Sequence[str] =
     return replace(club, plans=(*kept, *add))
 
 
-def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Membership:
+def with_terms(club: Club, terms: Mapping[str, Mapping[str, Any]]) -> Club:
     """Return the programme with other terms of some plans.
 
     ``{plan: {"periods": 6, "trial": 0, "refund": "none", "cancel": "at renewal", ...}}``. Contracts
     and trials that run on the day of the change run to their end, refunded by the new terms.
     """
-    known(terms, plan_names(club), "terms")
+    checks.known(terms, plan_names(club), "terms: plan")
     plans = []
     for p in club.plans:
-        change = check_mapping(terms.get(p.name, {}), f"terms of {p.name!r}")
-        known(change, TERMS, f"terms of {p.name!r}")
+        change = checks.mapping(terms.get(p.name, {}), f"terms of {p.name!r}")
+        checks.known(change, TERMS, f"terms of {p.name!r}: term")
         if "periods" in change:
             change["running"] = p.clock
         if "trial" in change:
@@ -188,7 +195,7 @@ def with_terms(club: Membership, terms: Mapping[str, Mapping[str, Any]]) -> Memb
     return replace(club, plans=tuple(plans))
 
 
-def with_attention(club: Membership, attention: Any) -> Membership:
+def with_attention(club: Club, attention: float | Mapping[str, float]) -> Club:
     """Return the programme under an attention reform.
 
     A number holds everywhere within the membership (1: everybody decides actively); a mapping
@@ -199,30 +206,31 @@ def with_attention(club: Membership, attention: Any) -> Membership:
         plans = tuple(replace(p, attention=value, renewal_attention=None) for p in club.plans)
         return replace(club, plans=plans, attention_trial=value, attention_outside=value)
     names = plan_names(club)
-    known(attention, ["outside", "trial", *names, *(f"{n} renewal" for n in names)], "attention")
-    own = {k: check_attention(v, f"attention: {k}") for k, v in attention.items()}
+    places = ["outside", "trial", *names, *(f"{n} renewal" for n in names)]
+    checks.known(attention, places, "attention:")
+    values = {k: check_attention(v, f"attention: {k}") for k, v in attention.items()}
     plans = tuple(
         replace(
             p,
-            attention=own.get(p.name, p.attention),
-            renewal_attention=own.get(f"{p.name} renewal", p.renewal_attention),
+            attention=values.get(p.name, p.attention),
+            renewal_attention=values.get(f"{p.name} renewal", p.renewal_attention),
         )
         for p in club.plans
     )
     return replace(
         club,
         plans=plans,
-        attention_outside=own.get("outside", club.attention_outside),
-        attention_trial=own.get("trial", club.attention_trial),
+        attention_outside=values.get("outside", club.attention_outside),
+        attention_trial=values.get("trial", club.attention_trial),
     )
 
 
-def with_engagement(club: Membership, engagement: Mapping[str, Mapping[str, float]]) -> Membership:
+def with_engagement(club: Club, engagement: Mapping[str, Mapping[str, float]]) -> Club:
     """Return the programme with members' chains of use lifted: better callouts.
 
     ``{benefit: {"gain": factor, "stay": factor}}``.
     """
-    known(engagement, [b.name for b in club.benefits], "engagement")
+    checks.known(engagement, [b.name for b in club.benefits], "engagement: benefit")
     benefits: list[Benefit] = []
     for b in club.benefits:
         lift = engagement.get(b.name)
@@ -231,16 +239,13 @@ def with_engagement(club: Membership, engagement: Mapping[str, Mapping[str, floa
                 raise SpecificationError(
                     f"engagement: {b.name!r} takes {{'gain': factor, 'stay': factor}}, got {lift!r}"
                 )
-            values = {k: check_number(v, f"engagement: {b.name} {k}", 0) for k, v in lift.items()}
-            before = b.lift or {}
-            b = replace(b, lift={**before, **values})
+            factors = {k: checks.number(v, f"engagement: {b.name} {k}", 0) for k, v in lift.items()}
+            b = replace(b, lift={**(b.lift or {}), **factors})
         benefits.append(b)
     return replace(club, benefits=tuple(benefits))
 
 
-def with_benefits(
-    club: Membership, add: Sequence[Benefit], values: Mapping[str, float]
-) -> Membership:
+def with_benefits(club: Club, add: Sequence[Benefit], values: Mapping[str, float]) -> Club:
     """Return the programme with new benefits, whose chains and values must be given.
 
     A benefit that nobody has had has no estimate: its value is an assumption, to be varied over
@@ -267,15 +272,122 @@ def with_benefits(
         else replace(p, benefits={**p.benefits, **{b.name: 1.0 for b in add}})
         for p in club.plans
     )
-    fixed = {**club.fixed, **{b.name: check_number(values[b.name], b.name) for b in add}}
+    fixed = {**club.fixed, **{b.name: checks.number(values[b.name], b.name) for b in add}}
     grown = replace(club, plans=plans, benefits=(*club.benefits, *add))
     return replace(grown, fixed=fixed)
 
 
-STEPS: dict[str, Callable[..., Membership]] = {
+class Change(Protocol):
+    """A change of a programme: the same kind of programme comes back."""
+
+    def __call__(self, club: Club, change: Any, /) -> Club: ...
+
+
+STEPS: dict[str, Change] = {
     "prices": with_prices,
     "bundle": with_bundle,
     "terms": with_terms,
     "attention": with_attention,
     "engagement": with_engagement,
 }
+
+
+def segment(club: Club, label: str) -> Club:
+    """Return the programme of one segment: its prices, parameters and plans.
+
+    Raises
+    ------
+    SpecificationError
+        No such segment.
+    """
+    # a programme without segments= may still sell plans to some segments only
+    labels = list(club.segments) or [s for p in club.plans for s in p.segments or ()]
+    checks.known([label], labels, "segment")
+    change = club.segments.get(label, {})
+    prices, params = change.get("prices", {}), change.get("params", {})
+    plans = tuple(
+        replace(
+            p,
+            price=prices.get(p.name, p.price),
+            for_sale=p.for_sale and (p.segments is None or label in p.segments),
+        )
+        for p in club.plans
+    )
+    return replace(
+        club,
+        plans=plans,
+        menus=change.get("menus", club.menus),
+        types=change.get("types", club.types),
+        params={**club.params, **{k: v for k, v in params.items() if k not in club.fixed}},
+        fixed={k: params.get(k, v) for k, v in club.fixed.items()},
+        segments={},
+    )
+
+
+def of_type(club: Club, kind: str) -> Club:
+    """Return the programme as one type of customers values it.
+
+    Raises
+    ------
+    SpecificationError
+        No such type.
+    """
+    checks.known([kind], club.types, "type")
+    member, benefits = club.types[kind], {b.name for b in club.benefits}
+
+    def revalue(params: Mapping[str, float]) -> dict[str, float]:
+        """Scale the values of benefits, then take what the type names itself."""
+        scaled = {k: member.scale * v if k in benefits else v for k, v in params.items()}
+        return {k: member.params.get(k, v) for k, v in scaled.items()}
+
+    free = {k: v for k, v in member.params.items() if k not in club.fixed}
+    params = {**revalue(club.params), **free}
+    return replace(club, params=params, fixed=revalue(club.fixed), types={})
+
+
+def state_map(old: Programme, new: Programme) -> IntArray:
+    """Return where each state (S,) of this programme stands in a changed one.
+
+    Contract levels, menus, bundles and engagement keep their labels; a benefit that is new
+    starts unused; under ``kept`` prices, members with a running plan keep theirs.
+    """
+    index = []
+    for axis, levels in new.states.axes.items():
+        if axis == VINTAGE and axis not in old.states.axes:  # prices are kept from now on
+            paid = old.by_contract(old.contracts.kind) == PAID
+            index.append(paid.astype(np.int64))
+            continue
+        if axis not in old.states.axes:
+            index.append(np.zeros(old.states.size, dtype=np.int64))
+            continue
+        places: dict[Level, int] = {level: i for i, level in enumerate(levels)}
+        old_levels = old.states.axes[axis]
+        lost = [level for level in old_levels if level not in places]
+        if axis == CONTRACT and lost:
+            places |= _match_contract_levels(old.contracts, new.contracts)
+            lost = [level for level in old_levels if level not in places]
+        if lost:
+            raise SpecificationError(
+                f"level {lost[0]!r} of {axis!r} has no place in the changed programme"
+            )
+        position = np.array([places[level] for level in old_levels])
+        index.append(position[old.states.axis_codes(axis)])
+    return np.ravel_multi_index(tuple(index), new.states.shape).astype(np.int64)
+
+
+def _match_contract_levels(old: Contracts, new: Contracts) -> dict[Level, int]:
+    """Return places of old contract labels whose spelling changed with trials or clocks.
+
+    ``monthly`` becomes ``monthly_0`` when the plan's contract gets longer: kind, plan, periods left
+    and tenure say that it is the same level.
+    """
+    out: dict[Level, int] = {}
+    for level in old.levels:
+        for i, other in enumerate(new.levels):
+            if level.label == NONE and other.kind == NEW:  # trials are new: nobody has had one
+                out.setdefault(level.label, i)
+            same = level.kind == other.kind and level.kind in (TRIAL, PAID)
+            same &= (level.left, level.tenure) == (other.left, other.tenure)
+            if same and old.plans[level.plan].name == new.plans[other.plan].name:
+                out[level.label] = i
+    return out

@@ -15,7 +15,6 @@ trial again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,7 +86,8 @@ class Contracts:
         return tuple(level.label for level in self.levels)
 
     @cached_property
-    def _at(self) -> dict[tuple[int, int, int, int], int]:
+    def _position(self) -> dict[tuple[int, int, int, int], int]:
+        """Position of the level of each (kind, plan, periods left, class of tenure)."""
         return {(x.kind, x.plan, x.left, x.tenure): i for i, x in enumerate(self.levels)}
 
     @cached_property
@@ -115,12 +115,16 @@ class Contracts:
         """Level of a customer who leaves."""
         return 1 if self.trials else 0
 
-    def starts(self, plan: int, years: int) -> int:
+    def start_level(self, plan: int, years: int) -> int:
         """Return the level after the first period of a paid contract."""
-        return self._at[PAID, plan, self.plans[plan].periods - 1, years]
+        return self._position[PAID, plan, self.plans[plan].periods - 1, years]
 
-    def aged(self, years: int, periods: int) -> list[tuple[int, float]]:
-        """Return (class of tenure, probability) after ``periods`` more under a plan."""
+    def next_tenures(self, years: int, periods: int) -> list[tuple[int, float]]:
+        """Return (class of tenure, probability) after ``periods`` more under a plan.
+
+        The level does not hold how far into its year a member is: the class grows with the
+        probability that makes a year take ``per_year`` periods on average.
+        """
         whole, rest = divmod(periods / self.per_year, 1.0)
         top = self.tenure - 1
         low, high = min(years + int(whole), top), min(years + int(whole) + 1, top)
@@ -137,26 +141,31 @@ class Contracts:
         if not self.possible[level, choice]:
             return [(level, 1.0)]
         if choice == 0:
-            if now.kind == NEW or not self.trials:
-                return [(level if now.kind == NEW else 0, 1.0)]
-            if now.kind == LAPSED and self.trial_again is not None:
-                back = 1 / self.trial_again
-                return [(level, 1 - back), (0, back)] if back < 1 else [(0, 1.0)]
-            return [(self.outside, 1.0)]
+            return self._follow_outside(level)
         plan = choice - 1
         p = self.plans[plan]
         if now.kind == NEW and p.trial:
-            return [(self._at[TRIAL, plan, p.trial - 1, 0], 1.0)]
+            return [(self._position[TRIAL, plan, p.trial - 1, 0], 1.0)]
+        if now.left > 0:  # a contract or a trial that runs: ``possible`` leaves its own plan only
+            return [(self._position[now.kind, plan, now.left - 1, now.tenure], 1.0)]
         if now.kind != PAID:
-            if now.kind == TRIAL and now.left > 0:
-                return [(self._at[TRIAL, plan, now.left - 1, 0], 1.0)]
-            return [(self.starts(plan, 0), 1.0)]
-        if now.left > 0:
-            return [(self._at[PAID, plan, now.left - 1, now.tenure], 1.0)]
+            return [(self.start_level(plan, 0), 1.0)]
         held = self.plans[now.plan]
         if held.periods == 1 and plan != now.plan:
-            return [(self.starts(plan, now.tenure), 1.0)]  # the month of the switch counts there
-        return [(self.starts(plan, k), q) for k, q in self.aged(now.tenure, held.periods)]
+            # the month of the switch counts under the new plan
+            return [(self.start_level(plan, now.tenure), 1.0)]
+        tenures = self.next_tenures(now.tenure, held.periods)
+        return [(self.start_level(plan, years), share) for years, share in tenures]
+
+    def _follow_outside(self, level: int) -> list[tuple[int, float]]:
+        """Return (next level, probability) of who chooses none."""
+        kind = self.levels[level].kind
+        if kind == NEW or not self.trials:
+            return [(level if kind == NEW else 0, 1.0)]
+        if kind == LAPSED and self.trial_again is not None:
+            back = 1 / self.trial_again
+            return [(level, 1 - back), (0, back)] if back < 1 else [(0, 1.0)]
+        return [(self.outside, 1.0)]
 
     @cached_property
     def possible(self) -> BoolArray:
@@ -182,17 +191,20 @@ class Contracts:
 
     @cached_property
     def default(self) -> IntArray:
-        """What happens to who does not look (C,): stay outside, go on, or convert."""
+        """Choice that an inattentive member makes (C,): stay outside, go on, or convert."""
         out = np.zeros(len(self.levels), dtype=np.int64)
         for i, now in enumerate(self.levels):
+            # a plan that is no longer sold cannot be renewed: the member is out
             if now.plan >= 0 and self.offered[i, 1 + now.plan]:
                 ends = now.left == 0 and self.plans[now.plan].renewal == "expire"
                 out[i] = 0 if ends else 1 + now.plan
         return out
 
     def with_vintage(self) -> FloatArray:
-        """Return the law of (vintage, contract) (J, 2 C, 2 C) given the choice: prices kept with a
-        running contract end with it."""
+        """Return the joint law of vintage and contract (J, 2 C, 2 C) given the choice.
+
+        Kept prices end with the contract that runs.
+        """
         J, C, _ = self.table.shape
         runs = (self.kind == PAID) & (self.left > 0)
         out = np.zeros((J, 2, C, 2, C))
@@ -205,7 +217,7 @@ class Contracts:
 
     @cached_property
     def table(self) -> FloatArray:
-        """Moves (1 + plans, C, C)."""
+        """Probabilities of moves from level to level by choice, (1 + plans, C, C)."""
         C = len(self.levels)
         out = np.zeros((1 + len(self.plans), C, C))
         for j in range(out.shape[0]):
@@ -234,16 +246,3 @@ class Contracts:
                 length = p.periods if now.left <= p.periods - 1 else max(p.clock, now.left + 1)
                 out[i] = now.left / length
         return out
-
-
-def classes(contracts: Contracts, plans: Sequence[Plan]) -> tuple[list[str], IntArray]:
-    """Return names of membership classes (outside, trial, plans) and each level's class (C,)."""
-    trial = [f"trial {p.name}" for p in plans if p.trial_clock]
-    names = ["outside", *trial, *(p.name for p in plans)]
-    code = np.zeros(len(contracts.levels), dtype=np.int64)
-    for i, now in enumerate(contracts.levels):
-        if now.kind == TRIAL:
-            code[i] = names.index(f"trial {plans[now.plan].name}")
-        elif now.kind == PAID:
-            code[i] = 1 + len(trial) + now.plan
-    return names, code

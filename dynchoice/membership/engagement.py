@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.membership.names import BUNDLE
 from dynchoice.membership.plans import Benefit
+from dynchoice.membership.programme import Programme
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Markov
 from dynchoice.typing import FloatArray
 
-if TYPE_CHECKING:
-    from dynchoice.membership.membership import Membership
 
+def engagement_laws(
+    club: Programme, estimated: tuple[Programme, Factored] | None
+) -> dict[str, Markov]:
+    """Return one Markov law a benefit, given the choice (and bundle, and other benefits).
 
-def engagement_laws(club: Membership, estimated: Any) -> dict[str, Markov]:
-    """Return one Markov law a benefit, given the choice (and bundle, and other benefits)."""
+    Chains that are not given are taken from ``estimated``, a fitted model's programme and
+    transitions; without it they have no probabilities yet.
+    """
     out = {}
     for b in club.benefits:
         by_bundle = b.by_bundle and bool(club.bundles)
@@ -33,33 +34,22 @@ def engagement_laws(club: Membership, estimated: Any) -> dict[str, Markov]:
     return out
 
 
-def share(club: Membership, benefit: Benefit, plan: int, bundle: str | None) -> float:
-    """Return the share of a benefit that a plan gives under a bundle."""
-    own = club.plans[plan].includes(benefit.name)
-    if bundle is None:
-        return own
-    given = club.bundles[bundle].get(benefit.name, 1.0)
-    if isinstance(given, Mapping):
-        given = given.get(club.plans[plan].name, 1.0)
-    return own * float(given)
-
-
-def known_table(club: Membership, benefit: Benefit, by_bundle: bool) -> FloatArray:
+def known_table(club: Programme, benefit: Benefit, by_bundle: bool) -> FloatArray:
     """Return chains by choice (and bundle): the inside one under plans that have the benefit."""
     outside, inside = benefit.table()
     inside = benefit.lifted(inside) if benefit.levels == 2 else inside
     rows = []
     for bundle in club.bundles if by_bundle else (None,):
-        has = [
-            p.engaged(benefit.name) and (bundle is None or share(club, benefit, i, bundle) > 0)
+        engaged = [
+            p.engaged(benefit.name) and (bundle is None or club.share(benefit, i, bundle) > 0)
             for i, p in enumerate(club.plans)
         ]
-        rows.append(np.stack([outside, *(inside if h else outside for h in has)]))
+        rows.append(np.stack([outside, *(inside if e else outside for e in engaged)]))
     return np.stack(rows, axis=1) if by_bundle else rows[0]
 
 
 def carried_table(
-    club: Membership, benefit: Benefit, by_bundle: bool, old: Membership, fitted: Factored
+    club: Programme, benefit: Benefit, by_bundle: bool, old: Programme, fitted: Factored
 ) -> FloatArray:
     """Return estimated chains laid out for a changed programme.
 
@@ -85,18 +75,20 @@ def carried_table(
         source = _source_choice(club, old, j) if law.by_choice else 0
         rows = old_table[source]
         if BUNDLE in parents:
-            at = parents.index(BUNDLE)
-            kept = [_source_bundle(club, old, benefit, x) for x in club.bundles]
-            rows = np.take(rows, kept, axis=at)
-            order = [at, *(i for i in range(len(parents)) if i != at)]
+            # the bundle first among the parents, as engagement_laws lists them
+            axis = parents.index(BUNDLE)
+            sources = [_source_bundle(club, old, benefit, bundle) for bundle in club.bundles]
+            rows = np.take(rows, sources, axis=axis)
+            order = [axis, *(i for i in range(len(parents)) if i != axis)]
             rows = rows.transpose(*order, rows.ndim - 2, rows.ndim - 1)
-        elif by_bundle:
+        elif by_bundle:  # the fitted programme had no bundles: one chain serves all
             rows = np.stack([rows] * len(club.bundles))
         out.append(benefit.lifted(rows) if j and benefit.levels == 2 else rows)
     return np.stack(out)
 
 
-def _source_choice(club: Membership, old: Membership, j: int) -> int:
+def _source_choice(club: Programme, old: Programme, j: int) -> int:
+    """Return the fitted choice whose chain choice ``j`` takes: its own plan's, or ``like``."""
     if j == 0:
         return 0
     plan = club.plans[j - 1]
@@ -110,13 +102,13 @@ def _source_choice(club: Membership, old: Membership, j: int) -> int:
     return old.choices.index(plan.like)
 
 
-def _source_bundle(club: Membership, old: Membership, benefit: Benefit, bundle: str) -> int:
-    want = [share(club, benefit, i, bundle) > 0 for i in range(len(club.plans))]
+def _source_bundle(club: Programme, old: Programme, benefit: Benefit, bundle: str) -> int:
+    """Return the fitted bundle under which the same plans have the benefit; its own name first."""
+    has_now = [club.share(benefit, i, bundle) > 0 for i in range(len(club.plans))]
     labels = list(old.bundles)
-    rank = sorted(labels, key=lambda x: x != bundle)
-    for label in rank:
-        has = [share(old, benefit, i, label) > 0 for i in range(len(old.plans))]
-        if has[: len(want)] == want[: len(has)]:
+    for label in sorted(labels, key=lambda x: x != bundle):
+        had = [old.share(benefit, i, label) > 0 for i in range(len(old.plans))]
+        if had[: len(has_now)] == has_now[: len(had)]:  # plans that are new stand at the end
             return labels.index(label)
     raise SpecificationError(
         f"how members use {benefit.name!r} under the bundle {bundle!r} was never seen."

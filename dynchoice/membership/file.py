@@ -6,19 +6,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
-from dynchoice.membership.membership import Membership
-from dynchoice.membership.plans import Benefit, MemberType, Plan, check_mapping
+from dynchoice import checks
+from dynchoice.errors import SpecificationError
+from dynchoice.membership.plans import Benefit, MemberType, Plan
+from dynchoice.membership.programme import Programme
 from dynchoice.storage import write_atomically
 
-PARTS: dict[str, Any] = {"plans": Plan, "benefits": Benefit}
+Club = TypeVar("Club", bound=Programme)
+Part = TypeVar("Part")
+PARTS: dict[str, type[Plan] | type[Benefit]] = {"plans": Plan, "benefits": Benefit}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a value made of dicts, lists, texts and numbers."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
@@ -31,7 +34,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def record(part: Any) -> dict[str, Any]:
+def record(part: Plan | Benefit | MemberType | Programme) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults."""
     out = {}
     for f in fields(part):
@@ -42,74 +45,83 @@ def record(part: Any) -> dict[str, Any]:
     return out
 
 
-def as_plain(club: Membership) -> dict[str, Any]:
+def as_plain(club: Programme) -> dict[str, Any]:
     """Return a programme as nested plain values."""
-    own = record(club)
+    tree = record(club)
     for what in PARTS:
-        own[what] = [record(x) for x in getattr(club, what)]
+        tree[what] = [record(part) for part in getattr(club, what)]
     # nothing has no spelling in TOML: "never" stands for it where the default is something
     if club.trial_again is None:
-        own["trial_again"] = "never"
+        tree["trial_again"] = "never"
+    # an empty list of costs, or of kept prices, says something that their default does not
     if club.costs is not None:
-        own["costs"] = list(club.costs)
+        tree["costs"] = list(club.costs)
     if club.kept is not None:
-        own["kept"] = plain(club.kept)
-    return own
+        tree["kept"] = plain(club.kept)
+    return tree
 
 
-def build(kind: Any, tree: Any, what: str) -> Any:
-    """Build a dataclass from a mapping, naming keys that it does not have."""
+def build(kind: type[Part], tree: object, what: str) -> Part:
+    """Build a dataclass from a mapping of its fields.
+
+    Raises
+    ------
+    SpecificationError
+        No mapping; fields that are unknown, missing or wrong, with ``what`` in front.
+    """
     if not isinstance(tree, Mapping):
         raise SpecificationError(f"{what}: a table of settings is needed, got {tree!r}")
-    known = [f.name for f in fields(kind)]
-    strange = [k for k in tree if k not in known]
-    if strange:
-        raise SpecificationError(
-            f"{what}: unknown setting {strange[0]!r}.{suggest(strange[0], known)} Known:"
-            f" {', '.join(known)}"
-        )
-    own = dict(tree)
-    for name in ("given", "segments", "costs", "engages"):
-        if isinstance(own.get(name), list):
-            own[name] = tuple(own[name])
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    missing = [k for k in needed if k not in own]
+    settings = fields(kind)  # type: ignore[arg-type]
+    checks.known(tree, [f.name for f in settings], f"{what}: setting")
+    values = dict(tree)
+    for name in ("given", "segments", "costs", "engages"):  # TOML has lists only
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    needed = [f.name for f in settings if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
     if missing:
-        name = f" of {own['name']!r}" if own.get("name") else ""
-        raise SpecificationError(f"{what}: {missing[0]!r}{name} is missing")
+        owner = f" of {values['name']!r}" if values.get("name") else ""
+        raise SpecificationError(f"{what}: {missing[0]!r}{owner} is missing")
     try:
-        return kind(**own)
+        return kind(**values)
     except TypeError as error:
         raise SpecificationError(f"{what}: {error}") from None
 
 
-def from_plain(tree: Mapping[str, Any]) -> Membership:
-    """Build a programme from nested plain values."""
-    own = dict(tree)
-    for what, kind in PARTS.items():
-        rows = own.get(what, [])
+def from_plain(kind: type[Club], tree: Mapping[str, Any]) -> Club:
+    """Build a programme from nested plain values.
+
+    Raises
+    ------
+    SpecificationError
+        Whatever does not fit, with the place in the tree.
+    """
+    values = dict(tree)
+    for what, part in PARTS.items():
+        rows = values.get(what, [])
         if not isinstance(rows, list | tuple):
             raise SpecificationError(f"{what}: a list of tables is needed ([[{what}]] in TOML)")
-        own[what] = tuple(build(kind, r, f"{what}[{i}]") for i, r in enumerate(rows))
-    types = check_mapping(own.get("types", {}), "types")
-    own["types"] = {k: build(MemberType, v, f"types.{k}") for k, v in types.items()}
+        values[what] = tuple(build(part, row, f"{what}[{i}]") for i, row in enumerate(rows))
+    values["types"] = _types(values.get("types", {}), "types")
     segments = {}
-    for label, change in check_mapping(own.get("segments", {}), "segments").items():
-        change = check_mapping(change, f"segments.{label}")
+    for label, row in checks.mapping(values.get("segments", {}), "segments").items():
+        change = checks.mapping(row, f"segments.{label}")
         if "types" in change:
-            kinds = check_mapping(change["types"], f"segments.{label}.types").items()
-            change["types"] = {
-                k: build(MemberType, v, f"segments.{label}.types.{k}") for k, v in kinds
-            }
+            change["types"] = _types(change["types"], f"segments.{label}.types")
         segments[label] = change
-    own["segments"] = segments
-    if own.get("trial_again") == "never":
-        own["trial_again"] = None
-    club: Membership = build(Membership, own, "membership")
-    return club
+    values["segments"] = segments
+    if values.get("trial_again") == "never":
+        values["trial_again"] = None
+    return build(kind, values, "membership")
 
 
-def read_toml(path: Path) -> Membership:
+def _types(tree: object, what: str) -> dict[str, MemberType]:
+    """Build the unobserved types of a programme or of a segment."""
+    rows = checks.mapping(tree, what)
+    return {label: build(MemberType, row, f"{what}.{label}") for label, row in rows.items()}
+
+
+def read_toml(kind: type[Club], path: Path) -> Club:
     """Read a programme from a TOML file.
 
     Raises
@@ -128,12 +140,12 @@ def read_toml(path: Path) -> Membership:
     except tomllib.TOMLDecodeError as error:
         raise SpecificationError(f"{path}: {error}") from error
     try:
-        return from_plain(tree)
+        return from_plain(kind, tree)
     except SpecificationError as error:
         raise SpecificationError(f"{path}: {error}") from error
 
 
-def write_toml(club: Membership, path: Path) -> Path:
+def write_toml(club: Programme, path: Path) -> Path:
     """Write a programme to a TOML file, whole or not at all."""
     import tomli_w
 

@@ -12,42 +12,36 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import (
     DataError,
     DataWarning,
-    SpecificationError,
     first_few,
     suggest,
 )
 from dynchoice.membership.contracts import LAPSED, PAID, Contracts
-from dynchoice.membership.names import BUNDLE, CONTRACT, MENU, VINTAGE
-from dynchoice.membership.offers import in_force, need
-from dynchoice.panel import checks
+from dynchoice.membership.names import CONTRACT
+from dynchoice.membership.offers import in_force
+from dynchoice.membership.programme import Programme
 from dynchoice.panel.history import period_numbers, previous
-from dynchoice.panel.panel import MEMBER_LIMIT, Panel
-from dynchoice.typing import AnyArray, IntArray
+from dynchoice.typing import AnyArray, BoolArray, IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from dynchoice.membership.membership import Membership
+    from numpy.typing import ArrayLike
 
 ENTRIES = ("new", "outside", "unknown")
 BROKEN = ("raise", "drop")
-PANEL_OPTIONS = (
-    "segment", "weights", "decision", "freq", "invalid", "buckets", "member_limit", "memory",
-    "progress",
-)  # fmt: skip
 UNKNOWN = -1
 
 
 @dataclass
 class Findings:
-    """What was found on the way, to be said once: numbers of rows and members.
+    """What the reader of a history is warned of, gathered to be said once.
 
     ``former`` rows of ``former_members`` may have a trial again that the history does not show;
     ``lost`` rows hold no contract level; ``strange`` counts segments that the programme lacks.
@@ -60,46 +54,46 @@ class Findings:
     strange: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Findings) -> None:
-        """Add what was found among other members."""
+        """Add the findings among other members."""
         self.rows += other.rows
         self.lost += other.lost
         self.former += other.former
         self.former_members += other.former_members
         self.strange += other.strange
 
-    def tell(self, club: Membership, stacklevel: int) -> None:
-        """Warn of what there is."""
-        said = []
+    def warn(self, club: Programme, stacklevel: int) -> None:
+        """Warn once of each kind of finding."""
+        messages = []
         if self.former:
-            said.append(
+            messages.append(
                 f"{self.former:,} row(s) of {self.former_members:,} former member(s):"
                 f" {TRIALS_HIDDEN}"
             )
         if self.strange:  # a programme may name only the segments that differ from the rest
             first = next(iter(self.strange))
-            said.append(
+            messages.append(
                 f"{sum(self.strange.values()):,} row(s) are of segment {first!r}, of which"
                 f" the programme says nothing.{suggest(first, list(club.segments))} Its segments:"
                 f" {', '.join(map(str, club.segments))}"
             )
         if self.lost:
-            said.append(
+            messages.append(
                 f"{self.lost:,} of {self.rows:,} row(s) are left out: where their members stand"
                 " at the start of the month is not known (entry, gaps, broken contracts). What is"
                 " left may be selected: members with long contracts come back last"
             )
-        for message in said:
+        for message in messages:
             warnings.warn(message, DataWarning, stacklevel=stacklevel + 1)
 
 
-def at_row(df: pd.DataFrame, where: Any, member: str, time: str) -> str:
-    """Return the member and period of the first row of a mask."""
-    row = df[np.asarray(where)].iloc[0]
+def describe_first(df: pd.DataFrame, mask: ArrayLike, member: str, time: str) -> str:
+    """Return the member and period of the first row of a mask, in words."""
+    row = df[np.asarray(mask)].iloc[0]
     return f"member {row[member]} in {row[time]}"
 
 
 def contract_levels(
-    club: Membership,
+    club: Programme,
     df: pd.DataFrame,
     *,
     member: str,
@@ -107,10 +101,10 @@ def contract_levels(
     plan: str,
     entry: str = "new",
     contract: str | None = None,
-    none: Any = "none",
+    none: object = "none",
     broken: str = "raise",
     months: bool | None = None,
-    found: Findings | None = None,
+    findings: Findings | None = None,
 ) -> pd.Series:
     """Return each row's contract level at the start of the month, missing where it is not known.
 
@@ -132,8 +126,8 @@ def contract_levels(
         unknown from there until the history (or ``contract``) tells it again.
     months : bool, optional
         Whether numbers of ``time`` read as ``YYYYMM``. Default: where all of them look like it.
-    found : Findings, optional
-        Where to write down what a reader is warned of; default: they are warned at once.
+    findings : Findings, optional
+        To add to what a reader is warned of; default: they are warned at once.
 
     Raises
     ------
@@ -143,80 +137,110 @@ def contract_levels(
     """
     import pandas as pd
 
-    need(df, member, time, plan, *([contract] if contract else []))
-    if entry not in ENTRIES:
-        raise SpecificationError(f"entry={entry!r}: use {', '.join(map(repr, ENTRIES))}")
-    if broken not in BROKEN:
-        raise SpecificationError(f"broken={broken!r}: use 'raise' or 'drop'")
+    optional = [contract] if contract else []
+    checks.columns(df, [member, time, plan, *optional], "plan history")
+    checks.one_of(entry, "entry", ENTRIES)
+    checks.one_of(broken, "broken", BROKEN)
     c = club.contracts
-    plans = {none: 0, **{p.name: i + 1 for i, p in enumerate(club.plans)}}
-    choice = df[plan].map(plans)
-    if choice.isna().any():
-        held = df.loc[choice.isna(), plan]
-        bad = held.astype(object).where(held.notna(), "missing").astype(str).unique().tolist()
-        raise DataError(
-            f"{int(choice.isna().sum()):,} row(s) of {plan!r} hold no plan of the programme:"
-            f" {first_few(bad)} (first: {at_row(df, choice.isna(), member, time)})."
-            + ("" if df.loc[choice.isna(), plan].isna().any() else suggest(bad[0], plans))
-            + f" Plans: {', '.join(map(str, plans))}"
-        )
-    pinned = np.full(len(df), UNKNOWN, dtype=np.int64)
-    if contract is not None:
-        at = {label: i for i, label in enumerate(c.labels)}
-        given = df[contract].astype(object).map(at)
-        strange = df[contract].notna() & given.isna()
-        if strange.any():
-            bad = df.loc[strange, contract].astype(str).unique().tolist()
-            raise DataError(
-                f"{int(strange.sum()):,} row(s) of {contract!r} hold no contract level:"
-                f" {first_few(bad)}.{suggest(bad[0], at)} Levels: {', '.join(c.labels)}"
-            )
-        pinned = given.fillna(UNKNOWN).to_numpy(dtype=np.int64)
+    choice = _choice_codes(club, df, member, time, plan, none)
+    pinned = _pinned_levels(c, df, contract)
     work = pd.DataFrame(
-        {"who": df[member].to_numpy(), "when": period_numbers(df[time], time, months)}
+        {"member": df[member].to_numpy(), "period": period_numbers(df[time], time, months)}
     )
-    order = work.sort_values(["who", "when"], kind="stable").index.to_numpy()
-    who = work["who"].to_numpy()[order]
-    first = np.r_[True, who[1:] != who[:-1]]
-    step = np.diff(work["when"].to_numpy()[order], prepend=0)
+    order = work.sort_values(["member", "period"], kind="stable").index.to_numpy()
+    ids = work["member"].to_numpy()[order]
+    first = np.r_[True, ids[1:] != ids[:-1]]
+    step = np.diff(work["period"].to_numpy()[order], prepend=0)
     repeated = ~first & (step == 0)
     if repeated.any():
         raise DataError(
             f"{int(repeated.sum()):,} row(s) repeat a member and period, first:"
-            f" {at_row(df.iloc[order], repeated, member, time)}. Keep one row a member and period"
-            " (dates count by month; for weeks or days give whole numbers)"
+            f" {describe_first(df.iloc[order], repeated, member, time)}. Keep one row a member and"
+            " period (dates count by month; for weeks or days give whole numbers)"
         )
-    apart = first | (step != 1)
     levels, refused = run_forward(
-        c, choice.to_numpy(dtype=np.int64)[order], first, apart, pinned[order], entry,
-        broken == "drop",
-    )  # fmt: skip
+        c,
+        choice[order],
+        first=first,
+        apart=first | (step != 1),
+        pinned=pinned[order],
+        entry=entry,
+        drop=broken == "drop",
+    )
     if refused.any() and broken == "raise":
         bad_rows = np.flatnonzero(refused)
-        _, at_first = np.unique(who[bad_rows], return_index=True)  # one row a member
-        when = df[time].to_numpy()[order]
+        _, first_of_member = np.unique(ids[bad_rows], return_index=True)
+        periods = df[time].to_numpy()[order]
         shown = [
-            f"member {who[i]} chooses {c_name(club, choice.to_numpy()[order][i])!r} at"
-            f" {c.labels[levels[i]]!r} in {when[i]}"
-            for i in bad_rows[np.sort(at_first)][:3]
+            f"member {ids[row]} chooses {club.choices[choice[order[row]]]!r} at"
+            f" {c.labels[levels[row]]!r} in {periods[row]}"
+            for row in bad_rows[np.sort(first_of_member)][:3]
         ]
         raise DataError(
             f"{int(refused.sum()):,} row(s) hold a choice that the contract does not allow:"
             f" {'; '.join(shown)}. Mend the history, or the plan's periods, trial or cancel rule;"
             " broken='drop' leaves such months out"
-            + (f". Mind that {TRIALS_HIDDEN}" if hidden_trials(c, contract) else "")
+            + (f". Mind that {TRIALS_HIDDEN}" if has_hidden_trials(c, contract) else "")
         )
-    if hidden_trials(c, contract):
+    if has_hidden_trials(c, contract):
         former = (levels >= 0) & (c.kind[np.maximum(levels, 0)] == LAPSED)
-        seen = Findings(former=int(former.sum()), former_members=len(np.unique(who[former])))
-        if found is None:
-            seen.tell(club, 3)
+        new = Findings(former=int(former.sum()), former_members=len(np.unique(ids[former])))
+        if findings is None:
+            new.warn(club, 3)
         else:
-            found.add(seen)
-    out = np.empty(len(df), dtype=np.int64)
-    out[order] = levels
-    labels = np.array([*c.labels, None], dtype=object)  # the last one is reached by -1
-    return pd.Series(labels[out], index=df.index, name=CONTRACT)
+            findings.add(new)
+    by_row = np.empty(len(df), dtype=np.int64)
+    by_row[order] = levels
+    labels = np.array([*c.labels, None], dtype=object)  # UNKNOWN, -1, reaches the last one
+    return pd.Series(labels[by_row], index=df.index, name=CONTRACT)
+
+
+def _choice_codes(
+    club: Programme, df: pd.DataFrame, member: str, time: str, plan: str, none: object
+) -> IntArray:
+    """Return the choice code of each row's plan.
+
+    Raises
+    ------
+    DataError
+        Plans that the programme does not have.
+    """
+    codes: dict[object, int] = {none: 0, **{p.name: i + 1 for i, p in enumerate(club.plans)}}
+    choice = df[plan].map(codes)
+    unknown = choice.isna()
+    if unknown.any():
+        plans = df.loc[unknown, plan]
+        missing = bool(plans.isna().any())
+        shown = plans.astype(object).where(plans.notna(), "missing").astype(str).unique().tolist()
+        raise DataError(
+            f"{int(unknown.sum()):,} row(s) of {plan!r} hold no plan of the programme:"
+            f" {first_few(shown)} (first: {describe_first(df, unknown, member, time)})."
+            + ("" if missing else suggest(shown[0], codes))
+            + f" Plans: {', '.join(map(str, codes))}"
+        )
+    return np.asarray(choice.to_numpy(dtype=np.int64))
+
+
+def _pinned_levels(c: Contracts, df: pd.DataFrame, contract: str | None) -> IntArray:
+    """Return the contract level that the column ``contract`` states in each row, or UNKNOWN.
+
+    Raises
+    ------
+    DataError
+        Labels that are no contract level.
+    """
+    if contract is None:
+        return np.full(len(df), UNKNOWN, dtype=np.int64)
+    codes = {label: i for i, label in enumerate(c.labels)}
+    levels = df[contract].astype(object).map(codes)
+    strange = df[contract].notna() & levels.isna()
+    if strange.any():
+        shown = df.loc[strange, contract].astype(str).unique().tolist()
+        raise DataError(
+            f"{int(strange.sum()):,} row(s) of {contract!r} hold no contract level:"
+            f" {first_few(shown)}.{suggest(shown[0], codes)} Levels: {', '.join(c.labels)}"
+        )
+    return np.asarray(levels.fillna(UNKNOWN).to_numpy(dtype=np.int64))
 
 
 TRIALS_HIDDEN = (
@@ -227,25 +251,21 @@ TRIALS_HIDDEN = (
 )
 
 
-def hidden_trials(c: Contracts, contract: str | None) -> bool:
+def has_hidden_trials(c: Contracts, contract: str | None) -> bool:
     """Return whether eligibility for another trial has to be guessed from the history."""
     return contract is None and c.trials and c.trial_again is not None
-
-
-def c_name(club: Membership, choice: int) -> str:
-    """Return the label of a choice code."""
-    return club.choices[int(choice)]
 
 
 def run_forward(
     c: Contracts,
     choice: IntArray,
-    first: AnyArray,
-    apart: AnyArray,
+    *,
+    first: BoolArray,
+    apart: BoolArray,
     pinned: IntArray,
     entry: str,
     drop: bool = False,
-) -> tuple[IntArray, AnyArray]:
+) -> tuple[IntArray, BoolArray]:
     """Return the contract level (rows,) before each choice, and which choices it does not allow.
 
     Rows are sorted by member and time; ``first`` marks a member's first row and ``apart`` rows
@@ -254,24 +274,25 @@ def run_forward(
     """
     starts = np.flatnonzero(first)
     lengths = np.diff(np.r_[starts, len(choice)])
-    begin = {"new": 0, "outside": c.outside, "unknown": UNKNOWN}[entry]
+    entry_level = {"new": 0, "outside": c.outside, "unknown": UNKNOWN}[entry]
     again = np.inf if c.trial_again is None else c.trial_again
     usual, other = next_tables(c)
-    level = np.full(len(starts), begin, dtype=np.int64)
+    level = np.full(len(starts), entry_level, dtype=np.int64)
     months = np.zeros(len(starts))  # of membership in the spell, or outside since it
     out = np.empty(len(choice), dtype=np.int64)
     refused = np.zeros(len(choice), dtype=bool)
+    # all members at once, their k-th rows together: as many passes as the longest history has rows
     for k in range(int(lengths.max(initial=0))):
         live = np.flatnonzero(lengths > k)
         row = starts[live] + k
         now = np.where(apart[row] & (k > 0), UNKNOWN, level[live])
         if k == 0:
-            now = np.full(len(live), begin)
-        known = pinned[row] != UNKNOWN
-        now = np.where(known, pinned[row], now)
+            now = np.full(len(live), entry_level)
+        stated = pinned[row] != UNKNOWN
+        now = np.where(stated, pinned[row], now)
         spell = np.where(apart[row], 0.0, months[live])
-        # a level that is known says how long at least
-        served = np.where(known & (pinned[row] != UNKNOWN), c.years[np.maximum(now, 0)], 0)
+        # the tenure of a level that is stated says how long the spell has lasted at least
+        served = np.where(stated, c.years[np.maximum(now, 0)], 0)
         spell = np.maximum(spell, served * c.per_year)
         a = choice[row]
         sure = now != UNKNOWN
@@ -286,15 +307,17 @@ def run_forward(
         alternative[sure] = other[a[sure], now[sure]]
         # a month outside tells where somebody unknown stands: outside, trial already used
         following = np.where(~sure & (a == 0), c.outside, following)
-        was = np.where(sure, c.kind[np.maximum(now, 0)], UNKNOWN)
-        inside = (a > 0) & ~np.isin(c.kind[np.maximum(following, 0)], (LAPSED,))
-        paying = sure & inside & (c.kind[np.maximum(following, 0)] == PAID)
-        continuing = np.where(a > 0, was == PAID, was == LAPSED)
+        # np.maximum(..., 0) keeps an index valid where the level is UNKNOWN; ``sure`` masks it
+        kind_now = np.where(sure, c.kind[np.maximum(now, 0)], UNKNOWN)
+        kind_next = c.kind[np.maximum(following, 0)]
+        paying = sure & (a > 0) & (kind_next == PAID)
+        continuing = np.where(a > 0, kind_now == PAID, kind_now == LAPSED)
         spell = np.where(continuing, spell + 1, 1.0)
+        # what the model draws, tenure and the return to eligibility, is decided by the months here
         years = np.minimum(spell // c.per_year, c.tenure - 1)
-        has = alternative != UNKNOWN
-        grown = has & paying & (c.years[np.maximum(alternative, 0)] <= years)
-        eligible = has & (a == 0) & (spell >= again)
+        has_other = alternative != UNKNOWN
+        grown = has_other & paying & (c.years[np.maximum(alternative, 0)] <= years)
+        eligible = has_other & (a == 0) & (spell >= again)
         following = np.where(grown | eligible, alternative, following)
         level[live], months[live] = following, spell
     return out, refused
@@ -307,34 +330,34 @@ def next_tables(c: Contracts) -> tuple[IntArray, IntArray]:
     other = np.full((J, C), UNKNOWN, dtype=np.int64)
     for j in range(J):
         for i in range(C):
-            found = [k for k, _ in c.follow(i, j)]
-            usual[j, i] = found[0]
-            if len(found) > 1:
-                other[j, i] = found[1]
+            next_levels = [k for k, _ in c.follow(i, j)]
+            usual[j, i] = next_levels[0]
+            if len(next_levels) > 1:
+                other[j, i] = next_levels[1]
     return usual, other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """How the columns of a plan history are read: the options of :meth:`Membership.panel`.
 
-    ``named`` is the column of each benefit's use, ``by_schedule`` the axes of offers that a
+    ``use`` is the column of each benefit's use, ``by_schedule`` the axes of offers that a
     schedule says, ``columns`` those of the others; ``kept`` are columns passed on as they are;
     ``months`` says whether numbers of ``time`` read as ``YYYYMM`` (None: by how they look).
     """
 
-    club: Membership
+    club: Programme
     member: str
     time: str
     plan: str
-    named: Mapping[str, str]
+    use: Mapping[str, str]
     lag: bool
-    offers: Any
+    offers: pd.DataFrame | None
     by_schedule: tuple[str, ...]
     columns: Mapping[str, str]
     entry: str
     contract: str | None
-    none: Any
+    none: object
     broken: str
     region: str | None
     segment: str | None
@@ -346,11 +369,11 @@ class Reading:
     def used(self) -> list[str]:
         """Columns that are read."""
         optional = [self.contract] if self.contract is not None else []
-        mine = [self.member, self.time, self.plan, *self.named.values(), *self.columns.values()]
-        return list(dict.fromkeys([*mine, *optional, *self.kept]))
+        needed = [self.member, self.time, self.plan, *self.use.values(), *self.columns.values()]
+        return list(dict.fromkeys([*needed, *optional, *self.kept]))
 
-    def derive(self, df: pd.DataFrame, found: Findings) -> pd.DataFrame:
-        """Return the rows of some members as a panel wants them; ``found`` is added to.
+    def derive(self, df: pd.DataFrame, findings: Findings) -> pd.DataFrame:
+        """Return the rows of some members as a panel wants them; ``findings`` is added to.
 
         Rows whose contract level is not known are left out.
         """
@@ -359,23 +382,33 @@ class Reading:
         club, member, time = self.club, self.member, self.time
         df, none = df.reset_index(drop=True), self.none
         if pd.isna(none):  # a month outside has no plan
-            held = df[self.plan].astype(object)
-            df, none = df.assign(**{self.plan: held.where(held.notna(), "none")}), "none"
-        found.rows += len(df)
-        made: dict[str, Any] = {member: df[member], time: df[time]}
-        held = df[self.plan]
-        made[self.plan] = held.where(held != none, "none") if none != "none" else held
+            plans = df[self.plan].astype(object)
+            df, none = df.assign(**{self.plan: plans.where(plans.notna(), "none")}), "none"
+        findings.rows += len(df)
+        made: dict[str, pd.Series | AnyArray] = {member: df[member], time: df[time]}
+        plans = df[self.plan]
+        made[self.plan] = plans.where(plans != none, "none") if none != "none" else plans
         made[CONTRACT] = contract_levels(
-            club, df, member=member, time=time, plan=self.plan, entry=self.entry,
-            contract=self.contract, none=none, broken=self.broken, months=self.months, found=found,
-        )  # fmt: skip
-        for benefit, column in self.named.items():
+            club,
+            df,
+            member=member,
+            time=time,
+            plan=self.plan,
+            entry=self.entry,
+            contract=self.contract,
+            none=none,
+            broken=self.broken,
+            months=self.months,
+            findings=findings,
+        )
+        for benefit, column in self.use.items():
             made[benefit] = (
                 previous(df, member=member, time=time, column=column, months=self.months)
                 if self.lag
                 else df[column]
             )
         for axis in self.by_schedule:
+            assert self.offers is not None
             made[axis] = in_force(df, self.offers, axis, time, self.region, self.months)
         for axis, column in self.columns.items():
             made[axis] = df[column]
@@ -383,94 +416,18 @@ class Reading:
             made[name] = df[name]
         if club.segments and self.segment is not None:
             label = df[self.segment].dropna().astype(str)
-            found.strange += Counter(label[~label.isin([str(x) for x in club.segments])])
+            findings.strange += Counter(label[~label.isin([str(x) for x in club.segments])])
         table = pd.DataFrame(made)
-        level = [CONTRACT, *self.named] if self.lag else [CONTRACT]
-        lost = table[level].isna().any(axis=1)
-        found.lost += int(lost.sum())
+        # with lag, a first row has no period before that could say what was used
+        needed = [CONTRACT, *self.use] if self.lag else [CONTRACT]
+        lost = table[needed].isna().any(axis=1)
+        findings.lost += int(lost.sum())
         table = table[~lost] if lost.any() else table
-        for benefit, column in self.named.items():
+        for benefit, column in self.use.items():
             table = table.assign(
                 **{benefit: whole_numbers(table[benefit], column, table, member, time, self.drop)}
             )
         return table
-
-
-def read_panel(
-    club: Membership,
-    data: Any,
-    *,
-    member: str,
-    time: str,
-    plan: str,
-    engagement: Mapping[str, str] | None = None,
-    lag: bool = False,
-    offers: Any = None,
-    entry: str = "new",
-    contract: str | None = None,
-    none: Any = "none",
-    broken: str = "raise",
-    region: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    **options: Any,
-) -> Panel:
-    """Return the panel of a plan history: see :meth:`Membership.panel`."""
-    import pandas as pd
-
-    from dynchoice.membership.history_chunks import by_parts, source_of
-
-    unknown = [k for k in options if k not in PANEL_OPTIONS]
-    if unknown:
-        known = [*(read_panel.__kwdefaults__ or {}), "member", "time", "plan", *PANEL_OPTIONS]
-        raise SpecificationError(
-            f"panel() has no option {unknown[0]!r}.{suggest(unknown[0], known)} Options:"
-            f" {', '.join(known)}"
-        )
-    strange = [k for k in engagement or {} if k not in [b.name for b in club.benefits]]
-    if strange:
-        known = [b.name for b in club.benefits]
-        raise SpecificationError(
-            f"engagement: no benefit {strange[0]!r}.{suggest(strange[0], known)}"
-        )
-    if offers is not None and not isinstance(offers, pd.DataFrame):
-        raise SpecificationError(
-            f"offers must be a table (pandas.DataFrame) with columns 'from', and {MENU!r} and/or"
-            f" {BUNDLE!r}; got {type(offers).__name__}"
-        )
-    offered = [a for a in (MENU, BUNDLE, VINTAGE) if a in club.states.axes]
-    by_schedule = tuple(a for a in offered if offers is not None and a in offers.columns)
-    kept = [region, *(options.get(k) for k in ("segment", "weights", "decision"))]
-    reading = Reading(
-        club, member, time, plan,
-        named={b.name: b.name for b in club.benefits} | dict(engagement or {}),
-        lag=lag, offers=offers, by_schedule=by_schedule,
-        columns={a: (columns or {}).get(a, a) for a in offered if a not in by_schedule},
-        entry=entry, contract=contract, none=none, broken=broken, region=region,
-        segment=options.get("segment"), kept=tuple(x for x in kept if x is not None),
-        drop=options.get("invalid") == "drop",
-        months={"month": True, "integer": False}.get(str(options.get("freq"))),
-    )  # fmt: skip
-    told = {
-        "member": member, "time": time, "choice": plan, "states": club.states,
-        "choices": club.choices, "region": region, **options,
-    }  # fmt: skip
-    checks.options(options.get("invalid", "raise"), options.get("buckets", 200))
-    if not isinstance(data, pd.DataFrame):
-        table, rows = source_of(data, reading.used, options.get("memory"))
-        if rows > options.get("member_limit", MEMBER_LIMIT):
-            return by_parts(reading, table, rows, told)
-        data = table.execute()
-    need(data, *reading.used)
-    if not len(data):
-        raise DataError("the table has no rows")
-    found = Findings()
-    try:
-        frame = reading.derive(data, found)
-    finally:
-        found.tell(club, 3)
-    if not len(frame):
-        raise DataError(NOTHING_LEFT)
-    return Panel(frame, **told)
 
 
 NOTHING_LEFT = "no row is left: no month tells where its member stands at its start"
@@ -488,15 +445,15 @@ def whole_numbers(
     """
     import pandas as pd
 
-    number = pd.to_numeric(x.astype(object), errors="coerce")
-    bad = number.isna() | (number % 1 != 0)
+    numbers = pd.to_numeric(x.astype(object), errors="coerce")
+    bad = numbers.isna() | (numbers % 1 != 0)
     if bad.any() and drop:
-        return number.where(~bad)
+        return numbers.where(~bad)
     if bad.any():
         raise DataError(
             f"{int(bad.sum()):,} row(s) of {x.name!r} (column {column!r}) hold no level of use,"
             " whole numbers from 0:"
             f" {first_few(x[bad].astype(str).unique().tolist())}"
-            f" (first: {at_row(table, bad, member, time)}). Sort use into levels first"
+            f" (first: {describe_first(table, bad, member, time)}). Sort use into levels first"
         )
-    return number.astype("int64")
+    return numbers.astype("int64")

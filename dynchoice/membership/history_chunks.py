@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynchoice.errors import DataError
+from dynchoice.membership.history import NOTHING_LEFT, Findings, Reading
 from dynchoice.membership.names import CONTRACT
 from dynchoice.memory import in_bytes, limit
 from dynchoice.panel import checks
@@ -28,9 +29,9 @@ from dynchoice.panel.source import as_table
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
+    import pandas as pd
     import pyarrow as pa
 
-    from dynchoice.membership.history import Reading
 
 ROW_BYTES = 600
 """Bytes that a row takes while its contract level is derived, about."""
@@ -38,8 +39,8 @@ LEAST_ROWS, MOST_ROWS = 50_000, 4_000_000
 """Rows of a part: fewer would read the source too often, more save no time."""
 
 
-def source_of(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.Table, int]:
-    """Return the columns that are used as a table, and its number of rows.
+def open_source(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.Table, int]:
+    """Return the columns that a history uses as a table, and its number of rows.
 
     Raises
     ------
@@ -54,37 +55,37 @@ def source_of(data: Any, used: list[str], memory: str | int | None) -> tuple[ir.
     return table.select(**fields), int(table.count().execute())
 
 
-def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, Any]) -> Panel:
+def panel_by_parts(
+    reading: Reading, table: ir.Table, rows: int, options: Mapping[str, Any]
+) -> Panel:
     """Return the panel of a long history, read some members at a time.
 
-    ``told`` are the arguments of :class:`dynchoice.Panel`.
+    ``options`` are the arguments of :class:`dynchoice.Panel`.
 
     Raises
     ------
     DataError
         What is wrong with the first part where something is; no room for the files.
     """
-    from dynchoice.membership.history import NOTHING_LEFT, Findings
-
-    memory, progress = told.get("memory"), told.get("progress")
+    memory, progress = options.get("memory"), options.get("progress")
     bound = limit() // 2 if memory is None else in_bytes(memory)
     parts = -(-rows // max(min(MOST_ROWS, bound // (2 * ROW_BYTES)), LEAST_ROWS))
-    reading = replace(reading, months=_months(table, reading, told.get("freq")))
-    schema = schema_of(reading, table)
-    own = part_of(table, reading.member, parts)
-    folder = _folder(rows)
-    found, done = Findings(), 0
+    reading = replace(reading, months=_months(table, reading, options.get("freq")))
+    schema = part_schema(reading, table)
+    part_of_row = member_parts(table, reading.member, parts)
+    folder = _make_folder(rows)
+    findings, done = Findings(), 0
     undo = ExitStack()
     undo.callback(_remove, folder, os.getpid())
     try:
         for part in range(parts):
             if progress is not None:
                 progress(done, rows, f"plan histories, part {part + 1} of {parts}")
-            frame = table.filter(own == part).execute()
+            frame = table.filter(part_of_row == part).execute()
             done += len(frame)
             if len(frame):
                 try:
-                    made = reading.derive(frame, found)
+                    made = reading.derive(frame, findings)
                 except DataError as error:
                     raise type(error)(
                         f"{error} (in part {part + 1} of {parts} of the members; the others were"
@@ -93,19 +94,19 @@ def by_parts(reading: Reading, table: ir.Table, rows: int, told: Mapping[str, An
                 _write(made, schema, folder / f"part-{part:05d}.parquet", rows)
         if progress is not None:
             progress(rows, rows, "plan histories")
-        if found.lost == found.rows:
+        if findings.lost == findings.rows:
             raise DataError(NOTHING_LEFT)
-        panel = Panel(sorted(folder.iterdir()), **told)
+        panel = Panel(sorted(folder.iterdir()), **options)
         undo.pop_all()
     finally:
         undo.close()
-        found.tell(reading.club, 4)
+        findings.warn(reading.club, 4)
     # with the engine, which whatever reads the files holds: queries, and copies of the panel
     weakref.finalize(panel.engine, _remove, folder, os.getpid())
     return panel
 
 
-def part_of(table: ir.Table, member: str, parts: int) -> Any:
+def member_parts(table: ir.Table, member: str, parts: int) -> ir.Value:
     """Return the part (0 to parts - 1) of each row's member.
 
     By the engine's own hash where it has one: buckets go by the last characters of an id, which
@@ -113,18 +114,18 @@ def part_of(table: ir.Table, member: str, parts: int) -> Any:
     """
     from ibis.common.exceptions import OperationNotDefinedError
 
-    who = table[member]
-    hashed: Any = who.hash()
+    ids = table[member]
+    hashed: Any = ids.hash()
     try:
         table._find_backend().compile(table.select(hashed=hashed))
     except OperationNotDefinedError:
-        hashed = bucket_of(who, 16 * parts)
+        hashed = bucket_of(ids, 16 * parts)
     # members without an id are refused like any other wrong row, and must be read for that
     return (hashed % parts + parts).fill_null(0) % parts
 
 
 def _months(table: ir.Table, reading: Reading, freq: str | None) -> bool | None:
-    """Return whether numbers read as ``YYYYMM``: all rows decide, not those of a part.
+    """Return whether times read as ``YYYYMM``: all rows decide, not those of a part.
 
     Raises
     ------
@@ -136,23 +137,22 @@ def _months(table: ir.Table, reading: Reading, freq: str | None) -> bool | None:
     if reading.months is not None or not when.type().is_numeric():
         return reading.months
     month = when % 100
-    ends = table.agg(
-        first=when.min(), last=when.max(), odd=((month < 1) | (month > 12)).sum()
-    ).execute().iloc[0]  # fmt: skip
+    odd = ((month < 1) | (month > 12)).sum()
+    ends = table.agg(first=when.min(), last=when.max(), odd=odd).execute().iloc[0]
     alike = bool(ends["first"] >= FIRST_MONTH and ends["last"] <= LAST_MONTH and not ends["odd"])
     if alike and freq is None:
         raise DataError(checks.like_months(reading.time))
     return alike
 
 
-def _folder(rows: int) -> Path:
+def _make_folder(rows: int) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="dynchoice-history-"))
     except OSError as error:
         raise _no_room(error, rows) from error
 
 
-def _write(made: Any, schema: pa.Schema, target: Path, rows: int) -> None:
+def _write(made: pd.DataFrame, schema: pa.Schema, target: Path, rows: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,7 +177,7 @@ def _remove(folder: Path, maker: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def schema_of(reading: Reading, table: ir.Table) -> pa.Schema:
+def part_schema(reading: Reading, table: ir.Table) -> pa.Schema:
     """Return the columns of a part: a part without any value knows no type of its own.
 
     Raises
@@ -191,8 +191,9 @@ def schema_of(reading: Reading, table: ir.Table) -> pa.Schema:
     types = {name: source.field(name).type for name in (reading.member, reading.time)}
     types[reading.plan] = source.field(reading.plan).type
     types[CONTRACT] = pa.string()
-    types |= dict.fromkeys(reading.named, pa.int64())
+    types |= dict.fromkeys(reading.use, pa.int64())
     for axis in reading.by_schedule:
+        assert reading.offers is not None
         labels = reading.offers[axis]
         try:
             types[axis] = pa.array(labels[labels.notna()]).type
@@ -202,5 +203,5 @@ def schema_of(reading: Reading, table: ir.Table) -> pa.Schema:
             ) from error
     types |= {axis: source.field(column).type for axis, column in reading.columns.items()}
     types |= {name: source.field(name).type for name in reading.kept}
-    types |= dict.fromkeys(reading.named, pa.int64())  # a column kept as well is a number too
+    types |= dict.fromkeys(reading.use, pa.int64())  # a column kept as well is a number too
     return pa.schema(list(types.items()))

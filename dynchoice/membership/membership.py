@@ -17,56 +17,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
-from dynchoice.membership.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.errors import SpecificationError
+from dynchoice.membership.changes import of_type, segment, state_map
+from dynchoice.membership.contracts import NONE
 from dynchoice.membership.engagement import engagement_laws
-from dynchoice.membership.names import (
-    BUNDLE,
-    CANCEL,
-    CONTRACT,
-    COSTS,
-    CURRENT,
-    JOIN,
-    KEPT,
-    MEMBER,
-    MENU,
-    PRICE,
-    SWITCH,
-    TENURE,
-    UPFRONT,
-    VINTAGE,
-)
-from dynchoice.membership.plans import (
-    Benefit,
-    MemberType,
-    Plan,
-    assign,
-    check_attention,
-    check_mapping,
-    check_number,
-    check_whole,
-)
-from dynchoice.membership.state_map import state_map
-from dynchoice.membership.utility import check_names, feature_table
-from dynchoice.membership.variants import of_type, segment
+from dynchoice.membership.file import as_plain, from_plain, read_toml, write_toml
+from dynchoice.membership.names import BUNDLE, CANCEL, CONTRACT, CURRENT, MENU, VINTAGE
+from dynchoice.membership.programme import Programme
+from dynchoice.membership.read_panel import read_panel
+from dynchoice.membership.utility import feature_table
 from dynchoice.model.ddc import DDC
+from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.panel import Panel
-from dynchoice.panel.states import StateSpace
-from dynchoice.typing import BoolArray, FloatArray, IntArray
+from dynchoice.typing import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
-class Membership:
+class Membership(Programme):
     """A membership programme, from which models, panels and scenarios are built.
 
     Parameters
@@ -138,239 +115,35 @@ class Membership:
     ('member', 'video', 'price', 'joining cost', 'switching cost', 'paying upfront')
     """
 
-    plans: tuple[Plan, ...]
-    benefits: tuple[Benefit, ...] = ()
-    beta: float = 0.9957
-    params: Mapping[str, float] = field(default_factory=dict)
-    fixed: Mapping[str, float] = field(default_factory=dict)
-    costs: tuple[str, ...] | None = None
-    tenure: int = 1
-    per_year: float = 12.0
-    trial_again: float | None = 12.0
-    attention_outside: float = 1.0
-    attention_trial: float = 1.0
-    naive: float = 0.0
-    trial_cancel: float = 0.5
-    menus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    bundles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    kept: Mapping[str, Mapping[str, float]] | None = None
-    kept_until: str = "leaving"
-    types: Mapping[str, MemberType] = field(default_factory=dict)
-    segments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for what in ("params", "fixed", "menus", "bundles", "types", "segments"):
-            check_mapping(getattr(self, what), what)
-        for what, kind in (("plans", Plan), ("benefits", Benefit)):
-            if not isinstance(getattr(self, what), list | tuple):
-                raise SpecificationError(
-                    f"{what} must be a list of {kind.__name__} objects, got {getattr(self, what)!r}"
-                )
-            given = tuple(getattr(self, what))
-            wrong = [x for x in given if not isinstance(x, kind)]
-            if wrong:
-                raise SpecificationError(f"{what} holds {wrong[0]!r}; build a {kind.__name__}")
-            names = [x.name for x in given]
-            twice = [n for n in names if names.count(n) > 1]
-            if twice:
-                raise SpecificationError(f"{what}: {twice[0]!r} is there twice")
-            assign(self, what, given)
-        if not self.plans:
-            raise SpecificationError("a membership needs one plan at least")
-        if NONE in [p.name for p in self.plans]:
-            raise SpecificationError(
-                f"no plan may be called {NONE!r}: that is the choice to stay out"
-            )
-        assign(self, "beta", check_number(self.beta, "beta", 0, 1))
-        assign(self, "tenure", check_whole(self.tenure, "tenure", 1))
-        assign(self, "per_year", check_number(self.per_year, "per_year", 1e-9))
-        if self.trial_again is not None:
-            assign(self, "trial_again", check_number(self.trial_again, "trial_again", 1))
-        for what in ("attention_outside", "attention_trial"):
-            assign(self, what, check_attention(getattr(self, what), what))
-        for what in ("naive", "trial_cancel"):
-            assign(self, what, check_number(getattr(self, what), what, 0, 1))
-        if self.costs is not None:
-            if not isinstance(self.costs, list | tuple):
-                raise SpecificationError(f"costs must be a list of names, got {self.costs!r}")
-            strange = [c for c in self.costs if c not in COSTS]
-            if strange:
-                raise SpecificationError(
-                    f"no cost {strange[0]!r}.{suggest(strange[0], COSTS)} Costs: {', '.join(COSTS)}"
-                )
-            assign(self, "costs", tuple(c for c in COSTS if c in self.costs))
-        check_names(self)
-
-    # the pieces of the model ------------------------------------------------------------------
-
-    @cached_property
-    def contracts(self) -> Contracts:
-        """Levels and moves of the contract axis."""
-        return Contracts(self.plans, self.tenure, self.per_year, self.trial_again)
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """``none`` and the plans."""
-        return (NONE, *(p.name for p in self.plans))
-
-    @property
-    def usual_costs(self) -> tuple[str, ...]:
-        """Costs that the programme's plans call for (see Notes)."""
-        have = {
-            JOIN: True,
-            CANCEL: self.contracts.trials,
-            SWITCH: len(self.plans) > 1,
-            UPFRONT: any(p.clock > 1 for p in self.plans),
-        }
-        return tuple(c for c in COSTS if have[c])
-
-    @property
-    def used_costs(self) -> tuple[str, ...]:
-        """Costs of the model: as given, or the usual ones."""
-        return self.usual_costs if self.costs is None else self.costs
-
-    @cached_property
-    def all_names(self) -> tuple[str, ...]:
-        """Every parameter of the programme, fixed ones included."""
-        features = dict.fromkeys(f for p in self.plans for f in p.features)
-        tenure = (TENURE,) if self.tenure > 1 else ()
-        benefits = (b.name for b in self.benefits)
-        return (MEMBER, *benefits, *tenure, *features, PRICE, *self.used_costs)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Parameters to estimate."""
-        return tuple(n for n in self.all_names if n not in self.fixed)
-
     @property
     def notes(self) -> tuple[str, ...]:
         """What is normalised or assumed, in words."""
-        out = ["Utility outside the membership is zero: values are relative to it."]
+        notes = ["Utility outside the membership is zero: values are relative to it."]
         if CANCEL not in self.used_costs or CANCEL in self.fixed:
             value = self.fixed.get(CANCEL, 0.0)
-            out.append(
+            notes.append(
                 f"The cancelling cost is normalised to {value:g}: with constant costs only about"
                 " the sum of joining and cancelling costs is identified: 'joining cost' holds both."
             )
         elif self.contracts.trials:
-            out.append(
+            notes.append(
                 f"Quitting a trial is assumed to take {self.trial_cancel:g} of the cancelling cost;"
                 " what is learnt of joining and cancelling costs apart rests on that."
             )
         if self.naive:
-            out.append(f"Members overrate their attention (naive share {self.naive:g}).")
-        return tuple(out)
-
-    @cached_property
-    def states(self) -> StateSpace:
-        """Axes: prices, bundle and vintage where there are any; one a benefit; contract (beside
-        it the vintage, where kept prices end with a contract)."""
-        axes: dict[str, Any] = {}
-        if self.menus:
-            axes[MENU] = list(self.menus)
-        if self.bundles:
-            axes[BUNDLE] = list(self.bundles)
-        with_contract = self.kept_until == "renewal"  # then the two move together
-        if self.kept is not None and not with_contract:
-            axes[VINTAGE] = [CURRENT, KEPT]
-        for b in self.benefits:
-            axes[b.name] = range(b.levels)
-        if self.kept is not None and with_contract:
-            axes[VINTAGE] = [CURRENT, KEPT]
-        axes[CONTRACT] = list(self.contracts.labels)
-        return StateSpace.from_axes(axes)
-
-    def by_contract(self, table: Any) -> Any:
-        """Spread something known by contract level (C, ...) over the states (S, ...)."""
-        return np.asarray(table)[self.states.axis_codes(CONTRACT)]
-
-    def prices(self) -> FloatArray:
-        """Return the price of each plan in each state, (S, plans)."""
-        S = self.states.size
-        listed = np.array([p.price for p in self.plans])
-        lists = [[m.get(p.name, p.price) for p in self.plans] for m in self.menus.values()]
-        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
-        out = np.array(lists)[at] if lists else np.tile(listed, (S, 1))
-        kept = self.kept_prices()
-        return np.where(np.isfinite(kept), kept, out)
-
-    def kept_prices(self) -> FloatArray:
-        """Return prices that grandfathered members keep (S, plans), NaN where the list holds."""
-        S, P = self.states.size, len(self.plans)
-        if self.kept is None:
-            return np.full((S, P), np.nan)
-        labels = list(self.menus) or [""]
-        old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
-        at = self.states.axis_codes(MENU) if self.menus else np.zeros(S, dtype=np.int64)
-        inside = self.states.axis_codes(VINTAGE) == 1
-        if self.kept_until == "renewal":
-            inside &= self.by_contract(self.contracts.left) > 0
-        return np.where(inside[:, None], np.array(old)[at], np.nan)
-
-    def included(self, benefit: Benefit) -> FloatArray:
-        """Return the share of a benefit's value that each plan gives in each state (S, plans)."""
-        own = np.array([p.includes(benefit.name) for p in self.plans])
-        if not self.bundles:
-            return np.tile(own, (self.states.size, 1))
-        rows = []
-        for bundle in self.bundles.values():
-            share = bundle.get(benefit.name, 1.0)
-            if isinstance(share, Mapping):
-                rows.append([own[i] * share.get(p.name, 1.0) for i, p in enumerate(self.plans)])
-            else:
-                rows.append(list(own * float(share)))
-        return np.array(rows)[self.states.axis_codes(BUNDLE)]
-
-    @cached_property
-    def unused(self) -> BoolArray:
-        """States in which no benefit is in use (S,)."""
-        out = np.ones(self.states.size, dtype=bool)
-        for b in self.benefits:
-            out &= self.states.axis_codes(b.name) == 0
-        return out
-
-    def payments(self) -> FloatArray:
-        """Return money paid by each choice in each state (S, J), refunds apart."""
-        out = np.zeros((self.states.size, len(self.choices)))
-        out[:, 1:] = self.prices()
-        out[~self.by_contract(self.contracts.pays)] = 0.0
-        return out
-
-    def refunds(self) -> FloatArray:
-        """Return money given back to who quits in each state (S,)."""
-        share = self.by_contract(self.contracts.refund_share())
-        held = self.by_contract(self.contracts.held)
-        rule = np.array(["none", *(p.refund for p in self.plans)], dtype=object)[held]
-        due = (rule == "prorated") | ((rule == "unused") & self.unused)
-        price = np.take_along_axis(self.prices(), np.maximum(held - 1, 0)[:, None], axis=1)[:, 0]
-        return np.where(due, share * price, 0.0)
+            notes.append(f"Members overrate their attention (naive share {self.naive:g}).")
+        return tuple(notes)
 
     @cached_property
     def features(self) -> FloatArray:
         """Features of all parameters (S, J, all names), in the order of :attr:`all_names`."""
         return feature_table(self)
 
-    @cached_property
-    def attention(self) -> FloatArray:
-        """Probability of an active choice in each state (S,)."""
-        by_kind = {NEW: self.attention_outside, LAPSED: self.attention_outside}
-        by_kind[TRIAL] = self.attention_trial
-        a = [
-            self.plans[x.plan].attention_at(x.left) if x.kind == PAID else by_kind[x.kind]
-            for x in self.contracts.levels
-        ]
-        return np.asarray(self.by_contract(np.array(a, dtype=np.float64)))
-
-    @cached_property
-    def perceived(self) -> FloatArray:
-        """Attention that members count on (S,): naive about the membership, not the outside."""
-        inside = self.by_contract(self.contracts.held) > 0
-        hoped = self.attention + self.naive * (1 - self.attention)
-        return np.where(inside, hoped, self.attention)
-
     # the model --------------------------------------------------------------------------------
 
-    def laws(self, estimated: Any = None) -> dict[str | tuple[str, ...], Law]:
+    def laws(
+        self, estimated: tuple[Programme, Factored] | None = None
+    ) -> dict[str | tuple[str, ...], Law]:
         """Return the laws of motion by axis.
 
         Parameters
@@ -379,23 +152,26 @@ class Membership:
             A fitted model's programme and transitions: chains without probabilities are taken
             from there, plan by plan.
         """
-        out: dict[str | tuple[str, ...], Law] = {}
+        laws: dict[str | tuple[str, ...], Law] = {}
         if self.menus:
-            out[MENU] = Fixed()
+            laws[MENU] = Fixed()
         if self.bundles:
-            out[BUNDLE] = Fixed()
-        out.update(engagement_laws(self, estimated))
+            laws[BUNDLE] = Fixed()
+        laws.update(engagement_laws(self, estimated))
         if self.kept is not None and self.kept_until == "renewal":
-            out[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
-            return out
+            # which prices hold depends on where the contract goes: one law of both
+            laws[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
+            return laws
         if self.kept is not None:
-            out[VINTAGE] = Deterministic(
+            laws[VINTAGE] = Deterministic(
                 lambda level, choice: level if choice != NONE else CURRENT, ("choice",)
             )
-        out[CONTRACT] = Markov(("choice",), self.contracts.table)
-        return out
+        laws[CONTRACT] = Markov(("choice",), self.contracts.table)
+        return laws
 
-    def model(self, segment: str | None = None, *, estimated: Any = None) -> DDC:
+    def model(
+        self, segment: str | None = None, *, estimated: tuple[Programme, Factored] | None = None
+    ) -> DDC:
         """Return the DDC; chains without probabilities are left for the first stage.
 
         Parameters
@@ -466,12 +242,10 @@ class Membership:
         ColumnError, DataError
             Columns that are missing; plans, levels or choices that do not fit the programme.
         """
-        from dynchoice.membership.history import read_panel
-
         return read_panel(self, data, member=member, time=time, plan=plan, **options)
 
     def segment(self, label: str) -> Membership:
-        """Return one segment's programme: see :func:`dynchoice.membership.variants.segment`."""
+        """Return one segment's programme: see :func:`dynchoice.membership.changes.segment`."""
         return segment(self, label)
 
     def theta(self, kind: str | None = None) -> FloatArray:
@@ -484,16 +258,15 @@ class Membership:
         """
         if kind is not None:
             return self.of_type(kind).theta()
-        values = dict(self.params)
-        missing = [n for n in self.names if not np.isfinite(values.get(n, np.nan))]
+        missing = [n for n in self.names if not np.isfinite(self.params.get(n, np.nan))]
         if missing:
             raise SpecificationError(
                 f"params: {missing[0]!r} has no value (needed: {', '.join(self.names)})"
             )
-        return np.array([values[n] for n in self.names])
+        return np.array([self.params[n] for n in self.names])
 
     def of_type(self, kind: str) -> Membership:
-        """Return it as one type values it: see :func:`dynchoice.membership.variants.of_type`."""
+        """Return it as one type values it: see :func:`dynchoice.membership.changes.of_type`."""
         return of_type(self, kind)
 
     def newcomers(self) -> FloatArray:
@@ -512,8 +285,6 @@ class Membership:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the programme as plain nested values; :meth:`from_dict` reads it back."""
-        from dynchoice.membership.file import as_plain
-
         return as_plain(self)
 
     @classmethod
@@ -525,21 +296,15 @@ class Membership:
         SpecificationError
             Unknown or missing keys, by name.
         """
-        from dynchoice.membership.file import from_plain
-
-        return from_plain(tree)
+        return from_plain(cls, tree)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Membership:
         """Read a programme from a TOML file."""
-        from dynchoice.membership.file import read_toml
-
-        return read_toml(Path(path))
+        return read_toml(cls, Path(path))
 
     def to_toml(self, path: str | os.PathLike[str]) -> Path:
         """Write the programme to a TOML file."""
-        from dynchoice.membership.file import write_toml
-
         return write_toml(self, Path(path))
 
     def __repr__(self) -> str:

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import ColumnError, DataError, suggest
+from dynchoice import checks
+from dynchoice.errors import DataError
 from dynchoice.panel.history import period_numbers
 from dynchoice.typing import AnyArray
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def need(df: pd.DataFrame, *columns: str) -> None:
-    """Raise for the first column that the table does not have."""
-    for name in columns:
-        if name not in df.columns:
-            raise ColumnError(f"the table has no column {name!r}.{suggest(name, df.columns)}")
 
 
 def in_force(
@@ -37,9 +31,9 @@ def in_force(
     Raises
     ------
     ColumnError, DataError
-        No column ``from``; rows before the first offer.
+        A missing column; two offers from the same period on; rows before the first offer.
     """
-    need(offers, "from", axis)
+    checks.columns(offers, ("from", axis), "schedule of offers")
     schedule = offers[offers[axis].notna()]
     if schedule.empty:
         raise DataError(f"the schedule of offers has no row that says {axis}")
@@ -47,14 +41,14 @@ def in_force(
     start = period_numbers(schedule["from"], "from")
     by_region = region is not None and region in schedule.columns
     out = np.full(len(df), None, dtype=object)
-    groups = schedule[region].unique() if by_region else [None]
-    for place in groups:
-        mine = np.ones(len(schedule), dtype=bool)
+    for place in schedule[region].unique() if by_region else [None]:
+        entries = np.ones(len(schedule), dtype=bool)
         rows = np.ones(len(df), dtype=bool)
         if by_region:
-            mine, rows = (schedule[region] == place).to_numpy(), (df[region] == place).to_numpy()
-        order = np.argsort(start[mine], kind="stable")
-        dates, labels = start[mine][order], schedule[axis].to_numpy()[mine][order]
+            entries = (schedule[region] == place).to_numpy()
+            rows = (df[region] == place).to_numpy()
+        order = np.argsort(start[entries], kind="stable")
+        dates, labels = start[entries][order], schedule[axis].to_numpy()[entries][order]
         clash = (np.diff(dates) == 0) & (labels[1:] != labels[:-1])
         if clash.any():
             k = int(np.flatnonzero(clash)[0])
@@ -63,14 +57,13 @@ def in_force(
                 " from the same period on"
                 + (f" in {place!r}" if by_region else "; name region= where they differ by region")
             )
-        at = np.searchsorted(dates, when[rows], side="right") - 1
-        found = np.where(at >= 0, labels[np.maximum(at, 0)], None)
-        out[rows] = found
+        latest = np.searchsorted(dates, when[rows], side="right") - 1
+        out[rows] = np.where(latest >= 0, labels[np.maximum(latest, 0)], None)
     missing = np.array([x is None for x in out])
     if missing.any():
-        where = df.loc[missing].iloc[0]
+        row = df.loc[missing].iloc[0]
         raise DataError(
             f"{int(missing.sum()):,} row(s) have no {axis} in the schedule of offers, first:"
-            f" {time} {where[time]}" + (f", {region} {where[region]}" if region else "")
+            f" {time} {row[time]}" + (f", {region} {row[region]}" if region else "")
         )
     return out

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import SpecificationError
 from dynchoice.typing import FloatArray
 
 REFUNDS = ("none", "unused", "prorated")
@@ -16,9 +18,9 @@ CANCELS = ("any time", "at renewal")
 RENEWALS = ("auto", "expire")
 
 
-def assign(self: Any, name: str, value: Any) -> None:
+def assign(part: object, name: str, value: object) -> None:
     """Set a field of a frozen dataclass while it is being made."""
-    object.__setattr__(self, name, value)
+    object.__setattr__(part, name, value)
 
 
 def check_name(name: object, what: str) -> str:
@@ -28,55 +30,21 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-def check_mapping(value: Any, what: str) -> dict[str, Any]:
-    """Return a mapping with text keys."""
-    if not isinstance(value, Mapping):
-        raise SpecificationError(f"{what} must map names to values, got {value!r}")
-    return {str(k): v for k, v in value.items()}
+def check_number(value: object, what: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number within bounds: :func:`dynchoice.checks.number`."""
+    return checks.number(value, what, low, high)
 
 
-def check_names_of(value: Any, what: str) -> tuple[str, ...]:
-    """Return a tuple of names; one text is one name."""
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list | tuple | set | frozenset):
-        raise SpecificationError(f"{what} must be a list of names, got {value!r}")
-    return tuple(map(str, value))
-
-
-def check_number(value: Any, what: str, low: float = -np.inf, high: float = np.inf) -> float:
-    """Return a finite number within bounds."""
-    if isinstance(value, (str, bytes, bool)):
-        raise SpecificationError(f"{what}={value!r} is no number")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise SpecificationError(f"{what}={value!r} is no number") from None
-    if not np.isfinite(number) or not low <= number <= high:
-        raise SpecificationError(f"{what}={number:g} must lie between {low:g} and {high:g}")
+def check_attention(value: object, what: str) -> float:
+    """Return an attention probability, in (0, 1]."""
+    number = checks.share(value, what)
+    if number == 0:
+        raise SpecificationError(f"{what}=0: nobody would ever choose; it must be above 0")
     return number
 
 
 MOST_PERIODS, MOST_LEVELS = 1_200, 1_000
 """Longest contracts, trials and tenures, in periods; most levels of use of a benefit."""
-
-
-def check_whole(value: Any, what: str, low: int, high: int = MOST_PERIODS) -> int:
-    """Return a whole number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise SpecificationError(f"{what}={value!r} must be a whole number of at least {low}")
-    if value > high:
-        raise SpecificationError(f"{what}={value!r} is more than the {high:,} that are supported")
-    return int(value)
-
-
-def check_one_of(value: Any, what: str, allowed: tuple[str, ...]) -> str:
-    """Return a value that is one of a few words."""
-    if value not in allowed:
-        raise SpecificationError(
-            f"{what}={value!r}: use {', '.join(map(repr, allowed))}.{suggest(value, allowed)}"
-        )
-    return str(value)
 
 
 @dataclass(frozen=True)
@@ -145,33 +113,28 @@ class Plan:
     engages: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        name = check_name(self.name, "a plan")
-        assign(self, "price", check_number(self.price, f"plan {name!r}: price", 0))
-        assign(self, "periods", check_whole(self.periods, f"plan {name!r}: periods", 1))
-        assign(self, "trial", check_whole(self.trial, f"plan {name!r}: trial", 0))
-        for what, allowed in (("refund", REFUNDS), ("cancel", CANCELS), ("renewal", RENEWALS)):
-            check_one_of(getattr(self, what), f"plan {name!r}: {what}", allowed)
-        assign(self, "attention", check_attention(self.attention, f"plan {name!r}: attention"))
-        renewal = self.renewal_attention
-        if renewal is not None:
-            renewal = check_attention(renewal, f"plan {name!r}: renewal_attention")
-        assign(self, "renewal_attention", renewal)
+        plan = f"plan {check_name(self.name, 'a plan')!r}"
+        assign(self, "price", checks.number(self.price, f"{plan}: price", 0))
+        assign(self, "periods", checks.whole(self.periods, f"{plan}: periods", 1, MOST_PERIODS))
+        assign(self, "trial", checks.whole(self.trial, f"{plan}: trial", 0, MOST_PERIODS))
+        for what, words in (("refund", REFUNDS), ("cancel", CANCELS), ("renewal", RENEWALS)):
+            checks.one_of(getattr(self, what), f"{plan}: {what}", words)
+        assign(self, "attention", check_attention(self.attention, f"{plan}: attention"))
+        if self.renewal_attention is not None:
+            renewal = check_attention(self.renewal_attention, f"{plan}: renewal_attention")
+            assign(self, "renewal_attention", renewal)
         for what in ("benefits", "features"):
-            given = getattr(self, what)
-            if given is not None:
-                label = f"plan {name!r}: {what}"
-                if not isinstance(given, Mapping):
-                    raise SpecificationError(f"{label} must map names to numbers, got {given!r}")
-                assign(
-                    self, what, {str(k): check_number(v, f"{label}: {k}") for k, v in given.items()}
-                )
+            if getattr(self, what) is not None:
+                values = checks.mapping(getattr(self, what), f"{plan}: {what}")
+                numbers = {k: checks.number(v, f"{plan}: {what}: {k}") for k, v in values.items()}
+                assign(self, what, numbers)
         for what in ("segments", "engages"):
             if getattr(self, what) is not None:
-                names = check_names_of(getattr(self, what), f"plan {name!r}: {what}")
-                assign(self, what, names)
-        for what, low in (("running", 1), ("trial_running", 0)):
-            if getattr(self, what) is not None:
-                assign(self, what, check_whole(getattr(self, what), f"plan {name!r}: {what}", low))
+                assign(self, what, checks.names(getattr(self, what), f"{plan}: {what}"))
+        for what, least in (("running", 1), ("trial_running", 0)):
+            periods = getattr(self, what)
+            if periods is not None:
+                assign(self, what, checks.whole(periods, f"{plan}: {what}", least, MOST_PERIODS))
 
     @property
     def clock(self) -> int:
@@ -185,8 +148,9 @@ class Plan:
 
     def attention_at(self, left: int) -> float:
         """Return the probability of an active choice with ``left`` periods to go."""
-        at_renewal = self.clock > 1 and left == 0 and self.renewal_attention is not None
-        return float(self.renewal_attention if at_renewal else self.attention)  # type: ignore[arg-type]
+        if self.renewal_attention is not None and self.clock > 1 and left == 0:
+            return self.renewal_attention
+        return self.attention
 
     def engaged(self, benefit: str) -> bool:
         """Whether members under the plan come to use a benefit as members do."""
@@ -195,21 +159,6 @@ class Plan:
     def includes(self, benefit: str) -> float:
         """Return the share of a benefit's value that the plan gives."""
         return 1.0 if self.benefits is None else float(self.benefits.get(benefit, 0.0))
-
-
-def _lift(value: Any, what: str) -> float:
-    try:
-        return check_number(value, what, 0)
-    except SpecificationError as error:
-        raise SpecificationError(f"{error} (given {value!r})") from None
-
-
-def check_attention(value: Any, what: str) -> float:
-    """Return an attention probability, in (0, 1]."""
-    number = check_number(value, what, 0, 1)
-    if number == 0:
-        raise SpecificationError(f"{what}=0: nobody would ever choose; it must be above 0")
-    return number
 
 
 @dataclass(frozen=True)
@@ -261,56 +210,62 @@ class Benefit:
     lift: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        name = check_name(self.name, "a benefit")
-        assign(
-            self, "levels", check_whole(self.levels, f"benefit {name!r}: levels", 2, MOST_LEVELS)
-        )
+        benefit = f"benefit {check_name(self.name, 'a benefit')!r}"
+        assign(self, "levels", checks.whole(self.levels, f"{benefit}: levels", 2, MOST_LEVELS))
+        assign(self, "given", checks.names(self.given, f"{benefit}: given"))
+        assign(self, "cost", checks.number(self.cost, f"{benefit}: cost"))
+        self._check_chain(benefit)
+        if self.law is not None:
+            assign(self, "law", self._checked_law(benefit))
+        if self.lift is not None:
+            assign(self, "lift", self._checked_lift(benefit, self.lift))
+
+    def _check_chain(self, benefit: str) -> None:
+        """Check that the four probabilities, ``law`` and ``given`` go together."""
         for what in ("gain", "stay", "gain_outside", "stay_outside"):
             value = getattr(self, what)
             if value is not None:
-                assign(self, what, check_number(value, f"benefit {name!r}: {what}", 0, 1))
+                assign(self, what, checks.share(value, f"{benefit}: {what}"))
         if (self.gain is None) != (self.stay is None):
-            raise SpecificationError(f"benefit {name!r}: give both gain and stay, or neither")
+            raise SpecificationError(f"{benefit}: give both gain and stay, or neither")
         if self.gain is None and (self.gain_outside is not None or self.stay_outside is not None):
             raise SpecificationError(
-                f"benefit {name!r} has a chain outside the membership and none inside: give gain"
-                " and stay too"
+                f"{benefit} has a chain outside the membership and none inside: give gain and stay"
+                " too"
             )
         if self.gain is not None and (self.levels != 2 or self.law is not None):
             raise SpecificationError(
-                f"benefit {name!r}: gain and stay are for two levels of use and no law="
+                f"{benefit}: gain and stay are for two levels of use and no law="
             )
-        assign(self, "given", check_names_of(self.given, f"benefit {name!r}: given"))
         if self.known and self.given:
-            raise SpecificationError(f"benefit {name!r}: given= is for chains that are estimated")
-        assign(self, "cost", check_number(self.cost, f"benefit {name!r}: cost"))
-        if self.law is not None:
-            shape = (2, self.levels, self.levels)
-            try:
-                law = np.asarray(self.law, dtype=np.float64)
-            except (TypeError, ValueError):
-                raise SpecificationError(
-                    f"benefit {name!r}: law must be numbers of shape {shape}, got {self.law!r}"
-                ) from None
-            if law.shape != shape or (law < 0).any() or np.abs(law.sum(axis=2) - 1).max() > 1e-8:
-                raise SpecificationError(
-                    f"benefit {name!r}: law must hold two chains with rows that sum to one, shape"
-                    f" {shape}; got {law.shape}"
-                )
-            assign(self, "law", law.tolist())
-        if self.lift is not None:
-            own = check_mapping(self.lift, f"benefit {name!r}: lift")
-            own = {
-                k: _lift(v, f"benefit {name!r}: lift: {k}") if k in ("gain", "stay") else v
-                for k, v in own.items()
-            }
-            assign(self, "lift", own)
-            strange = [k for k in self.lift if k not in ("gain", "stay")]
-            if strange or self.levels != 2:
-                raise SpecificationError(
-                    f"benefit {name!r}: lift takes 'gain' and 'stay' of a benefit with two levels,"
-                    f" got {dict(self.lift)!r}"
-                )
+            raise SpecificationError(f"{benefit}: given= is for chains that are estimated")
+
+    def _checked_law(self, benefit: str) -> list[list[list[float]]]:
+        """Return ``law`` as nested lists, which compare and are saved as plain values."""
+        shape = (2, self.levels, self.levels)
+        try:
+            law = np.asarray(self.law, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise SpecificationError(
+                f"{benefit}: law must be numbers of shape {shape}, got {self.law!r}"
+            ) from None
+        if law.shape != shape or (law < 0).any() or np.abs(law.sum(axis=2) - 1).max() > 1e-8:
+            raise SpecificationError(
+                f"{benefit}: law must hold two chains with rows that sum to one, shape {shape}; got"
+                f" {law.shape}"
+            )
+        chains: list[list[list[float]]] = law.tolist()
+        return chains
+
+    def _checked_lift(self, benefit: str, lift: object) -> dict[str, float]:
+        """Return ``lift`` with factors from 0, of ``gain`` and ``stay`` alone."""
+        factors = checks.mapping(lift, f"{benefit}: lift")
+        checks.known(factors, ("gain", "stay"), f"{benefit}: lift:")
+        if self.levels != 2:
+            raise SpecificationError(
+                f"{benefit}: lift is for two levels of use, this one has {self.levels}"
+            )
+        return {k: checks.number(v, f"{benefit}: lift: {k}", 0) for k, v in factors.items()}
 
     @property
     def known(self) -> bool:
@@ -356,8 +311,7 @@ class MemberType:
     params: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "share", check_number(self.share, "share of a type", 0, 1))
-        object.__setattr__(self, "scale", check_number(self.scale, "scale of a type"))
-        own = check_mapping(self.params, "params of a type")
-        values = {k: check_number(v, f"type: {k}") for k, v in own.items()}
-        object.__setattr__(self, "params", values)
+        assign(self, "share", checks.share(self.share, "share of a type"))
+        assign(self, "scale", checks.number(self.scale, "scale of a type"))
+        params = checks.mapping(self.params, "params of a type")
+        assign(self, "params", {k: checks.number(v, f"type: {k}") for k, v in params.items()})

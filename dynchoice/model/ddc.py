@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError, first_few, suggest
-from dynchoice.model.choicesets import (
-    check_attention,
-    check_available,
-    check_default,
-    check_perceived,
-)
+from dynchoice.model.attention import check_attention, check_default, check_perceived, mix
+from dynchoice.model.choicesets import check_available
 from dynchoice.model.factored import Factored
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+
+
+class MembershipLike(Protocol):
+    """What a model asks of the membership programme that it was built from.
+
+    :class:`dynchoice.Membership` has it, and more: it stands above this folder, as do the
+    scenarios and forecasts that use its plans and prices.
+    """
+
+    @property
+    def fixed(self) -> Mapping[str, float]:
+        """Parameters held at a value and not estimated."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the programme as plain nested values, for files."""
 
 
 @dataclass(frozen=True, init=False)
@@ -88,7 +100,7 @@ class DDC:
     default: IntArray
     horizon: int | None
     perceived: FloatArray
-    membership: Any
+    membership: Any  # MembershipLike here; who reads plans of it knows that it is a Membership
 
     def __init__(
         self,
@@ -103,18 +115,14 @@ class DDC:
         default: Any = None,
         horizon: int | None = None,
         perceived: Any = None,
-        membership: Any = None,
+        membership: MembershipLike | None = None,
     ) -> None:
-        parts: tuple[tuple[str, Any, type], ...] = (
-            ("states", states, StateSpace),
-            ("utility", utility, Utility),
-            ("transitions", transitions, Transitions),
-        )
-        for what, part, kind in parts:
-            if not isinstance(part, kind):
-                raise SpecificationError(
-                    f"{what} is a {type(part).__name__}; build a {kind.__name__}"
-                )
+        checks.instance(states, "states", StateSpace)
+        checks.instance(utility, "utility", Utility)
+        if not isinstance(transitions, Transitions):
+            raise SpecificationError(
+                f"transitions must be a Transitions, got a {type(transitions).__name__}"
+            )
         labels = check_labels(choices, "choices")
         if len(labels) < 2:
             raise SpecificationError(f"a model needs two choices at least, got {list(labels)}")
@@ -132,7 +140,7 @@ class DDC:
                 "transitions were built on other states or choices than the model's"
             )
         mask = check_available(available, states, labels)
-        a = check_attention(attention, S)
+        active = check_attention(attention, S)
         values = {
             "states": states,
             "choices": labels,
@@ -140,22 +148,16 @@ class DDC:
             "transitions": transitions,
             "beta": check_beta(beta, horizon),
             "available": mask,
-            "attention": a,
-            "default": check_default(default, a, mask, states, labels),
+            "attention": active,
+            "default": check_default(default, active, mask, states, labels),
             "horizon": None if horizon is None else int(horizon),
-            "perceived": a if perceived is None else check_perceived(perceived, a, S),
+            "perceived": active if perceived is None else check_perceived(perceived, active, S),
             "membership": membership,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         if isinstance(transitions, Factored):
-            lost = np.argwhere(transitions.undefined & mask)
-            if len(lost):
-                shown = [f"{labels[j]!r} in ({states.describe(s)})" for s, j in lost[:3]]
-                raise SpecificationError(
-                    f"{len(lost):,} available choices have no next level in a deterministic law:"
-                    f" {first_few(shown)}. Complete the law, or make them unavailable"
-                )
+            _check_next_levels(transitions, mask, states, labels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -211,23 +213,9 @@ class DDC:
 
     def with_parts(self, **parts: Any) -> DDC:
         """Return the model with some parts replaced; everything is checked again."""
-        same = {
-            name: getattr(self, name)
-            for name in (
-                "states",
-                "choices",
-                "utility",
-                "transitions",
-                "beta",
-                "available",
-                "attention",
-                "default",
-                "horizon",
-                "membership",
-            )
-        }
-        if not self.sophisticated:
-            same["perceived"] = self.perceived
+        same = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.sophisticated:  # they go on to count on the attention they have, if that changes
+            del same["perceived"]
         return DDC(**{**same, **parts})
 
     @property
@@ -237,16 +225,14 @@ class DDC:
 
     def observed(self, pi: FloatArray) -> FloatArray:
         """Return observed probabilities (S, J): attentive ones with the default mixed in."""
-        P = self.attention[:, None] * pi
-        P[np.arange(len(P)), self.default] += 1 - self.attention
-        return P
+        return mix(pi, self.attention, self.default)
 
     def unchecked(self, **parts: Any) -> DDC:
         """Return the model with parts replaced and nothing checked: for inner loops only."""
         new = object.__new__(DDC)
         if "attention" in parts and self.sophisticated:
             parts.setdefault("perceived", parts["attention"])
-        for name in self.__dataclass_fields__:
+        for name in self.__dataclass_fields__:  # quicker than fields() by a microsecond each time
             object.__setattr__(new, name, parts.get(name, getattr(self, name)))
         return new
 
@@ -259,19 +245,32 @@ class DDC:
         )
 
 
-def check_beta(beta: Any, horizon: int | None) -> float:
-    """Return the discount factor, or say why it cannot be."""
-    try:
-        value = float(beta)
-    except (TypeError, ValueError):
-        raise SpecificationError(f"beta={beta!r} is no number") from None
+def _check_next_levels(
+    transitions: Factored, available: BoolArray, states: StateSpace, choices: Sequence[Level]
+) -> None:
+    """Raise where a choice is on offer whose next level a deterministic law does not say."""
+    lost = np.argwhere(transitions.undefined & available)
+    if len(lost):
+        shown = [f"{choices[j]!r} in ({states.describe(s)})" for s, j in lost[:3]]
+        raise SpecificationError(
+            f"{len(lost):,} available choices have no next level in a deterministic law:"
+            f" {first_few(shown)}. Complete the law, or make them unavailable"
+        )
+
+
+def check_beta(beta: float, horizon: int | None) -> float:
+    """Return the discount factor: below 1, or at most 1 where the horizon is finite.
+
+    Raises
+    ------
+    SpecificationError
+        It is outside, or no number; the horizon is no positive whole number.
+    """
     if horizon is not None:
-        whole = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
-        if not whole or horizon < 1:
-            raise SpecificationError(f"horizon={horizon!r}: a positive number of periods is needed")
-        if not 0 <= value <= 1:
-            raise SpecificationError(f"beta={value:g} is outside [0, 1]")
-    elif not 0 <= value < 1:
+        checks.whole(horizon, "horizon", 1)
+        return checks.number(beta, "beta", 0, 1)
+    value = checks.number(beta, "beta")
+    if not 0 <= value < 1:
         raise SpecificationError(
             f"beta={value:g} is outside [0, 1): the discount factor per period must be below one"
             " without a horizon"

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynchoice.errors import SpecificationError, first_few, suggest
+from dynchoice import checks
+from dynchoice.errors import SpecificationError, first_few
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
@@ -90,18 +91,18 @@ class FiniteDependence:
         rows = []
         for j in range(J):
             for span in (0, 1, 2, -1):
-                at = np.flatnonzero((self.periods[:, j] == span) & (self.reference != j))
-                if not len(at):
+                cases = np.flatnonzero((self.periods[:, j] == span) & (self.reference != j))
+                if not len(cases):
                     continue
-                against = sorted({str(self.choices[k]) for k in self.reference[at]})
+                against = sorted({str(self.choices[k]) for k in self.reference[cases]})
                 rows.append(
                     {
                         "choice": self.choices[j],
                         "against": ", ".join(against),
                         "periods": {-1: "none", 0: "0 (same states)"}.get(span, str(span)),
-                        "states": len(at),
-                        "largest weights": float(self.largest[at, j].max()) if span > 0 else 0.0,
-                        "for instance": self.states.describe(int(self.rows[at[0]])),
+                        "states": len(cases),
+                        "largest weights": float(self.largest[cases, j].max()) if span > 0 else 0.0,
+                        "for instance": self.states.describe(int(self.rows[cases[0]])),
                     }
                 )
         return pd.DataFrame(rows)
@@ -186,11 +187,7 @@ def finite_dependence(
         raise SpecificationError(f"states: codes run from 0 to {model.states.size - 1}")
     allowed = model.available
     if through is not None:
-        if through not in model.choices:
-            raise SpecificationError(
-                f"no choice {through!r}.{suggest(through, model.choices)} Choices:"
-                f" {', '.join(map(str, model.choices))}"
-            )
+        checks.known([through], model.choices, "through: choice")
         only = np.arange(len(model.choices)) == model.choices.index(through)
         allowed = model.available & only
     search = _Search(model, stacked, precision, allowed)
@@ -213,18 +210,18 @@ class _Search:
 
     def row(self, s: int, a: int) -> tuple[IntArray, FloatArray]:
         """Return where (s, a) leads, and with what probability."""
-        at = slice(self.indptr[s * self.J + a], self.indptr[s * self.J + a + 1])
-        positive = self.data[at] > 0
-        return self.indices[at][positive], self.data[at][positive]
+        entries = slice(self.indptr[s * self.J + a], self.indptr[s * self.J + a + 1])
+        positive = self.data[entries] > 0
+        return self.indices[entries][positive], self.data[entries][positive]
 
     def _row_labels(self) -> IntArray:
         """Number distinct rows of F: (S, J), equal where two states lead to the same future."""
-        known: dict[bytes, int] = {}
+        labels: dict[bytes, int] = {}
         label = np.empty(self.S * self.J, dtype=np.int64)
         for r in range(self.S * self.J):
-            at = slice(self.indptr[r], self.indptr[r + 1])
-            key = self.indices[at].tobytes() + np.round(self.data[at], 12).tobytes()
-            label[r] = known.setdefault(key, len(known))
+            entries = slice(self.indptr[r], self.indptr[r + 1])
+            key = self.indices[entries].tobytes() + np.round(self.data[entries], 12).tobytes()
+            label[r] = labels.setdefault(key, len(labels))
         return label.reshape(self.S, self.J)
 
     def _renewals(self) -> IntArray:
@@ -234,6 +231,7 @@ class _Search:
         best = np.full(int(blocks.max()) + 1, -1.0)
         for a in range(self.J):
             first = np.full(len(best), -1, dtype=np.int64)
+            # backwards, so that the label of a block's first state is written last
             order = np.arange(self.S - 1, -1, -1)
             first[blocks[order]] = self.label[order, a]
             differs = np.zeros(len(best), dtype=bool)
@@ -260,22 +258,22 @@ class _Search:
             span[r], reference[r], solved, attempted[r] = self.examine(int(s), periods)
             for j, (first, second, size) in solved.items():
                 largest[r, j] = size
-                for part, found in zip(parts, (first, second), strict=True):
-                    if found is not None and len(found[0]):
-                        part.append((np.full(len(found[0]), r * J + j), *found))
+                for part, weights_of in zip(parts, (first, second), strict=True):
+                    if weights_of is not None and len(weights_of[0]):
+                        part.append((np.full(len(weights_of[0]), r * J + j), *weights_of))
         weights = []
         for part in parts[:periods]:
             i, k, d = (np.concatenate(x) for x in zip(*part, strict=True)) if part else ([], [], [])
             weights.append(csr_array((d, (i, k)), shape=(R * J, self.S * J)))
         return FiniteDependence(
-            self.model.states,
-            self.model.choices,
-            rows,
-            reference,
-            span,
-            tuple(weights),
-            largest,
-            attempted,
+            states=self.model.states,
+            choices=self.model.choices,
+            rows=rows,
+            reference=reference,
+            periods=span,
+            weights=tuple(weights),
+            largest=largest,
+            attempted=attempted,
         )
 
     def examine(self, s: int, periods: int) -> tuple[IntArray, int, dict[int, Any], bool]:
@@ -284,23 +282,23 @@ class _Search:
         span = np.where(self.model.available[s], -1, -2)
         best: tuple[IntArray, int, dict[int, Any]] | None = None
         attempted = True
-        placed: set[int] = set()
+        placed: set[int] = set()  # who depends on an earlier reference has no other company
         for k in offered:
             if k in placed:
                 continue
-            own, solved = span.copy(), {}
-            own[k] = 0
+            spans, solved = span.copy(), {}
+            spans[k] = 0
             for j in offered:
                 if j == k:
                     continue
-                found, tried = self.pair(s, int(j), int(k), periods)
+                dependence, tried = self.pair(s, int(j), int(k), periods)
                 attempted &= tried
-                if found is not None:
-                    own[j] = found[0]
-                    solved[int(j)] = found[1:]
+                if dependence is not None:
+                    spans[j] = dependence[0]
+                    solved[int(j)] = dependence[1:]
                     placed.add(int(j))
-            if best is None or (own >= 0).sum() > (best[0] >= 0).sum():
-                best = own, int(k), solved
+            if best is None or (spans >= 0).sum() > (best[0] >= 0).sum():
+                best = spans, int(k), solved
         assert best is not None
         return *best, attempted
 
@@ -317,13 +315,13 @@ class _Search:
         if a >= 0:
             return (1, (support * self.J + a, change), None, 1.0), True
         for span in range(1, periods + 1):
-            found, tried = self.system(support, change, span)
+            layers, tried = self.system(support, change, span)
             if not tried:
                 return None, False
-            if found is not None:
-                size = sum(np.abs(d[1]).sum() for d in found) / np.abs(change).sum()
-                second = found[1] if span == 2 else None
-                return (span, found[0], second, float(size)), True
+            if layers is not None:
+                size = sum(np.abs(d[1]).sum() for d in layers) / np.abs(change).sum()
+                second = layers[1] if span == 2 else None
+                return (span, layers[0], second, float(size)), True
         return None, True
 
     def system(
@@ -331,17 +329,16 @@ class _Search:
     ) -> tuple[list[tuple[IntArray, FloatArray]] | None, bool]:
         """Solve for the weights of one or two periods; None where there is no solution."""
         layers: list[tuple[IntArray, IntArray]] = []
-        at = support
+        reached = support
         for _ in range(span):
-            if not self.allowed[at].any(axis=1).all():
+            if not self.allowed[reached].any(axis=1).all():
                 return None, True
-            s, a = np.nonzero(self.allowed[at])
-            layers.append((at[s], a))
-            after = [self.row(int(x), int(y))[0] for x, y in zip(at[s], a, strict=True)]
-            following = np.unique(np.concatenate(after))
+            s, a = np.nonzero(self.allowed[reached])
+            layers.append((reached[s], a))
             if sum(len(x) for x, _ in layers) > MAX_UNKNOWNS:
                 return None, False
-            at = following
+            after = [self.row(int(x), int(y))[0] for x, y in zip(reached[s], a, strict=True)]
+            reached = np.unique(np.concatenate(after))
         unknown = sum(len(x) for x, _ in layers)
         sizes = [len(support)]
         blocks = [support]
@@ -358,12 +355,14 @@ class _Search:
         b[: sizes[0]] = change
         column = 0
         for depth, (states, acts) in enumerate(layers):
-            here = np.searchsorted(blocks[depth], states)
+            position = np.searchsorted(blocks[depth], states)
             for i, (x, y) in enumerate(zip(states, acts, strict=True)):
-                A[top[depth] + here[i], column] += 1.0
+                A[top[depth] + position[i], column] += 1.0
                 to, p = self.row(int(x), int(y))
                 A[top[depth + 1] + np.searchsorted(blocks[depth + 1], to), column] -= p
                 column += 1
+        # of the many solutions, lstsq takes the smallest in scaled terms: weight goes where the
+        # choice probabilities are precise
         scale = np.concatenate([self.scale[x, y] for x, y in layers])
         scale = scale / scale.max()
         y, *_ = np.linalg.lstsq(A * scale, b, rcond=1e-12)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from dynchoice.errors import DataError, SpecificationError, first_few
 from dynchoice.kernels import core as kernels
-from dynchoice.model.laws import IMPOSSIBLE, BoundLaw, Fixed, bind
+from dynchoice.model.laws import IMPOSSIBLE, BoundLaw, Fixed, Law, bind
 from dynchoice.model.level_product import Product, product_of
 from dynchoice.model.transitions import Transitions, connected_blocks, expect_rows
 from dynchoice.panel.states import StateSpace
@@ -26,7 +25,9 @@ STACKED_LIMIT = 3_000_000
 """Non-zeros up to which the product is expanded into stacked rows."""
 
 LINE = 8
-"""Numbers to a line of memory."""
+"""Numbers to a line of memory: so many columns are computed before they are written together."""
+
+LawLayout = tuple[BoundLaw, tuple[int, int, int], IntArray, IntArray]
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,14 @@ class Factored(Transitions):
         self,
         states: StateSpace,
         choices: tuple[Level, ...],
-        laws: Mapping[str | tuple[str, ...], Any],
+        laws: Mapping[str | tuple[str, ...], Law],
         bound: tuple[BoundLaw, ...] | None = None,
     ) -> None:
         self.states, self.choices, self.laws = states, choices, dict(laws)
         self.S, self.J = states.size, len(choices)
         if bound is None:
             bound = tuple(bind(states, choices, key, law) for key, law in self.laws.items())
-            covered = [a for law in bound for a in law.axes]
-            absent = [n for i, n in enumerate(states.names) if i not in covered]
-            twice = [n for i, n in enumerate(states.names) if covered.count(i) > 1]
-            if absent or twice:
-                what = f"no law for axis {absent[0]!r}" if absent else f"two laws move {twice[0]!r}"
-                raise SpecificationError(
-                    f"factored transitions: {what}; give each axis exactly one law (Fixed() for"
-                    " one that never moves)"
-                )
+            _check_one_law_each(bound, states)
             bound = parents_first(bound, states)
         self.bound = bound
 
@@ -94,7 +87,7 @@ class Factored(Transitions):
 
     @property
     def undefined(self) -> BoolArray:
-        """Where (S, J) a deterministic law says nothing: such a choice must not be available."""
+        """Where (S, J) a deterministic law has no next level: that choice must not be available."""
         out = np.zeros((self.S, self.J), dtype=bool)
         for law in self.bound:
             if law.undefined is not None and law.undefined.any():
@@ -104,7 +97,7 @@ class Factored(Transitions):
         return out
 
     def own(self, law: BoundLaw) -> IntArray:
-        """Return the law's own level (S,) in every state."""
+        """Return the level (S,) of a law's own axes in every state."""
         return self._code(law.axes)
 
     def group(self, law: BoundLaw) -> IntArray:
@@ -112,6 +105,7 @@ class Factored(Transitions):
         return self._code(law.parents)
 
     def _code(self, axes: tuple[int, ...]) -> IntArray:
+        """Return the joint level of some axes (S,), the last one fastest."""
         shape = self.states.shape
         code = np.zeros([1] * len(shape), dtype=np.int64)
         for a in axes:
@@ -122,8 +116,13 @@ class Factored(Transitions):
     # operator ---------------------------------------------------------------------------------
 
     @cached_property
-    def _layout(self) -> list[tuple[BoundLaw, tuple[int, int, int], IntArray, IntArray]]:
-        """Per law in order of contraction: its (pre, n, post) shape and parent codes of each."""
+    def _layout(self) -> list[LawLayout]:
+        """Each law's (pre, n, post) shape, and its parents' code by position before and after.
+
+        In the order of contraction. To a law's kernel the state space is three axes: those before
+        its own, its own, those after; parents stand on either side, so that their combination is
+        the sum of a part known from the position before and one known from the position after.
+        """
         shape = self.states.shape
         out = []
         for law in self.bound:
@@ -136,9 +135,10 @@ class Factored(Transitions):
             pre = np.zeros(before, dtype=np.int64)
             post = np.zeros(after, dtype=np.int64)
             for p, step in strides.items():
-                target, dims, at = (pre, before, p) if p < first else (post, after, p - last - 1)
+                ahead = p < first
+                target, dims, axis = (pre, before, p) if ahead else (post, after, p - last - 1)
                 axis_shape = [1] * len(dims)
-                axis_shape[at] = dims[at]
+                axis_shape[axis] = dims[axis]
                 target += (step * np.arange(shape[p])).reshape(axis_shape)
             out.append(
                 (law, (pre.size, law.n, post.size), pre.reshape(-1).copy(), post.reshape(-1).copy())
@@ -167,7 +167,11 @@ class Factored(Transitions):
         return out
 
     def _expect_many(self, V: FloatArray) -> FloatArray:
-        """Return expectations (S, J, K) of ``V`` (S, K)."""
+        """Return expectations (S, J, K) of ``V`` (S, K).
+
+        Column by column, and written a line of memory at a time: a column alone would touch every
+        line of the result once.
+        """
         K = V.shape[1]
         out = np.empty((self.S * self.J, K))
         line = np.empty((min(LINE, K), self.S * self.J))
@@ -180,7 +184,7 @@ class Factored(Transitions):
 
     @cached_property
     def product(self) -> Product | None:
-        """Levels and two dense halves, for laws too large to expand (None: it has no such form)."""
+        """The law as levels and two dense halves, which is faster (None: it has no such form)."""
         self._require_known()
         return product_of(self)
 
@@ -189,12 +193,12 @@ class Factored(Transitions):
         self._require_known()
         steps = [V]
         for law, shape, gpre, gpost in self._layout:
-            X, out, at = steps[-1].reshape(shape), np.empty(shape), j if law.by_choice else 0
+            X, out, slab = steps[-1].reshape(shape), np.empty(shape), j if law.by_choice else 0
             if law.following is not None:
-                kernels.gather_axis(X, law.following[at], gpre, gpost, out)
+                kernels.gather_axis(X, law.following[slab], gpre, gpost, out)
             else:
                 assert law.table is not None
-                kernels.contract_axis(X, law.table[at], gpre, gpost, out)
+                kernels.contract_axis(X, law.table[slab], gpre, gpost, out)
             steps.append(out.reshape(-1))
         return steps
 
@@ -215,13 +219,15 @@ class Factored(Transitions):
             total += Y
         return total
 
-    def _adjoint_step(self, layout: Any, Y: FloatArray, j: int) -> FloatArray:
+    def _adjoint_step(self, layout: LawLayout, Y: FloatArray, j: int) -> FloatArray:
+        """Return ``Y`` pushed through the transpose of one law's contraction under choice ``j``."""
         law, shape, gpre, gpost = layout
-        out, at = np.empty(shape), j if law.by_choice else 0
+        out, slab = np.empty(shape), j if law.by_choice else 0
         if law.following is not None:
-            kernels.gather_axis_adjoint(Y.reshape(shape), law.following[at], gpre, gpost, out)
+            kernels.gather_axis_adjoint(Y.reshape(shape), law.following[slab], gpre, gpost, out)
         else:
-            kernels.contract_axis_adjoint(Y.reshape(shape), law.table[at], gpre, gpost, out)
+            assert law.table is not None
+            kernels.contract_axis_adjoint(Y.reshape(shape), law.table[slab], gpre, gpost, out)
         return out.reshape(-1)
 
     def dense(self) -> FloatArray:  # type: ignore[override]
@@ -234,7 +240,6 @@ class Factored(Transitions):
         Reverse mode through the chain of contractions: one forward and one backward pass a
         choice, whatever the number of probabilities.
         """
-        out: dict[str, FloatArray] = {}
         grads = {
             law.name: np.zeros((self.J if law.by_choice else 1, law.groups, law.n, law.n))
             for law in self.bound
@@ -246,17 +251,15 @@ class Factored(Transitions):
             for depth in range(len(self._layout) - 1, -1, -1):
                 law, shape, gpre, gpost = self._layout[depth]
                 if law.estimated:
-                    at = j if law.by_choice else 0
+                    slab = j if law.by_choice else 0
                     X = steps[depth].reshape(shape)
-                    kernels.law_gradient(Y.reshape(shape), X, gpre, gpost, grads[law.name][at])
+                    kernels.law_gradient(Y.reshape(shape), X, gpre, gpost, grads[law.name][slab])
                 Y = self._adjoint_step(self._layout[depth], Y, j)
-        for law in self.bound:
-            if law.estimated:
-                out[law.name] = law.pull(grads[law.name])
-        return out
+        return {law.name: law.pull(grads[law.name]) for law in self.bound if law.estimated}
 
     def expect_change(self, name: str, change: FloatArray, V: FloatArray) -> FloatArray:
         """Return ``dE[V(s')|s, j]`` (S, J) when one law's rows (R, m) change by ``change``."""
+        # the expectation is linear in each law's table: put the change where the table stands
         bound = tuple(
             replace(law, table=law.fill(change)) if law.name == name else law for law in self.bound
         )
@@ -293,6 +296,7 @@ class Factored(Transitions):
     def _stacked(self) -> tuple[IntArray, IntArray, FloatArray] | None:
         if self.nonzeros > STACKED_LIMIT:
             return None
+        # one entry a cell to begin with; each law splits every entry into those it leads to
         row = np.arange(self.S * self.J, dtype=np.int64)
         column = np.zeros_like(row)
         weight = np.ones(len(row))
@@ -300,13 +304,13 @@ class Factored(Transitions):
         for law in self.bound:
             levels, start, count, p = self.rows_of(law)
             s, j = row // self.J, row % self.J
-            at = (((j if law.by_choice else 0) * law.groups + self.group(law)[s]) * law.n) + (
+            law_row = (((j if law.by_choice else 0) * law.groups + self.group(law)[s]) * law.n) + (
                 self.own(law)[s]
             )
-            repeat = count[at]
-            entry = np.repeat(start[at] - np.r_[0, np.cumsum(repeat)[:-1]], repeat) + np.arange(
-                repeat.sum()
-            )
+            repeat = count[law_row]
+            # positions start, start + 1, ... of each entry's law row, all entries in one go
+            shift = np.repeat(start[law_row] - np.r_[0, np.cumsum(repeat)[:-1]], repeat)
+            entry = shift + np.arange(repeat.sum())
             offset = levels[entry] * strides[law.axes[-1]]
             row, column = np.repeat(row, repeat), np.repeat(column, repeat) + offset
             weight = np.repeat(weight, repeat) * p[entry]
@@ -331,6 +335,7 @@ class Factored(Transitions):
         rows = self.stacked()
         if rows is not None:
             return connected_blocks(rows[0], rows[1], self.S, self.J)
+        # too large to look at its graph: axes that never move do split the states
         fixed = [law for law in self.bound if isinstance(law.family, Fixed)]
         code = np.zeros(self.S, dtype=np.int64)
         for law in fixed:
@@ -365,9 +370,10 @@ class Factored(Transitions):
                 bound.append(law)
                 continue
             row, outcome = self.moves_outcomes(law, moves)
-            seen = outcome >= 0
+            tells = outcome >= 0
             R, m = law.rows
-            flat = np.bincount(row[seen] * m + outcome[seen], weights=n[seen], minlength=R * m)
+            cell = row[tells] * m + outcome[tells]
+            flat = np.bincount(cell, weights=n[tells], minlength=R * m)
             counts = np.asarray(flat, dtype=np.float64).reshape(R, m)
             if not counts.any():
                 raise DataError(
@@ -377,9 +383,9 @@ class Factored(Transitions):
             probabilities, borrowed = _frequencies(counts, law)
             sources = None
             if law.stand_ins is not None:
-                seen_row = counts.sum(axis=1) > 0
-                told = ~seen_row & seen_row[law.stand_ins]
-                sources = np.where(told, law.stand_ins, np.arange(len(counts)))
+                observed = counts.sum(axis=1) > 0
+                replaced = ~observed & observed[law.stand_ins]
+                sources = np.where(replaced, law.stand_ins, np.arange(len(counts)))
                 probabilities = probabilities[sources]
             estimates.append(LawEstimate(law.name, counts, probabilities, borrowed, sources))
             bound.append(replace(law, table=law.fill(probabilities)))
@@ -397,14 +403,14 @@ class Factored(Transitions):
             if isinstance(law.family, Fixed):
                 continue
             own, group = self.own(law), self.group(law)
-            at = j if law.by_choice else np.zeros_like(j)
+            slab = j if law.by_choice else np.zeros_like(j)
             if law.following is not None:
-                out |= own[following] != law.following[at, group[s], own[s]]
+                out |= own[following] != law.following[slab, group[s], own[s]]
             elif law.estimated:
                 out |= self.moves_outcomes(law, moves)[1] == IMPOSSIBLE
             else:
                 assert law.table is not None
-                out |= law.table[at, group[s], own[s], own[following]] <= 0
+                out |= law.table[slab, group[s], own[s], own[following]] <= 0
         return out
 
     def surprises(self, moves: IntArray) -> BoolArray:
@@ -418,8 +424,11 @@ class Factored(Transitions):
 
 
 def _frequencies(counts: FloatArray, law: BoundLaw) -> tuple[FloatArray, int]:
-    """Return row frequencies; rows never observed borrow those pooled over choices and parents,
-    and stay where they are if no row of their own level was ever observed."""
+    """Return row frequencies, and the number of rows that were never observed.
+
+    These borrow the frequencies pooled over choices and parents; if no row of their own level was
+    ever observed, they stay where they are.
+    """
     total = counts.sum(axis=1, keepdims=True)
     empty = total[:, 0] == 0
     p = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
@@ -431,6 +440,19 @@ def _frequencies(counts: FloatArray, law: BoundLaw) -> tuple[FloatArray, int]:
         pooled = np.where(mass > 0, pooled / np.where(mass > 0, mass, 1), np.eye(law.n))
         p[empty] = pooled[level[empty]]
     return p, int(empty.sum())
+
+
+def _check_one_law_each(bound: tuple[BoundLaw, ...], states: StateSpace) -> None:
+    """Raise unless every axis is moved by exactly one law."""
+    covered = [a for law in bound for a in law.axes]
+    absent = [n for i, n in enumerate(states.names) if i not in covered]
+    twice = [n for i, n in enumerate(states.names) if covered.count(i) > 1]
+    if absent or twice:
+        what = f"no law for axis {absent[0]!r}" if absent else f"two laws move {twice[0]!r}"
+        raise SpecificationError(
+            f"factored transitions: {what}; give each axis exactly one law (Fixed() for one that"
+            " never moves)"
+        )
 
 
 def parents_first(bound: tuple[BoundLaw, ...], states: StateSpace) -> tuple[BoundLaw, ...]:

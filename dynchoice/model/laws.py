@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.panel.states import StateSpace, as_floats, plain
 from dynchoice.typing import AnyArray, FloatArray, IntArray, Level
@@ -152,6 +153,7 @@ class BoundLaw:
             reset = np.isin(choice, self.resets)
             step = following - np.where(reset, -self.family.after_reset, own)
             top = self.family.max_step
+            # near the last level several steps lead to it: which one was made is not seen
             censored = ~reset & (own + top > self.n - 1)
             impossible = (step < 0) | (step > top)
             outcome = np.where(
@@ -165,11 +167,12 @@ class BoundLaw:
         """Return the table (J or 1, G, n, n) of the family's multinomial rows (R, m)."""
         if isinstance(self.family, Increment):
             table = np.zeros((self.choices if self.by_choice else 1, self.groups, self.n, self.n))
-            own = np.arange(self.n)
+            levels = np.arange(self.n)
             for j in range(table.shape[0]):
-                base = np.zeros(self.n, dtype=np.int64) if j in self.resets else own
+                base = np.zeros(self.n, dtype=np.int64) if j in self.resets else levels
                 for step, p in enumerate(probabilities[0]):
-                    np.add.at(table[j, 0], (own, np.minimum(base + step, self.n - 1)), p)
+                    # add.at: steps beyond the last level all end there, and their chances add up
+                    np.add.at(table[j, 0], (levels, np.minimum(base + step, self.n - 1)), p)
             return table
         return np.ascontiguousarray(
             probabilities.reshape(
@@ -178,14 +181,18 @@ class BoundLaw:
         )
 
     def pull(self, gradient: FloatArray) -> FloatArray:
-        """Return the derivative by the multinomial rows (R, m) from that by the table."""
+        """Return the derivative by the multinomial rows (R, m) from that by the table.
+
+        The adjoint of :meth:`fill`.
+        """
         if isinstance(self.family, Increment):
             out = np.zeros((1, self.family.max_step + 1))
-            own = np.arange(self.n)
+            levels = np.arange(self.n)
             for j in range(gradient.shape[0]):
-                base = np.zeros(self.n, dtype=np.int64) if j in self.resets else own
+                base = np.zeros(self.n, dtype=np.int64) if j in self.resets else levels
                 for step in range(out.shape[1]):
-                    out[0, step] += gradient[j, 0][own, np.minimum(base + step, self.n - 1)].sum()
+                    target = np.minimum(base + step, self.n - 1)
+                    out[0, step] += gradient[j, 0][levels, target].sum()
             return out
         return gradient.reshape(-1, self.n)
 
@@ -215,23 +222,9 @@ def bind(
             f"law {name!r} is a {type(law).__name__}; use Fixed, Cycle, Deterministic, Markov or"
             " Increment"
         )
-    given = law.given if isinstance(law, Deterministic | Markov) else ()
-    if isinstance(given, str):
-        given = (given,)
-        law = replace(law, given=given)
-    if not isinstance(given, (tuple, list)):
-        raise SpecificationError(f"law {name!r}: given={given!r} must name axes, or be ()")
-    repeated = [g for g in given if list(given).count(g) > 1]
-    if repeated:
-        raise SpecificationError(f"law {name!r} names {repeated[0]!r} twice among its parents")
+    law, given = _check_given(law, states, axes, name)
     if isinstance(law, Increment) and not isinstance(law.max_step, int):
         raise SpecificationError(f"law {name!r}: max_step={law.max_step!r} must be an integer")
-    for g in given:
-        if g != "choice" and states.axis(g) in axes:
-            raise SpecificationError(
-                f"law {name!r} names itself ({g!r}) among its parents: the own level always"
-                " counts, leave it out"
-            )
     parents = tuple(states.axis(g) for g in given if g != "choice")
     groups = int(np.prod([states.shape[p] for p in parents])) if parents else 1
     by_choice = "choice" in given or (isinstance(law, Increment) and law.reset_on is not None)
@@ -247,35 +240,50 @@ def bind(
         resets=_reset_codes(law, choices, name),
     )
     if isinstance(law, Fixed):
-        return _with(bound, following=np.arange(n, dtype=np.int64).reshape(1, 1, n))
+        return replace(bound, following=np.arange(n, dtype=np.int64).reshape(1, 1, n))
     if isinstance(law, Cycle):
-        return _with(bound, following=((np.arange(n) + 1) % n).reshape(1, 1, n))
+        return replace(bound, following=((np.arange(n) + 1) % n).reshape(1, 1, n))
     if isinstance(law, Deterministic):
         return _bind_deterministic(bound, states, choices, names, law)
-    if isinstance(law, Increment) and (law.max_step < 0 or law.max_step >= n):
+    if isinstance(law, Increment) and not 0 <= law.max_step < n:
         raise SpecificationError(
             f"law {name!r}: max_step={law.max_step} does not fit an axis of {n} levels"
         )
     if law.probabilities is None:
         if isinstance(law, Markov) and law.stand_ins is not None:
-            return _with(bound, stand_ins=_stand_ins(bound, states, choices, given, law))
+            return replace(bound, stand_ins=_stand_ins(bound, states, choices, given, law))
         return bound
-    return _with(bound, table=bound.fill(_probabilities(bound, states, choices, given, law)))
+    return replace(bound, table=bound.fill(_probabilities(bound, states, choices, given, law)))
 
 
-def _with(bound: BoundLaw, **changes: Any) -> BoundLaw:
-    return replace(bound, **changes)
+def _check_given(
+    law: Law, states: StateSpace, axes: tuple[int, ...], name: str
+) -> tuple[Law, tuple[str, ...]]:
+    """Return the law and its ``given`` as a tuple: ``"choice"`` and other axes, each once."""
+    given = law.given if isinstance(law, Deterministic | Markov) else ()
+    if isinstance(given, str):
+        given = (given,)
+        law = replace(law, given=given)
+    if not isinstance(given, (tuple, list)):
+        raise SpecificationError(f"law {name!r}: given={given!r} must name axes, or be ()")
+    repeated = [g for g in given if list(given).count(g) > 1]
+    if repeated:
+        raise SpecificationError(f"law {name!r} names {repeated[0]!r} twice among its parents")
+    for g in given:
+        if g != "choice" and states.axis(g) in axes:
+            raise SpecificationError(
+                f"law {name!r} names itself ({g!r}) among its parents: the own level always"
+                " counts, leave it out"
+            )
+    return law, tuple(given)
 
 
 def _reset_codes(law: Law, choices: Sequence[Level], name: str) -> tuple[int, ...]:
+    """Return the codes of the choices after which an increment starts from zero."""
     if not isinstance(law, Increment) or law.reset_on is None:
         return ()
     labels = law.reset_on if isinstance(law.reset_on, (list, tuple)) else [law.reset_on]
-    for label in labels:
-        if label not in choices:
-            raise SpecificationError(
-                f"law {name!r} resets on {label!r}, which is no choice.{suggest(label, choices)}"
-            )
+    checks.known(labels, choices, f"law {name!r}: reset_on: choice")
     return tuple(list(choices).index(label) for label in labels)
 
 
@@ -286,8 +294,9 @@ def _probabilities(
     given: Sequence[str],
     law: Markov | Increment,
 ) -> FloatArray:
+    """Return given probabilities as multinomial rows (R, m), checked, each summing to one."""
     p = as_floats(law.probabilities, f"law {bound.name!r}: probabilities")
-    sizes = [len(choices) if g == "choice" else states.shape[states.axis(g)] for g in given]
+    sizes = _sizes(given, states, choices)
     shape = (law.max_step + 1,) if isinstance(law, Increment) else (*sizes, bound.n, bound.n)
     if p.shape != shape:
         raise SpecificationError(
@@ -295,11 +304,10 @@ def _probabilities(
             f" ({', '.join([*given, 'own level', 'next level'])})"
         )
     if not isinstance(law, Increment):
-        order = [given.index("choice")] if "choice" in given else []
-        order += [i for i, g in enumerate(given) if g != "choice"]
-        p = p.transpose(*order, p.ndim - 2, p.ndim - 1)
+        p = p.transpose(*_choice_first(given), p.ndim - 2, p.ndim - 1)
     rows = p.reshape(bound.rows)
     sums = rows.sum(axis=1)
+    # ~(<=) rather than >: NaN is bad too
     bad = np.flatnonzero(~(np.abs(sums - 1) <= SUM_TOLERANCE) | (rows < 0).any(axis=1))
     if len(bad):
         shown = [f"row {r} (sum {rows[r].sum():.6g}, least {rows[r].min():.6g})" for r in bad[:3]]
@@ -311,25 +319,34 @@ def _probabilities(
     return rows / sums[:, None]
 
 
+def _sizes(given: Sequence[str], states: StateSpace, choices: Sequence[Level]) -> list[int]:
+    """Return the number of levels of each parent, the choice among them."""
+    return [len(choices) if g == "choice" else states.shape[states.axis(g)] for g in given]
+
+
+def _choice_first(given: Sequence[str]) -> list[int]:
+    """Return the order of a table's dimensions in which the choice comes before the parents."""
+    order = [given.index("choice")] if "choice" in given else []
+    return order + [i for i, g in enumerate(given) if g != "choice"]
+
+
 def _stand_ins(
     bound: BoundLaw, states: StateSpace, choices: Sequence[Level], given: Sequence[str], law: Markov
 ) -> IntArray:
     """Return the row (R,) that stands in for each multinomial row."""
-    sizes = [len(choices) if g == "choice" else states.shape[states.axis(g)] for g in given]
-    at = np.asarray(law.stand_ins)
-    shape = (*sizes, bound.n)
-    if at.shape != shape or at.dtype.kind not in "iu" or ((at < 0) | (at >= bound.n)).any():
+    levels = np.asarray(law.stand_ins)
+    shape = (*_sizes(given, states, choices), bound.n)
+    whole = levels.dtype.kind in "iu"
+    if levels.shape != shape or not whole or ((levels < 0) | (levels >= bound.n)).any():
         raise SpecificationError(
             f"law {bound.name!r}: stand_ins must hold own levels 0 to {bound.n - 1}, shape {shape}"
-            f" ({', '.join([*given, 'own level'])}); got shape {at.shape}"
+            f" ({', '.join([*given, 'own level'])}); got shape {levels.shape}"
         )
-    order = [given.index("choice")] if "choice" in given else []
-    order += [i for i, g in enumerate(given) if g != "choice"]
-    flat = at.transpose(*order, at.ndim - 1).reshape(-1, bound.n)
+    flat = levels.transpose(*_choice_first(given), levels.ndim - 1).reshape(-1, bound.n)
     return np.asarray(flat + bound.n * np.arange(len(flat))[:, None], dtype=np.int64).reshape(-1)
 
 
-def _levels(states: StateSpace, names: tuple[str, ...]) -> list[Any]:
+def _joint_levels(states: StateSpace, names: tuple[str, ...]) -> list[Level]:
     """Return the levels of one axis, or the tuples of levels of several."""
     if len(names) == 1:
         return list(states.axes[names[0]])
@@ -343,21 +360,21 @@ def _bind_deterministic(
     names: tuple[str, ...],
     law: Deterministic,
 ) -> BoundLaw:
-    own = _levels(states, names)
-    position = {level: i for i, level in enumerate(own)}
+    """Lay a deterministic law out: the next level of every (choice, parents, own level)."""
+    levels = _joint_levels(states, names)
+    position = {level: i for i, level in enumerate(levels)}
     dims = [list(choices) if g == "choice" else list(states.axes[g]) for g in law.given]
-    find = _finder(law, dims, own, bound.name)
+    find_next = _lookup(law, dims, levels, bound.name)
     parents = [g for g in law.given if g != "choice"]
     following = np.empty((len(choices) if bound.by_choice else 1, bound.groups, bound.n), np.int64)
     undefined = np.zeros(following.shape, dtype=bool)
-    outer = choices if bound.by_choice else [None]
-    for j, choice in enumerate(outer):
-        for g, combo in enumerate(product(*(states.axes[p] for p in parents))):
-            named = {"choice": choice, **dict(zip(parents, combo, strict=True))}
-            key = tuple(named[name] for name in law.given)
-            for i, level in enumerate(own):
+    for j, choice in enumerate(choices if bound.by_choice else [None]):
+        for g, combination in enumerate(product(*(states.axes[p] for p in parents))):
+            labels = {"choice": choice, **dict(zip(parents, combination, strict=True))}
+            key = tuple(labels[name] for name in law.given)
+            for i, level in enumerate(levels):
                 try:
-                    target = find(key, level)
+                    target = find_next(key, level)
                 except TypeError as error:
                     raise SpecificationError(
                         f"law {bound.name!r}: its function could not be called with the level and"
@@ -373,18 +390,19 @@ def _bind_deterministic(
                     )
                 target = tuple(map(plain, target)) if len(names) > 1 else plain(target)
                 if target not in position:
-                    where = ", ".join(f"{k}={v}" for k, v in named.items() if k in law.given)
+                    where = ", ".join(f"{k}={v}" for k, v in labels.items() if k in law.given)
                     raise SpecificationError(
                         f"law {bound.name!r} sends level {level!r} ({where}) to {target!r}, which"
-                        f" is no level.{suggest(target, own)}"
+                        f" is no level.{suggest(target, levels)}"
                     )
                 following[j, g, i] = position[target]
-    return _with(bound, following=following, undefined=undefined)
+    return replace(bound, following=following, undefined=undefined)
 
 
-def _finder(
-    law: Deterministic, dims: list[list[Any]], own: list[Any], name: str
+def _lookup(
+    law: Deterministic, dims: list[list[Level]], levels: list[Level], name: str
 ) -> Callable[[tuple[Any, ...], Any], Any]:
+    """Return the law's table as a function of (labels of ``given``, own level)."""
     if callable(law.table):
         call = law.table
         return lambda key, level: call(level, **dict(zip(law.given, key, strict=True)))
@@ -392,8 +410,8 @@ def _finder(
         table = dict(law.table)
         if not law.given:  # keys are the own levels themselves
             table = {(k,): v for k, v in table.items()}
-        known = {(*key, level) for key in product(*dims) for level in own}
-        strange = [k for k in table if k not in known]
+        possible = {(*key, level) for key in product(*dims) for level in levels}
+        strange = [k for k in table if k not in possible]
         if strange:
             raise SpecificationError(
                 f"law {name!r}: {len(strange)} key(s) of its table are no combination of"
@@ -401,12 +419,12 @@ def _finder(
             )
         return lambda key, level: table.get((*key, level))
     array = np.asarray(law.table, dtype=object)
-    shape = (*(len(d) for d in dims), len(own))
+    shape = (*(len(d) for d in dims), len(levels))
     if array.shape != shape:
         raise SpecificationError(
             f"law {name!r}: its table has shape {array.shape}, expected {shape}"
             f" ({', '.join([*law.given, 'own level'])})"
         )
     return lambda key, level: array[
-        (*(d.index(k) for d, k in zip(dims, key, strict=True)), own.index(level))
+        (*(d.index(k) for d, k in zip(dims, key, strict=True)), levels.index(level))
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from dynchoice.model.laws import BoundLaw
 from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+Graph = tuple[IntArray, IntArray, FloatArray, IntArray, IntArray, BoolArray]
+"""``indptr, to, weight`` by row ``c * J + j``; ``order, rank, loops`` by level: how to sweep."""
 
 
 def law_table(law: BoundLaw) -> FloatArray:
@@ -28,7 +30,7 @@ def joint_table(laws: Sequence[BoundLaw], J: int) -> FloatArray:
     return out
 
 
-def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[Any, ...]:
+def level_graph(table: FloatArray, offered: BoolArray | None = None) -> Graph:
     """Return the graph of a law (J, C, C) as arrays: see :mod:`dynchoice.kernels.levels`.
 
     Choices that a level (C, J) never offers lead nowhere.
@@ -36,19 +38,19 @@ def level_graph(table: FloatArray, offered: BoolArray | None = None) -> tuple[An
     J, C, _ = table.shape
     if offered is None:
         offered = np.ones((C, J), dtype=bool)
-    at = [
+    targets = [
         np.flatnonzero(table[j, c]) if offered[c, j] else np.zeros(0, dtype=np.int64)
         for c in range(C)
         for j in range(J)
     ]
-    indptr = np.r_[0, np.cumsum([len(a) for a in at])].astype(np.int64)
-    to = np.concatenate(at).astype(np.int64)
-    weight = np.concatenate([table[i % J, i // J, a] for i, a in enumerate(at)])
-    reach = [sorted({int(t) for j in range(J) for t in at[c * J + j]} - {c}) for c in range(C)]
+    indptr = np.r_[0, np.cumsum([len(x) for x in targets])].astype(np.int64)
+    to = np.concatenate(targets).astype(np.int64)
+    weight = np.concatenate([table[i % J, i // J, x] for i, x in enumerate(targets)])
+    reach = [sorted({int(t) for j in range(J) for t in targets[c * J + j]} - {c}) for c in range(C)]
     order = sweep_order(reach)
     rank = np.empty(C, dtype=np.int64)
     rank[order] = np.arange(C)
-    loops = np.array([any(c in at[c * J + j] for j in range(J)) for c in range(C)])
+    loops = np.array([any(c in targets[c * J + j] for j in range(J)) for c in range(C)])
     return indptr, to, np.ascontiguousarray(weight), order, rank, loops
 
 
@@ -104,28 +106,31 @@ def phases(reach: list[list[int]], group: IntArray) -> IntArray:
 
 
 def after_successors(reach: list[list[int]]) -> IntArray:
-    """Return nodes in depth-first postorder: each after those it leads to, cycles apart."""
+    """Return nodes in depth-first postorder: each after those it leads to, cycles apart.
+
+    With a stack of its own: an axis has more levels than Python has frames.
+    """
     done: list[int] = []
-    seen: set[int] = set()
+    visited: set[int] = set()
     for root in range(len(reach) - 1, -1, -1):
         stack = [(root, 0)]
-        if root in seen:
+        if root in visited:
             continue
-        seen.add(root)
+        visited.add(root)
         while stack:
             node, i = stack.pop()
             if i < len(reach[node]):
                 stack.append((node, i + 1))
                 child = reach[node][i]
-                if child not in seen:
-                    seen.add(child)
+                if child not in visited:
+                    visited.add(child)
                     stack.append((child, 0))
             else:
                 done.append(node)
     return np.array(done, dtype=np.int64)
 
 
-def needed_levels(graph: tuple[Any, ...], chain: IntArray, L: int, C: int) -> BoolArray:
+def needed_levels(graph: Graph, chain: IntArray, L: int, C: int) -> BoolArray:
     """Return which levels (L, C) the choices of each chain lead to."""
     indptr, to, *_ = graph
     J = len(chain)
@@ -141,24 +146,24 @@ def chain_matrix(
     laws: Sequence[BoundLaw],
     axes: Sequence[int],
     shape: Sequence[int],
-    here: Mapping[int, int],
+    fixed: Mapping[int, int],
     j: int,
 ) -> FloatArray:
     """Return how some axes move together given choice ``j``, as a dense matrix (n, n).
 
-    ``here`` says where parents that never move stand; other parents are among the axes.
+    ``fixed`` says where parents that never move stand; other parents are among the axes.
     """
     sizes = [shape[a] for a in axes]
     n = int(np.prod(sizes))
-    where = dict(zip(axes, np.unravel_index(np.arange(n), sizes), strict=True)) if sizes else {}
+    level = dict(zip(axes, np.unravel_index(np.arange(n), sizes), strict=True)) if sizes else {}
     Q = np.ones((n, n))
     for law in laws:
         code = np.zeros(n, dtype=np.int64)
         for p in law.parents:
-            code = code * shape[p] + (here[p] if p in here else where[p])
+            code = code * shape[p] + (fixed[p] if p in fixed else level[p])
         now = np.zeros(n, dtype=np.int64)
         for a in law.axes:
-            now = now * shape[a] + where[a]
+            now = now * shape[a] + level[a]
         Q *= law_table(law)[j if law.by_choice else 0, code, now][:, now]
     return Q
 
@@ -167,11 +172,11 @@ def distinct_chains(
     laws: Sequence[BoundLaw],
     axes: Sequence[int],
     shape: Sequence[int],
-    here: Mapping[int, int],
+    fixed: Mapping[int, int],
     J: int,
 ) -> tuple[FloatArray, IntArray]:
     """Return the distinct matrices (L, n, n) of :func:`chain_matrix` and each choice's (J,)."""
-    matrices = [chain_matrix(laws, axes, shape, here, j) for j in range(J)]
+    matrices = [chain_matrix(laws, axes, shape, fixed, j) for j in range(J)]
     leaders: list[int] = []
     chain = np.zeros(J, dtype=np.int64)
     for j, Q in enumerate(matrices):

@@ -27,7 +27,7 @@ from dynchoice.model.level_graph import (
     level_graph,
     needed_levels,
 )
-from dynchoice.typing import AnyArray, FloatArray, IntArray
+from dynchoice.typing import AnyArray, BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from dynchoice.model.factored import Factored
@@ -37,6 +37,9 @@ LARGEST_HALF = 256
 MANY_LEVELS = 4096
 INNER = 6
 """Steps that a level which returns to itself takes within a sweep."""
+
+Halves = tuple[FloatArray, FloatArray, IntArray, BoolArray]
+"""Distinct chains of the two halves (the second transposed), each choice's, levels each needs."""
 
 
 class Product:
@@ -56,10 +59,10 @@ class Product:
         halves: tuple[Sequence[BoundLaw], Sequence[BoundLaw]],
     ) -> None:
         shape = F.states.shape
-        own = [sorted(a for law in part for a in law.axes) for part in (levels, *halves)]
         levels = sorted(levels, key=lambda law: law.axes[0])
-        own[0] = [a for law in levels for a in law.axes]
-        self._axes = [*fixed, *own[0], *own[1], *own[2]]
+        level_axes = [a for law in levels for a in law.axes]
+        first_axes, second_axes = (sorted(a for law in half for a in law.axes) for half in halves)
+        self._axes = [*fixed, *level_axes, *first_axes, *second_axes]
         self._shape = tuple(shape[a] for a in self._axes)
         self._source = shape
         self._back = tuple(int(i) for i in np.argsort(self._axes))
@@ -68,18 +71,19 @@ class Product:
         def size(axes: Sequence[int]) -> int:
             return int(np.prod([shape[a] for a in axes]))
 
-        self.B, self.C, self.D, self.E = (size(a) for a in (fixed, *own))
+        self.B, self.C = size(fixed), size(level_axes)
+        self.D, self.E = size(first_axes), size(second_axes)
         self.n = self.D * self.E
         self._table = joint_table(levels, self.J)
         self.graph = level_graph(self._table)
         offers = [shape[a] for a in fixed]
-        self._halves: list[tuple[Any, ...]] = []
-        seen: dict[bytes, tuple[Any, ...]] = {}
+        self._halves: list[Halves] = []
+        distinct: dict[bytes, Halves] = {}  # most offers leave the chains as they are
         for b in range(self.B):
-            at = np.unravel_index(b, offers) if offers else ()
-            here = {a: int(x) for a, x in zip(fixed, at, strict=True)}
-            A, of_a = distinct_chains(halves[0], own[1], shape, here, self.J)
-            other, of_b = distinct_chains(halves[1], own[2], shape, here, self.J)
+            offer = np.unravel_index(b, offers) if offers else ()
+            fixed_levels = {a: int(x) for a, x in zip(fixed, offer, strict=True)}
+            A, of_a = distinct_chains(halves[0], first_axes, shape, fixed_levels, self.J)
+            other, of_b = distinct_chains(halves[1], second_axes, shape, fixed_levels, self.J)
             pairs = [(int(x), int(y)) for x, y in zip(of_a, of_b, strict=True)]
             kinds = list(dict.fromkeys(pairs))
             chain = np.array([kinds.index(p) for p in pairs], dtype=np.int64)
@@ -87,12 +91,14 @@ class Product:
             second = np.ascontiguousarray(np.stack([other[y].T for _, y in kinds]))
             need = needed_levels(self.graph, chain, len(kinds), self.C)
             key = first.tobytes() + second.tobytes() + chain.tobytes()
-            self._halves.append(seen.setdefault(key, (first, second, chain, need)))
-        made: dict[int, tuple[FloatArray, ...]] = {}
+            self._halves.append(distinct.setdefault(key, (first, second, chain, need)))
+        transposed: dict[int, tuple[FloatArray, ...]] = {}
         for half in self._halves:  # equal blocks share theirs
-            if id(half) not in made:
-                made[id(half)] = tuple(np.ascontiguousarray(Q.transpose(0, 2, 1)) for Q in half[:2])
-        self._turned = [made[id(half)] for half in self._halves]
+            if id(half) not in transposed:
+                transposed[id(half)] = tuple(
+                    np.ascontiguousarray(Q.transpose(0, 2, 1)) for Q in half[:2]
+                )
+        self._turned = [transposed[id(half)] for half in self._halves]
         self._trimmed: dict[bytes, Product] = {}
         self._rooms = local()
 
@@ -104,13 +110,13 @@ class Product:
         An annual contract that has months to run offers no monthly plan: what such a choice would
         lead to, itself perhaps, need not be swept.
         """
-        own = np.ascontiguousarray((offered != 0).any(axis=(0, 3)))
-        if own.all():
+        ever = np.ascontiguousarray((offered != 0).any(axis=(0, 3)))
+        if ever.all():
             return self
-        key = own.tobytes()
+        key = ever.tobytes()
         if key not in self._trimmed:
             new = self._twin()
-            new.graph = level_graph(self._table, own)
+            new.graph = level_graph(self._table, ever)
             new._halves = [
                 (A, BT, chain, needed_levels(new.graph, chain, len(A), self.C))
                 for A, BT, chain, _ in self._halves
@@ -119,10 +125,13 @@ class Product:
         return self._trimmed[key]
 
     def discounted(self, beta: float) -> Product:
-        """Return the law with moves between levels weighted by a discount factor."""
+        """Return the law with moves between levels weighted by a discount factor.
+
+        What a sweep solves is then ``I - beta F^P`` with ``W = P``, which is there already.
+        """
         new = self._twin()
-        indptr, to, weight, *rest = self.graph
-        new.graph = (indptr, to, beta * weight, *rest)
+        indptr, to, weight, order, rank, loops = self.graph
+        new.graph = (indptr, to, beta * weight, order, rank, loops)
         return new
 
     def _twin(self) -> Product:
@@ -234,8 +243,8 @@ class Product:
         indptr, to, weight, *_ = self.graph
         steps = np.diff(indptr)
         moved = weight * np.repeat(W.mean(axis=2).reshape(-1), steps)
-        here = np.repeat(np.arange(self.C), steps.reshape(self.C, self.J).sum(axis=1))
-        return eye_array(self.C) - coo_array((moved, (here, to)), shape=(self.C, self.C))
+        origin = np.repeat(np.arange(self.C), steps.reshape(self.C, self.J).sum(axis=1))
+        return eye_array(self.C) - coo_array((moved, (origin, to)), shape=(self.C, self.C))
 
     def sweep_back(
         self, b: int, v: FloatArray, W: FloatArray, y: FloatArray, out: FloatArray

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import DataError, SpecificationError
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
 from dynchoice.panel.states import as_floats, code_labels
@@ -27,12 +28,13 @@ class Lifted(Markov):
     """
 
     added: tuple[FloatArray, ...] = ()
-    base: Any = None
+    base: FloatArray | None = None
 
     def applied(self, table: FloatArray) -> FloatArray:
         """Return a table (J or 1, groups, n, n) lifted."""
         out = table.copy()
         for added in self.added:
+            # of the lowest level alone: what it takes to start, not to go on
             stay, up = out[:, :, 0, 0].copy(), out[:, :, 0, 1:].copy()
             moving = up.sum(axis=2)
             first = np.zeros(up.shape)
@@ -61,20 +63,22 @@ def lifted(F: Factored, lifts: Mapping[str, Any]) -> Factored:
     SpecificationError
         An axis without a Markov law, parents that the law does not have, numbers outside [-1, 1].
     """
-    own = {law.name: law for law in F.bound}
+    laws = {law.name: law for law in F.bound}
     bound = list(F.bound)
     for axis, lift in lifts.items():
-        if axis not in own:
-            raise SpecificationError(f"lift: no law is of {axis!r}.{suggest(axis, own)}")
-        law = own[axis]
+        checks.known([axis], laws, "lift: axis")
+        law = laws[axis]
         if not isinstance(law.family, Markov) or law.table is None or law.n < 2:
             raise SpecificationError(
                 f"lift: the law of {axis!r} is no Markov law with known probabilities"
             )
         family = law.family
         added = added_table(F, law, axis, lift)
+        # lifts of a lifted law are kept apart, and applied in turn to the table before any of them
         before = family.added if isinstance(family, Lifted) else ()
-        base = family.base if isinstance(family, Lifted) else law.table
+        base = law.table
+        if isinstance(family, Lifted) and family.base is not None:
+            base = family.base
         new = Lifted(family.given, "in the table", added=(*before, added), base=base)
         table = np.ascontiguousarray(new.applied(base))
         bound[bound.index(law)] = replace(law, family=new, table=table)
@@ -97,38 +101,39 @@ def added_table(F: Factored, law: BoundLaw, axis: str, lift: Any) -> FloatArray:
             raise SpecificationError(
                 f"lift of {axis!r} is {lift!r}: a number, {{choice: number}} or a table is needed"
             ) from None
-        return checked(out, axis)
+        return check_added(out, axis)
     if START not in lift.columns:
         raise SpecificationError(f"lift of {axis!r}: the table needs a column {START!r}")
     by = [c for c in lift.columns if c != START]
-    known = [*(["choice"] if law.by_choice else []), *parents]
-    unknown = [c for c in by if c not in known]
+    given = [*(["choice"] if law.by_choice else []), *parents]
+    unknown = [c for c in by if c not in given]
     if unknown:
         raise SpecificationError(
             f"lift of {axis!r} depends on {unknown[0]!r}, its law does not: average over it, or"
-            f" give the law that parent. It depends on {', '.join(known) or 'nothing'}"
+            f" give the law that parent. It depends on {', '.join(given) or 'nothing'}"
         )
     choices: Sequence[Any] = F.choices
     levels = {"choice": list(choices)} | {p: list(F.states.axes[p]) for p in parents}
     shape = [len(choices) if law.by_choice else 1, *sizes]
     table = np.zeros(shape)
     try:
-        where = {c: code_labels(lift[c].to_numpy(), levels[c], f"lift: column {c!r}") for c in by}
+        codes = {c: code_labels(lift[c].to_numpy(), levels[c], f"lift: column {c!r}") for c in by}
     except DataError as error:
         raise SpecificationError(str(error)) from None
     numbers = as_floats(lift[START].to_numpy(), f"lift of {axis!r}: column 'start'")
     if lift.duplicated(by).any() if by else len(lift) > 1:
         raise SpecificationError(f"lift of {axis!r}: rows of the table repeat; one each is needed")
     for i, value in enumerate(numbers):
-        at: list[Any] = [slice(None)] * len(shape)
-        for c, codes in where.items():
-            at[0 if c == "choice" else 1 + parents.index(c)] = codes[i]
-        table[tuple(at)] = value
-    return checked(table.reshape(rows, law.groups), axis)
+        # a column that is not there leaves its dimension whole: the row holds for all its levels
+        cell: list[Any] = [slice(None)] * len(shape)
+        for c, code in codes.items():
+            cell[0 if c == "choice" else 1 + parents.index(c)] = code[i]
+        table[tuple(cell)] = value
+    return check_added(table.reshape(rows, law.groups), axis)
 
 
-def checked(added: FloatArray, axis: str) -> FloatArray:
-    """Return added probabilities; they lie between -1 and 1."""
+def check_added(added: FloatArray, axis: str) -> FloatArray:
+    """Return added probabilities, which lie between -1 and 1."""
     if not (np.isfinite(added).all() and (np.abs(added) <= 1).all()):
         raise SpecificationError(
             f"lift of {axis!r}: it adds to a probability: numbers between -1 and 1 are needed"

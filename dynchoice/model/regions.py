@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from dynchoice.model.factored import Factored
 from dynchoice.model.laws import Fixed
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import IntArray, Level
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNANIMOUS = 0.98
 """Share of a region's members that must see the same new prices and bundle."""
@@ -34,34 +38,31 @@ class RegionGrid:
     """
 
     def __init__(self, model: DDC, counts: Counts) -> None:
-        own = counts.regions
-        if own is None:
+        regions = counts.regions
+        if regions is None:
             raise SpecificationError(
                 "this goes by region and period: build the Panel with region= (a constant column"
                 " for a single one)"
             )
         S, J = counts.shape
-        self.labels = own.labels
+        self.labels = regions.labels
         self.first, self.kind = counts.first_period, counts.period_kind
-        R, self.T = len(own.labels), counts.last_period - counts.first_period + 1
+        R, self.T = len(regions.labels), counts.last_period - counts.first_period + 1
         if self.T < 2:
             raise DataError("two consecutive periods are needed at least")
-        _, r, t, s, j, following, decides = own.cells.T
+        _, r, t, s, j, following, decides = regions.cells.T
         t = t - self.first
         used = decides == 1
         code = ((r * self.T + t) * S + s) * J + j
-        flat = np.bincount(code[used], weights=own.n[used], minlength=R * self.T * S * J)
+        flat = np.bincount(code[used], weights=regions.n[used], minlength=R * self.T * S * J)
         self.n = np.asarray(flat, dtype=np.float64).reshape(R, self.T, S, J)
         self.alive = self.n.sum(axis=(2, 3)) > 0
         self.fixed, self.base, self.offset = market_axes(model)
         F = len(self.offset)
         moves = np.zeros((R, self.T - 1, F, F))
-        seen = (following >= 0) & (t < self.T - 1)
-        np.add.at(
-            moves,
-            (r[seen], t[seen], self.fixed[s[seen]], self.fixed[following[seen]]),
-            own.n[seen],
-        )
+        moved = (following >= 0) & (t < self.T - 1)
+        levels = self.fixed[s[moved]], self.fixed[following[moved]]
+        np.add.at(moves, (r[moved], t[moved], *levels), regions.n[moved])
         total = moves.sum(axis=3)
         self.to = np.where(total > 0, moves.argmax(axis=3), np.arange(F))
         share = np.divide(moves.max(axis=3), total, out=np.ones_like(total), where=total > 0)
@@ -72,7 +73,7 @@ class RegionGrid:
         after = self.offset[self.to[:, :, self.fixed[s]]]
         return np.asarray(self.base[to][None, None, :] + after[:, :, None], dtype=np.int64)
 
-    def period_codes(self, column: Any) -> IntArray:
+    def period_codes(self, column: pd.Series) -> IntArray:
         """Return periods of a market table as numbers from the first period.
 
         Integers count as in the panel (``YYYYMM`` where it counts months); texts read
@@ -84,10 +85,10 @@ class RegionGrid:
             values = column.to_numpy(dtype=np.float64)
             if not (values == np.floor(values)).all():
                 raise SpecificationError("market: periods must be whole numbers or 'YYYY-MM'")
-            number = values.astype(np.int64)
-            if self.kind == "month" and len(number) and number.min() >= 190001:
-                number = number // 100 * 12 + number % 100 - 1
-            return np.asarray(number - self.first, dtype=np.int64)
+            periods = values.astype(np.int64)
+            if self.kind == "month" and len(periods) and periods.min() >= 190001:
+                periods = periods // 100 * 12 + periods % 100 - 1
+            return np.asarray(periods - self.first, dtype=np.int64)
         text = column.astype(str)
         if self.kind == "quarter":
             parts = text.str.extract(r"^(\d{4})-?Q([1-4])$")
@@ -176,34 +177,41 @@ def market_events(model: DDC, counts: Counts, grid: RegionGrid | None = None) ->
         return []
     grid = RegionGrid(model, counts) if grid is None else grid
     cells, n = counts.regions.cells, counts.regions.n
-    known = (cells[:, 5] >= 0) & (cells[:, 2] < counts.last_period)
-    _, r, t, s, _, following, _ = cells[known].T
-    n, t = n[known], t - grid.first
-    R, seen = len(grid.labels), int(grid.alive.any(axis=1).sum())
+    moved = (cells[:, 5] >= 0) & (cells[:, 2] < counts.last_period)
+    _, r, t, s, _, following, _ = cells[moved].T
+    n, t = n[moved], t - grid.first
+    R, alive = len(grid.labels), int(grid.alive.any(axis=1).sum())
     total = np.bincount(r * grid.T + t, weights=n, minlength=R * grid.T)
-    found: list[MarketEvent] = []
+    events: list[MarketEvent] = []
     axes = [a for law in model.transitions.bound if isinstance(law.family, Fixed) for a in law.axes]
     for a in sorted(axes):
         name, levels = model.states.names[a], list(model.states.axes[model.states.names[a]])
         code = model.states.axis_codes(name)
-        for before in range(len(levels)):
-            for after in range(len(levels)):
-                if before == after:
-                    continue
-                hit = (code[s] == before) & (code[following] == after)
-                moved = np.bincount((r * grid.T + t)[hit], weights=n[hit], minlength=R * grid.T)
-                share = np.divide(moved, total, out=np.zeros(len(total)), where=total > 0)
-                where = np.argwhere(share.reshape(R, grid.T) > 0.5)
-                if not len(where):
-                    continue
-                starts = {grid.labels[i]: int(grid.first + j + 1) for i, j in where[::-1]}
-                low, high = min(starts.values()), max(starts.values())
-                span = counts.period_label(low)
-                if high > low:
-                    span += f" to {counts.period_label(high)}"
-                label = (
-                    f"{name} {levels[before]} -> {levels[after]} in {len(starts)} of {seen} regions"
-                    f" ({span})"
+        for before, after in permutations(range(len(levels)), 2):
+            hit = (code[s] == before) & (code[following] == after)
+            hits = np.bincount((r * grid.T + t)[hit], weights=n[hit], minlength=R * grid.T)
+            share = np.divide(hits, total, out=np.zeros(len(total)), where=total > 0)
+            changes = np.argwhere(share.reshape(R, grid.T) > 0.5)
+            if not len(changes):
+                continue
+            # from the last to the first: the first change of a region is the one that stays
+            starts = {grid.labels[i]: int(grid.first + j + 1) for i, j in changes[::-1]}
+            low, high = min(starts.values()), max(starts.values())
+            span = counts.period_label(low)
+            if high > low:
+                span += f" to {counts.period_label(high)}"
+            label = (
+                f"{name} {levels[before]} -> {levels[after]} in {len(starts)} of {alive} regions"
+                f" ({span})"
+            )
+            events.append(
+                MarketEvent(
+                    axis=name,
+                    before=levels[before],
+                    after=levels[after],
+                    starts=starts,
+                    regions=alive,
+                    label=label,
                 )
-                found.append(MarketEvent(name, levels[before], levels[after], starts, seen, label))
-    return found
+            )
+    return events

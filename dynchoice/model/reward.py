@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.utility import evaluate
 from dynchoice.panel.states import check_labels
@@ -70,7 +71,7 @@ class RewardModel:
     anchor: int
     features: str | Callable[[pd.DataFrame], FloatArray]
     names: tuple[str, ...]
-    attributes: Any = field(repr=False)
+    attributes: pd.DataFrame | None = field(repr=False)
     reward: float | str
     available: dict[Level, str]
     offset: str | None
@@ -91,28 +92,30 @@ class RewardModel:
         labels = check_labels(choices, "choices")
         if not isinstance(beta, int | float) or isinstance(beta, bool) or not 0 <= beta < 1:
             raise SpecificationError(f"beta={beta!r}: a discount factor in [0, 1)")
-        for what, label in [("anchor", anchor), *(("available", c) for c in available or {})]:
-            if label not in labels:
-                raise SpecificationError(
-                    f"{what}: {label!r} is no choice.{suggest(label, labels)} Choices:"
-                    f" {', '.join(map(str, labels))}"
-                )
+        checks.known([anchor], labels, "anchor: choice")
+        checks.known(available or {}, labels, "available: choice")
         if not isinstance(features, str) and (not callable(features) or names is None):
             raise SpecificationError("features: a formula, or a function with names= beside it")
         if isinstance(reward, bool) or not isinstance(reward, int | float | str):
             raise SpecificationError(f"reward={reward!r}: a number, or a column's name")
-        own = (
-            ("choices", labels), ("beta", float(beta)), ("anchor", labels.index(anchor)),
-            ("features", features), ("names", () if names is None else tuple(map(str, names))),
-            ("attributes", attributes), ("reward", reward), ("available", dict(available or {})),
-            ("offset", offset),
-        )  # fmt: skip
-        for name, value in own:
+        values = {
+            "choices": labels,
+            "beta": float(beta),
+            "anchor": labels.index(anchor),
+            "features": features,
+            "names": () if names is None else tuple(map(str, names)),
+            "attributes": attributes,
+            "reward": reward,
+            "available": dict(available or {}),
+            "offset": offset,
+        }
+        for name, value in values.items():
             object.__setattr__(self, name, value)
         if attributes is not None and (
-            CHOICE not in attributes or set(attributes[CHOICE]) != set(labels)
+            CHOICE not in attributes
+            or set(attributes[CHOICE]) != set(labels)
             or attributes[CHOICE].duplicated().any()
-        ):  # fmt: skip
+        ):
             raise SpecificationError(
                 f"attributes: one row a choice is needed, with a column {CHOICE!r} of"
                 f" {', '.join(map(str, labels))}"
@@ -136,8 +139,8 @@ class RewardModel:
                     " needed"
                 )
         else:
-            flat, found = evaluate(self.features, self.long(table))
-            x, names = flat.reshape(n, J, flat.shape[1]), tuple(found)
+            flat, columns = evaluate(self.features, self.long(table))
+            x, names = flat.reshape(n, J, flat.shape[1]), tuple(columns)
         if not np.isfinite(x).all():
             k = int(np.argwhere(~np.isfinite(x))[0][2])
             raise SpecificationError(f"feature {names[k]!r} is not finite in some states")
@@ -147,10 +150,10 @@ class RewardModel:
         """Return one row a state and choice, with the choices' attributes."""
         n, J = len(table), len(self.choices)
         long = table.loc[table.index.repeat(J)].reset_index(drop=True)
-        for name in () if self.attributes is None else self.attributes.columns:
-            if name != CHOICE:
-                own = self.attributes.set_index(CHOICE)[name].loc[list(self.choices)]
-                long[name] = np.tile(own.to_numpy(), n)
+        if self.attributes is not None:
+            by_choice = self.attributes.set_index(CHOICE).loc[list(self.choices)]
+            for name in by_choice.columns:
+                long[name] = np.tile(by_choice[name].to_numpy(), n)
         long[CHOICE] = list(self.choices) * n
         return long
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
@@ -44,9 +45,12 @@ class Sieve:
 
     @classmethod
     def of(
-        cls, x: FloatArray, degree: int = 2, pairs: bool | None = None,
+        cls,
+        x: FloatArray,
+        degree: int = 2,
+        pairs: bool | None = None,
         used: BoolArray | None = None,
-    ) -> Sieve:  # fmt: skip
+    ) -> Sieve:
         """Choose the columns for a sample of states.
 
         Parameters
@@ -64,8 +68,7 @@ class Sieve:
         SpecificationError
             A degree below one.
         """
-        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-            raise SpecificationError(f"degree={degree!r}: a whole number, one at least")
+        checks.whole(degree, "degree", 1)
         if pairs is not None and not isinstance(pairs, bool):
             raise SpecificationError(f"pairs={pairs!r}: True, False or None")
         p = x.shape[1]
@@ -73,6 +76,7 @@ class Sieve:
         moving = spread > 1e-12 * np.maximum(np.abs(x).max(axis=0), 1e-300)
         if used is not None:
             moving &= used
+        # a power of a feature with two values is the feature again
         two = np.array([len(np.unique(c[:50_000])) <= 2 for c in x.T])
         rows: list[IntArray] = [np.zeros(p, dtype=np.int64)]
         alone = np.eye(p, dtype=np.int64)
@@ -89,6 +93,7 @@ class Sieve:
         whole = cls(x.mean(axis=0), np.where(moving, spread, 1.0), np.array(rows))
         phi = whole(x)
         size = np.linalg.norm(phi, axis=0)
+        # |R| on the diagonal of a QR: what of each column those before it leave
         left = np.abs(np.diag(np.linalg.qr(phi / np.where(size > 0, size, 1.0), mode="r")))
         return cls(whole.centre, whole.spread, whole.powers[: len(left)][left > COLLINEAR])
 

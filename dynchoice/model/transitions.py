@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from dynchoice.errors import SpecificationError, first_few
 from dynchoice.kernels import core as kernels
 from dynchoice.panel.states import StateSpace, as_floats, check_labels
 from dynchoice.typing import FloatArray, IntArray, Level
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from dynchoice.model.laws import Law
 
 SUM_TOLERANCE = 1e-8
 DENSE_LIMIT = 2**31
@@ -70,6 +75,7 @@ class Transitions(ABC):
                 f" expected ({S}, {S})"
             )
         by_choice = vstack(parts, format="csr")
+        # from rows by choice, then state, to rows s * J + j
         order = (np.arange(S)[:, None] + S * np.arange(J)).reshape(-1)
         return Stacked(csr_array(by_choice[order]), J, "sparse")
 
@@ -77,7 +83,7 @@ class Transitions(ABC):
     def factored(
         states: StateSpace,
         choices: Iterable[Level],
-        laws: Mapping[str | tuple[str, ...], Any],
+        laws: Mapping[str | tuple[str, ...], Law],
     ) -> Transitions:
         """Build as a product of laws, ``{axis or tuple of neighbouring axes: law}``.
 
@@ -105,7 +111,7 @@ class Transitions(ABC):
 
     @abstractmethod
     def stacked(self) -> Any:
-        """Return F as CSR with rows ``s * J + j``, or None where it would be too large."""
+        """Return F as CSR (indptr, indices, data) with rows ``s * J + j``; None if too large."""
 
     @cached_property
     def arrivals(self) -> tuple[Any, IntArray, FloatArray] | None:
@@ -150,7 +156,7 @@ class Transitions(ABC):
         return np.ascontiguousarray(self.expect(eye))
 
     def check_fits(self, S: int, J: int) -> None:
-        """Raise if the law is of other dimensions than the model."""
+        """Raise unless the law has the dimensions of the model."""
         if (self.S, self.J) != (S, J):
             raise SpecificationError(
                 f"transitions are for {self.S} states and {self.J} choices, the model has"
@@ -161,11 +167,12 @@ class Transitions(ABC):
 class Stacked(Transitions):
     """Rows ``F[s, j, .]`` stacked in one CSR matrix: dense and sparse transitions alike."""
 
-    def __init__(self, matrix: Any, J: int, kind: str) -> None:
+    def __init__(self, matrix: csr_array, J: int, kind: str) -> None:
         matrix.sum_duplicates()
         rows, S = matrix.shape
         sums = np.asarray(matrix.sum(axis=1)).reshape(-1)
         least = matrix.data.min(initial=0.0)
+        # ~(<=) rather than >: a row with NaN is bad too
         bad = np.flatnonzero(~(np.abs(sums - 1) <= SUM_TOLERANCE))
         if len(bad) or least < 0 or not np.isfinite(matrix.data).all():
             shown = [f"F[s={r // J}, j={r % J}] sums to {sums[r]:.6g}" for r in bad[:3]]
@@ -221,6 +228,7 @@ def connected_blocks(indptr: IntArray, indices: IntArray, S: int, J: int) -> Int
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
+    # each state's J rows stand together, so that every J-th pointer bounds all its entries
     graph = csr_array(
         (np.ones(len(indices), dtype=np.int8), indices, np.ascontiguousarray(indptr[::J])),
         shape=(S, S),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.model.formula import parse, plain_message
 from dynchoice.panel.states import StateSpace, as_floats, check_labels
@@ -40,7 +41,7 @@ class Utility:
     names: tuple[str, ...]
     offset: FloatArray
     formula: str | None = None
-    attributes: Any = None
+    attributes: pd.DataFrame | None = None
 
     @classmethod
     def from_array(cls, x: Any, names: Iterable[str], offset: Any = None) -> Utility:
@@ -56,7 +57,7 @@ class Utility:
             raise SpecificationError(
                 f"utility features need the shape (S, J, K), got {features.shape}"
             )
-        if isinstance(names, str):
+        if isinstance(names, str):  # a sequence of letters
             raise SpecificationError(f"names: pass a list of names, not the text {names!r}")
         labels = tuple(str(n) for n in names)
         if len(labels) != features.shape[2] or len(set(labels)) != len(labels):
@@ -117,9 +118,9 @@ class Utility:
         table = design_table(states, labels, attributes)
         x, names = evaluate(formula, table)
         features = np.ascontiguousarray(x.reshape(states.size, len(labels), -1))
-        flat = np.ptp(features, axis=1).max(axis=0) == 0
-        if flat.any():
-            terms = [n for n, f in zip(names, flat, strict=True) if f]
+        constant = np.ptp(features, axis=1).max(axis=0) == 0
+        if constant.any():
+            terms = [name for name, same in zip(names, constant, strict=True) if same]
             raise SpecificationError(
                 f"formula term(s) {first_few([repr(t) for t in terms])} are constant across the"
                 " choices of every state, so no choice depends on them: interact them with an"
@@ -167,13 +168,9 @@ def design_table(
             "attributes have no key column: name one 'choice' or like a state axis"
             f" ({', '.join(states.axes)}); they have {', '.join(map(str, attributes.columns))}"
         )
-    known = {CHOICE: set(choices), **{a: set(levels) for a, levels in states.axes.items()}}
+    labels = {CHOICE: list(choices), **{a: list(levels) for a, levels in states.axes.items()}}
     for key in keys:
-        strange = [v for v in attributes[key].unique() if v not in known[key]]
-        if strange:
-            raise SpecificationError(
-                f"attributes: {key} {strange[0]!r} is unknown.{suggest(strange[0], known[key])}"
-            )
+        checks.known(attributes[key].unique(), labels[key], f"attributes: {key}")
     doubled = attributes.duplicated(keys)
     if doubled.any():
         row = attributes.loc[doubled, keys].iloc[0].to_dict()
@@ -184,6 +181,7 @@ def design_table(
             f"attributes: {int(missing.sum())} row(s) miss a value, first"
             f" {attributes.loc[missing].iloc[0].to_dict()}"
         )
+    # a mark tells rows without attributes from rows whose attributes are there
     marked = attributes.assign(__found__=True)
     joined = table.merge(marked, on=keys, how="left", sort=False)
     absent = joined["__found__"].isna()
@@ -195,6 +193,7 @@ def design_table(
 
 
 def _variables(formula: str) -> set[str]:
+    """Return the names that a formula uses."""
     return {str(v) for v in parse(formula).required_variables}
 
 
@@ -204,8 +203,8 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
     from formulaic.errors import FormulaicError, FormulaMaterializationError
 
     parsed = parse(formula)
-    wanted = {str(v) for v in parsed.required_variables}
-    unknown = sorted(wanted - set(map(str, table.columns)))
+    names = {str(v) for v in parsed.required_variables}
+    unknown = sorted(names - set(map(str, table.columns)))
     if unknown:
         raise SpecificationError(
             f"formula {formula!r} names {first_few([repr(u) for u in unknown])}, which is neither"
@@ -214,7 +213,7 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error")  # a warning of the log of zero is an error here
             matrix: Any = model_matrix(parsed, table, na_action="raise", context={})
     except FormulaMaterializationError as error:
         raise SpecificationError(f"formula {formula!r}: {plain_message(error)}") from error
@@ -230,5 +229,5 @@ def evaluate(formula: str, table: pd.DataFrame) -> tuple[FloatArray, list[str]]:
             f" ({first_few(list(matrix.model_spec.transform_state))}): a counterfactual would"
             " rescale them. Put the transformed column into attributes"
         )
-    names = [str(c) for c in matrix.columns]
-    return np.ascontiguousarray(matrix.to_numpy(dtype=np.float64)), names
+    columns = [str(c) for c in matrix.columns]
+    return np.ascontiguousarray(matrix.to_numpy(dtype=np.float64)), columns

@@ -84,7 +84,7 @@ def declared(file: str, name: str) -> dict[str, Key]:
     if isinstance(call, ast.FunctionDef):
         options = zip(call.args.kwonlyargs, call.args.kw_defaults, strict=True)
         return {a.arg: (a.annotation, default) for a, default in options if a.annotation}
-    assert isinstance(node, ast.ClassDef)
+    assert isinstance(node, ast.ClassDef), f"{file} declares no {name}"
     return {
         line.target.id: (line.annotation, line.value)
         for line in node.body

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dynchoice import checks
 from dynchoice.errors import ConfigError, SpecificationError
-from dynchoice.membership.file import from_plain, read_toml
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import BUNDLE, MENU, VINTAGE
 from dynchoice.run.schema import Data, RunFile
@@ -33,9 +32,9 @@ def build_programme(spec: RunFile, folder: Path, source: Path) -> Membership:
         if "file" in tree:
             if len(tree) > 1 or not isinstance(tree["file"], str):
                 raise SpecificationError("give either file, a path, or the programme itself")
-            club = read_toml(folder / tree["file"])
+            club = Membership.from_toml(folder / tree["file"])
         else:
-            club = from_plain(tree)
+            club = Membership.from_dict(tree)
         check_programme(spec.data, club)
         return club
     except RecursionError:

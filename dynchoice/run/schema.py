@@ -44,7 +44,7 @@ class Derived(Section):
 
 SCENARIO = ("counterfactuals/scenario.py", "Scenario")
 PANEL_OPTIONS = ("panel/panel.py", "Panel")
-HISTORY_OPTIONS = ("membership/history.py", "read_panel")
+HISTORY_OPTIONS = ("membership/read_panel.py", "read_panel")
 
 PLACE = ("path", "duckdb", "connection", "table", "schema_")
 NOT_SAID = ("states", "choices", "columns", "buckets", "member_limit", "progress")

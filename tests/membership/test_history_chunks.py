@@ -319,7 +319,7 @@ def test_ids_that_end_alike_are_spread(club, plain, tmp_path):
     import ibis
 
     table = ibis.duckdb.connect().read_parquet(path)
-    part = history_parts.part_of(table, "who", 5)
+    part = history_parts.member_parts(table, "who", 5)
     sizes = table.mutate(part=part).group_by("part").agg(n=lambda t: t.who.nunique()).execute()
     assert sizes["part"].between(0, 4).all() and len(sizes) == 5 and sizes["n"].max() < 20
     alike(*both(club, frame, tmp_path))

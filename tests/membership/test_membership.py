@@ -813,8 +813,8 @@ def test_a_toml_file_gives_the_programme_back(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("plan = 3", r"unknown setting 'plan'. Did you mean 'plans'\?"),
-        ("tenur = 3\n[[plans]]\nname='m'\nprice=1", r"unknown setting 'tenur'.*'tenure'"),
+        ("plan = 3", r"setting 'plan' is unknown. Did you mean 'plans'\?"),
+        ("tenur = 3\n[[plans]]\nname='m'\nprice=1", r"setting 'tenur' is unknown.*'tenure'"),
         ("[[plans]]\nname='m'\nprice=1\nperods=3", r"plans\[0\]: .*'perods'.*'periods'"),
         ("[[plans]]\nname='m'", r"plans\[0\]: .*price"),
         ("plans = 3", r"plans: a list of tables"),

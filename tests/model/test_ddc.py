@@ -23,10 +23,10 @@ def build(**options):
     [
         ({"beta": 1.0}, r"beta=1 is outside \[0, 1\)"),
         ({"beta": -0.1}, r"beta=-0.1 is outside \[0, 1\)"),
-        ({"beta": 1.5, "horizon": 3}, r"beta=1.5 is outside \[0, 1\]"),
+        ({"beta": 1.5, "horizon": 3}, "beta=1.5 must lie between 0 and 1"),
         ({"beta": "high"}, "is no number"),
-        ({"beta": float("nan")}, "outside"),
-        ({"horizon": 0}, "positive number of periods"),
+        ({"beta": float("nan")}, "beta=nan is no number"),
+        ({"horizon": 0}, "horizon=0 must be a whole number of at least 1"),
         ({"choices": ["a"]}, "needs two choices"),
         ({"choices": ["a", "b", "c"]}, "utility is for 3 states and 2 choices"),
         ({"transitions": dc.Transitions.dense(np.full((2, 2, 2), 0.5))}, "transitions are for 2"),
@@ -35,7 +35,7 @@ def build(**options):
         ({"available": [[1, 1], [0, 0], [1, 0]]}, r"1 of 3 states offer no choice: \(s=1\)"),
         ({"attention": 0.0}, r"attention must lie in \(0, 1\]"),
         ({"attention": 0.5}, "say with default="),
-        ({"attention": 0.5, "default": "c"}, "default 'c' is no choice"),
+        ({"attention": 0.5, "default": "c"}, "default 'c' is unknown"),
         ({"attention": 0.5, "default": [0, 1]}, "one choice code a state"),
         ({"attention": 0.5, "default": 2}, "no choice code"),
         (

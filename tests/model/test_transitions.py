@@ -145,7 +145,7 @@ def test_rows_that_do_not_sum_to_one_are_named():
     [
         ({"miles": None}, "law 'miles' is a NoneType"),
         ({"miles": dc.Increment(9)}, "max_step=9 does not fit an axis of 5 levels"),
-        ({"miles": dc.Increment(2, "goo")}, r"resets on 'goo'.*Did you mean 'go'"),
+        ({"miles": dc.Increment(2, "goo")}, r"reset_on: choice 'goo'.*Did you mean 'go'"),
         ({"miles": dc.Increment(2, "go", [0.5, 0.5])}, r"shape \(2,\), expected \(3,\)"),
         ({"miles": dc.Increment(1, "go", [0.5, 0.6])}, "do not sum to one"),
         ({"use": dc.Markov(("choice", "clok"), None)}, r"no axis is named 'clok'.*'clock'"),

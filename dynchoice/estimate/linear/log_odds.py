@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynchoice.estimate.finite_dependence import unmix
+from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynchoice.errors import ConvergenceError
-from dynchoice.estimate.finite_dependence import psi
+from dynchoice.model.attention import psi
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 from dynchoice.typing import FloatArray

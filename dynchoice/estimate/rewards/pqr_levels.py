@@ -17,7 +17,6 @@ from dynchoice.errors import DataError, IdentificationError, SpecificationError,
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.choice_probabilities import ChoiceProbabilities, FirstStageChoice
 from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.finite_dependence import psi_derivative
 from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.make_results import Estimate, ScoreParts, make_results
@@ -25,6 +24,7 @@ from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.rewards.normalised import Normalised, normalised
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
+from dynchoice.model.attention import psi_derivative
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray, Level

@@ -6,7 +6,8 @@ from dataclasses import MISSING, fields
 import pytest
 
 import dynchoice as dc
-from dynchoice.membership.history import BROKEN, ENTRIES, read_panel
+from dynchoice.membership.history import BROKEN, ENTRIES
+from dynchoice.membership.read_panel import read_panel
 from dynchoice.run import schema
 
 NOT_IN_TOML = {"utility", "transitions", "available", "model"}

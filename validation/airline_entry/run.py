@@ -225,7 +225,7 @@ def by_pair(study: Study, bounds: Bounds, df: pd.DataFrame, rows: dc.Trajectorie
     The package clusters by member only; its own influences (no public name yet) show what that
     leaves out.
     """
-    found = dc.DeepPQR(reward(BETA), rows)._made.steps.fit()
+    found = dc.DeepPQR(reward(BETA), rows).made.steps.fit()
     pair = np.sort(df["member"].unique()) // 100
     together = pd.DataFrame(found.sums).groupby(pair).sum().to_numpy()
     carrier = pd.DataFrame(found.sums).groupby(np.sort(df["member"].unique()) % 100).sum()

@@ -157,7 +157,7 @@ def known(
     Parameters
     ----------
     what : str
-        What the names are, with where they stand: ``"prices: plan"``, ``"no parameter"``.
+        What the names are, with where they stand: ``"prices: plan"``, ``"parameter"``.
 
     Raises
     ------

@@ -26,7 +26,7 @@ PASS = [
     (lambda: checks.seed(None), None),
     (lambda: checks.seed(7), 7),
     (lambda: checks.instance(3, "x", int), 3),
-    (lambda: checks.known(["a"], "abc", "no letter"), None),
+    (lambda: checks.known(["a"], "abc", "letter"), None),
     (lambda: checks.columns(pd.DataFrame({"a": [1]}), ["a"], "the log"), None),
     (lambda: checks.shape(np.zeros((2, 3)), "u", (2, 3)), None),
 ]
@@ -56,7 +56,7 @@ REFUSED = [
     (lambda: checks.one_of("typo", "by", ("type", "region")), "by='typo' is unknown. Did you mean"),
     (lambda: checks.one_of(1, "kept", (True, "contract")), "kept=1 is unknown"),
     (lambda: checks.one_of(["type"], "by", ("type",)), "is unknown"),
-    (lambda: checks.known(["prise"], ["price"], "no parameter"), "Did you mean 'price'"),
+    (lambda: checks.known(["prise"], ["price"], "parameter"), "Did you mean 'price'"),
     (lambda: checks.names(3, "names"), "names must be a list of names, got 3"),
     (lambda: checks.mapping([1], "weights"), "weights must map names to values"),
     (lambda: checks.items("abc", "grid"), r"give a list, e.g. grid=\['abc'\]"),

@@ -107,8 +107,9 @@ class Membership(Programme):
 
     Examples
     --------
-    >>> club = Membership([Plan("monthly", 15), Plan("annual", 139, periods=12)],
-    ...                   [Benefit("video", gain=0.1, stay=0.9)], beta=0.99)
+    >>> import dynchoice as dc
+    >>> club = dc.Membership([dc.Plan("monthly", 15), dc.Plan("annual", 139, periods=12)],
+    ...                      [dc.Benefit("video", gain=0.1, stay=0.9)], beta=0.99)
     >>> club.model().shape
     (28, 3, 6)
     >>> club.model().names

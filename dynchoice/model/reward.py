@@ -63,7 +63,7 @@ class RewardModel:
     >>> model = RewardModel(["out", "in"], beta=0.9, anchor="out", features="0 + member:hours",
     ...                     attributes=pd.DataFrame({"choice": ["out", "in"], "member": [0, 1]}))
     >>> model.design(pd.DataFrame({"hours": [2.0]}))[0].tolist()
-    [[0.0], [2.0]]
+    [[[0.0], [2.0]]]
     """
 
     choices: tuple[Level, ...]

@@ -38,7 +38,7 @@ REFUSED = [
     (lambda: replace(TERM, kept={}, kept_until="x"), "kept_until='x'.*'leaving'.*'renewal'"),
     (lambda: dc.forecast({}, []), "the mapping is empty"),
     (lambda: dc.forecast(CLUB, periods="12"), "periods='12' must be a whole number"),
-    (lambda: dc.forecast(CLUB, level=90), r"level=90 .*0\.95 for 95%"),
+    (lambda: dc.forecast(CLUB, level=90), r"level=90 .*for 90% write 0\.9"),
     (lambda: dc.forecast(CLUB, dc.Scenario("x", ramp={})), "'x'.*ramp={} starts nowhere"),
     (lambda: dc.Scenario("x", starts="2025-01"), "starts='2025-01'.*whole numbers of periods"),
     (lambda: dc.Scenario("x", starts=1.5), r"starts=1\.5.*whole numbers of periods"),

@@ -139,7 +139,7 @@ def test_levels_may_be_texts_floats_booleans_and_steps(tmp_path):
         ({"id": None}, {}, dc.DataError, r"missing 'id' \(member\): 1 row"),
         ({"t": None}, {}, dc.DataError, r"missing or unreadable 't' \(time\): 1 row"),
         ({}, {"freq": "weekly"}, dc.SpecificationError, "freq='weekly' is unknown"),
-        ({}, {"invalid": "ignore"}, dc.SpecificationError, "Use 'raise', 'drop'"),
+        ({}, {"invalid": "ignore"}, dc.SpecificationError, "Use 'raise' or 'drop'"),
         ({}, {"buckets": 1}, dc.SpecificationError, "at least 2"),
         ({}, {"choices": ["in", "in"]}, dc.SpecificationError, "choices: labels repeat"),
     ],

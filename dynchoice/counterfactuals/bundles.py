@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.arguments import listed, price_grid
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
@@ -18,9 +19,6 @@ from dynchoice.counterfactuals.welfare import named_benefits, offered
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LIMIT = 2048
 """Combinations a segment up to which all are solved; beyond, a search."""
@@ -58,8 +56,6 @@ class Bundles:
         """Return, by segment, the rows that no other row beats in both ``x`` and ``y``."""
         self._check(x)
         self._check(y)
-        import pandas as pd
-
         parts = []
         for _, part in self.table.groupby("segment", sort=False):
             part = part.sort_values([x, y], ascending=False)
@@ -125,8 +121,6 @@ def bundles(
     SpecificationError
         Unknown benefits or plans; a model without membership.
     """
-    import pandas as pd
-
     grid = price_grid(prices)
     checks.whole(starts, "starts", 1)
     if benefits is not None and (isinstance(benefits, str) or len(benefits)):
@@ -301,8 +295,6 @@ def elasticities(results: Fits, *, start: Start = None) -> Elasticities:
     ----------
     results, start : as for :func:`dynchoice.forecast`
     """
-    import pandas as pd
-
     rows, slopes, moves = [], [], []
     for segment, groups in population(results, start).by_segment().items():
         club = groups[0].model.membership

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.accounts import rates
 from dynchoice.counterfactuals.arguments import limit, listed, number
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import SpecificationError, first_few, suggest
 from dynchoice.membership.membership import Membership
 from dynchoice.typing import FloatArray, Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 MET = 1e-6
 """Weighted gap up to which a moment is met."""
@@ -217,8 +214,6 @@ def _report(
     scale: FloatArray,
     target: FloatArray,
 ) -> Calibration:
-    import pandas as pd
-
     J = fit.jac / scale[:, None]
     W = np.diag(scale**2)
     values = np.linalg.svd(fit.jac, compute_uv=False)

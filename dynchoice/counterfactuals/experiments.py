@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.arguments import listed, number
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.path import moved
@@ -28,9 +29,6 @@ from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solver import ccp_derivative, state_information
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STEP = 0.05
 """Standard errors between the points of the target's gradient."""
@@ -136,8 +134,6 @@ def rank_experiments(
         A flat direction; unknown regions; scenarios that change states.
     """
     from dataclasses import replace
-
-    import pandas as pd
 
     if not isinstance(results, Results):
         raise SpecificationError(

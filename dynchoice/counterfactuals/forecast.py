@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.draws import draw_fit
 from dynchoice.counterfactuals.forecast_tables import lay_out
 from dynchoice.counterfactuals.group_paths import GroupPaths, Shared, Task, check_ramps, run_task
@@ -32,9 +33,6 @@ from dynchoice.names import BASELINE
 from dynchoice.panel.counts import period_label
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger("dynchoice.counterfactuals")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.accounts import rates
 from dynchoice.counterfactuals.badges import ORDER
 from dynchoice.counterfactuals.draws import DELTA_STEP
@@ -17,9 +18,6 @@ from dynchoice.counterfactuals.population import Group
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.names import ALL
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 UNIFORM_SAMPLES = 2000
 NOBODY = 1e-12
@@ -128,8 +126,6 @@ def lay_out(
 
     ``tasks`` are the groups of each fit, whose paths are ``done``; ``kind`` is the kind of bands.
     """
-    import pandas as pd
-
     choices = done[0].choices  # segments may differ only by what they share
     reader = Reader(done, kind)
     rows: dict[str, list[Any]] = {"take_up": [], "flows": [], "welfare": [], "outcomes": []}
@@ -176,8 +172,6 @@ def badge_table(
     done: Sequence[GroupPaths], tasks: Sequence[list[Group]], scenarios: Sequence[Scenario]
 ) -> pd.DataFrame:
     """Return scenario, segment, badge, money's badge, reasons; all rest on the weakest."""
-    import pandas as pd
-
     rows: list[dict[str, str]] = []
     for i, s in enumerate(scenarios):
         found: dict[str, list[Any]] = {}
@@ -262,8 +256,6 @@ class Reader:
 def _take_up(
     head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, choices: Any, size: float
 ) -> pd.DataFrame:
-    import pandas as pd
-
     point, drawn = reader.all(i, cut, lambda s, a: s.shares / size)
     b = bands_of(point, drawn, level, reader.kind, reader.parts)
     T, J = point.shape
@@ -286,8 +278,6 @@ def _take_up(
 def _flows(
     head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, choices: Any, size: float
 ) -> pd.DataFrame:
-    import pandas as pd
-
     point, drawn = reader.all(i, cut, lambda s, a: s.flows / size)
     b = bands_of(point, drawn, level, reader.kind, reader.parts)
     T, J, _ = point.shape
@@ -355,8 +345,6 @@ def measures(
 def _outcomes(
     head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, size: float
 ) -> pd.DataFrame:
-    import pandas as pd
-
     names = reader.done[0].names[i]
     at = range(-1, reader.draws)  # the estimates first
     entries = np.stack([reader.value(i, cut, lambda s, a: s.entries, b) for b in at])

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.arguments import check_scenario, listed
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.group_paths import present_values
@@ -35,9 +36,6 @@ from dynchoice.model.ddc import DDC
 from dynchoice.names import ALL
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MANY = 10
 """Benefits up to which every subset is solved for a decomposition."""
@@ -93,8 +91,6 @@ def welfare(results: Fits, scenario: Scenario, *, start: Start = None) -> Welfar
     SpecificationError, ConvergenceError
         A scenario that does not fit; no price parameter; no solution.
     """
-    import pandas as pd
-
     parts: dict[str, list[tuple[Group, FloatArray, FloatArray]]] = {}
     check_scenario(scenario, "welfare()")
     if scenario.ramp is not None:
@@ -199,8 +195,6 @@ def shapley(
     SpecificationError
         More than 10 benefits; a model without membership; unknown names.
     """
-    import pandas as pd
-
     rows, totals = [], []
     outcomes = listed(outcomes, "outcomes")
     if benefits is not None:

@@ -12,7 +12,8 @@ from dynchoice._lazy import pd
 from dynchoice.counterfactuals.accounts import rates
 from dynchoice.counterfactuals.badges import ORDER
 from dynchoice.counterfactuals.draws import DELTA_STEP
-from dynchoice.counterfactuals.group_paths import GroupPaths, LongRun
+from dynchoice.counterfactuals.group_paths import GroupPaths
+from dynchoice.counterfactuals.long_run import LongRun
 from dynchoice.counterfactuals.path import Sums
 from dynchoice.counterfactuals.population import Group
 from dynchoice.counterfactuals.scenario import Scenario

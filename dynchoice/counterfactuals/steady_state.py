@@ -15,7 +15,7 @@ import numpy as np
 from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.engine import Engine, Policy, steady_state, transposed_solve
 from dynchoice.counterfactuals.forecast_tables import measures
-from dynchoice.counterfactuals.group_paths import cash, present_values
+from dynchoice.counterfactuals.long_run import cash, present_values
 from dynchoice.counterfactuals.population import price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC

@@ -25,7 +25,7 @@ from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.arguments import check_scenario, listed
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.group_paths import present_values
+from dynchoice.counterfactuals.long_run import present_values
 from dynchoice.counterfactuals.path import valued
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario

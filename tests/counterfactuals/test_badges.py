@@ -28,8 +28,8 @@ def test_an_identification_report_without_regions_says_that_none_were_looked_at(
 
 def test_without_any_choice_seen_numbers_rest_on_assumed_values():
     s, fit = dc.Scenario("x", prices={"monthly": 15}), fitted()
-    empty, model = np.zeros_like(fit.counts), s.changed(fit.model)
-    found = badge(s, fit.model, model, s.state_map(fit.model), empty)
+    empty = np.zeros_like(fit.counts)
+    found = badge(s.applied(fit.model), empty)
     assert found.label == found.money == "rests on assumed values"
     f = dc.forecast(replace(fit, counts=empty), s, start=panel(), periods=1, draws=0)
     assert set(f.badges["badge"]) == {"rests on assumed values"}

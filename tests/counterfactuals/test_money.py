@@ -77,14 +77,14 @@ def test_money_rests_on_the_price_parameter_whatever_the_scenario():
 
     model = fixed.model(estimated=(fit.model.membership, fit.model.transitions))
     s = dc.Scenario("x", bundle={"music": 0})
-    found = badge(s, model, s.changed(model), None, fit.counts)
+    found = badge(s.applied(model), fit.counts)
     assert found.label == "identified" and found.money == "rests on assumed values"
     s = dc.Scenario("x", bundle={"video": 2})
-    assert badge(s, model, s.changed(model), None, fit.counts).label == "rests on assumed values"
+    assert badge(s.applied(model), fit.counts).label == "rests on assumed values"
     equal = replace(fit.model.membership, menus={"now": {}, "cheap": {}})
     model = equal.model(estimated=(fit.model.membership, fit.model.transitions))
     s = dc.Scenario("x", prices={"monthly": 12})
-    assert badge(s, model, s.changed(model), None, fit.counts).label == "rests on functional form"
+    assert badge(s.applied(model), fit.counts).label == "rests on functional form"
 
 
 def test_benefits_cost_what_is_used_whatever_axis_is_swept():

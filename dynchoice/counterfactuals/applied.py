@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.membership import changes
 from dynchoice.membership.membership import Membership
@@ -204,8 +205,6 @@ def _valued(scenario: Scenario, club: Membership, new: Membership, model: DDC) -
 
 
 def _utility(scenario: Scenario, model: DDC) -> Utility:
-    import pandas as pd
-
     if isinstance(scenario.utility, Utility):
         if scenario.utility.names != model.names:
             raise SpecificationError(

@@ -4,7 +4,7 @@ What the data and the maintained model leave open is the anchor's payoff ``u_J``
 restrictions on it, the counterfactual outcomes that the data allow are an interval, found by
 minimising and maximising the outcome over ``u_J`` (Kalouptsidi, Kitamura, Lima and Souza-Rodrigues,
 "Counterfactual Analysis for Structural Dynamic Discrete Choice Models"). Gradients are exact:
-:class:`dynchoice.counterfactuals.identified.Sensitivity`. Known transfers stay at their values in
+:class:`dynchoice.counterfactuals.sensitivity.Sensitivity`. Known transfers stay at their values in
 utils. The interval is of point estimates: sampling error is not in it.
 """
 
@@ -12,20 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.counterfactuals.identified import (
     Dynamics,
-    Outcome,
-    Sensitivity,
-    check_state_map,
     mapped,
+)
+from dynchoice.counterfactuals.payoff_map import (
+    MadeOf,
+    check_state_map,
     payoff_blocks,
     payoff_factors,
 )
-from dynchoice.errors import SpecificationError, first_few, suggest
+from dynchoice.counterfactuals.restrictions import FEASIBLE, Polytope, Restriction, polytope
+from dynchoice.counterfactuals.sensitivity import Outcome, Sensitivity
+from dynchoice.errors import SpecificationError, first_few
 from dynchoice.inference.results import Results
 from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
@@ -33,191 +37,11 @@ from dynchoice.panel.states import StateSpace, as_floats
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray, IntArray, Level
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 DIRECTIONS = 200
 """States up to which every payoff of the anchor is free by itself."""
-FEASIBLE = 1e-7
-"""Utils by which a restriction may be missed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Restriction:
-    """``low <= matrix @ u_J <= high`` (m,); of ``u_J`` less its maintained value if ``relative``.
-
-    ``matrix`` (m, S) may be sparse. Build with the class methods below, or directly. Everywhere
-    ``where`` selects states: ``{axis: level or levels}``, a mask (S,), codes, or None for all.
-
-    Examples
-    --------
-    >>> states = StateSpace(plan=["none", "monthly"], use=range(3))
-    >>> Restriction.between(states, high=0, where={"plan": "monthly"}).matrix.shape
-    (3, 6)
-    """
-
-    name: str
-    matrix: Any
-    low: FloatArray
-    high: FloatArray
-    relative: bool = False
-
-    def holds(self, u: FloatArray) -> bool:
-        """Return whether the maintained payoffs (S,) satisfy it."""
-        x = self.matrix @ (0 * u if self.relative else u)
-        return bool(((x >= self.low - FEASIBLE) & (x <= self.high + FEASIBLE)).all())
-
-    @classmethod
-    def between(
-        cls,
-        states: StateSpace,
-        low: Any = -np.inf,
-        high: Any = np.inf,
-        where: Any = None,
-        name: str = "",
-    ) -> Restriction:
-        """Limit payoffs of the anchor, in utils (a sign: ``high=0``); numbers or one a state."""
-        at = select(states, where)
-        name = name or f"between {low} and {high}"
-        a, b = as_floats(low, name).reshape(-1), as_floats(high, name).reshape(-1)
-        if not len(at) or {a.size, b.size} - {1, len(at)} or not (a <= b).all():
-            raise SpecificationError(
-                f"restriction {name!r} on {len(at):,} states: select some, and give low <= high as"
-                " numbers or one for each"
-            )
-        return cls(name, _pick(at, states.size), a + np.zeros(len(at)), b + np.zeros(len(at)))
-
-    @classmethod
-    def known(
-        cls, states: StateSpace, value: Any = 0.0, where: Any = None, name: str = ""
-    ) -> Restriction:
-        """Fix payoffs of the anchor: the normalisation is asserted in the states selected."""
-        return cls.between(states, value, value, where, name or f"known to be {value}")
-
-    @classmethod
-    def within(
-        cls, states: StateSpace, low: Any, high: Any, where: Any = None, name: str = ""
-    ) -> Restriction:
-        """Keep payoffs of the anchor within ``low .. high`` utils of their maintained values."""
-        limits = cls.between(states, low, high, where, name or f"within {low} .. {high}")
-        return replace(limits, relative=True)
-
-    @classmethod
-    def monotone(
-        cls,
-        states: StateSpace,
-        axis: str,
-        increasing: bool = True,
-        where: Any = None,
-        name: str = "",
-    ) -> Restriction:
-        """Let payoffs of the anchor rise (or fall) along an axis, the other levels given."""
-        keep = np.zeros(states.size, dtype=bool)
-        keep[select(states, where)] = True
-        step = int(np.prod(states.shape[states.axis(axis) + 1 :]))
-        at = np.flatnonzero(keep & (states.axis_codes(axis) < len(states.axes[axis]) - 1))
-        at = at[keep[at + step]]
-        name = name or f"{'rises' if increasing else 'falls'} in {axis}"
-        if not len(at):
-            raise SpecificationError(f"restriction {name!r}: no two states selected are neighbours")
-        rise = _pick(at + step, states.size) - _pick(at, states.size)
-        return cls(name, rise if increasing else -rise, np.zeros(len(at)), np.full(len(at), np.inf))
-
-
-def _pick(at: IntArray, S: int) -> Any:
-    from scipy.sparse import csr_array
-
-    return csr_array((np.ones(len(at)), (np.arange(len(at)), at)), shape=(len(at), S))
-
-
-def select(states: StateSpace, where: Any = None) -> IntArray:
-    """Return state codes: all, ``{axis: level or levels}``, a mask (S,), or codes."""
-    if isinstance(where, Mapping):
-        keep = np.ones(states.size, dtype=bool)
-        for axis, levels in where.items():
-            listed = levels if isinstance(levels, (list, tuple, set, range)) else [levels]
-            keep &= np.isin(states.axis_codes(axis), [states.level_code(axis, x) for x in listed])
-        return np.flatnonzero(keep)
-    at = np.arange(states.size) if where is None else np.asarray(where)
-    if at.dtype == np.bool_ and at.shape == (states.size,):
-        return np.flatnonzero(at)
-    if at.ndim != 1 or at.dtype.kind not in "iu" or ((at < 0) | (at >= states.size)).any():
-        raise SpecificationError(f"where={where!r}: pass levels, a mask or codes of states")
-    return at.astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Polytope:
-    """Directions' coefficients ``z = origin + basis @ y``, ``box`` (Y, 2) and rows around ``y``."""
-
-    origin: FloatArray
-    basis: FloatArray
-    box: FloatArray
-    rows: FloatArray
-    low: FloatArray
-    high: FloatArray
-
-    def miss(self, y: FloatArray) -> float:
-        """Return by how much ``y`` misses the restrictions."""
-        r = self.rows @ y
-        gaps = np.r_[self.box[:, 0] - y, y - self.box[:, 1], self.low - r, r - self.high]
-        return float(gaps.max(initial=0.0))
-
-    def vertex(self, c: FloatArray) -> FloatArray | None:
-        """Return a point that minimises ``c @ y``, or None where there is none."""
-        from scipy.optimize import linprog
-
-        if not len(c):
-            return c
-        up, down = np.isfinite(self.high), np.isfinite(self.low)
-        A = np.r_[self.rows[up], -self.rows[down]]
-        b = np.r_[self.high[up], -self.low[down]]
-        found = linprog(c, A_ub=A if len(A) else None, b_ub=b if len(A) else None, bounds=self.box)
-        return np.asarray(found.x) if found.status == 0 else None
-
-
-def polytope(
-    restrictions: Sequence[Restriction], B: FloatArray, maintained: FloatArray
-) -> Polytope | None:
-    """Return what restrictions leave of ``u_J = maintained + B z``, or None where they conflict.
-
-    Equalities are solved away; rows of one coefficient become limits of it.
-    """
-    from scipy.linalg import null_space
-
-    D = B.shape[1]
-    parts = [(np.zeros((0, D)), np.zeros(0), np.zeros(0))]
-    for r in restrictions:
-        shift = 0.0 if r.relative else r.matrix @ maintained
-        parts.append((np.asarray(r.matrix @ B), r.low - shift, r.high - shift))
-    R, low, high = (np.concatenate([p[i] for p in parts]) for i in range(3))
-    equal = low == high
-    origin, basis = np.zeros(D), np.eye(D)
-    if equal.any():
-        single = equal & ((R != 0).sum(axis=1) == 1)
-        fixed = np.argmax(R[single] != 0, axis=1)
-        origin[fixed] = low[single] / R[single, fixed]
-        basis = basis[:, np.setdiff1d(np.arange(D), fixed)]
-        rest = R[equal] @ basis
-        if np.abs(rest).max(initial=0.0) > 0:
-            move = np.linalg.lstsq(rest, low[equal] - R[equal] @ origin, rcond=None)[0]
-            origin, basis = origin + basis @ move, basis @ null_space(rest, rcond=1e-10)
-        if np.abs(R[equal] @ origin - low[equal]).max() > FEASIBLE:
-            return None
-    rows = R[~equal] @ basis
-    low, high = low[~equal] - R[~equal] @ origin, high[~equal] - R[~equal] @ origin
-    filled = np.abs(rows) > 1e-12
-    empty = ~filled.any(axis=1)
-    if (low[empty] > FEASIBLE).any() or (high[empty] < -FEASIBLE).any():
-        return None
-    box = np.tile([-np.inf, np.inf], (basis.shape[1], 1))
-    for i in np.flatnonzero(filled.sum(axis=1) == 1):
-        k = int(filled[i].argmax())
-        ends = np.sort([low[i] / rows[i, k], high[i] / rows[i, k]])
-        box[k] = max(box[k, 0], ends[0]), min(box[k, 1], ends[1])
-    if (box[:, 0] > box[:, 1] + FEASIBLE).any():
-        return None
-    box[:, 1] = np.maximum(box[:, 0], box[:, 1])
-    many = np.unique(np.c_[rows, low, high][filled.sum(axis=1) > 1], axis=0)
-    left = Polytope(origin, basis, box, many[:, :-2], many[:, -2], many[:, -1])
-    return left if left.vertex(np.zeros(basis.shape[1])) is not None else None
 
 
 class End(NamedTuple):
@@ -229,7 +53,9 @@ class End(NamedTuple):
     agree: int
 
 
-def extreme(given: Sensitivity, left: Polytope, starts: Sequence[FloatArray], sign: float) -> End:
+def extreme(
+    function: Sensitivity, left: Polytope, starts: Sequence[FloatArray], sign: float
+) -> End:
     """Minimise (sign 1) or maximise (sign -1) the outcome from every start (Y,) with SLSQP.
 
     The outcome is scaled to a slope of one util at the start: the first step is then of the size
@@ -239,7 +65,7 @@ def extreme(given: Sensitivity, left: Polytope, starts: Sequence[FloatArray], si
     from scipy.optimize import LinearConstraint, minimize
 
     def target(y: FloatArray, scale: float) -> tuple[float, FloatArray]:
-        value, gradient = given(left.origin + left.basis @ y)
+        value, gradient = function(left.origin + left.basis @ y)
         return sign * scale * value, sign * scale * (gradient @ left.basis)
 
     options: dict[str, Any] = {"bounds": Box(left.box[:, 0], left.box[:, 1])}
@@ -248,22 +74,22 @@ def extreme(given: Sensitivity, left: Polytope, starts: Sequence[FloatArray], si
     options |= {"jac": True, "method": "SLSQP", "options": {"ftol": 1e-10, "maxiter": 500}}
     ends = []
     for start in starts:
-        before, fine, y = given.failures, True, start
+        failures, converged, y = function.failures, True, start
         value, slope = target(y, 1.0)
         if len(y):
             scale = 1 / max(float(np.abs(slope).max()), 1e-8)
-            found = minimize(target, y, (scale,), **options)
-            y, fine = np.clip(found.x, left.box[:, 0], left.box[:, 1]), bool(found.success)
+            search = minimize(target, y, (scale,), **options)
+            y, converged = np.clip(search.x, left.box[:, 0], left.box[:, 1]), bool(search.success)
             value = target(y, 1.0)[0]
-        if left.miss(y) > 10 * FEASIBLE:
-            y, fine, value = start, False, target(start, 1.0)[0]
-        ends.append((value, fine and given.failures == before, y))
-    value, fine, y = min(ends, key=lambda e: e[0])
-    agree = sum(e[0] <= value + 1e-6 * (1 + abs(value)) for e in ends)
-    return End(sign * value, left.origin + left.basis @ y, fine, agree)
+        if left.miss(y) > 10 * FEASIBLE:  # the search left the restrictions: it found nothing
+            y, converged, value = start, False, target(start, 1.0)[0]
+        ends.append((value, converged and function.failures == failures, y))
+    value, converged, y = min(ends, key=lambda end: end[0])
+    agree = sum(end[0] <= value + 1e-6 * (1 + abs(value)) for end in ends)
+    return End(sign * value, left.origin + left.basis @ y, converged, agree)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Bounds:
     """The interval of a counterfactual outcome that data and restrictions allow.
 
@@ -332,7 +158,7 @@ class Bounds:
 
 
 def bounds(
-    given: Sensitivity,
+    function: Sensitivity,
     restrictions: Sequence[Restriction],
     maintained: FloatArray,
     *,
@@ -344,7 +170,8 @@ def bounds(
 
     Parameters
     ----------
-    given : Sensitivity
+    function : Sensitivity
+        The outcome of ``z``.
     restrictions : sequence of Restriction
     maintained : FloatArray, shape (S,)
     starts : int
@@ -357,44 +184,45 @@ def bounds(
     SpecificationError
         Restrictions conflict (which ones), or leave payoffs unbounded that matter.
     """
-    B = given.B
-    rest = {r.name: [x for x in restrictions if x is not r] for r in restrictions}
+    B = function.B
+    others = {r.name: [x for x in restrictions if x is not r] for r in restrictions}
     left = polytope(restrictions, B, maintained)
     if left is None:
-        guilty = [n for n, some in rest.items() if polytope(some, B, maintained) is not None]
+        guilty = [n for n, rest in others.items() if polytope(rest, B, maintained) is not None]
         raise SpecificationError(
             "no payoff of the normalised choice along the directions satisfies the restrictions"
             + (f"; without {first_few([repr(n) for n in guilty])} there is one" if guilty else "")
         )
     rng = np.random.default_rng(seed)
-    points = start_points(left, given.matters, [np.zeros(B.shape[1])], starts, rng)
+    points = start_points(left, function.matters, [np.zeros(B.shape[1])], starts, rng)
     if points is None:
         raise SpecificationError(
-            f"{len(given.matters):,} directions of the normalised choice's payoffs matter and the"
-            " restrictions do not bound all of them: add Restriction.within(states, low, high)"
+            f"{len(function.matters):,} directions of the normalised choice's payoffs matter and"
+            " the restrictions do not bound all of them: add Restriction.within(states, low, high)"
         )
-    low, high = (extreme(given, left, points, sign) for sign in (1.0, -1.0))
+    low, high = (extreme(function, left, points, sign) for sign in (1.0, -1.0))
     without = {}
-    for name, some in rest.items():
-        wider, without[name] = polytope(some, B, maintained) or left, (np.nan, np.nan)
-        more = start_points(wider, given.matters, [low.z, high.z], 2 + starts, rng)
+    for name, rest in others.items():
+        wider, without[name] = polytope(rest, B, maintained) or left, (np.nan, np.nan)
+        more = start_points(wider, function.matters, [low.z, high.z], 2 + starts, rng)
         if more is not None:
-            ends = [extreme(given, wider, more, sign).value for sign in (1.0, -1.0)]
+            # the narrower interval's ends are allowed here too, so this one holds them
+            ends = [extreme(function, wider, more, sign).value for sign in (1.0, -1.0)]
             without[name] = (min(ends[0], low.value), max(ends[1], high.value))
     return Bounds(
-        outcome,
-        low.value,
-        high.value,
-        given(np.zeros(B.shape[1]))[0],
-        maintained + B @ low.z,
-        maintained + B @ high.z,
-        low.converged and high.converged,
-        (low.agree, high.agree),
-        len(points),
-        without,
-        tuple(r.name for r in restrictions if not r.holds(maintained)),
-        left.basis.shape[1],
-        len(given.matters),
+        outcome=outcome,
+        lower=low.value,
+        upper=high.value,
+        maintained=function(np.zeros(B.shape[1]))[0],
+        lower_at=maintained + B @ low.z,
+        upper_at=maintained + B @ high.z,
+        converged=low.converged and high.converged,
+        agree=(low.agree, high.agree),
+        starts=len(points),
+        without=without,
+        violated=tuple(r.name for r in restrictions if not r.holds(maintained)),
+        free=left.basis.shape[1],
+        rank=len(function.matters),
     )
 
 
@@ -413,8 +241,8 @@ def start_points(
     points = []
     for z in first:
         y: FloatArray = np.linalg.pinv(left.basis) @ (z - left.origin)
-        off = np.abs(left.origin + left.basis @ y - z).max(initial=0.0)
-        if max(off, left.miss(y)) <= FEASIBLE:
+        gap = np.abs(left.origin + left.basis @ y - z).max(initial=0.0)
+        if max(gap, left.miss(y)) <= FEASIBLE:
             points.append(np.clip(y, left.box[:, 0], left.box[:, 1]))
     slope = matters @ left.basis
     c = rng.standard_normal(len(slope)) @ slope
@@ -461,14 +289,14 @@ def counterfactual_bounds(
     restrictions: Sequence[Restriction],
     *,
     outcome: str | Outcome = "take-up",
-    choice: Any = None,
-    weights: Any = None,
+    choice: Level | Sequence[Level] | None = None,
+    weights: ArrayLike | None = None,
     starts: int = 20,
     seed: int | None = 0,
-    directions: Any = None,
-    payoff: Mapping[Level, Any] | None = None,
-    state_map: Any = None,
-    params: Any = None,
+    directions: ArrayLike | None = None,
+    payoff: MadeOf | None = None,
+    state_map: ArrayLike | None = None,
+    params: Mapping[str, float] | ArrayLike | None = None,
 ) -> Bounds:
     """Bound a counterfactual over the payoffs of the outside choice that data leave open.
 
@@ -497,8 +325,7 @@ def counterfactual_bounds(
     starts, seed
         See :func:`bounds`, also for the errors raised.
     """
-    if not isinstance(results, Results):
-        raise SpecificationError(f"bounds are for one Results, got {type(results).__name__}")
+    checks.instance(results, "results", Results, "one fit at a time")
     results.require_model("bounds on a counterfactual")
     base, new = results.model, scenario_model
     factors, _ = payoff_factors(base, new, payoff, None)
@@ -525,16 +352,25 @@ def counterfactual_bounds(
     u = base.flow_utility(results.theta)
     u_new = new.flow_utility(results.theta if params is None else params)
     with one_blas_thread():
-        given = Sensitivity(dynamics, new, u_new, blocks, function, B, **options)
-        found = bounds(
-            given, restrictions, dynamics.at_anchor(u), starts=starts, seed=seed, outcome=text
+        interval = bounds(
+            Sensitivity(dynamics, new, u_new, blocks, function, B, **options),
+            restrictions,
+            dynamics.at_anchor(u),
+            starts=starts,
+            seed=seed,
+            outcome=text,
         )
     _, unknown = mapped(blocks, np.zeros((*u.shape, 0)), dynamics, Dynamics.of_model(new))
-    return replace(found, held=int(unknown.sum()))
+    return replace(interval, held=int(unknown.sum()))
 
 
 def _outcome(
-    results: Results, new: DDC, outcome: Any, choice: Any, w: FloatArray, origin: IntArray
+    results: Results,
+    new: DDC,
+    outcome: str | Outcome,
+    choice: Level | Sequence[Level] | None,
+    w: FloatArray,
+    origin: IntArray,
 ) -> tuple[Outcome, str, dict[str, Any]]:
     """Return the outcome, its name, and the options of :class:`Sensitivity` that go with it."""
     if callable(outcome):
@@ -542,17 +378,17 @@ def _outcome(
     if outcome == "welfare":
         if (origin[w > 0] < 0).any():
             raise SpecificationError("welfare is a change: weights must be zero in new states")
-        own = np.bincount(origin[w > 0], weights=w[w > 0], minlength=results.model.states.size)
-        return mean_value(w), "the mean change of value", {"welfare": (own, results.solution.V)}
+        S = results.model.states.size
+        before = np.bincount(origin[w > 0], weights=w[w > 0], minlength=S)
+        welfare = before, results.solution.V
+        return mean_value(w), "the mean change of value", {"welfare": welfare}
     if outcome != "take-up":
         raise SpecificationError(
             f"outcome {outcome!r} is unknown: pass 'take-up', 'welfare' or a function"
         )
-    listed = list(choice) if isinstance(choice, (list, tuple)) else [choice]
+    listed = list(choice) if isinstance(choice, list | tuple) else [choice]
     if choice is None:
         listed = [c for c in new.choices if c != results.model.choices[0]]
-    for c in listed:
-        if c not in new.choices:
-            raise SpecificationError(f"{c!r} is no choice.{suggest(c, new.choices)}")
+    checks.known(listed, new.choices, "choice")
     text = f"the mean probability of {first_few(listed)}"
     return share_of(w, [new.choices.index(c) for c in listed]), text, {"shares_only": True}

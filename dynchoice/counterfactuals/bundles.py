@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dynchoice import checks
-from dynchoice.counterfactuals.arguments import listed, price_grid
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.counterfactuals.welfare import named_benefits, offered
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import SpecificationError
 from dynchoice.model.ddc import DDC
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FilePath, FloatArray, Progress
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from matplotlib.figure import Figure
 
 LIMIT = 2048
 """Combinations a segment up to which all are solved; beyond, a search."""
 REPORTED = ("penetration", "revenue", "benefit cost", "profit", "surplus")
 TIE = 1e-12
+"""Difference of an outcome up to which two bundles are alike: rounding."""
 TODAY: tuple[bool, ...] = ()
 """Stands for the offers in force, which may differ between regions."""
 AS_IS = "as today"
+HORIZONS = ("short", "long")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,6 @@ class Bundles:
         """Return, by segment, the rows that no other row beats in both ``x`` and ``y``."""
         self._check(x)
         self._check(y)
-        import pandas as pd
-
         parts = []
         for _, part in self.table.groupby("segment", sort=False):
             part = part.sort_values([x, y], ascending=False)
@@ -67,7 +67,7 @@ class Bundles:
             parts.append(part[part[y] > top + TIE].sort_values(x))
         return pd.concat(parts)
 
-    def plot(self, x: str = "surplus", y: str = "profit", path: Any = None) -> Any:
+    def plot(self, x: str = "surplus", y: str = "profit", path: FilePath | None = None) -> Figure:
         """Draw all rows and the frontier, a panel a segment."""
         from dynchoice.plots.outcomes import plot_frontier
 
@@ -125,12 +125,11 @@ def bundles(
     SpecificationError
         Unknown benefits or plans; a model without membership.
     """
-    import pandas as pd
-
     grid = price_grid(prices)
     checks.whole(starts, "starts", 1)
+    # an empty list is an answer here: prices only
     if benefits is not None and (isinstance(benefits, str) or len(benefits)):
-        benefits = listed(benefits, "benefits")
+        benefits = checks.items(benefits, "benefits")
     segments = population(results, start).by_segment()
     rows: list[dict[str, Any]] = []
     searched = False
@@ -139,11 +138,7 @@ def bundles(
         options = list(product(*(grid[k] for k in grid)))
         solver = _BundleSolver(groups, names, list(grid))
         today = solver(TODAY, ()).row
-        if objective not in today or objective == "bundle":
-            known = [k for k in today if k != "bundle"]
-            raise SpecificationError(
-                f"objective={objective!r}.{suggest(objective, known)} Outcomes: {', '.join(known)}"
-            )
+        checks.one_of(objective, "objective", [name for name in today if name != "bundle"])
         if 2 ** len(names) * len(options) <= LIMIT:
             keys = [(b, p) for b in product((True, False), repeat=len(names)) for p in options]
             for k, key in enumerate(keys):
@@ -160,7 +155,32 @@ def bundles(
     return Bundles(pd.DataFrame(rows), searched)
 
 
+def price_grid(prices: Mapping[str, Iterable[float]] | None) -> dict[str, list[float]]:
+    """Return ``{plan: prices to try}`` as numbers.
+
+    Raises
+    ------
+    SpecificationError
+        No mapping; a plan without a list of prices; prices that are not numbers of at least 0.
+    """
+    if prices is None:
+        return {}
+    if not isinstance(prices, Mapping):
+        raise SpecificationError(f"prices must be {{plan: [prices]}}, got {type(prices).__name__}")
+    grid = {}
+    for plan, values in prices.items():
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise SpecificationError(
+                f"prices of {plan!r}: a list of prices is needed, got {values!r}; for one price"
+                f" {{{plan!r}: [{values!r}]}}"
+            )
+        tried = checks.items(values, f"prices of {plan!r}")
+        grid[plan] = [checks.number(v, f"price of {plan!r}", 0) for v in tried]
+    return grid
+
+
 def _names(model: DDC, benefits: Sequence[str] | None) -> list[str]:
+    """Return the benefits to switch on and off."""
     if model.membership is None:
         raise SpecificationError("bundles() needs a model built by Membership")
     if benefits is None:
@@ -187,6 +207,7 @@ class _BundleSolver:
                 prices = group.model.membership.prices()[group.mu > 0]
                 for p, column in zip(group.model.membership.plans, prices.T, strict=True):
                     paid.setdefault(p.name, set()).update(np.unique(column).tolist())
+        # a price that all pay today is shown; where they pay different ones there is none
         checks.known(plans, () if club is None else [p.name for p in club.plans], "prices: plan")
         self.today = tuple(
             paid[p].copy().pop() if len(paid.get(p, ())) == 1 else float("nan") for p in plans
@@ -194,21 +215,22 @@ class _BundleSolver:
         self.solved: dict[tuple[tuple[bool, ...], tuple[float, ...]], _Solved] = {}
 
     def __call__(self, included: tuple[bool, ...], price: tuple[float, ...]) -> _Solved:
+        """Return what a bundle (which of the names are in) at prices by plan comes to."""
         key = (included, price)
         if key in self.solved:
             return self.solved[key]
         if included == TODAY and not price:
-            s, label, price = Scenario("bundle"), AS_IS, self.today
+            scenario, label, price = Scenario("bundle"), AS_IS, self.today
         else:
             inside = [n for n, yes in zip(self.names, included, strict=True) if yes]
             label = " + ".join(inside) or "none of them"
-            paid = dict(zip(self.plans, price, strict=True))
-            s = Scenario("bundle", bundle=offered(self.names, inside), prices=paid or None)
+            prices = dict(zip(self.plans, price, strict=True))
+            scenario = Scenario("bundle", bundle=offered(self.names, inside), prices=prices or None)
         mass = sum(group.customers for group in self.groups)
         total: dict[str, float] = {}
         value = 0.0
         for group in self.groups:
-            steady = Stationary(s.applied(group.model).model, group.theta, group.mu)
+            steady = Stationary(scenario.applied(group.model).model, group.theta, group.mu)
             share = group.customers / mass
             V, occupied = steady.engine.blocks.by_state(steady.policy.V), group.mu > 0
             value += float(group.mu[occupied] @ V[occupied]) / group.alpha / mass
@@ -232,23 +254,28 @@ def _climb(
     starts: int,
     seed: int,
 ) -> None:
-    """Change one benefit or the price list at a time while the objective rises."""
+    """Change one of ``K`` benefits or the price list at a time while the objective rises.
+
+    What the search came by is in ``solver.solved``.
+    """
     rng = np.random.default_rng(seed)
 
-    def score(b: tuple[bool, ...], p: tuple[float, ...]) -> float:
-        return float(solver(b, p).row[objective])
+    def score(included: tuple[bool, ...], price: tuple[float, ...]) -> float:
+        return float(solver(included, price).row[objective])
 
-    for i in range(max(starts, 1)):
-        at = (True,) * K if i == 0 else tuple(bool(x) for x in rng.integers(0, 2, K))
+    for i in range(starts):
+        included = (True,) * K if i == 0 else tuple(bool(x) for x in rng.integers(0, 2, K))
         price = options[0 if i == 0 else int(rng.integers(len(options)))]
-        best = score(at, price)
+        best = score(included, price)
         while True:
-            moves = [((*at[:k], not at[k], *at[k + 1 :]), price) for k in range(K)]
-            moves += [(at, p) for p in options if p != price]
+            moves = [
+                ((*included[:k], not included[k], *included[k + 1 :]), price) for k in range(K)
+            ]
+            moves += [(included, p) for p in options if p != price]
             value, move = max(((score(*m), m) for m in moves), key=lambda x: x[0])
             if value <= best + TIE:
                 break
-            best, (at, price) = value, move
+            best, (included, price) = value, move
 
 
 @dataclass(frozen=True)
@@ -271,7 +298,7 @@ class Elasticities:
     derivatives: pd.DataFrame
     diversion: pd.DataFrame
 
-    def plot(self, horizon: str = "long", path: Any = None) -> Any:
+    def plot(self, horizon: str = "long", path: FilePath | None = None) -> Figure:
         """Draw the elasticities as a table in colours, a panel a segment."""
         from dynchoice.plots.outcomes import plot_elasticities
 
@@ -287,7 +314,7 @@ class Elasticities:
 
 
 def ratio(a: float, b: float) -> float:
-    """Return ``a / b``, NaN where nobody is there to answer (a plan that is not sold)."""
+    """Return ``a / b``, NaN for ``b = 0``: a plan that nobody takes."""
     return float(a / b) if abs(b) > 0 else float("nan")
 
 
@@ -301,8 +328,6 @@ def elasticities(results: Fits, *, start: Start = None) -> Elasticities:
     ----------
     results, start : as for :func:`dynchoice.forecast`
     """
-    import pandas as pd
-
     rows, slopes, moves = [], [], []
     for segment, groups in population(results, start).by_segment().items():
         club = groups[0].model.membership
@@ -313,31 +338,31 @@ def elasticities(results: Fits, *, start: Start = None) -> Elasticities:
         mass = sum(group.customers for group in groups)
         for group in groups:
             weight = group.customers / mass
-            at = Stationary(group.model, group.theta, group.mu)
-            today = at.engine.blocks.blocked(group.mu / group.customers)
-            for horizon, mu in (("short", today), ("long", at.mu)):
-                now = np.einsum("bn,bnj->j", mu, at.policy.P)
-                level[horizon] = level.get(horizon, 0.0) + weight * now
+            steady = Stationary(group.model, group.theta, group.mu)
+            today = steady.engine.blocks.blocked(group.mu / group.customers)
+            for horizon, mu in (("short", today), ("long", steady.mu)):
+                shares = np.einsum("bn,bnj->j", mu, steady.policy.P)
+                level[horizon] = level.get(horizon, 0.0) + weight * shares
             for k, p in enumerate(club.plans):
-                direction = at.price_direction(p.name)
-                price = at.club.prices()[:, [k]]  # of each state: menus may differ
+                direction = steady.price_direction(p.name)
+                price = steady.club.prices()[:, [k]]  # of each state: menus may differ
                 for kind, du in (("unit", direction), ("percent", direction * price)):
-                    change = at.change(du)
-                    quick = np.einsum("bn,bnj->j", today, change.dP)
-                    slow = np.einsum("bn,bnj->j", at.mu, change.dP)
-                    slow = slow + np.einsum("bn,bnj->j", change.dmu, at.policy.P)
-                    for horizon, value in (("short", quick), ("long", slow)):
+                    change = steady.change(du)
+                    short = np.einsum("bn,bnj->j", today, change.dP)
+                    long = np.einsum("bn,bnj->j", steady.mu, change.dP)
+                    long = long + np.einsum("bn,bnj->j", change.dmu, steady.policy.P)
+                    for horizon, value in (("short", short), ("long", long)):
                         key = (p.name, kind, horizon)
                         slope[key] = slope.get(key, 0.0) + weight * value
         for p in club.plans:
             j = club.choices.index(p.name)
             for k, label in enumerate(club.choices):
                 head = {"segment": segment, "price": p.name}
-                d = {h: slope[p.name, "unit", h][k] for h in ("short", "long")}
-                slopes.append({**head, "share": label, **d})
-                e = {h: ratio(slope[p.name, "percent", h][k], level[h][k]) for h in d}
-                rows.append({**head, "share": label, **e})
-                if k != j:
-                    lost = {h: -slope[p.name, "unit", h][j] for h in d}
-                    moves.append({**head, "to": label, **{h: ratio(d[h], lost[h]) for h in d}})
+                change_of = {h: slope[p.name, "unit", h] for h in HORIZONS}
+                slopes.append({**head, "share": label, **{h: change_of[h][k] for h in HORIZONS}})
+                elastic = {h: ratio(slope[p.name, "percent", h][k], level[h][k]) for h in HORIZONS}
+                rows.append({**head, "share": label, **elastic})
+                if k != j:  # what the plan loses, by where it goes
+                    gained = {h: ratio(change_of[h][k], -change_of[h][j]) for h in HORIZONS}
+                    moves.append({**head, "to": label, **gained})
     return Elasticities(pd.DataFrame(rows), pd.DataFrame(slopes), pd.DataFrame(moves))

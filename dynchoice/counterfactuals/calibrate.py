@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from dynchoice.counterfactuals.accounts import rates
-from dynchoice.counterfactuals.arguments import limit, listed, number
+from dynchoice import checks
+from dynchoice._lazy import pd
+from dynchoice.counterfactuals.accounts import member_shares, rates
 from dynchoice.counterfactuals.steady_state import Stationary
-from dynchoice.errors import SpecificationError, first_few, suggest
+from dynchoice.errors import SpecificationError, first_few
 from dynchoice.membership.membership import Membership
 from dynchoice.typing import FloatArray, Progress
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from scipy.optimize import OptimizeResult
 
 MET = 1e-6
 """Weighted gap up to which a moment is met."""
+SHARES = ("penetration", "trial conversion", "renewal rate", "outside", "joins", "quits")
+FRACTIONS = ("share ", "choosing ", "paid: ", "in trial: ", "renewal rate")
+"""Measures that are fractions, and how others begin."""
+Place: TypeAlias = tuple[str | None, str]
+"""Where a free parameter stands: its type (None: common to all) and its name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A programme whose free parameters were fitted to moments.
 
@@ -68,20 +73,11 @@ def aggregate(club: Membership) -> dict[str, float]:
     kinds: list[tuple[float, str | None]] = [(t.share, k) for k, t in club.types.items()]
     total: dict[str, float] = {}
     for share, kind in kinds or [(1.0, None)]:
-        own = club if kind is None else club.of_type(kind)
-        for name, value in Stationary(own.model(), own.theta()).measures.items():
+        programme = club if kind is None else club.of_type(kind)
+        for name, value in Stationary(programme.model(), programme.theta()).measures.items():
             total[name] = total.get(name, 0.0) + share * value
-    for name, (top, bottom) in rates(tuple(total)).items():
-        total[name] = total[top] / total[bottom] if total[bottom] > 0 else float("nan")
-    for p in club.plans:
-        if f"share of members: {p.name}" in total:
-            total[f"share of members: {p.name}"] = total[f"paid: {p.name}"] / total["penetration"]
-    return total
-
-
-SHARES = ("penetration", "trial conversion", "renewal rate", "outside", "joins", "quits")
-FRACTIONS = ("share ", "choosing ", "paid: ", "in trial: ", "renewal rate")
-"""Measures that are fractions, and how others begin."""
+    ratios = rates(total) | member_shares(total)  # sums of the types' own would mean nothing
+    return total | {name: float(value) for name, value in ratios.items()}
 
 
 def calibrate(
@@ -125,77 +121,34 @@ def calibrate(
     """
     from scipy.optimize import least_squares
 
-    if not hasattr(club, "benefits"):
-        raise SpecificationError(f"calibrate() takes a Membership, got {type(club).__name__}")
-    unknown_chains = [b.name for b in club.benefits if not b.known]
-    if unknown_chains:
+    checks.instance(club, "club", Membership)
+    for what, options in (("moments", moments), ("weights", weights), ("bounds", bounds)):
+        if options is not None:
+            checks.mapping(options, what)
+    without_chain = [b.name for b in club.benefits if not b.known]
+    if without_chain:
         raise SpecificationError(
-            f"benefit {unknown_chains[0]!r} has no chain: give gain= and stay=, or fit the model"
+            f"benefit {without_chain[0]!r} has no chain: give gain= and stay=, or fit the model"
         )
-    free = [str(name) for name in listed(free, "free")]
-    for what, given in (("moments", moments), ("weights", weights), ("bounds", bounds)):
-        if given is not None and not isinstance(given, Mapping):
-            raise SpecificationError(f"{what} must be a mapping, got {type(given).__name__}")
-    place = [_place(club, name) for name in free]
-    start = np.array([_read(club, p) for p in place])
-    first = aggregate(club)
-    unknown = [m for m in moments if m not in first]
-    if unknown:
-        raise SpecificationError(
-            f"no moment {unknown[0]!r}.{suggest(unknown[0], first)} Moments: {', '.join(first)}"
-        )
-    if not len(place) or not moments:
-        raise SpecificationError("calibrate() needs parameters in free= and targets in moments=")
-    target = np.array([number(v, f"moment {k!r}") for k, v in moments.items()])
-    for k, t in zip(moments, target, strict=True):
-        if (k in SHARES or k.startswith(FRACTIONS)) and not 0 <= t <= 1:
-            raise SpecificationError(f"moment {k!r} is {t:g}: shares are fractions (0.4 for 40 %)")
-    own = {k: number(v, f"weight of {k!r}") for k, v in (weights or {}).items()}
-    if any(v < 0 for v in own.values()):
-        raise SpecificationError(f"weights must be at least 0, got {own}")
-    strange = [k for k in own if k not in moments]
-    if strange:
-        raise SpecificationError(
-            f"weights: {strange[0]!r} is no moment.{suggest(strange[0], moments)}"
-        )
-    scale = np.array(
-        [
-            np.sqrt(own[k]) if k in own else 1 / max(abs(t), 1e-12)
-            for k, t in zip(moments, target, strict=True)
-        ]
-    )
-    low, high = np.full(len(free), -np.inf), np.full(len(free), np.inf)
-    strange = [k for k in bounds or {} if k not in free]
-    if strange:
-        raise SpecificationError(
-            f"bounds: {strange[0]!r} is not fitted.{suggest(strange[0], free)} Fitted:"
-            f" {', '.join(free)}"
-        )
-    for i, name in enumerate(free):
-        if bounds and name in bounds:
-            pair = bounds[name]
-            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
-                raise SpecificationError(f"bounds of {name!r}: (low, high), got {pair!r}")
-            low[i], high[i] = (
-                side if x is None else limit(x, f"bounds of {name!r}")
-                for x, side in zip(pair, (-np.inf, np.inf), strict=True)
-            )
-            if not low[i] <= start[i] <= high[i] or low[i] == high[i]:
-                raise SpecificationError(
-                    f"bounds of {name!r}: ({low[i]:g}, {high[i]:g}) must rise and hold where the"
-                    f" search starts ({start[i]:g})"
-                )
-    calls = [0]
+    free = [str(name) for name in checks.items(free, "free")]
+    places = [_place(club, name) for name in free]
+    start = np.array([_read(club, place) for place in places])
+    target = _targets(moments, aggregate(club))
+    scale = _scales(target, weights or {})
+    low, high = _limits(bounds or {}, free, start)
+    solutions = 0
 
     def model_moments(x: FloatArray) -> FloatArray:
-        calls[0] += 1
+        nonlocal solutions
+        solutions += 1
         if progress is not None:
-            progress(calls[0], maxiter * (len(free) + 1), "calibrating")
-        found = aggregate(_written(club, place, x))
-        return np.array([found[m] for m in moments])
+            progress(solutions, maxiter * (len(free) + 1), "calibrating")
+        values = aggregate(_written(club, places, x))
+        return np.array([values[name] for name in moments])
 
+    goal = np.array(list(target.values()))
     fit = least_squares(
-        lambda x: scale * (model_moments(x) - target),
+        lambda x: scale * (model_moments(x) - goal),
         np.clip(start, low + 1e-12, high - 1e-12),
         bounds=(low, high),
         x_scale=np.maximum(np.abs(start), 0.1),
@@ -205,92 +158,133 @@ def calibrate(
         max_nfev=maxiter,
         diff_step=1e-6,
     )
-    fitted = _written(club, place, fit.x)
-    return _report(fitted, moments, free, fit, scale, target)
+    return _report(_written(club, places, fit.x), target, free, fit, scale)
+
+
+def _targets(moments: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
+    """Return the targets as numbers; raise for what is no moment, and for per cents."""
+    checks.known(moments, known, "moment")
+    if not moments:
+        raise SpecificationError("calibrate() needs targets in moments=")
+    target = {name: checks.number(v, f"moment {name!r}") for name, v in moments.items()}
+    for name, value in target.items():
+        if (name in SHARES or name.startswith(FRACTIONS)) and not 0 <= value <= 1:
+            raise SpecificationError(
+                f"moment {name!r} is {value:g}: shares are fractions (0.4 for 40 %)"
+            )
+    return target
+
+
+def _scales(target: Mapping[str, float], weights: Mapping[str, float]) -> FloatArray:
+    """Return what gaps are multiplied by: roots of weights, by default one over the target."""
+    checks.known(weights, target, "weights: moment")
+    numbers = {name: checks.number(v, f"weight of {name!r}", 0) for name, v in weights.items()}
+    return np.array(
+        [
+            np.sqrt(numbers[name]) if name in numbers else 1 / max(abs(value), 1e-12)
+            for name, value in target.items()
+        ]
+    )
+
+
+def _limits(
+    bounds: Mapping[str, tuple[float, float]], free: Sequence[str], start: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return lower and upper limits of the free parameters, infinite where there are none."""
+    checks.known(bounds, free, "bounds: free parameter")
+    low, high = np.full(len(free), -np.inf), np.full(len(free), np.inf)
+    for i, name in enumerate(free):
+        if name not in bounds:
+            continue
+        pair = bounds[name]
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise SpecificationError(f"bounds of {name!r}: (low, high), got {pair!r}")
+        low[i], high[i] = (
+            open_end if x is None else checks.number(x, f"bounds of {name!r}", infinite=True)
+            for x, open_end in zip(pair, (-np.inf, np.inf), strict=True)
+        )
+        if not low[i] <= start[i] <= high[i] or low[i] == high[i]:
+            raise SpecificationError(
+                f"bounds of {name!r}: ({low[i]:g}, {high[i]:g}) must rise and hold where the"
+                f" search starts ({start[i]:g})"
+            )
+    return low, high
 
 
 def _report(
     club: Membership,
-    moments: Mapping[str, float],
+    target: Mapping[str, float],
     free: Sequence[str],
-    fit: Any,
+    fit: OptimizeResult,
     scale: FloatArray,
-    target: FloatArray,
 ) -> Calibration:
-    import pandas as pd
-
+    """Return the calibration, and say what the moments do not settle."""
+    goal = np.array(list(target.values()))
     J = fit.jac / scale[:, None]
     W = np.diag(scale**2)
     values = np.linalg.svd(fit.jac, compute_uv=False)
     rank = int((values > 1e-8 * max(float(values.max(initial=0.0)), 1e-300)).sum())
-    lam = -np.linalg.pinv(J.T @ W @ J) @ J.T @ W
-    reached = target + fit.fun / scale
+    sensitivity = -np.linalg.pinv(J.T @ W @ J) @ J.T @ W
+    reached = goal + fit.fun / scale
     gap = float(np.abs(fit.fun).max(initial=0.0))
     message = f"largest weighted gap {gap:.2g}"
-    met = gap <= MET or len(moments) > len(free)
+    # more moments than parameters are met on balance only
+    met = gap <= MET or len(target) > len(free)
     if gap > MET:
         message += ": the moments are not met" + (
             "" if met else ", though there are as many parameters: no values reach them"
         )
     if rank < len(free):
         message += (
-            f"; {len(moments)} moments tell only {rank} of {len(free)} parameters apart"
+            f"; {len(target)} moments tell only {rank} of {len(free)} parameters apart"
             f" ({first_few(list(free))}): fix some, or add moments"
         )
     table = pd.DataFrame(
         {
-            "moment": list(moments),
-            "target": target,
+            "moment": list(target),
+            "target": goal,
             "model": reached,
-            "gap": reached - target,
+            "gap": reached - goal,
         }
     )
     return Calibration(
-        club,
-        table,
-        pd.Series(fit.x, index=list(free), name="parameter"),
-        pd.DataFrame(lam, index=list(free), columns=list(moments)),
-        bool(fit.success) and rank == len(free) and met,
-        message,
+        club=club,
+        moments=table,
+        params=pd.Series(fit.x, index=list(free), name="parameter"),
+        sensitivity=pd.DataFrame(sensitivity, index=list(free), columns=list(target)),
+        converged=bool(fit.success) and rank == len(free) and met,
+        message=message,
     )
 
 
-def _place(club: Membership, name: str) -> tuple[str | None, str]:
-    """Return (type or None, parameter) of a free parameter's name."""
+def _place(club: Membership, name: str) -> Place:
+    """Return where a free parameter stands, given its name (``TYPE: parameter``)."""
     kind, _, parameter = name.rpartition(": ")
     if parameter in club.fixed:
         raise SpecificationError(
             f"free: {parameter!r} is fixed at {club.fixed[parameter]:g}: take it out of fixed="
         )
-    if kind:
-        if kind not in club.types:
-            raise SpecificationError(f"free: no type {kind!r}.{suggest(kind, club.types)}")
-        if parameter != "scale" and parameter not in club.all_names:
-            raise SpecificationError(
-                f"free: no parameter {parameter!r}.{suggest(parameter, club.all_names)}"
-            )
-        return kind, parameter
-    if name not in club.all_names:
-        raise SpecificationError(
-            f"free: no parameter {name!r}.{suggest(name, club.all_names)} Parameters:"
-            f" {', '.join(club.all_names)}"
-        )
-    return None, name
+    if not kind:
+        checks.known([name], club.all_names, "free: parameter")
+        return None, name
+    checks.known([kind], club.types, "free: type")
+    if parameter != "scale":
+        checks.known([parameter], club.all_names, "free: parameter")
+    return kind, parameter
 
 
-def _read(club: Membership, place: tuple[str | None, str]) -> float:
+def _read(club: Membership, place: Place) -> float:
+    """Return the value of a free parameter."""
     kind, name = place
     if kind is None:
         return float(club.params.get(name, club.fixed.get(name, 0.0)))
-    own = club.types[kind]
     if name == "scale":
-        return own.scale
-    return float(own.params.get(name, club.params.get(name, 0.0)))
+        return club.types[kind].scale
+    return float(club.types[kind].params.get(name, club.params.get(name, 0.0)))
 
 
-def _written(
-    club: Membership, places: Sequence[tuple[str | None, str]], values: FloatArray
-) -> Membership:
+def _written(club: Membership, places: Sequence[Place], values: FloatArray) -> Membership:
+    """Return the programme with other values of its free parameters."""
     params, types = dict(club.params), dict(club.types)
     for (kind, name), value in zip(places, map(float, values), strict=True):
         if kind is None:

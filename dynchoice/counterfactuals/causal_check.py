@@ -15,10 +15,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import ConvergenceError, DynChoiceWarning, SpecificationError
 from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP
@@ -32,9 +33,6 @@ from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.push_forward import mover
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray, Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEAST_TREATED = 4
 """Treated regions with months before the roll-out that a test of pre-trends needs."""
@@ -94,8 +92,6 @@ class CausalCheck:
 
     def frame(self) -> pd.DataFrame:
         """Return one row an event."""
-        import pandas as pd
-
         return pd.DataFrame(
             [
                 {
@@ -331,7 +327,6 @@ def two_way(table: tuple[FloatArray, FloatArray], treated: Any, used: Any) -> tu
 
     linearmodels' PanelOLS with region and month effects, weighted by members.
     """
-    import pandas as pd
     from linearmodels.panel import PanelOLS
 
     y, size = table
@@ -361,7 +356,6 @@ def event_study(
 
     The month before is the reference; months outside the window are pooled at its ends.
     """
-    import pandas as pd
     from linearmodels.panel import PanelOLS
 
     before, after = window

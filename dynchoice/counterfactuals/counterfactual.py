@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.badges import badge
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
@@ -14,9 +15,6 @@ from dynchoice.inference.results import Results
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,6 @@ class Counterfactual:
     @property
     def shares(self) -> pd.DataFrame:
         """Mean choice probabilities: baseline, scenario and change."""
-        import pandas as pd
-
         table = pd.DataFrame(
             {"baseline": self.weights @ self.baseline_ccp, "scenario": self.weights @ self.ccp},
             index=pd.Index(list(self.choices), name="choice"),

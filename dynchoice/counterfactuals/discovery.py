@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.draws import Draw, draws_of, tables_of
 from dynchoice.counterfactuals.population import Group, population, price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
@@ -31,9 +32,6 @@ from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FAINT = 1e-9
 """Weight of a state where nobody stands, against all members: it decides in empty cells only."""
@@ -92,8 +90,6 @@ def discovery_values(
     ConvergenceError
         The model could not be solved.
     """
-    import pandas as pd
-
     if outcome not in OUTCOMES:
         raise SpecificationError(
             f"outcome={outcome!r}.{suggest(outcome, OUTCOMES)} There are {', '.join(OUTCOMES)}"
@@ -173,8 +169,6 @@ def is_use(law: BoundLaw) -> bool:
 
 def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArray, pd.DataFrame]:
     """Return the cell (S,) of each state and the cells' labels."""
-    import pandas as pd
-
     frame = model.states.frame()
     if isinstance(by, str):
         by = [by]
@@ -311,8 +305,6 @@ def common_cells(
     groups: Sequence[Group], by: Mapping[str, Any] | Sequence[str]
 ) -> tuple[list[IntArray], pd.DataFrame]:
     """Return the cell of each state of each group's model, and the labels of all cells."""
-    import pandas as pd
-
     known: dict[tuple[Any, ...], int] = {}
     frames, places = [], []
     for one in groups:

@@ -8,7 +8,7 @@ in every price, benefit and law share one solution.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,18 @@ from dynchoice.solvers.layout import TOL, BlockSolution, PlainBlocks
 from dynchoice.solvers.layout_levels import blocks_of
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
 SLOPE_RTOL = 1e-6
 """Accuracy of the slope: it only says where solutions start."""
+WARM_UP = 24
+"""Periods pushed before GMRES looks for a steady state: enough to leave the starting states."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Values ``V`` (B, n) and observed probabilities ``P`` (B, n, J) by block."""
+    """Values ``V`` (B, n), observed probabilities ``P`` and unmixed ones ``pi`` (B, n, J)."""
 
     V: FloatArray
     P: FloatArray
@@ -51,24 +56,24 @@ class Features:
         u = model.utility
         x = np.stack([b.flat(column[b.order]) for column in np.moveaxis(u.x, -1, 0)])
         offset = b.flat(np.where(model.available, u.offset, -np.inf)[b.order])
-        seen: dict[tuple[bytes, ...], int] = {}
+        first_alike: dict[tuple[bytes, ...], int] = {}
         twin = np.arange(b.B)
-        own, off = x.reshape(len(x), b.B, -1), offset.reshape(b.B, -1)
+        x_of_block, offset_of_block = x.reshape(len(x), b.B, -1), offset.reshape(b.B, -1)
         for i in range(b.B):
             key = (
-                np.ascontiguousarray(own[:, i]).tobytes(),
-                off[i].tobytes(),
+                np.ascontiguousarray(x_of_block[:, i]).tobytes(),
+                offset_of_block[i].tobytes(),
                 b.attention[i].tobytes(),
                 b.default[i].tobytes(),
                 b.key(i),
                 model.attention[b.order[i]].tobytes(),
             )
-            twin[i] = seen.setdefault(key, i)
+            twin[i] = first_alike.setdefault(key, i)
         return cls(x, offset, twin)
 
 
 class Engine:
-    """A model solved at a base point, ready for many more near it.
+    """A model solved at a base point, ready to be solved at many points near it.
 
     Parameters
     ----------
@@ -77,7 +82,7 @@ class Engine:
     theta : FloatArray, shape (K,)
         Base parameters.
     active : array (B,) of bool, optional
-        Blocks that matter.
+        Blocks that matter; the others are not solved, and their values are zero.
     features : Features, optional
         The model's, where another engine has laid them out.
     """
@@ -93,9 +98,9 @@ class Engine:
         self.blocks = b = blocks_of(model)
         self.features = Features.of(model, b) if features is None else features
         self.twin = self.features.twin
-        own = np.ones(b.B, dtype=bool) if active is None else active
+        wanted = np.ones(b.B, dtype=bool) if active is None else active
         self._solved = np.zeros(b.B, dtype=bool)
-        self._solved[self.twin[own]] = True
+        self._solved[self.twin[wanted]] = True
         self._h: FloatArray | None = None
         self._slope: FloatArray | None = None
         self._drawn = False
@@ -112,23 +117,24 @@ class Engine:
     def _solve(self, u: FloatArray, start: FloatArray | None, tol: float = TOL) -> BlockSolution:
         return self.blocks.solve(u, start, tol, self._solved)
 
-    def _expand(self, found: BlockSolution) -> Policy:
-        V, P, pi = found.V, found.P, found.pi
+    def _expand(self, solution: BlockSolution) -> Policy:
+        """Return the policy of all blocks, those that are alike taking their twin's."""
+        V, P, pi = solution.V, solution.P, solution.pi
         if (self.twin != np.arange(len(self.twin))).any():
             V, P, pi = V[self.twin], P[self.twin], pi[self.twin]
-        return Policy(V, P, pi, found.converged, found.message)
+        return Policy(V, P, pi, solution.converged, solution.message)
 
     def prepare(self) -> None:
-        """Compute the value's slope by the parameters, where later solutions start."""
+        """Compute the value's derivative by the parameters, from which later solutions start."""
         if self._slope is not None or self.model.beta == 0:
             return
         b = self.blocks
-        found = self._first
+        solution = self._first
         x = b.view(self.features.x)
-        right = np.ascontiguousarray(np.einsum("bnj,kbnj->bnk", found.policy, x))
+        right = np.ascontiguousarray(np.einsum("bnj,kbnj->bnk", solution.policy, x))
         right[~self._solved] = 0.0
-        self._h = found.h
-        self._slope = b.solve_linear(found.policy, right, SLOPE_RTOL)
+        self._h = solution.h
+        self._slope = b.solve_linear(solution.policy, right, SLOPE_RTOL)
 
     def at(
         self,
@@ -144,14 +150,15 @@ class Engine:
         ``beyond`` (B, n) is what the baseline's value had beyond its own first-order guess at the
         same draw: the scenario's will have nearly the same.
         """
+        # with drawn laws the base point is another problem, though its parameters are the same
         if not self._drawn and np.array_equal(theta, self.theta):
             return self.base
         start = self.guesses(theta[None])[0] if guess is None else guess
         if start is not None and beyond is not None and beyond.shape == start.shape:
             start = start + beyond
-        found = self._solve(self.flow(theta[None])[0] if u is None else u, start, tol)
-        self.last = found.h
-        return self._expand(found)
+        solution = self._solve(self.flow(theta[None])[0] if u is None else u, start, tol)
+        self.last = solution.h
+        return self._expand(solution)
 
     def guesses(self, thetas: FloatArray) -> list[FloatArray] | list[None]:
         """Return first-order guesses of the value (B, n) at parameters (D, K), if there are."""
@@ -178,34 +185,45 @@ class Engine:
         live = pi > 0
         gain = np.where(live, pi * (np.where(live, u, 0.0) - np.log(np.where(live, pi, 1.0))), 0.0)
         a = b.blocked(model.attention)
-        at = np.take_along_axis(u, b.default[..., None], axis=2)[..., 0]
+        u_default = np.take_along_axis(u, b.default[..., None], axis=2)[..., 0]
+        # the inner where keeps 0 * -inf away: the default of the attentive may not be offered
         return np.where(
-            a < 1, a * gain.sum(axis=2) + (1 - a) * np.where(a < 1, at, 0), gain.sum(axis=2)
+            a < 1, a * gain.sum(axis=2) + (1 - a) * np.where(a < 1, u_default, 0), gain.sum(axis=2)
         )
 
     def with_tables(self, tables: dict[str, FloatArray]) -> None:
-        """Take other probabilities of estimated laws, in place (the base point stays)."""
+        """Replace the probabilities of estimated laws in place (the base point stays)."""
         if tables:
             self.blocks.set_tables(tables)
             self._drawn = True
 
 
-def transposed(engine: Engine, policy: Policy, block: int, own: IntArray) -> tuple[Any, FloatArray]:
-    """Return ``x -> x - F^P' x + w 1'x`` on states ``own`` of a block that nobody leaves, and
-    ``w``, uniform on them."""
+class Solved(NamedTuple):
+    """An engine's stationary policy at parameters ``theta`` (K,)."""
+
+    engine: Engine
+    policy: Policy
+    theta: FloatArray
+
+
+def transposed(
+    engine: Engine, policy: Policy, block: int, states: IntArray
+) -> tuple[LinearOperator, FloatArray]:
+    """Return ``x -> x - F^P' x + w 1'x`` on states of a block that nobody leaves, and ``w``,
+    uniform on them."""
     from scipy.sparse.linalg import LinearOperator
 
     b = engine.blocks
-    w = np.full(len(own), 1.0 / len(own))
+    w = np.full(len(states), 1.0 / len(states))
     move = b.mover(block, np.ascontiguousarray(policy.P[block]))
-    whole = np.zeros(b.n)
+    whole = np.zeros(b.n)  # one workspace: nobody leaves the states, so the rest stays zero
 
     def apply(x: FloatArray) -> FloatArray:
         x = np.asarray(x, dtype=np.float64).reshape(-1)
-        whole[own] = x
-        return x - move(whole)[own] + w * x.sum()
+        whole[states] = x
+        return x - move(whole)[states] + w * x.sum()
 
-    return LinearOperator((len(own), len(own)), matvec=apply, dtype=np.float64), w
+    return LinearOperator((len(states), len(states)), matvec=apply, dtype=np.float64), w
 
 
 def transposed_solve(
@@ -216,11 +234,11 @@ def transposed_solve(
     from scipy.sparse.linalg import gmres
 
     out = np.zeros_like(right)
-    for own in engine.blocks.closed(block):
-        if np.abs(right[own]).max() > 0:
-            system, w = transposed(engine, policy, block, own)
-            out[own], _ = gmres(
-                system, right[own], rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20
+    for states in engine.blocks.closed(block):
+        if np.abs(right[states]).max() > 0:
+            system, w = transposed(engine, policy, block, states)
+            out[states], _ = gmres(
+                system, right[states], rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20
             )
     return out
 
@@ -236,24 +254,30 @@ def steady_state(
     from scipy.sparse.linalg import gmres
 
     b = engine.blocks
-    mu, good = np.zeros((b.B, b.n)), True
+    mu, converged = np.zeros((b.B, b.n)), True
     for i in range(b.B):
         if not start[i].any():
             continue
         move = b.mover(i, np.ascontiguousarray(policy.P[i]))
-        for own in b.closed(i):
-            mass = float(start[i][own].sum())
+        for states in b.closed(i):
+            mass = float(start[i][states].sum())
             if mass <= 0:
                 continue
-            system, w = transposed(engine, policy, i, own)
+            system, w = transposed(engine, policy, i, states)
             guess = np.zeros(b.n)
-            guess[own] = w
-            for _ in range(24):
+            guess[states] = w
+            for _ in range(WARM_UP):
                 guess = move(guess)
-            found, info = gmres(
-                system, w, x0=guess[own], rtol=tol, atol=0.0, restart=min(len(own), 200), maxiter=20
+            shares, info = gmres(
+                system,
+                w,
+                x0=guess[states],
+                rtol=tol,
+                atol=0.0,
+                restart=min(len(states), 200),
+                maxiter=20,
             )
-            found = np.maximum(found, 0.0)
-            mu[i, own] = mass * found / found.sum()
-            good &= info == 0
-    return mu, good
+            shares = np.maximum(shares, 0.0)
+            mu[i, states] = mass * shares / shares.sum()
+            converged &= info == 0
+    return mu, converged

@@ -9,13 +9,13 @@ already, ``H``, the variance of a counterfactual with gradient ``g`` falls from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynchoice.counterfactuals.arguments import listed, number
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.path import moved
 from dynchoice.counterfactuals.population import choices_by_region
@@ -24,13 +24,11 @@ from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.names import ALL
+from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solver import ccp_derivative, state_information
-from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
+from dynchoice.typing import FloatArray, Level
 
 STEP = 0.05
 """Standard errors between the points of the target's gradient."""
@@ -55,27 +53,20 @@ class RollOut:
 
     name: str
     scenario: Scenario
-    regions: tuple[Any, ...] | None = None
+    regions: tuple[Level, ...] | None = None
     share: float = 0.5
     months: int = 12
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scenario, Scenario):
-            raise SpecificationError(
-                f"roll-out {self.name!r}: scenario must be a Scenario, got {self.scenario!r}"
-            )
-        whole = isinstance(self.months, int | np.integer) and not isinstance(self.months, bool)
-        if not whole or self.months < 1:
-            raise SpecificationError(
-                f"roll-out {self.name!r}: months={self.months!r} must be a whole number, at least 1"
-            )
+        checks.instance(self.scenario, f"roll-out {self.name!r}: scenario", Scenario)
+        checks.whole(self.months, f"roll-out {self.name!r}: months", 1)
         if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
             raise SpecificationError(
                 f"roll-out {self.name!r}: share={self.share!r} must lie above 0 and at most at 1"
                 " (0.5 for half of the customers)"
             )
         if self.regions is not None:
-            object.__setattr__(self, "regions", tuple(listed(self.regions, "regions")))
+            object.__setattr__(self, "regions", tuple(checks.items(self.regions, "regions")))
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ def rank_experiments(
     target: Callable[[Results], float],
     candidates: Sequence[RollOut],
     *,
-    start: Any,
+    start: Panel | Counts,
 ) -> Ranking:
     """Rank candidate roll-outs by how much each shrinks the variance of a counterfactual.
 
@@ -135,69 +126,56 @@ def rank_experiments(
     SpecificationError
         A flat direction; unknown regions; scenarios that change states.
     """
-    from dataclasses import replace
-
-    import pandas as pd
-
     if not isinstance(results, Results):
         raise SpecificationError(
             f"rank_experiments() takes one Results, got {type(results).__name__}: one segment (or"
             " type) at a time"
         )
     results.require_model("the design of an experiment")
-    if not callable(target):
-        raise SpecificationError(
-            f"target={target!r} must be a function of a fit that returns a number, e.g. lambda fit:"
-            " dc.forecast(fit, s, start=panel, draws=0).take_up['share'].iloc[-1]"
-        )
-    found = listed(candidates, "candidates")
-    wrong = [c for c in found if not isinstance(c, RollOut)]
-    if wrong:
-        raise SpecificationError(f"candidates must be RollOut objects, got {wrong!r}")
+    checks.function(
+        target,
+        "target",
+        "lambda fit: dc.forecast(fit, s, start=panel, draws=0).take_up['share'].iloc[-1]",
+    )
+    candidates = checks.items(candidates, "candidates")
+    for candidate in candidates:
+        checks.instance(candidate, "each of candidates", RollOut)
     K = len(results.theta)
     cov = np.asarray(results.cov_matrix)[:K, :K]
     if not np.isfinite(cov).all():
-        results.draws(1)
-    se = np.sqrt(np.diag(cov))
-    value = number(target(results), "what target returns")
-    gradient = np.empty(K)
-    for k in range(K):
-        ends = []
-        for sign in (1, -1):
-            theta = results.theta.copy()
-            theta[k] += sign * STEP * se[k]
-            ends.append(number(target(replace(results, theta=theta)), "what target returns"))
-        gradient[k] = (ends[0] - ends[1]) / (2 * STEP * se[k])
+        results.draws(1)  # says which direction is flat
+    value = checks.number(target(results), "target(results)")
+    gradient = _gradient(results, target, np.sqrt(np.diag(cov)))
     today = float(np.sqrt(gradient @ cov @ gradient))
     if not today > 0:
         raise SpecificationError(
             "the target does not move with any parameter: no experiment can sharpen it"
         )
     prior = np.linalg.inv(cov)
+
+    def std_error(information: FloatArray) -> float:
+        """Return the target's standard error with more information (K, K)."""
+        return float(np.sqrt(gradient @ np.linalg.solve(prior + information, gradient)))
+
     by_region = _start_by_region(start, results.model)
     waiting: dict[int, FloatArray] = {}
     rows = []
     with one_blas_thread():
         base = _Design(results, None)
-        for c in found:
-            treated = _treated(c, by_region)
-            rest = {r: mu - treated.get(r, 0.0) for r, mu in by_region.items()}
-            if c.months not in waiting:
-                waiting[c.months] = sum(
-                    (base.information(mu, c.months) for mu in by_region.values()),
-                    np.zeros((K, K)),
-                )
-            new = _Design(results, c.scenario)
-            told = sum(
-                (base.information(mu, c.months) for mu in rest.values()), np.zeros((K, K))
-            ) + sum((new.information(mu, c.months) for mu in treated.values()), np.zeros((K, K)))
-            after = float(np.sqrt(gradient @ np.linalg.solve(prior + told, gradient)))
-            same = prior + waiting[c.months]
-            idle = float(np.sqrt(gradient @ np.linalg.solve(same, gradient)))
+        for candidate in candidates:
+            months = candidate.months
+            treated = _treated(candidate, by_region)
+            untreated = [mu - treated.get(r, 0.0) for r, mu in by_region.items()]
+            if months not in waiting:
+                waiting[months] = base.total_information(by_region.values(), months)
+            design = base.total_information(untreated, months) + _Design(
+                results, candidate.scenario
+            ).total_information(treated.values(), months)
+            after, idle = std_error(design), std_error(waiting[months])
             rows.append(
                 {
-                    "roll_out": c.name,
-                    "months": c.months,
+                    "roll_out": candidate.name,
+                    "months": months,
                     "treated": float(sum(mu.sum() for mu in treated.values())),
                     "std_error": after,
                     "waiting": idle,
@@ -209,8 +187,23 @@ def rank_experiments(
     return Ranking(table, value, today)
 
 
+def _gradient(
+    results: Results, target: Callable[[Results], float], std_errors: FloatArray
+) -> FloatArray:
+    """Return the target's derivative (K,) by the parameters, by central differences."""
+    gradient = np.empty(len(std_errors))
+    for k, std_error in enumerate(std_errors):
+        ends = []
+        for sign in (1, -1):
+            theta = results.theta.copy()
+            theta[k] += sign * STEP * std_error
+            ends.append(checks.number(target(replace(results, theta=theta)), "target(results)"))
+        gradient[k] = (ends[0] - ends[1]) / (2 * STEP * std_error)
+    return gradient
+
+
 class _Design:
-    """Information of customers under one scenario: solved once, pushed for any start."""
+    """The information that customers give under one scenario: solved once, for any start."""
 
     def __init__(self, results: Results, scenario: Scenario | None) -> None:
         base, theta = results.model, results.theta
@@ -234,17 +227,22 @@ class _Design:
         """Return the information (K, K) of customers ``mu`` (S,) over some months."""
         engine = self.engine
         b = engine.blocks
-        at = self.base.blocks.blocked(mu)
+        standing = self.base.blocks.blocked(mu)
         if engine is not self.base or self.place is not None:
-            at = moved(self.base, engine, self.place, at)
-        total = np.zeros_like(at)
+            standing = moved(self.base, engine, self.place, standing)
+        total = np.zeros_like(standing)
         for _ in range(months):
-            total += at
-            at = np.stack([b.push_once(i, at[i], engine.base.P[i]) for i in range(b.B)])
+            total += standing
+            standing = np.stack([b.push_once(i, standing[i], engine.base.P[i]) for i in range(b.B)])
         return np.asarray(np.einsum("s,skl->kl", b.by_state(total), self.info))
 
+    def total_information(self, regions: Iterable[FloatArray], months: int) -> FloatArray:
+        """Return the information (K, K) of the customers (S,) of all regions together."""
+        total = np.zeros(self.info.shape[1:])
+        return sum((self.information(mu, months) for mu in regions), total)
 
-def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
+
+def _start_by_region(start: Panel | Counts, model: DDC) -> dict[Level, FloatArray]:
     """Return customers (S,) in the next period by region (one region where there are none)."""
     counts = start.counts if isinstance(start, Panel) else start
     if not hasattr(counts, "at_period"):
@@ -257,22 +255,22 @@ def _start_by_region(start: Any, model: DDC) -> dict[Any, FloatArray]:
     push = model.transitions.push
     if counts.regions is None:
         return {ALL: push(np.ascontiguousarray(counts.at_period().sum(axis=0)))}
-    out: dict[Any, FloatArray] = {}
+    out: dict[Level, FloatArray] = {}
     for parts in choices_by_region(counts).values():
         for region, n in parts:
             out[region] = out.get(region, 0.0) + push(np.ascontiguousarray(n))
     return out
 
 
-def _treated(c: RollOut, by_region: dict[Any, FloatArray]) -> dict[Any, FloatArray]:
+def _treated(candidate: RollOut, by_region: dict[Level, FloatArray]) -> dict[Level, FloatArray]:
     """Return treated customers (S,) by region."""
-    if c.regions is None:
-        return {r: c.share * mu for r, mu in by_region.items()}
+    if candidate.regions is None:
+        return {r: candidate.share * mu for r, mu in by_region.items()}
     names = {str(r): r for r in by_region}
-    strange = [r for r in c.regions if str(r) not in names]
-    if strange:
+    empty = [r for r in candidate.regions if str(r) not in names]
+    if empty:
         raise SpecificationError(
-            f"roll-out {c.name!r}: nobody lives in region {strange[0]!r}."
-            f"{suggest(strange[0], names)}"
+            f"roll-out {candidate.name!r}: nobody lives in region {empty[0]!r}."
+            f"{suggest(empty[0], names)}"
         )
-    return {names[str(r)]: by_region[names[str(r)]] for r in c.regions}
+    return {names[str(r)]: by_region[names[str(r)]] for r in candidate.regions}

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.draws import draw_fit
 from dynchoice.counterfactuals.forecast_tables import lay_out
 from dynchoice.counterfactuals.group_paths import GroupPaths, Shared, Task, check_ramps, run_task
@@ -32,9 +33,6 @@ from dynchoice.names import BASELINE
 from dynchoice.panel.counts import period_label
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger("dynchoice.counterfactuals")
 
@@ -313,35 +311,28 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
     from joblib import Parallel, cpu_count, delayed
 
     cores = cpu_count() if n_jobs < 0 else n_jobs
-    whole = len(tasks) - len(tasks) % cores
-    parts = [
-        (i, part)
+    unsplit = len(tasks) - len(tasks) % cores
+    chunks = [
+        (i, chunk)
         for i, task in enumerate(tasks)
-        for part in ([task] if i < whole else task.split(cores))
+        for chunk in ([task] if i < unsplit else task.split(cores))
     ]
+    done: list[list[GroupPaths]] = [[] for _ in tasks]
     with one_blas_thread():
+        running: Iterable[GroupPaths]
         if cores == 1:
-            found = []
-            for i, part in parts:
-                found.append(run_task(part))
-                if progress is not None:
-                    progress(len(found), len(parts), tasks[i].title)
+            running = (run_task(chunk) for _, chunk in chunks)
         else:
             # kernels release the interpreter's lock, so threads share memory and still run at once;
             # a cluster named by joblib.parallel_config takes their place
             running = Parallel(n_jobs=cores, prefer="threads", return_as="generator")(
-                delayed(run_task)(part) for _, part in parts
+                delayed(run_task)(chunk) for _, chunk in chunks
             )
-            found = []
-            for (i, _), one in zip(parts, running, strict=True):
-                found.append(one)
-                if progress is not None:
-                    progress(len(found), len(parts), tasks[i].title)
-    out: list[GroupPaths] = []
-    for i in range(len(tasks)):
-        own = [f for (k, _), f in zip(parts, found, strict=True) if k == i]
-        out.append(own[0].with_draws_of(own[1:]))
-    return out
+        for count, ((i, _), paths) in enumerate(zip(chunks, running, strict=True), start=1):
+            done[i].append(paths)
+            if progress is not None:
+                progress(count, len(chunks), tasks[i].title)
+    return [first.with_draws_of(later) for first, *later in done]
 
 
 def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dynchoice.counterfactuals.accounts import rates
-from dynchoice.counterfactuals.badges import ORDER
+from dynchoice._lazy import pd
+from dynchoice.counterfactuals.accounts import measures
+from dynchoice.counterfactuals.badges import ORDER, Badge
 from dynchoice.counterfactuals.draws import DELTA_STEP
-from dynchoice.counterfactuals.group_paths import GroupPaths, LongRun
+from dynchoice.counterfactuals.group_paths import GroupPaths
+from dynchoice.counterfactuals.long_run import LongRun
 from dynchoice.counterfactuals.path import Sums
 from dynchoice.counterfactuals.population import Group
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.names import ALL
-from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
+from dynchoice.typing import FloatArray, Level
 
 UNIFORM_SAMPLES = 2000
-NOBODY = 1e-12
-"""Share of customers up to which nobody is due, so that there is no rate."""
+"""Normal draws behind the uniform band of the delta method."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,27 @@ class Bands:
     upper_uniform: FloatArray
 
 
-def bands_of(point: FloatArray, drawn: Any, level: float, kind: str, parts: Sequence[int]) -> Bands:
+def bands_of(
+    point: FloatArray,
+    drawn: Sequence[FloatArray] | FloatArray,
+    level: float,
+    kind: str,
+    parts: Sequence[int],
+) -> Bands:
     """Return bands of a path ``point`` (T, ...) from its draws.
 
     Pointwise: quantiles of the draws. Uniform (sup-t, SOURCES.md 8.3): ``point +- q se`` with ``q``
     the ``level`` quantile over draws of ``max_t |draw - point| / se``. With ``kind="delta"`` the
     draws are central differences, ``parts`` of them for each independent fit.
     """
-    gap = np.full(point.shape, np.nan)
     if not len(drawn):
-        return Bands(gap, gap, gap, gap)
-    sample = np.stack(drawn)
+        unknown = np.full(point.shape, np.nan)
+        return Bands(unknown, unknown, unknown, unknown)
+    sample = drawn if isinstance(drawn, np.ndarray) else np.stack(drawn)
     if kind == "delta":
         from scipy.stats import norm
 
+        # draws come in pairs on both sides of the estimate
         slopes = (sample[0::2] - sample[1::2]) / (2 * DELTA_STEP)
         se = np.sqrt((slopes**2).sum(axis=0))
         half = norm.ppf(0.5 + level / 2) * se
@@ -68,7 +73,7 @@ def bands_of(point: FloatArray, drawn: Any, level: float, kind: str, parts: Sequ
         se = np.where(few, 0.0, np.nanstd(np.where(few, 0.0, sample), axis=0, ddof=1))
     q = sup_t(sample - point, se, level)
     ends = (low, high, point - q * se, point + q * se)
-    return Bands(*(np.where(none, np.nan, x) for x in ends))
+    return Bands(*(np.where(none, np.nan, end) for end in ends))
 
 
 def sup_t(away: FloatArray, se: FloatArray, level: float) -> FloatArray:
@@ -81,37 +86,39 @@ def sup_t(away: FloatArray, se: FloatArray, level: float) -> FloatArray:
 
 @dataclass(frozen=True)
 class Cut:
-    """A row group of the tables: labels and the weight of each (task, group) in it."""
+    """A group of rows of the tables: its labels, and the (fit, group) numbers that it adds up.
+
+    ``other`` is a type or region, or ``"all"``.
+    """
 
     segment: str
     other: str
     members: tuple[tuple[int, int], ...]
-    mass: float
 
 
-def cuts(done: Sequence[GroupPaths], tasks: Sequence[list[Group]], by: str | None) -> list[Cut]:
+def cuts(tasks: Sequence[list[Group]], by: str | None) -> list[Cut]:
     """Return the groups of rows: segments, all together, and each split ``by``."""
-    listed = [(t, g, group) for t, groups in enumerate(tasks) for g, group in enumerate(groups)]
-
-    def cut(segment: Any, other: Any) -> Cut | None:
-        own = [
-            (t, g, x)
-            for t, g, x in listed
-            if (segment == ALL or str(x.segment) == segment)
-            and (other == ALL or str(x.kind if by == "type" else x.region) == other)
-        ]
-        if not own:
-            return None
-        return Cut(segment, other, tuple((t, g) for t, g, _ in own), sum(x.mass for *_, x in own))
-
-    segments = list(dict.fromkeys(str(x.segment) for *_, x in listed))
+    listed = [
+        (t, g, str(group.segment), str(group.kind if by == "type" else group.region))
+        for t, groups in enumerate(tasks)
+        for g, group in enumerate(groups)
+    ]
+    segments = list(dict.fromkeys(segment for _, _, segment, _ in listed))
     if len(segments) > 1:
         segments.append(ALL)
     others = [ALL]
     if by is not None:
-        others = list(dict.fromkeys(str(x.kind if by == "type" else x.region) for *_, x in listed))
+        others = list(dict.fromkeys(other for *_, other in listed))
         others += [ALL] if len(others) > 1 else []
-    return [c for s in segments for o in others if (c := cut(s, o)) is not None]
+    out = []
+    for segment in segments:
+        for other in others:
+            members = tuple(
+                (t, g) for t, g, s, o in listed if segment in (ALL, s) and other in (ALL, o)
+            )
+            if members:
+                out.append(Cut(segment, other, members))
+    return out
 
 
 def lay_out(
@@ -128,24 +135,22 @@ def lay_out(
 
     ``tasks`` are the groups of each fit, whose paths are ``done``; ``kind`` is the kind of bands.
     """
-    import pandas as pd
-
     choices = done[0].choices  # segments may differ only by what they share
-    reader = Reader(done, kind)
+    reader = Reader(done, kind, level)
     rows: dict[str, list[Any]] = {"take_up": [], "flows": [], "welfare": [], "outcomes": []}
     long_rows: list[dict[str, Any]] = []
     for i, scenario in enumerate(scenarios):
-        for cut in cuts(done, tasks, by):
+        for cut in cuts(tasks, by):
             head = {"scenario": scenario.name, "segment": cut.segment}
             if by is not None:
                 head[by] = cut.other
             size = reader.total(i, cut)
-            rows["take_up"].append(_take_up(head, reader, i, cut, level, choices[i], size))
-            rows["flows"].append(_flows(head, reader, i, cut, level, choices[i], size))
-            rows["welfare"].append(_welfare(head, reader, i, cut, level, size))
+            rows["take_up"].append(_take_up(head, reader, i, cut, choices[i], size))
+            rows["flows"].append(_flows(head, reader, i, cut, choices[i], size))
+            rows["welfare"].append(_welfare(head, reader, i, cut, size))
             if done[0].names[i]:
-                rows["outcomes"].append(_outcomes(head, reader, i, cut, level, size))
-                long_rows += _long_run(head, reader, i, cut, level, size)
+                rows["outcomes"].append(_outcomes(head, reader, i, cut, size))
+                long_rows += _long_run(head, reader, i, cut, size)
     out: dict[str, Any] = {}
     for name in ("take_up", "flows", "outcomes"):
         parts = rows[name]
@@ -157,72 +162,83 @@ def lay_out(
     out["welfare"] = pd.DataFrame(rows["welfare"])
     out["long_run"] = pd.DataFrame(long_rows) if long_rows else None
     out["badges"] = badge_table(done, tasks, scenarios)
-    labels_of = dict(zip(*(out["badges"][k] for k in ("key", "badge")), strict=True))
-    money_of = dict(zip(*(out["badges"][k] for k in ("key", "money")), strict=True))
-    out["badges"] = out["badges"].drop(columns="key")
     for name in ("take_up", "welfare", "outcomes", "long_run"):
-        table = out[name]
-        if table is not None:
-            keys = table["scenario"] + "|" + table["segment"]
-            table["badge"] = keys.map(labels_of)
-            in_money = np.full(len(table), name == "welfare")
-            if "measure" in table.columns:
-                in_money = (table["measure"] == "surplus").to_numpy()
-            table["badge"] = np.where(in_money, keys.map(money_of), table["badge"])
+        if out[name] is not None:
+            _add_badges(out[name], out["badges"], money=name == "welfare")
     return out
+
+
+def _add_badges(table: pd.DataFrame, badges: pd.DataFrame, money: bool) -> None:
+    """Add the column ``badge``: the scenario's, or money's for amounts in money."""
+    by_scenario = badges.set_index(["scenario", "segment"])
+    keys = pd.MultiIndex.from_frame(table[["scenario", "segment"]])
+    in_money = np.full(len(table), money)
+    if "measure" in table.columns:
+        in_money = (table["measure"] == "surplus").to_numpy()
+    columns = (by_scenario[name].reindex(keys).to_numpy() for name in ("money", "badge"))
+    table["badge"] = np.where(in_money, *columns)
 
 
 def badge_table(
     done: Sequence[GroupPaths], tasks: Sequence[list[Group]], scenarios: Sequence[Scenario]
 ) -> pd.DataFrame:
     """Return scenario, segment, badge, money's badge, reasons; all rest on the weakest."""
-    import pandas as pd
-
     rows: list[dict[str, str]] = []
-    for i, s in enumerate(scenarios):
-        found: dict[str, list[Any]] = {}
-        for own, groups in zip(done, tasks, strict=True):
-            for g in groups:
-                found.setdefault(str(g.segment), []).append(own.badges[i])
-        everybody = [b for listed in found.values() for b in listed]
-        if len(found) > 1:
-            found[ALL] = everybody
-        for segment, listed in found.items():
-            known = [b for b in listed if b is not None]
-            worst = max((b.label for b in known), key=ORDER.index, default="")
-            reasons = dict.fromkeys(r for b in known for r in b.reasons)
+    for i, scenario in enumerate(scenarios):
+        by_segment: dict[str, list[Badge]] = {}
+        for paths, groups in zip(done, tasks, strict=True):
+            for group in groups:
+                badges = by_segment.setdefault(str(group.segment), [])
+                badge = paths.badges[i]
+                badges += [] if badge is None else [badge]
+        if len(by_segment) > 1:
+            by_segment[ALL] = [b for badges in by_segment.values() for b in badges]
+        for segment, badges in by_segment.items():
             rows.append(
                 {
-                    "scenario": s.name,
+                    "scenario": scenario.name,
                     "segment": segment,
-                    "badge": worst,
-                    "money": max((b.money for b in known), key=ORDER.index, default=""),
-                    "reasons": "; ".join(reasons),
-                    "key": f"{s.name}|{segment}",
+                    "badge": max((b.label for b in badges), key=ORDER.index, default=""),
+                    "money": max((b.money for b in badges), key=ORDER.index, default=""),
+                    "reasons": "; ".join(dict.fromkeys(r for b in badges for r in b.reasons)),
                 }
             )
     return pd.DataFrame(rows)
 
 
 class Reader:
-    """Adds up groups of a cut at the estimates and at every draw."""
+    """Adds up the groups of a cut at the estimates and at every draw, and makes bands of sums.
 
-    def __init__(self, done: Sequence[GroupPaths], kind: str) -> None:
-        self.done, self.kind = done, kind
+    Everywhere ``i`` is a scenario, ``t`` a fit, ``g`` one of its groups, ``b`` a draw (-1: the
+    estimates).
+    """
+
+    def __init__(self, done: Sequence[GroupPaths], kind: str, level: float) -> None:
+        self.done, self.kind, self.level = done, kind, level
         lengths = [len(d.drawn) for d in done]
         self.draws = sum(lengths) if kind == "delta" else min(lengths, default=0)
         self.parts = lengths
 
+    def bands(self, point: FloatArray, drawn: Sequence[FloatArray] | FloatArray) -> Bands:
+        """Return the bands of a path (T, ...) from its draws."""
+        return bands_of(point, drawn, self.level, self.kind, self.parts)
+
+    def band(self, point: float, drawn: Sequence[float]) -> tuple[float, float]:
+        """Return the lower and upper end of a number from its draws."""
+        bands = self.bands(np.atleast_1d(point), [np.atleast_1d(value) for value in drawn])
+        return float(bands.lower[0]), float(bands.upper[0])
+
     def _sums(self, t: int, b: int, i: int, g: int) -> Sums:
-        own = self.done[t]
-        return own.point[i][g] if b < 0 else own.drawn[b][i][g]
+        """Return what a group adds up to at a draw of its fit."""
+        paths = self.done[t]
+        return paths.point[i][g] if b < 0 else paths.drawn[b][i][g]
 
     def alpha(self, t: int, b: int) -> float:
-        """Return the price parameter of a fit at a draw (-1: the estimate)."""
-        return float(self.done[t].alpha[self._own(t, b) + 1])
+        """Return the price parameter of a fit at a draw."""
+        return float(self.done[t].alpha[self._draw_of(t, b) + 1])
 
-    def _own(self, t: int, b: int) -> int:
-        """Return which draw of fit ``t`` the pooled draw ``b`` takes (-1: the estimate).
+    def _draw_of(self, t: int, b: int) -> int:
+        """Return which draw of fit ``t`` the pooled draw ``b`` takes.
 
         Draws of segments are paired: they are independent samples. Differences of the delta
         method move one fit at a time.
@@ -235,18 +251,18 @@ class Reader:
     def value(self, i: int, cut: Cut, read: Callable[[Sums, float], Any], b: int = -1) -> Any:
         """Return the sum over a cut of ``read(sums, alpha)`` at a draw."""
         return sum(
-            read(self._sums(t, self._own(t, b), i, g), self.alpha(t, b)) for t, g in cut.members
+            read(self._sums(t, self._draw_of(t, b), i, g), self.alpha(t, b)) for t, g in cut.members
         )
 
-    def far(self, i: int, cut: Cut, b: int = -1) -> list[tuple[LongRun, float]] | None:
+    def long_runs(self, i: int, cut: Cut, b: int = -1) -> list[tuple[LongRun, float]] | None:
         """Return the long runs of a cut's groups with their price parameters, if computed."""
         out = []
         for t, g in cut.members:
-            own, k = self.done[t], self._own(t, b)
-            found = own.long_run[i][g] if k < 0 else own.long_run_drawn[k][i][g]
-            if found is None:
+            paths, draw = self.done[t], self._draw_of(t, b)
+            long_run = paths.long_run[i][g] if draw < 0 else paths.long_run_drawn[draw][i][g]
+            if long_run is None:
                 return None
-            out.append((found, self.alpha(t, b)))
+            out.append((long_run, self.alpha(t, b)))
         return out
 
     def all(self, i: int, cut: Cut, read: Callable[[Sums, float], Any]) -> tuple[Any, list[Any]]:
@@ -260,12 +276,16 @@ class Reader:
 
 
 def _take_up(
-    head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, choices: Any, size: float
+    head: dict[str, str],
+    reader: Reader,
+    i: int,
+    cut: Cut,
+    choices: Sequence[Level],
+    size: float,
 ) -> pd.DataFrame:
-    import pandas as pd
-
+    """Return the rows of ``take_up`` of a scenario and cut."""
     point, drawn = reader.all(i, cut, lambda s, a: s.shares / size)
-    b = bands_of(point, drawn, level, reader.kind, reader.parts)
+    bands = reader.bands(point, drawn)
     T, J = point.shape
     t, j = np.divmod(np.arange(T * J), J)
     return pd.DataFrame(
@@ -274,22 +294,26 @@ def _take_up(
             "period": t + 1,
             "choice": [choices[c] for c in j],
             "share": point.reshape(-1),
-            "lower": b.lower.reshape(-1),
-            "upper": b.upper.reshape(-1),
-            "lower_uniform": b.lower_uniform.reshape(-1),
-            "upper_uniform": b.upper_uniform.reshape(-1),
+            "lower": bands.lower.reshape(-1),
+            "upper": bands.upper.reshape(-1),
+            "lower_uniform": bands.lower_uniform.reshape(-1),
+            "upper_uniform": bands.upper_uniform.reshape(-1),
             "members": point.reshape(-1) * size,
         }
     )
 
 
 def _flows(
-    head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, choices: Any, size: float
+    head: dict[str, str],
+    reader: Reader,
+    i: int,
+    cut: Cut,
+    choices: Sequence[Level],
+    size: float,
 ) -> pd.DataFrame:
-    import pandas as pd
-
+    """Return the rows of ``flows`` of a scenario and cut."""
     point, drawn = reader.all(i, cut, lambda s, a: s.flows / size)
-    b = bands_of(point, drawn, level, reader.kind, reader.parts)
+    bands = reader.bands(point, drawn)
     T, J, _ = point.shape
     code = np.arange(T * J * J)
     return pd.DataFrame(
@@ -299,119 +323,77 @@ def _flows(
             "source": [choices[c] for c in code // J % J],
             "choice": [choices[c] for c in code % J],
             "share": point.reshape(-1),
-            "lower": b.lower.reshape(-1),
-            "upper": b.upper.reshape(-1),
+            "lower": bands.lower.reshape(-1),
+            "upper": bands.upper.reshape(-1),
         }
     ).dropna(subset=["share"])
 
 
 def _welfare(
-    head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, size: float
-) -> dict[str, Any]:
-    out: dict[str, Any] = dict(head)
-    for name, read in (
-        ("change", lambda s, a: s.welfare / size),
-        ("money", lambda s, a: s.welfare / a / size),
+    head: dict[str, str], reader: Reader, i: int, cut: Cut, size: float
+) -> dict[str, str | float]:
+    """Return the row of ``welfare`` of a scenario and cut: utils, and money."""
+    row: dict[str, str | float] = dict(head)
+    for name, prefix, read in (
+        ("change", "", lambda s, a: s.welfare / size),
+        ("money", "money_", lambda s, a: s.welfare / a / size),
     ):
         point, drawn = reader.all(i, cut, read)
-        b = bands_of(
-            np.atleast_1d(point),
-            [np.atleast_1d(d) for d in drawn],
-            level,
-            reader.kind,
-            reader.parts,
-        )
-        tail = "" if name == "change" else "money_"
-        out |= {
-            name: float(point),
-            f"{tail}lower": float(b.lower[0]),
-            f"{tail}upper": float(b.upper[0]),
-        }
-    return out
+        lower, upper = reader.band(point, drawn)
+        row |= {name: float(point), f"{prefix}lower": lower, f"{prefix}upper": upper}
+    return row
 
 
-def measures(
-    entries: FloatArray, names: Sequence[str], surplus: Any, size: float
-) -> dict[str, Any]:
-    """Return measures from entries (..., E) in customers and surplus in money."""
-    out: dict[str, Any] = {n: entries[..., k] / size for k, n in enumerate(names)}
-    out["revenue"] = out["payments"] - out["refunds"]
-    out["profit"] = out["revenue"] - out["benefit cost"]
-    for name, (top, bottom) in rates(tuple(names)).items():
-        base = out[bottom]
-        some = base > NOBODY
-        out[name] = np.divide(out[top], base, out=np.full_like(base, np.nan), where=some)
-    out["surplus"] = surplus / size
-    monthly = [out[n] for n in names if n.startswith("paid: ")]
-    if len(monthly) > 1:
-        total = out["penetration"]
-        for n in names:
-            if n.startswith("paid: "):
-                share = np.divide(out[n], total, out=np.full_like(total, np.nan), where=total > 0)
-                out[f"share of members: {n[6:]}"] = share
-    return out
-
-
-def _outcomes(
-    head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, size: float
-) -> pd.DataFrame:
-    import pandas as pd
-
-    names = reader.done[0].names[i]
-    at = range(-1, reader.draws)  # the estimates first
-    entries = np.stack([reader.value(i, cut, lambda s, a: s.entries, b) for b in at])
-    surplus = np.stack([reader.value(i, cut, lambda s, a: s.surplus / a, b) for b in at])
-    found = measures(entries, names, surplus, size)
-    values = np.stack(list(found.values()), axis=2)  # (draws, periods, measures)
+def _outcomes(head: dict[str, str], reader: Reader, i: int, cut: Cut, size: float) -> pd.DataFrame:
+    """Return the rows of ``outcomes`` of a scenario and cut."""
+    draws = range(-1, reader.draws)  # the estimates first
+    entries = np.stack([reader.value(i, cut, lambda s, a: s.entries, b) for b in draws])
+    surplus = np.stack([reader.value(i, cut, lambda s, a: s.surplus / a, b) for b in draws])
+    by_name = measures(entries, reader.done[0].names[i], surplus, size)
+    values = np.stack(list(by_name.values()), axis=2)  # (draws, periods, measures)
     point = values[0]
-    b = bands_of(point, values[1:], level, reader.kind, reader.parts)
+    bands = reader.bands(point, values[1:])
     T, M = point.shape
     return pd.DataFrame(
         {
             **head,
             "period": np.tile(np.arange(T) + 1, M),
-            "measure": np.repeat(list(found), T),
+            "measure": np.repeat(list(by_name), T),
             "value": point.T.reshape(-1),
-            "lower": b.lower.T.reshape(-1),
-            "upper": b.upper.T.reshape(-1),
-            "lower_uniform": b.lower_uniform.T.reshape(-1),
-            "upper_uniform": b.upper_uniform.T.reshape(-1),
+            "lower": bands.lower.T.reshape(-1),
+            "upper": bands.upper.T.reshape(-1),
+            "lower_uniform": bands.lower_uniform.T.reshape(-1),
+            "upper_uniform": bands.upper_uniform.T.reshape(-1),
         }
     )
 
 
 def _long_run(
-    head: dict[str, str], reader: Reader, i: int, cut: Cut, level: float, size: float
-) -> list[dict[str, Any]]:
-    names = reader.done[0].names[i]
+    head: dict[str, str], reader: Reader, i: int, cut: Cut, size: float
+) -> list[dict[str, str | float]]:
+    """Return the rows of ``long_run`` of a scenario and cut; none where it was not computed."""
 
-    def at(b: int) -> dict[str, Any] | None:
-        found = reader.far(i, cut, b)
-        if found is None:
+    def measures_at(b: int) -> dict[str, float] | None:
+        """Return the measures at a draw, if computed."""
+        groups = reader.long_runs(i, cut, b)
+        if groups is None:
             return None
-        entries = np.sum([x.entries for x, _ in found], axis=0)
-        out = measures(entries, names, sum(x.surplus / a for x, a in found), size)
-        out["lifetime revenue"] = sum(x.revenue for x, _ in found) / size
-        out["lifetime profit"] = sum(x.profit for x, _ in found) / size
-        return out
+        entries = np.sum([long_run.entries for long_run, _ in groups], axis=0)
+        surplus = sum(long_run.surplus / alpha for long_run, alpha in groups)
+        values = measures(entries, reader.done[0].names[i], surplus, size)
+        return {name: float(value) for name, value in values.items()} | {
+            "lifetime revenue": sum(long_run.revenue for long_run, _ in groups) / size,
+            "lifetime profit": sum(long_run.profit for long_run, _ in groups) / size,
+        }
 
-    point = at(-1)
+    point = measures_at(-1)
     if point is None:
         return []
-    drawn = [x for b in range(reader.draws) if (x := at(b)) is not None]
+    drawn = [values for b in range(reader.draws) if (values := measures_at(b)) is not None]
     if reader.kind == "delta" and len(drawn) < reader.draws:
-        drawn = []
-    rows = []
+        drawn = []  # a difference needs both of its ends
+    rows: list[dict[str, str | float]] = []
     for name, value in point.items():
-        b = bands_of(
-            np.atleast_1d(value),
-            [np.atleast_1d(d[name]) for d in drawn],
-            level,
-            reader.kind,
-            reader.parts,
-        )
-        rows.append(
-            {**head, "measure": name, "value": float(value), "lower": float(b.lower[0]),
-             "upper": float(b.upper[0])}
-        )  # fmt: skip
+        lower, upper = reader.band(value, [values[name] for values in drawn])
+        rows.append({**head, "measure": name, "value": value, "lower": lower, "upper": upper})
     return rows

@@ -1,10 +1,15 @@
-"""One fit's part of a forecast: its groups of customers under all scenarios and draws."""
+"""Paths of one fit's customers under all scenarios, at the estimates and at every draw.
+
+A task is prepared once (scenarios applied, engines built at the estimates); then each draw solves
+every scenario and pushes every group through it. What comes after the last period is in
+:mod:`dynchoice.counterfactuals.long_run`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +17,9 @@ from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.applied import AppliedScenario
 from dynchoice.counterfactuals.badges import Badge, badge
 from dynchoice.counterfactuals.draws import Draw, tables_of
-from dynchoice.counterfactuals.engine import Engine, Features, Policy, steady_state
-from dynchoice.counterfactuals.path import Dates, Sums, enter, follow, moved, phases
+from dynchoice.counterfactuals.engine import Engine, Features, Policy, Solved
+from dynchoice.counterfactuals.long_run import LongRun, long_run_of
+from dynchoice.counterfactuals.path import Dates, Phase, Sums, follow, phases, push_periods
 from dynchoice.counterfactuals.population import Fitted, Group, price_of_utility
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
@@ -21,27 +27,18 @@ from dynchoice.model.ddc import DDC
 from dynchoice.names import ALL
 from dynchoice.solvers.layout import PlainBlocks
 from dynchoice.solvers.layout_levels import blocks_of
-from dynchoice.typing import BoolArray, FloatArray, IntArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
 
 BATCH = 8
 """Draws whose flow utilities are computed at once: one product of matrices."""
+TOL = 1e-12
+"""Residual of solutions at the estimates."""
 DRAW_TOL = 1e-8
-"""Residual of solutions at draws; those at the estimates go to 1e-12."""
+"""Residual of solutions at draws: far below the sampling error that they are to show."""
 
 
 Ahead = dict[tuple[int, bytes], tuple[FloatArray, FloatArray | None]]
 """Flow utilities (B, n, J) and starting values (B, n) by engine and parameters."""
-
-
-@dataclass(frozen=True)
-class LongRun:
-    """Entries of a period in the steady state (E,), and present values of revenue and profit."""
-
-    shares: FloatArray
-    entries: FloatArray
-    surplus: float
-    revenue: float
-    profit: float
 
 
 @dataclass
@@ -56,7 +53,7 @@ class GroupPaths:
     drawn: list[list[list[Sums]]]
     alpha: FloatArray
     names: list[tuple[str, ...]]
-    choices: list[tuple[Any, ...]]
+    choices: list[tuple[Level, ...]]
     long_run: list[list[LongRun | None]]
     long_run_drawn: list[list[list[LongRun | None]]]
     failures: int
@@ -152,14 +149,19 @@ class Prepared:
         """Where members move once the scenario is in force."""
         return self.applied.place
 
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """Entries of the ledger; none without a membership."""
+        return () if self.ledger is None else self.ledger.names
+
 
 def occupied(blocks: PlainBlocks, mu: FloatArray) -> BoolArray:
-    """Return the blocks (B,) in which somebody stands."""
+    """Return which blocks (B,) somebody stands in."""
     return np.asarray((mu[blocks.order] > 0).any(axis=1))
 
 
 def prepare(task: Task) -> list[Prepared]:
-    """Compile the baseline and every scenario; those that only move members share an engine."""
+    """Make every scenario ready, the baseline first; those with the same model share an engine."""
     base, theta = task.fit.model, task.fit.theta
     present = np.sum([g.mu for g in task.groups], axis=0)
     blocks = blocks_of(base)
@@ -174,16 +176,17 @@ def prepare(task: Task) -> list[Prepared]:
     for applied in scenarios:
         scenario, model = applied.scenario, applied.model
         params = applied.theta(theta)
-        same = [
-            p.engine
-            for p in ready
-            if p.engine.model is model and np.array_equal(p.engine.theta, params)
-        ]
-        if same:
-            engine = same[0]
-        else:
-            target = visited if model is base else _reached(base, blocks, active, applied)
-            engine = task.shared.engine(model, params, occupied(blocks_of(model), target))
+        engine = next(
+            (
+                p.engine
+                for p in ready
+                if p.engine.model is model and np.array_equal(p.engine.theta, params)
+            ),
+            None,
+        )
+        if engine is None:
+            reached = visited if model is base else _reached(base, blocks, active, applied)
+            engine = task.shared.engine(model, params, occupied(blocks_of(model), reached))
         ready.append(
             Prepared(
                 applied=applied,
@@ -207,32 +210,34 @@ def _reached(
     return mark
 
 
-def _dates(s: Scenario, group: Group) -> Dates:
-    if s.ramp is None:
-        return Dates(s.starts, s.announced, s.ends)
-    first = next((v for k, v in s.ramp.items() if str(k) == str(group.region)), None)
-    if first is None:
+def _dates(scenario: Scenario, group: Group) -> Dates:
+    """Return when a scenario is known, starts and ends for a group."""
+    if scenario.ramp is None:
+        return Dates(scenario.starts, scenario.announced, scenario.ends)
+    by_region = {str(region): starts for region, starts in scenario.ramp.items()}
+    if str(group.region) not in by_region:
         return Dates(None)
-    return Dates(int(first), max(int(first) - s.lead, 1), None)
+    starts = int(by_region[str(group.region)])
+    return Dates(starts, max(starts - scenario.lead, 1), None)
 
 
-def _mix(s: Scenario, group: Group) -> float:
-    if not s.mix:
-        return 1.0
-    return float(next((v for k, v in s.mix.items() if str(k) == str(group.segment)), 1.0))
+def _mix(scenario: Scenario, group: Group) -> float:
+    """Return the factor on a group's number of customers."""
+    by_segment = {str(segment): factor for segment, factor in (scenario.mix or {}).items()}
+    return float(by_segment.get(str(group.segment), 1.0))
 
 
 def check_ramps(scenarios: Sequence[Scenario], groups: Sequence[Group]) -> None:
-    """Refuse regions and segments that nobody lives in."""
+    """Raise where a scenario names a region or segment in which nobody starts."""
     regions = [str(g.region) for g in groups]
     segments = [str(g.segment) for g in groups]
     for s in scenarios:
         for what, names, pool in (("ramp", s.ramp, regions), ("mix", s.mix, segments)):
-            strange = [k for k in names or () if str(k) not in pool]
-            if strange:
+            empty = [k for k in names or () if str(k) not in pool]
+            if empty:
                 raise SpecificationError(
-                    f"scenario {s.name!r}: {what} names {strange[0]!r}, where nobody starts."
-                    f"{suggest(strange[0], dict.fromkeys(pool))}"
+                    f"scenario {s.name!r}: {what} names {empty[0]!r}, where nobody starts."
+                    f"{suggest(empty[0], dict.fromkeys(pool))}"
                 )
         if s.mix and groups and not any(_mix(s, g) for g in groups):
             raise SpecificationError(f"scenario {s.name!r}: mix leaves nobody")
@@ -241,18 +246,17 @@ def check_ramps(scenarios: Sequence[Scenario], groups: Sequence[Group]) -> None:
 def run_task(task: Task) -> GroupPaths:
     """Return the paths of one fit: estimates first, then draws."""
     ready = prepare(task)
-    base = ready[0].engine
-    mus = [base.blocks.blocked(g.mu) for g in task.groups]
+    blocks = ready[0].engine.blocks
+    mus = [blocks.blocked(g.mu) for g in task.groups]
     ledgers = {id(p.engine): p.ledger for p in ready if p.ledger is not None}
     if task.draws:
         for p in ready:
             p.engine.prepare()
-    names = [p.ledger.names if p.ledger is not None else () for p in ready]
     out = GroupPaths(
         point=[],
         drawn=[],
         alpha=np.zeros(0),
-        names=names,
+        names=[p.entry_names for p in ready],
         choices=[p.engine.model.choices for p in ready],
         long_run=[],
         long_run_drawn=[],
@@ -261,40 +265,40 @@ def run_task(task: Task) -> GroupPaths:
         badges=[p.badge for p in ready],
     )
     alphas: list[float] = []
-    flows: Ahead = {}
+    ahead: Ahead = {}
     everything = [Draw(task.fit.theta), *task.draws]
     for b, draw in enumerate(everything):
-        if b % BATCH == 1:
-            ahead = everything[b : b + BATCH]
-            flows = flows_ahead(task, ready, [d.theta for d in ahead])
+        if b % BATCH == 1:  # 0 are the estimates: batches of draws begin at 1, 9, 17 ...
+            ahead = flows_ahead(ready, [d.theta for d in everything[b : b + BATCH]])
         if draw.tables:
             for engine in unique_engines(ready):
                 engine.with_tables(tables_of(engine.model, task.fit.model, draw.tables))
-        paths, far, solved, failed = one_draw(task, ready, mus, ledgers, draw.theta, b == 0, flows)
-        out.solved += solved
-        out.failures += failed
+        done = run_draw(task, ready, mus, ledgers, draw.theta, ahead, at_estimates=b == 0)
+        out.solved += done.solved
+        out.failures += done.failed
         alphas.append(price_of_utility(task.fit.model, draw.theta))
         if b == 0:
-            out.point, out.long_run = paths, far
+            out.point, out.long_run = done.paths, done.long_run
         else:
-            out.drawn.append(paths)
-            out.long_run_drawn.append(far)
+            out.drawn.append(done.paths)
+            out.long_run_drawn.append(done.long_run)
     out.alpha = np.array(alphas)
     return out
 
 
-def flows_ahead(task: Task, ready: Sequence[Prepared], thetas: Sequence[FloatArray]) -> Ahead:
+def flows_ahead(ready: Sequence[Prepared], thetas: Sequence[FloatArray]) -> Ahead:
     """Return flow utilities and starting values of some draws by engine and parameters."""
-    out: Ahead = {}
+    ahead: Ahead = {}
     for p in ready:
-        own = [p.applied.theta(theta) for theta in thetas]
-        new = [x for x in own if (id(p.engine), x.tobytes()) not in out]
+        params = [p.applied.theta(theta) for theta in thetas]
+        # scenarios that share an engine and change no parameter need the same flow once
+        new = [x for x in params if (id(p.engine), x.tobytes()) not in ahead]
         if new:
-            thetas_new = np.stack(new)
-            pairs = zip(p.engine.flow(thetas_new), p.engine.guesses(thetas_new), strict=True)
+            stacked = np.stack(new)
+            pairs = zip(p.engine.flow(stacked), p.engine.guesses(stacked), strict=True)
             for x, pair in zip(new, pairs, strict=True):
-                out[id(p.engine), x.tobytes()] = pair
-    return out
+                ahead[id(p.engine), x.tobytes()] = pair
+    return ahead
 
 
 def unique_engines(ready: Sequence[Prepared]) -> list[Engine]:
@@ -302,193 +306,103 @@ def unique_engines(ready: Sequence[Prepared]) -> list[Engine]:
     return list({id(p.engine): p.engine for p in ready}.values())
 
 
-def one_draw(
+class OneDraw(NamedTuple):
+    """One draw's sums and long runs by scenario and group; solutions made, and failed."""
+
+    paths: list[list[Sums]]
+    long_run: list[list[LongRun | None]]
+    solved: int
+    failed: int
+
+
+def run_draw(
     task: Task,
-    ready: list[Prepared],
-    mus: list[FloatArray],
+    ready: Sequence[Prepared],
+    mus: Sequence[FloatArray],
     ledgers: dict[int, Ledger],
     theta: FloatArray,
-    first: bool,
-    flows: Ahead,
-) -> tuple[list[list[Sums]], list[list[LongRun | None]], int, int]:
-    """Return sums by scenario and group at one draw, solutions made and failed."""
-    tol = 1e-12 if first else DRAW_TOL
-    policies: dict[tuple[int, bytes], Policy] = {}
-    found: list[tuple[Engine, Policy, FloatArray]] = []
-    failed = 0
-    beyond: FloatArray | None = None
-    for p in ready:
-        own = p.applied.theta(theta)
-        key = (id(p.engine), own.tobytes())
-        if key not in policies:
-            u, guess = flows.get(key, (None, None))
-            policies[key] = p.engine.at(own, tol, beyond, u, guess)
-            if p is ready[0] and guess is not None and p.engine.last is not None:
-                beyond = p.engine.last - guess
-            failed += not policies[key].converged
-        found.append((p.engine, policies[key], own))
-    base = found[0]
-    paths: list[list[Sums]] = []
-    far: list[list[LongRun | None]] = []
-    for p, new in zip(ready, found, strict=True):
-        known: dict[Dates, Any] = {}
-        paths.append([])
-        far.append([])
+    ahead: Ahead,
+    *,
+    at_estimates: bool,
+) -> OneDraw:
+    """Solve every scenario at parameters (K,), and push every group (B, n) through it."""
+    solutions, solved, failed = solve_scenarios(
+        ready, theta, ahead, TOL if at_estimates else DRAW_TOL
+    )
+    base = solutions[0]
+    out = OneDraw([], [], solved, failed)
+    wanted = task.long_run == "bands" or (task.long_run == "point" and at_estimates)
+    for p, new in zip(ready, solutions, strict=True):
+        by_dates: dict[Dates, tuple[list[Phase], FloatArray]] = {}
+        out.paths.append([])
+        out.long_run.append([])
         for g, (group, mu) in enumerate(zip(task.groups, mus, strict=True)):
             dates = p.dates[g]
-            if dates not in known:
-                known[dates] = phases(base, new, p.place, dates, task.periods)
-            listed, V = known[dates]
-            names = p.ledger.names if p.ledger is not None else ()
+            if dates not in by_dates:
+                by_dates[dates] = phases(base, new, p.place, dates, task.periods)
+            listed, V = by_dates[dates]
             sums, _ = follow(
-                base[0], listed, mu, p.place, ledgers, group.last, names, p.engine.blocks.J
+                base.engine,
+                listed,
+                mu,
+                p.place,
+                ledgers,
+                last=group.last,
+                names=p.entry_names,
+                choices=p.engine.blocks.J,
             )
             sums.welfare = welfare_change(base, V, mu, dates, task.periods)
             if p.mix[g] != 1.0:
-                sums = scaled(sums, p.mix[g])
-            paths[-1].append(sums)
-            wanted = task.long_run == "bands" or (task.long_run == "point" and first)
-            entry = None
+                sums = sums.times(p.mix[g])
+            out.paths[-1].append(sums)
+            long_run = None
             if wanted and p.ledger is not None:
-                entry = long_run_of(base, new, p, dates, mu, sums, p.mix[g], ledgers)
-            far[-1].append(entry)
-    return paths, far, len(policies), failed
+                long_run = long_run_of(
+                    base,
+                    new,
+                    place=p.place,
+                    ledger=p.ledger,
+                    ledgers=ledgers,
+                    dates=dates,
+                    mu=mu,
+                    sums=sums,
+                    factor=p.mix[g],
+                )
+            out.long_run[-1].append(long_run)
+    return out
 
 
-def scaled(sums: Sums, factor: float) -> Sums:
-    """Return the sums of so many times as many customers."""
-    return Sums(
-        factor * sums.shares,
-        factor * sums.flows,
-        factor * sums.entries,
-        factor * sums.surplus,
-        factor * sums.welfare,
-    )
-
-
-def stepped(engine: Engine, policy: Policy, mu: FloatArray, periods: int) -> FloatArray:
-    """Return a distribution (B, n) some periods later."""
-    if not periods:
-        return mu
-    moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
-    for _ in range(periods):
-        mu = np.stack([move(own) for move, own in zip(moves, mu, strict=True)])
-    return mu
+def solve_scenarios(
+    ready: Sequence[Prepared], theta: FloatArray, ahead: Ahead, tol: float
+) -> tuple[list[Solved], int, int]:
+    """Return each scenario's solution, how many were computed, and how many did not converge."""
+    policies: dict[tuple[int, bytes], Policy] = {}
+    solutions: list[Solved] = []
+    failed = 0
+    beyond: FloatArray | None = None
+    for p in ready:
+        params = p.applied.theta(theta)
+        key = (id(p.engine), params.tobytes())
+        if key not in policies:
+            u, guess = ahead.get(key, (None, None))
+            policies[key] = p.engine.at(params, tol, beyond, u, guess)
+            # the baseline comes first: what its guess missed, the scenarios' will miss too
+            if p is ready[0] and guess is not None and p.engine.last is not None:
+                beyond = p.engine.last - guess
+            failed += not policies[key].converged
+        solutions.append(Solved(p.engine, policies[key], params))
+    return solutions, len(policies), failed
 
 
 def welfare_change(
-    base: tuple[Engine, Policy, FloatArray],
-    V: FloatArray,
-    mu: FloatArray,
-    dates: Dates,
-    periods: int,
+    base: Solved, V: FloatArray, mu: FloatArray, dates: Dates, periods: int
 ) -> float:
-    """Return the change of value when the scenario becomes known, summed over customers."""
-    engine, policy, _ = base
-    if V is policy.V or dates.known is None:
+    """Return the change of value when the scenario becomes known, summed over customers.
+
+    ``V`` (B, n) is the value of that day in the baseline's layout.
+    """
+    if V is base.policy.V or dates.known is None:
         return 0.0
-    at = stepped(engine, policy, mu, min(dates.known, periods) - 1)
+    standing = push_periods(base.engine, base.policy, mu, min(dates.known, periods) - 1)
     # blocks in which nobody stands are not solved: their values are zero
-    return float(np.vdot(at, V) - np.vdot(at, policy.V))
-
-
-def long_run_of(
-    base: tuple[Engine, Policy, FloatArray],
-    new: tuple[Engine, Policy, FloatArray],
-    p: Prepared,
-    dates: Dates,
-    mu: FloatArray,
-    sums: Sums,
-    factor: float,
-    ledgers: dict[int, Ledger],
-) -> LongRun:
-    """Return the steady state of a scenario for good, and today's customers' present value."""
-    lasting = dates.starts is not None and dates.ends is None
-    engine, policy, theta = new if lasting else base
-    there = mu
-    if lasting and p.place is not None:
-        there = moved(base[0], engine, p.place, mu)
-    elif engine is not base[0]:
-        there = moved(base[0], engine, None, mu)
-    assert p.ledger is not None
-    ledger = p.ledger
-    if not lasting:
-        ledger = Ledger.of(engine.model.membership, engine.blocks)
-    rest, _ = steady_state(engine, policy, there)
-    stay = rest.copy()
-    money, cost = cash(engine, policy, ledger)
-    cells, values = engine.blocks.push(
-        stay, policy.P, 1, cost[:, None], ledger.group, ledger.groups
-    )
-    found, _ = ledger.read(cells, values.sum(axis=0)[:1, 0])
-    entries = ledger.named(found[0], p.ledger.names)
-    worth = engine.flow_value(theta, policy)
-    beta = engine.model.beta
-    # the tail begins where nothing changes any more, which may be after the forecast
-    T = max(len(sums.entries), dates.starts or 0, (dates.ends or 1) - 1)
-    if len(sums.entries) < T:
-        listed, _ = phases(base, new, p.place, dates, T)
-        sums, _ = follow(
-            base[0], listed, mu, p.place, ledgers, None, p.ledger.names, p.engine.blocks.J
-        )
-        sums = scaled(sums, factor)
-    names = list(p.ledger.names)
-    revenue = sums.entries[:, names.index("payments")] - sums.entries[:, names.index("refunds")]
-    spent = sums.entries[:, names.index("benefit cost")]
-    discount = beta ** np.arange(T)
-    end = final_distribution(base, new, p, dates, mu, T)
-    pv_cash, pv_cost = present_values(engine, policy, [money, cost])
-    tail = factor * beta**T
-    revenue_pv = float(discount @ revenue + tail * (end * pv_cash).sum())
-    cost_pv = float(discount @ spent + tail * (end * pv_cost).sum())
-    return LongRun(
-        factor * cells.sum(axis=(0, 1, 2)),
-        factor * entries,
-        factor * float((rest * worth).sum()),
-        revenue_pv,
-        revenue_pv - cost_pv,
-    )
-
-
-def final_distribution(
-    base: tuple[Engine, Policy, FloatArray],
-    new: tuple[Engine, Policy, FloatArray],
-    p: Prepared,
-    dates: Dates,
-    mu: FloatArray,
-    periods: int,
-) -> FloatArray:
-    """Return where customers stand after the last period, in the layout of what holds then."""
-    listed, _ = phases(base, new, p.place, dates, periods)
-    before, at = base[0], mu
-    for phase in listed:
-        at = enter(before, phase, p.place, at)
-        before = phase.engine
-        at = stepped(before, phase.policy, at, phase.periods)
-    lasting = dates.starts is not None and dates.ends is None
-    target = new[0] if lasting else base[0]
-    if before is target:
-        return at
-    return moved(before, target, p.place if lasting else None, at)
-
-
-def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
-    """Return expected payments less refunds, and costs of benefits, by state (B, n)."""
-    net = ledger.money[0] - ledger.money[1]
-    return (policy.P * net[:, ledger.group]).sum(axis=2), ledger.cost(policy.P)
-
-
-def present_values(engine: Engine, policy: Policy, flows: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return ``(I - beta F^P)^{-1} flow`` (B, n) of each flow (SOURCES.md 7.5)."""
-    b, beta = engine.blocks, engine.model.beta
-    right = np.stack(flows, axis=2)
-    relative = b.solve_linear(policy.P, right)
-    out = []
-    for k in range(right.shape[2]):
-        h = relative[:, :, k]
-        value = np.empty_like(h)
-        for i in range(b.B):
-            ahead = b.policy_expect(i, h[i], policy.P[i])
-            value[i] = h[i] + (right[i, 0, k] + beta * ahead[0] - h[i, 0]) / (1 - beta)
-        out.append(value)
-    return out
+    return float(np.vdot(standing, V) - np.vdot(standing, base.policy.V))

@@ -23,30 +23,33 @@ factor ``beta~`` has the same probabilities for all of them if and only if
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.counterfactuals.arguments import check_models
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.counterfactuals.payoff_map import (
+    MadeOf,
+    Payoff,
+    Utils,
+    check_state_map,
+    payoff_blocks,
+    payoff_factors,
+)
+from dynchoice.errors import SpecificationError
 from dynchoice.inference.summary import wrapped
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
-from dynchoice.panel.states import as_floats
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
-from dynchoice.solvers.solver import Solver
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from scipy.sparse import csr_array
 
 DENSE_STATES = 2000
 """States of a group that never reach others, above which the criterion is not computed."""
-
-Payoff: TypeAlias = Mapping[tuple[int, int], Any]
-"""``(a, b) -> H_ab``, dense or sparse (S~, S): counterfactual payoff of a from baseline b."""
-
-Outcome: TypeAlias = Callable[[FloatArray, FloatArray], tuple[float, FloatArray, FloatArray]]
-"""``(V~ (S~,), P~ (S~, J~)) -> (value, d/dV~ (S~,), d/dP~ (S~, J~))``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,13 @@ class Dynamics:
     anchor: IntArray
 
     @classmethod
-    def of(cls, F: Any, beta: float, available: Any = None, anchor: Any = None) -> Dynamics:
+    def of(
+        cls,
+        F: FloatArray | Transitions,
+        beta: float,
+        available: BoolArray | None = None,
+        anchor: int | IntArray | None = None,
+    ) -> Dynamics:
         """Build; default: everything offered, and the first choice offered as the anchor.
 
         Raises
@@ -72,16 +81,18 @@ class Dynamics:
         """
         S, J = (F.S, F.J) if isinstance(F, Transitions) else F.shape[:2]
         mask = np.ones((S, J), dtype=bool) if available is None else np.asarray(available, bool)
-        if mask.shape != (S, J):
-            raise SpecificationError(f"available has shape {mask.shape}, transitions {(S, J)}")
-        at = mask.argmax(axis=1) if anchor is None else np.broadcast_to(anchor, S).astype(np.int64)
-        lost = np.flatnonzero(~mask[np.arange(S), at])
-        if len(lost):
+        checks.shape(mask, "available", (S, J), "(S, J)")
+        codes = mask.argmax(axis=1)
+        if anchor is not None:
+            codes = np.broadcast_to(anchor, S).astype(np.int64)
+        missing = np.flatnonzero(~mask[np.arange(S), codes])
+        if len(missing):
+            first = missing[0]
             raise SpecificationError(
-                f"the anchor is not offered in {len(lost):,} of {S:,} states, first: choice"
-                f" {at[lost[0]]} in state {lost[0]}; give one code a state, anchor (S,)"
+                f"the anchor is not offered in {len(missing):,} of {S:,} states, first: choice"
+                f" {codes[first]} in state {first}; give one code a state, anchor (S,)"
             )
-        return cls(F, float(beta), mask, at)
+        return cls(F, float(beta), mask, codes)
 
     @classmethod
     def of_model(cls, model: DDC) -> Dynamics:
@@ -124,8 +135,8 @@ def payoffs_of(
     dynamics: Dynamics,
     pi: FloatArray,
     anchor_payoff: FloatArray,
-    attention: Any = 1.0,
-    default: Any = 0,
+    attention: float | FloatArray = 1.0,
+    default: int | IntArray = 0,
 ) -> FloatArray:
     """Return the payoffs (S, J) behind probabilities: ``u_a = A_a (u_J + psi_J) - psi_a``.
 
@@ -142,11 +153,11 @@ def payoffs_of(
     SpecificationError
         A choice that is offered and never made: it reveals no payoff.
     """
-    none = dynamics.available & ~(pi > 0)
-    if none.any():
-        s, j = np.argwhere(none)[0]
+    never_made = dynamics.available & ~(pi > 0)
+    if never_made.any():
+        s, j = np.argwhere(never_made)[0]
         raise SpecificationError(
-            f"{int(none.sum()):,} choices offered have probability zero, first: choice {j} in"
+            f"{int(never_made.sum()):,} choices offered have probability zero, first: choice {j} in"
             f" state {s}; smooth the probabilities, or declare them unavailable"
         )
     log_pi = np.log(np.where(dynamics.available, pi, 1.0))
@@ -157,7 +168,11 @@ def payoffs_of(
 
 
 def mapped(
-    payoff: Payoff, values: FloatArray, base: Dynamics, new: Dynamics, known: Any = False
+    payoff: Payoff,
+    values: FloatArray,
+    base: Dynamics,
+    new: Dynamics,
+    known: bool | BoolArray = False,
 ) -> tuple[FloatArray, BoolArray]:
     """Return ``sum_b H_ab values_b`` (S~, J~, D), and which payoffs are unknown (S~, J~): those
     offered that take from one never offered in the baseline, or from none and are not ``known``.
@@ -182,7 +197,7 @@ def relative(new: Dynamics, T: FloatArray) -> tuple[FloatArray, FloatArray]:
     return T - new.flows(X), X
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Criterion:
     """The criterion in numbers: see :class:`Identified`; ``matters`` (S,) is by baseline state."""
 
@@ -198,7 +213,7 @@ def criterion(
     new: Dynamics,
     payoff: Payoff | None = None,
     *,
-    known: Any = False,
+    known: bool | BoolArray = False,
     origin: IntArray | None = None,
     tolerance: float = 1e-8,
 ) -> Criterion:
@@ -227,110 +242,39 @@ def criterion(
         origin = np.arange(S_new) if S_new == S else np.full(S_new, -1)
     X = base.values(np.eye(S))
     T, unknown = mapped(payoff, base.flows(X), base, new, known)
-    at = np.argwhere(unknown)
-    own = np.zeros((S_new, J_new, len(at)))
-    own[at[:, 0], at[:, 1], np.arange(len(at))] = 1.0
-    D, X_new = relative(new, np.concatenate([T, own], axis=2))
+    cells = np.argwhere(unknown)  # each unknown payoff is one more direction
+    directions = np.zeros((S_new, J_new, len(cells)))
+    directions[cells[:, 0], cells[:, 1], np.arange(len(cells))] = 1.0
+    D, X_new = relative(new, np.concatenate([T, directions], axis=2))
     norms = np.abs(D).sum(axis=2).max(axis=0)
     X_new[:, :S][origin >= 0] -= X[origin[origin >= 0]]
-    moved = (1 - base.beta) * np.abs(X_new[origin >= 0]).sum(axis=1).max(initial=0.0)
+    welfare = (1 - base.beta) * np.abs(X_new[origin >= 0]).sum(axis=1).max(initial=0.0)
     rows, free = np.split(D.reshape(-1, D.shape[2]), [S], axis=1)
-    if len(at):  # what unknown payoffs may do in any case
+    if len(cells):  # what unknown payoffs may do in any case is no matter of the anchor's
         rows = rows - free @ np.linalg.lstsq(free, rows, rcond=None)[0]
     matters = np.abs(rows).max(axis=0) > tolerance
-    return Criterion(norms, _rank(D, norms.max(), tolerance), matters, float(moved), unknown)
+    return Criterion(
+        norms=norms,
+        rank=_rank(D, norms.max(), tolerance),
+        matters=matters,
+        welfare=float(welfare),
+        unknown=unknown,
+    )
 
 
 def _rank(D: FloatArray, norm: float, tolerance: float) -> int:
+    """Return the rank of all rows of ``D``, 0 where no row is longer than the tolerance."""
     if norm <= tolerance:
         return 0
     rows = D.reshape(-1, D.shape[2])
     rows = rows[np.abs(rows).max(axis=1) > 0]
+    # a factor R has the rows' singular values, and is small
     square = np.linalg.qr(rows, mode="r") if len(rows) > rows.shape[1] else rows
     size = np.linalg.svd(square, compute_uv=False)
     return max(1, int((size > tolerance * max(1.0, size[0])).sum()))
 
 
-class Sensitivity:
-    """An outcome as a function of the anchor's payoffs ``maintained + B z``, with its gradient.
-
-    ``u~(z) = u~ + H A B z``. Each solution starts from the one before.
-
-    Parameters
-    ----------
-    base : Dynamics
-        Whose anchor's payoffs are free along ``B`` (S, D).
-    new : DDC
-        The counterfactual; its utility is not used.
-    u : FloatArray, shape (S~, J~)
-        Its payoffs at the maintained normalisation, minus infinity where not offered.
-    payoff : Payoff
-    outcome : Outcome
-    welfare : (FloatArray, FloatArray), shapes (S,), optional
-        Weights and baseline values, whose mean (at every ``z``) is taken off.
-    shares_only : bool
-        The outcome depends on probabilities alone.
-
-    Attributes
-    ----------
-    matters : FloatArray, shape (r, D)
-        Orthonormal directions that the outcome can depend on.
-    solutions, failures : int
-        How many models were solved; how many of them did not converge.
-    """
-
-    def __init__(
-        self,
-        base: Dynamics,
-        new: DDC,
-        u: FloatArray,
-        payoff: Payoff,
-        outcome: Outcome,
-        B: FloatArray,
-        welfare: tuple[FloatArray, FloatArray] | None = None,
-        shares_only: bool = False,
-    ) -> None:
-        X, after = base.values(B), Dynamics.of_model(new)
-        self.model, self.u, self.outcome, self.B = new, u, outcome, B
-        self.moves, _ = mapped(payoff, base.flows(X), base, after)
-        rows, X_new = relative(after, self.moves)
-        w, V = (np.zeros(len(B)), np.zeros(len(B))) if welfare is None else welfare
-        self._taken, self._level = w @ X, float(w @ V)
-        matrix = [rows.reshape(-1, B.shape[1])]
-        if welfare is not None:
-            slope = outcome(np.zeros(len(X_new)), np.zeros(u.shape))[1]
-            matrix.append((slope @ X_new - self._taken)[None])
-        elif not shares_only:
-            matrix.append(X_new)
-        _, size, directions = np.linalg.svd(np.concatenate(matrix), full_matrices=False)
-        self.matters = directions[size > 1e-9 * max(1.0, float(np.abs(B).max(initial=0.0)))]
-        self._solver = Solver(new)
-        self._h: FloatArray | None = None
-        self.solutions, self.failures = 0, 0
-
-    def __call__(self, z: FloatArray) -> tuple[float, FloatArray]:
-        """Return the value and its gradient (D,) at ``z`` (D,).
-
-        By the implicit function theorem ``dV~ = (I - beta F^P)^{-1} sum_a P_a du_a``. With
-        ``q = d outcome / d v`` through the probabilities, the gradient with respect to payoffs is
-        ``q + P y``, ``(I - beta F^P)' y = d outcome / dV + beta F' q``: one transposed solve.
-        """
-        solver = self._solver
-        point = solver.solve(self.u + self.moves @ z, self._h)
-        self.solutions += 1
-        self.failures += not point.converged
-        self._h = point.h if point.converged else None
-        value, slope_V, slope_P = self.outcome(solver.value(point), solver.bellman.observed())
-        pi, policy = solver.bellman.pi, solver.policy()
-        q = slope_P - (pi * slope_P).sum(axis=1, keepdims=True)
-        q *= self.model.attention[:, None] * pi
-        solver.hold(policy)
-        y = solver.adjoint(q, slope_V)
-        gradient = np.tensordot(q + policy * y[:, None], self.moves, axes=2) - self._taken
-        return value - self._level - float(self._taken @ z), gradient
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identified:
     """Whether a counterfactual is free of the normalisation.
 
@@ -389,9 +333,9 @@ def check_identified(
     base: DDC,
     new: DDC,
     *,
-    payoff: Mapping[Level, Any] | None = None,
-    offsets: Mapping[Level, Any] | None = None,
-    state_map: Any = None,
+    payoff: MadeOf | None = None,
+    offsets: Utils | None = None,
+    state_map: ArrayLike | None = None,
     tolerance: float = 1e-8,
 ) -> Identified:
     """Return whether the data behind one model identify the probabilities of another.
@@ -421,101 +365,44 @@ def check_identified(
     origin = check_state_map(base, new, state_map)
     F, G = _rows(base), _rows(new)
     S = base.states.size
-    found: list[Criterion] = []
+    parts: list[Criterion] = []
     with one_blas_thread():
         for group in _groups(base, new, F, G, origin):
-            own, own_new = group[group < S], group[group >= S] - S
-            if not len(own_new):
+            states, states_new = group[group < S], group[group >= S] - S
+            if not len(states_new):
                 continue
-            if max(len(own), len(own_new)) > DENSE_STATES:
+            if max(len(states), len(states_new)) > DENSE_STATES:
                 raise SpecificationError(
                     f"{len(group):,} states reach each other; the criterion is dense and computed"
                     f" up to {DENSE_STATES:,}. Check a smaller version (fewer levels of one axis)"
                 )
-            place = np.full(S + 1, -1)
-            place[own] = np.arange(len(own))
-            local = place[origin[own_new]]
-            parts = _part(base, F, own), _part(new, G, own_new)
-            blocks = payoff_blocks(factors, local, len(own))
-            found.append(criterion(*parts, blocks, known=known, origin=local, tolerance=tolerance))
-    norms = np.max([c.norms for c in found], axis=0)
+            position = np.full(S + 1, -1)  # the last one answers for origin -1
+            position[states] = np.arange(len(states))
+            local = position[origin[states_new]]
+            parts.append(
+                criterion(
+                    _part(base, F, states),
+                    _part(new, G, states_new),
+                    payoff_blocks(factors, local, len(states)),
+                    known=known,
+                    origin=local,
+                    tolerance=tolerance,
+                )
+            )
+    norms = np.max([part.norms for part in parts], axis=0)
     return Identified(
-        bool((norms <= tolerance).all()),
-        dict(zip(new.choices, norms.tolist(), strict=True)),
-        sum(c.rank for c in found),
-        sum(int(c.matters.sum()) for c in found),
-        S,
-        max(c.welfare for c in found),
-        sum(int(c.unknown.sum()) for c in found),
-        tolerance,
+        identified=bool((norms <= tolerance).all()),
+        norms=dict(zip(new.choices, norms.tolist(), strict=True)),
+        rank=sum(part.rank for part in parts),
+        states=sum(int(part.matters.sum()) for part in parts),
+        size=S,
+        welfare=max(part.welfare for part in parts),
+        unknown=sum(int(part.unknown.sum()) for part in parts),
+        tolerance=tolerance,
     )
 
 
-def payoff_factors(
-    base: DDC, new: DDC, payoff: Mapping[Level, Any] | None, offsets: Mapping[Level, Any] | None
-) -> tuple[FloatArray, BoolArray]:
-    """Return factors (J~, J) of baseline payoffs, and choices (J~,) whose payoff is given."""
-    check_models("a counterfactual", base=base, new=new)
-    payoff, offsets = dict(payoff or {}), dict(offsets or {})
-    for label in (*payoff, *offsets):
-        if label not in new.choices:
-            raise SpecificationError(f"{label!r} is no new choice.{suggest(label, new.choices)}")
-    for label, utils in offsets.items():
-        if as_floats(utils, f"offsets of {label!r}").size not in (1, new.states.size):
-            raise SpecificationError(f"offsets of {label!r}: pass a number or one utils a state")
-    out = np.zeros((len(new.choices), len(base.choices)))
-    known = np.zeros(len(new.choices), dtype=bool)
-    for a, label in enumerate(new.choices):
-        if label not in payoff and label not in base.choices:
-            raise SpecificationError(
-                f"choice {label!r} is new: say payoff={{{label!r}: choice whose payoff it has}}"
-            )
-        parts = payoff.get(label, label)
-        known[a] = parts is None and label in offsets
-        if parts is None:
-            continue
-        for source, factor in (parts if isinstance(parts, Mapping) else {parts: 1.0}).items():
-            if source not in base.choices:
-                raise SpecificationError(
-                    f"payoff: {source!r} is no baseline choice.{suggest(source, base.choices)}"
-                )
-            out[a, base.choices.index(source)] = float(factor)
-    return out, known
-
-
-def check_state_map(base: DDC, new: DDC, state_map: Any) -> IntArray:
-    """Return the baseline state (S~,) of each new state, -1 for none; refuse finite horizons."""
-    for model in (base, new):
-        if model.horizon is not None:
-            raise SpecificationError("this is for models with an infinite horizon")
-        if not getattr(model.transitions, "known", True):
-            raise SpecificationError("transitions without probabilities: take results.model")
-    S, S_new = base.states.size, new.states.size
-    if state_map is None:
-        if base.states != new.states:
-            raise SpecificationError(
-                "the two models have other states: give state_map, the baseline state whose"
-                " payoffs each new state has (-1 for none)"
-            )
-        return np.arange(S)
-    at = np.asarray(state_map)
-    if at.shape != (S_new,) or at.dtype.kind not in "iu" or at.min() < -1 or at.max() >= S:
-        raise SpecificationError(
-            f"state_map must hold codes -1 .. {S - 1} of baseline states, shape ({S_new},)"
-        )
-    return at.astype(np.int64)
-
-
-def payoff_blocks(factors: FloatArray, origin: IntArray, S: int) -> Payoff:
-    """Return ``H`` for factors (J~, J) and the baseline state of each state (-1: none)."""
-    from scipy.sparse import csr_array
-
-    at = np.flatnonzero(origin >= 0)
-    pick = csr_array((np.ones(len(at)), (at, origin[at])), shape=(len(origin), S))
-    return {(int(a), int(b)): factors[a, b] * pick for a, b in np.argwhere(factors)}
-
-
-def _rows(model: DDC) -> Any:
+def _rows(model: DDC) -> csr_array:
     """Return F as CSR (S J, S), zero in rows of choices that are not offered."""
     from scipy.sparse import csr_array
 
@@ -533,13 +420,15 @@ def _rows(model: DDC) -> Any:
     return matrix
 
 
-def _part(model: DDC, F: Any, own: IntArray) -> Dynamics:
-    n, J = len(own), len(model.choices)
-    rows = F[(own[:, None] * J + np.arange(J)).reshape(-1)]
-    return Dynamics.of(rows[:, own].toarray().reshape(n, J, n), model.beta, model.available[own])
+def _part(model: DDC, F: csr_array, states: IntArray) -> Dynamics:
+    """Return the dynamics of some states that reach no others, dense."""
+    n, J = len(states), len(model.choices)
+    rows = F[(states[:, None] * J + np.arange(J)).reshape(-1)]
+    dense = rows[:, states].toarray().reshape(n, J, n)
+    return Dynamics.of(dense, model.beta, model.available[states])
 
 
-def _groups(base: DDC, new: DDC, F: Any, G: Any, origin: IntArray) -> list[IntArray]:
+def _groups(base: DDC, new: DDC, F: csr_array, G: csr_array, origin: IntArray) -> list[IntArray]:
     """Return groups of baseline states and, numbered from S on, new ones that do not interact."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dynchoice.counterfactuals.accounts import Ledger
-from dynchoice.counterfactuals.engine import Engine, Policy
+from dynchoice.counterfactuals.engine import Engine, Policy, Solved
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FloatArray, IntArray
 
@@ -74,6 +74,16 @@ class Sums:
             self.welfare + other.welfare,
         )
 
+    def times(self, factor: float) -> Sums:
+        """Return the sums of so many times as many customers."""
+        return Sums(
+            factor * self.shares,
+            factor * self.flows,
+            factor * self.entries,
+            factor * self.surplus,
+            factor * self.welfare,
+        )
+
 
 def moved(source: Engine, target: Engine, place: IntArray | None, mu: FloatArray) -> FloatArray:
     """Return a distribution (B, n) of one model in the states of another."""
@@ -91,8 +101,8 @@ def valued(source: Engine, target: Engine, place: IntArray | None, V: FloatArray
 
 
 def phases(
-    base: tuple[Engine, Policy, FloatArray],
-    new: tuple[Engine, Policy, FloatArray],
+    base: Solved,
+    new: Solved,
     place: IntArray | None,
     dates: Dates,
     periods: int,
@@ -100,44 +110,46 @@ def phases(
     """Return the phases of a path, and the value (B, n) in the baseline's layout on the day that
     the scenario becomes known.
 
-    ``base`` and ``new`` are (engine, stationary policy, parameters).
+    ``base`` and ``new`` are the stationary solutions without and with it.
     """
     engine, policy, theta = base
-    other, after, theta_new = new
+    engine_new, policy_new, theta_new = new
     starts, known = dates.starts, dates.known
-    nothing = other is engine and after is policy and place is None
-    if starts is None or known is None or nothing:
+    no_change = engine_new is engine and policy_new is policy and place is None
+    if starts is None or known is None or no_change:
         return [Phase(engine, policy, policy.V, periods, theta)], policy.V
-    out: list[Phase] = []
-    inside: list[Phase] = []
-    if dates.ends is not None:
-        ahead = policy.V
-        for _ in range(dates.ends - starts):
-            step = other.backward(theta_new, ahead)
-            inside.insert(0, Phase(other, step, ahead, 1, theta_new))
-            ahead = step.V
-        inside[0] = replace(inside[0], enters=True)
-        first = ahead
-    else:
-        first = after.V
-    ahead = valued(engine, other, place, first)
-    waiting: list[Phase] = []
-    for _ in range(starts - known):
-        step = engine.backward(theta, ahead)
-        waiting.insert(0, Phase(engine, step, ahead, 1, theta))
-        ahead = step.V
-    out = [Phase(engine, policy, policy.V, known - 1, theta), *waiting]
+    # from the last day backwards: the end, then the start, then the announcement
     if dates.ends is None:
-        out.append(Phase(other, after, after.V, periods, theta_new, enters=True))
+        inside = [Phase(engine_new, policy_new, policy_new.V, periods, theta_new)]
+        after: list[Phase] = []
+        value_at_start = policy_new.V
     else:
-        out += [*inside, Phase(engine, policy, policy.V, periods, theta)]
+        inside, value_at_start = _backwards(engine_new, theta_new, policy.V, dates.ends - starts)
+        after = [Phase(engine, policy, policy.V, periods, theta)]
+    inside[0] = replace(inside[0], enters=True)
+    ahead = valued(engine, engine_new, place, value_at_start)
+    waiting, ahead = _backwards(engine, theta, ahead, starts - known)
+    before = Phase(engine, policy, policy.V, known - 1, theta)
     kept, left = [], periods
-    for phase in out:
+    for phase in (before, *waiting, *inside, *after):
         length = min(phase.periods, left)
         if length > 0:
             kept.append(replace(phase, periods=length))
             left -= length
     return kept, ahead
+
+
+def _backwards(
+    engine: Engine, theta: FloatArray, ahead: FloatArray, periods: int
+) -> tuple[list[Phase], FloatArray]:
+    """Return one phase a period for periods before a day worth ``ahead`` (B, n), and the value of
+    the first of them."""
+    solved: list[Phase] = []
+    for _ in range(periods):
+        policy = engine.backward(theta, ahead)
+        solved.append(Phase(engine, policy, ahead, 1, theta))
+        ahead = policy.V
+    return solved[::-1], ahead
 
 
 def follow(
@@ -169,12 +181,14 @@ def follow(
     if not ledgers:
         return follow_choices(origin, listed, mu, place, last, choices)
     parts: list[Sums] = []
-    mu, before = mu.copy(), origin
+    mu, before = mu.copy(), origin  # push moves it on in place
     for i, phase in enumerate(listed):
         engine, policy, n = phase.engine, phase.policy, phase.periods
         mu = enter(before, phase, place, mu)
         before = engine
         b, ledger = engine.blocks, ledgers[id(engine)]
+        # who foresees their inattention lives what V says: the flow is V - beta E[V'], for a sum
+        # that is pushed along anyway; the naive's flow is summed itself
         naive = not engine.model.sophisticated
         worth = engine.flow_value(phase.theta, policy) if naive else policy.V
         if i == len(listed) - 1 and (engine.twin != np.arange(b.B)).any():
@@ -191,8 +205,8 @@ def follow(
             later = total[1:].copy()
             later[-1] = float((mu * phase.ahead).sum())
             surplus = total[:-1] - engine.model.beta * later
-        found, flows = ledger.read(cells, spent)
-        parts.append(Sums(flows.sum(axis=1), flows, ledger.named(found, names), surplus))
+        entries, flows = ledger.read(cells, spent)
+        parts.append(Sums(flows.sum(axis=1), flows, ledger.named(entries, names), surplus))
     return _joined(parts, choices), mu
 
 
@@ -229,7 +243,10 @@ def follow_choices(
     last: FloatArray | None,
     choices: int = 0,
 ) -> tuple[Sums, FloatArray]:
-    """Push period by period; flows are from the choice of a period to that of the next."""
+    """Push ``mu`` period by period; flows are from the choice of a period to that of the next.
+
+    For models without membership; arguments and results as of :func:`follow`.
+    """
     mu, before = mu.copy(), origin
     J = max(choices, *(s.engine.blocks.J for s in listed))
     T = sum(phase.periods for phase in listed)
@@ -242,25 +259,26 @@ def follow_choices(
         naive = not engine.model.sophisticated
         worth = engine.flow_value(phase.theta, phase.policy) if naive else phase.policy.V
         P = phase.policy.P.reshape(mu.size, -1)
-        k = P.shape[1]
+        k = P.shape[1]  # choices of this phase, of J in all
         stays = flow_table(phase, phase, None) if n > 1 else np.zeros((0, mu.size))
         sums = np.column_stack(
             [P, worth.reshape(-1), phase.ahead.reshape(-1), stays.reshape(mu.size, -1)]
         )
         for done, rows in trajectory(engine, phase.policy, mu, n):
-            found = by_row(rows.reshape(len(rows), -1), sums)
-            here = slice(t + done, t + done + len(rows) - 1)
-            shares[here, :k], surplus[here] = found[:-1, :k], found[:-1, k]
+            # columns: k choices, worth, worth of the period ahead, k * k moves
+            totals = by_row(rows.reshape(len(rows), -1), sums)
+            span = slice(t + done, t + done + len(rows) - 1)
+            shares[span, :k], surplus[span] = totals[:-1, :k], totals[:-1, k]
             if not naive:
-                surplus[here] -= engine.model.beta * found[1:, k + 1]
+                surplus[span] -= engine.model.beta * totals[1:, k + 1]
             mu = rows[-1]
             ends = done + len(rows) - 1 == n
             if n > 1:  # the last move is to the next phase
-                inside = found[: -2 if ends else -1, k + 2 :].reshape(-1, k, k)
-                flows[here.start + 1 : here.start + 1 + len(inside), :k, :k] = inside
+                inside = totals[: -2 if ends else -1, k + 2 :].reshape(-1, k, k)
+                flows[span.start + 1 : span.start + 1 + len(inside), :k, :k] = inside
             if ends and i + 1 < len(listed):
                 moves = np.tensordot(rows[-2], flow_table(phase, listed[i + 1], place), axes=2)
-                flows[here.stop, :k, : moves.shape[1]] = moves
+                flows[span.stop, :k, : moves.shape[1]] = moves
         t += n
     if last is not None:
         moves = first_flows(origin, listed[0], place, last)
@@ -284,6 +302,16 @@ def by_row(rows: FloatArray, table: FloatArray) -> FloatArray:
         last[:rest] = rows[m - rest :]
         np.matmul(last, table, out=out[m - rest :])
     return out[:m]
+
+
+def push_periods(engine: Engine, policy: Policy, mu: FloatArray, periods: int) -> FloatArray:
+    """Return a distribution (B, n) some periods later."""
+    if not periods:
+        return mu
+    moves = [engine.blocks.mover(b, P) for b, P in enumerate(policy.P)]
+    for _ in range(periods):
+        mu = np.stack([move(block) for move, block in zip(moves, mu, strict=True)])
+    return mu
 
 
 TOGETHER = 4_000_000

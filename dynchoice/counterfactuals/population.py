@@ -11,10 +11,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine, steady_state
 from dynchoice.errors import DataError, DataWarning, SpecificationError, first_few, suggest
 from dynchoice.inference.mixture_results import MixtureResults
@@ -27,9 +28,6 @@ from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Fits: TypeAlias = "Results | MixtureResults | Membership | Mapping[Any, Results]"
 """What has customers: one fit for everyone, one a segment, a mixture, or assumed parameters."""

@@ -20,19 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import DataError, SpecificationError, suggest
 from dynchoice.inference.reward_results import RewardResults, numbers_of
 from dynchoice.model.sieve import Sieve
 from dynchoice.model.utility import evaluate
 from dynchoice.panel.trajectories import NO_ROW, Trajectories
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SAME = 1e-6
 """Largest move of a probability up to which an answer does not rest on the anchor."""
@@ -154,8 +152,6 @@ class SoftQ:
     # the scenario ----------------------------------------------------------------------------
 
     def _frame(self, x: FloatArray) -> pd.DataFrame:
-        import pandas as pd
-
         return pd.DataFrame(x, columns=list(self.fit.features))
 
     def _changed_moves(self, rows: Trajectories, moved: IntArray, following: FloatArray) -> Any:
@@ -274,8 +270,6 @@ class SoftQ:
 
     def table(self, table: pd.DataFrame, solved: Solved, probabilities: bool) -> pd.DataFrame:
         """Return probabilities or choice-specific values at states."""
-        import pandas as pd
-
         x = numbers_of(table, self.fit.features)
         r, can = self._reward(x)
         phi = self.sieve(x)
@@ -386,8 +380,6 @@ def reward_counterfactual(
 
 
 def _shares(labels: list[Level], before: FloatArray, after: FloatArray) -> pd.DataFrame:
-    import pandas as pd
-
     table = pd.DataFrame(
         {"baseline": before, "scenario": after}, index=pd.Index(labels, name="choice")
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
@@ -15,9 +16,6 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,8 +33,6 @@ class Paths:
 
     def frame(self) -> pd.DataFrame:
         """Return one row per member and period: member, period, one column an axis, choice."""
-        import pandas as pd
-
         N, T = self.states.shape
         table = self.model.states.labels(self.states.reshape(-1))
         table.insert(0, "member", np.repeat(np.arange(N), T))

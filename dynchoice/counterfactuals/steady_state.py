@@ -12,10 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
-from dynchoice.counterfactuals.accounts import Ledger
+from dynchoice import checks
+from dynchoice.counterfactuals.accounts import Ledger, measures
 from dynchoice.counterfactuals.engine import Engine, Policy, steady_state, transposed_solve
-from dynchoice.counterfactuals.forecast_tables import measures
-from dynchoice.counterfactuals.group_paths import cash, present_values
 from dynchoice.counterfactuals.population import price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
@@ -64,8 +63,8 @@ class Stationary:
             start = self.club.newcomers() if mass is None else mass / mass.sum()
             if not self.policy.converged:
                 raise ConvergenceError(self.policy.message)
-            self.mu, good = steady_state(self.engine, self.policy, b.blocked(start))
-        if not good:
+            self.mu, converged = steady_state(self.engine, self.policy, b.blocked(start))
+        if not converged:
             raise ConvergenceError("the steady state was not found to tolerance")
 
     @property
@@ -87,22 +86,20 @@ class Stationary:
     def measures(self) -> dict[str, float]:
         """Every measure of a period in the steady state, per customer."""
         b, ledger = self.engine.blocks, self.ledger
-        stay = self.mu.copy()
         cost = ledger.cost(self.policy.P)
-        cells, values = b.push(stay, self.policy.P, 1, cost[:, None], ledger.group, ledger.groups)
+        # push moves its argument on in place: the steady state itself is kept
+        cells, values = b.push(
+            self.mu.copy(), self.policy.P, 1, cost[:, None], ledger.group, ledger.groups
+        )
         flow = self.engine.flow_value(self.theta, self.policy)
         surplus = float((self.mu * flow).sum()) / self.alpha
         entries, _ = ledger.read(cells, values.sum(axis=0)[:1, 0])
-        found = measures(entries[0], ledger.names, surplus, 1.0)
-        for j, label in enumerate(self.club.choices):
-            found[f"choosing {label}"] = float(cells[..., j].sum())
-        return {k: float(v) for k, v in found.items()}
-
-    def lifetime(self) -> FloatArray:
-        """Return the present value of revenue less benefit costs by state (S,)."""
-        money, cost = cash(self.engine, self.policy, self.ledger)
-        value = present_values(self.engine, self.policy, [money - cost])[0]
-        return self.engine.blocks.by_state(value)
+        named = {k: float(v) for k, v in measures(entries[0], ledger.names, surplus, 1.0).items()}
+        chosen = {
+            f"choosing {label}": float(cells[..., j].sum())
+            for j, label in enumerate(self.club.choices)
+        }
+        return named | chosen
 
     def change(self, du: FloatArray) -> Change:
         """Return derivatives along a change of flow utility ``du`` (S, J), in utils."""
@@ -110,10 +107,11 @@ class Stationary:
         b, model = engine.blocks, self.model
         x = b.blocked(du)
         live = policy.pi > 0
-        a = b.blocked(model.perceived)
-        P = a[..., None] * policy.pi
+        perceived = b.blocked(model.perceived)
+        # V moves by what members expect of themselves, probabilities by what they do
+        P = perceived[..., None] * policy.pi
         rows, cols = np.ogrid[: b.B, : b.n]
-        P[rows, cols, b.default] += 1 - a  # what members expect of themselves
+        P[rows, cols, b.default] += 1 - perceived
         with one_blas_thread():
             right = (P * np.where(live | (P > 0), x, 0.0)).sum(axis=2)
             relative = b.solve_linear(P, right[..., None])[..., 0]
@@ -127,13 +125,12 @@ class Stationary:
                 dv[i] = x[i] + model.beta * b.expect(i, dV[i])
             dv = np.where(live, dv, 0.0)
             mean = (policy.pi * dv).sum(axis=2, keepdims=True)
-            true = b.blocked(model.attention)
-            dP = true[..., None] * policy.pi * (dv - mean)
+            dP = b.blocked(model.attention)[..., None] * policy.pi * (dv - mean)
             dmu = np.zeros_like(self.mu)
             for i in range(b.B):
                 if self.mu[i].any():
-                    moved = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
-                    dmu[i] = transposed_solve(engine, policy, i, moved)
+                    inflow = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
+                    dmu[i] = transposed_solve(engine, policy, i, inflow)
         return Change(dV, dP, dmu)
 
     def price_direction(self, plan: str) -> FloatArray:
@@ -142,29 +139,15 @@ class Stationary:
 
     def money_direction(self, plan: str) -> FloatArray:
         """Return how payments less refunds (S, J) change per unit of a plan's price."""
-        club = self.club
-        if plan not in club.choices[1:]:
-            raise SpecificationError(f"no plan {plan!r}: {', '.join(club.choices[1:])}")
+        club, contracts = self.club, self.club.contracts
+        checks.known([plan], club.choices[1:], "plan")
         j = club.choices.index(plan)
-        c = club.contracts
         out = np.zeros((club.states.size, len(club.choices)))
-        out[:, j] = club.by_contract(c.pays)[:, j]
-        mine = club.by_contract(c.held) == j
+        out[:, j] = club.by_contract(contracts.pays)[:, j]
+        holds = club.by_contract(contracts.held) == j
         rule = club.plans[j - 1].refund
-        due = mine & (np.ones_like(mine) if rule == "prorated" else club.unused)
+        due = holds & (np.ones_like(holds) if rule == "prorated" else club.unused)
         if rule != "none":
-            out[due, 0] -= club.by_contract(c.refund_share())[due]
+            out[due, 0] -= club.by_contract(contracts.refund_share())[due]
         out[np.isfinite(club.kept_prices()[:, j - 1])] = 0.0  # who keeps an old price
         return out
-
-    def benefit_direction(self, benefit: str) -> FloatArray:
-        """Return how utils (S, J) change per unit of a benefit's share (1: doubled value)."""
-        names = self.club.all_names
-        if benefit not in [b.name for b in self.club.benefits]:
-            raise SpecificationError(f"no benefit {benefit!r}")
-        x = self.club.features[:, :, names.index(benefit)]
-        if benefit in self.model.names:
-            value = float(self.theta[self.model.names.index(benefit)])
-        else:
-            value = float(self.club.fixed[benefit])
-        return value * x

@@ -17,30 +17,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynchoice import checks
-from dynchoice.counterfactuals.arguments import check_scenario, listed
+from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.group_paths import present_values
+from dynchoice.counterfactuals.long_run import present_values
 from dynchoice.counterfactuals.path import valued
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
-from dynchoice.errors import ConvergenceError, SpecificationError, suggest
+from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.membership.changes import OFFERED
 from dynchoice.model.ddc import DDC
 from dynchoice.names import ALL
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MANY = 10
 """Benefits up to which every subset is solved for a decomposition."""
+SAME = 1e-9
+"""Utils up to which a customer neither wins nor loses."""
 
 
 def experience(engine: Engine, theta: FloatArray) -> FloatArray:
@@ -93,62 +92,74 @@ def welfare(results: Fits, scenario: Scenario, *, start: Start = None) -> Welfar
     SpecificationError, ConvergenceError
         A scenario that does not fit; no price parameter; no solution.
     """
-    import pandas as pd
-
-    parts: dict[str, list[tuple[Group, FloatArray, FloatArray]]] = {}
-    check_scenario(scenario, "welfare()")
+    checks.instance(scenario, "scenario", Scenario, "one at a time")
     if scenario.ramp is not None:
         raise SpecificationError(
             f"scenario {scenario.name!r}: welfare() values a change for everybody from today;"
             " forecast(...).welfare knows ramp="
         )
+    by_segment: dict[str, list[_Gain]] = {}
     with one_blas_thread():
         for group in population(results, start).groups:
-            applied = scenario.applied(group.model)
-            before = Engine(group.model, group.theta)
-            after = before
-            if applied.model is not group.model or scenario.params:
-                after = Engine(applied.model, applied.theta(group.theta))
-            for engine in (before, after):
-                if not engine.base.converged:
-                    raise ConvergenceError(f"{group.segment}: {engine.base.message}")
-            b = before.blocks
-            V = valued(before, after, applied.place, after.base.V) - before.base.V
-            W = valued(before, after, applied.place, experience(after, after.theta))
-            W = W - experience(before, before.theta)
-            changes = group, b.by_state(V), b.by_state(W)
-            parts.setdefault(str(group.segment), []).append(changes)
-    rows = []
-    if len(parts) > 1:
-        parts[ALL] = [x for part in list(parts.values()) for x in part]
-    for segment, part in parts.items():
-        mass = sum(group.customers for group, _, _ in part)
-        weight = np.concatenate([group.mu for group, _, _ in part]) / mass
-        decided = np.concatenate([V for _, V, _ in part])
-        lived = np.concatenate([W for _, _, W in part])
-        alpha = np.concatenate([np.full(len(group.mu), group.alpha) for group, _, _ in part])
-        beta = np.concatenate([np.full(len(group.mu), group.model.beta) for group, _, _ in part])
-        money = decided / alpha
-        order = np.argsort(money)
-        cumulated, last = np.cumsum(weight[order]), len(order) - 1
-        rows.append(
-            {
-                "segment": segment,
-                "decision": weight @ decided,
-                "experience": weight @ lived,
-                "money": weight @ money,
-                "experienced money": weight @ (lived / alpha),
-                "per period": weight @ ((1 - beta) * money),
-                "winners": weight[decided > 1e-9].sum(),
-                "losers": weight[decided < -1e-9].sum(),
-                "lowest 5 %": money[order[int(np.searchsorted(cumulated, 0.05))]],
-                "highest 5 %": money[order[min(int(np.searchsorted(cumulated, 0.95)), last)]],
-            }
-        )
+            by_segment.setdefault(str(group.segment), []).append(_gain(group, scenario))
+    if len(by_segment) > 1:
+        by_segment[ALL] = [gain for gains in by_segment.values() for gain in gains]
+    rows = [{"segment": segment, **_summary(gains)} for segment, gains in by_segment.items()]
     by_state = {
-        segment: part[0][1] / part[0][0].alpha for segment, part in parts.items() if len(part) == 1
+        segment: gains[0].decision / gains[0].group.alpha
+        for segment, gains in by_segment.items()
+        if len(gains) == 1
     }
     return Welfare(scenario, pd.DataFrame(rows), by_state)
+
+
+class _Gain(NamedTuple):
+    """What a scenario changes for a group: decision and experience utility by state (S,)."""
+
+    group: Group
+    decision: FloatArray
+    experience: FloatArray
+
+
+def _gain(group: Group, scenario: Scenario) -> _Gain:
+    """Solve a group's model without and with a scenario."""
+    applied = scenario.applied(group.model)
+    before = Engine(group.model, group.theta)
+    after = before
+    if applied.model is not group.model or scenario.params:
+        after = Engine(applied.model, applied.theta(group.theta))
+    for engine in (before, after):
+        if not engine.base.converged:
+            raise ConvergenceError(f"{group.segment}: {engine.base.message}")
+    V = valued(before, after, applied.place, after.base.V) - before.base.V
+    W = valued(before, after, applied.place, experience(after, after.theta))
+    W = W - experience(before, before.theta)
+    return _Gain(group, before.blocks.by_state(V), before.blocks.by_state(W))
+
+
+def _summary(gains: Sequence[_Gain]) -> dict[str, float]:
+    """Return means, winners, losers and quantiles over the customers of some groups."""
+    groups = [gain.group for gain in gains]
+    weight = np.concatenate([g.mu for g in groups]) / sum(g.customers for g in groups)
+    decision = np.concatenate([gain.decision for gain in gains])
+    lived = np.concatenate([gain.experience for gain in gains])
+    alpha = np.concatenate([np.full(len(g.mu), g.alpha) for g in groups])
+    beta = np.concatenate([np.full(len(g.mu), g.model.beta) for g in groups])
+    money = decision / alpha
+    order = np.argsort(money)
+    cumulated, last = np.cumsum(weight[order]), len(order) - 1
+    return {
+        "decision": weight @ decision,
+        "experience": weight @ lived,
+        "money": weight @ money,
+        "experienced money": weight @ (lived / alpha),
+        "per period": weight @ ((1 - beta) * money),
+        "winners": weight[decision > SAME].sum(),
+        "losers": weight[decision < -SAME].sum(),
+        "lowest 5 %": money[order[int(np.searchsorted(cumulated, 0.05))]],
+        # rounding may leave the last sum of weights below 95 %
+        "highest 5 %": money[order[min(int(np.searchsorted(cumulated, 0.95)), last)]],
+    }
 
 
 @dataclass(frozen=True)
@@ -199,12 +210,10 @@ def shapley(
     SpecificationError
         More than 10 benefits; a model without membership; unknown names.
     """
-    import pandas as pd
-
     rows, totals = [], []
-    outcomes = listed(outcomes, "outcomes")
+    outcomes = checks.items(outcomes, "outcomes")
     if benefits is not None:
-        benefits = listed(benefits, "benefits")
+        benefits = checks.items(benefits, "benefits")
     for segment, groups in population(results, start).by_segment().items():
         names = named_benefits(groups[0].model, benefits)
         worth = {
@@ -249,13 +258,9 @@ def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
     """Return the benefits to decompose by: those wanted, or all of the membership's."""
     if model.membership is None:
         raise SpecificationError("a decomposition by benefit needs a model built by Membership")
-    known = [b.name for b in model.membership.benefits]
-    names = known if wanted is None else list(wanted)
-    strange = [n for n in names if n not in known]
-    if strange:
-        raise SpecificationError(
-            f"no benefit {strange[0]!r}.{suggest(strange[0], known)} Benefits: {', '.join(known)}"
-        )
+    benefits = [b.name for b in model.membership.benefits]
+    names = benefits if wanted is None else list(wanted)
+    checks.known(names, benefits, "benefit")
     if len(names) > MANY:
         raise SpecificationError(
             f"{len(names)} benefits have {2 ** len(names):,} bundles: name {MANY} at most"

@@ -13,16 +13,12 @@ from dynchoice.counterfactuals.bounds import (
     bounds,
     counterfactual_bounds,
     mean_value,
-    select,
     share_of,
 )
-from dynchoice.counterfactuals.identified import (
-    Dynamics,
-    Sensitivity,
-    equivalent_payoffs,
-    payoff_blocks,
-    payoffs_of,
-)
+from dynchoice.counterfactuals.identified import Dynamics, equivalent_payoffs, payoffs_of
+from dynchoice.counterfactuals.payoff_map import payoff_blocks
+from dynchoice.counterfactuals.restrictions import select
+from dynchoice.counterfactuals.sensitivity import Sensitivity
 
 BETA = 0.95
 
@@ -376,14 +372,14 @@ def test_refusals(scenario):
         ),
         ([box, box], {}, "distinct names"),
         ([box], {"outcome": "profit"}, "'profit' is unknown"),
-        ([box], {"choice": "weekly"}, "'weekly' is no choice"),
+        ([box], {"choice": "weekly"}, "choice 'weekly' is unknown"),
         ([box], {"weights": np.ones(3)}, "weights"),
         ([box], {"directions": np.ones((3, 2))}, "directions"),
         (["positive"], {}, "'positive' is none"),
     ]:
         with pytest.raises(dc.SpecificationError, match=match):
             counterfactual_bounds(fit, new, limits, starts=2, **options)
-    with pytest.raises(dc.SpecificationError, match="one Results"):
+    with pytest.raises(dc.SpecificationError, match="must be a Results, got dict"):
         counterfactual_bounds({"a": fit}, new, [box])
     x = fit.model.utility.x[:, :, :2]
     other = fit.model.with_parts(utility=dc.Utility.from_array(x, ["member", "ship"]))

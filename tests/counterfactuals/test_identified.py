@@ -351,8 +351,8 @@ def test_refusals(worlds):
     wide = world.wider(u, u[:, 1], world.F[:, 1])
     for options, match in [
         ({}, "choice 'c4' is new"),
-        ({"payoff": {"c4": "c9"}}, "'c9' is no baseline choice"),
-        ({"payoff": {"c5": "c1"}}, "'c5' is no new choice"),
+        ({"payoff": {"c4": "c9"}}, "baseline choice 'c9' is unknown"),
+        ({"payoff": {"c5": "c1"}}, "new choice 'c5' is unknown"),
         ({"payoff": {"c4": "c1"}, "offsets": {"c4": [1.0, 2.0]}}, "offsets of 'c4'"),
         ({"payoff": {"c4": "c1"}, "state_map": [0, 1]}, "state_map must hold"),
     ]:

@@ -123,7 +123,6 @@ def test_heavy_packages_stay_where_they_belong():
 
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = {
-    ("counterfactuals/calibrate.py", "calibrate"),
     ("estimate/choice_probabilities.py", "flexible_logit"),
     ("estimate/eccp.py", "ECCP._results"),
     ("estimate/eccp.py", "ECCP.regression"),
@@ -133,9 +132,9 @@ LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("inference/hypotheses.py", "restrictions"),
 }
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
-ANY_SHARE, ANY_SLACK = 0.0620, 0.003
+ANY_SHARE, ANY_SLACK = 0.0510, 0.003
 """Share of the parameters of functions that are annotated with Any."""
-POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 23, 2
+POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 16, 2
 """Calls of anything but a kernel with so many arguments by position."""
 
 

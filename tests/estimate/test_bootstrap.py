@@ -298,11 +298,10 @@ def test_reweighted_counts():
     by_region = counts.by_region()
     factor = np.array([0.0, 1, 2, 0, 3, 1])
     again = by_region.reweighted(factor)
+    labels = by_region.regions.labels
+    parts = [panel_of(frame[frame["region"] == label]).counts for label in labels]
     for n_of in (lambda c: c.n_sj(), lambda c: c.n_tsj(T)):
-        want = 0
-        for code, label in enumerate(by_region.regions.labels):
-            own = panel_of(frame[frame["region"] == label]).counts
-            want = want + factor[code] * n_of(own)
+        want = sum(times * n_of(own) for times, own in zip(factor, parts, strict=True))
         np.testing.assert_array_equal(n_of(again), want)
     times = dict(zip(by_region.regions.labels, factor, strict=True))
     assert again.nobs == frame["region"].map(times).sum()

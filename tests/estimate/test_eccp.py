@@ -157,6 +157,17 @@ def sampled(seed, regions=12, members=400, periods=8, followed=True):
     return model, pd.concat(frames, ignore_index=True)
 
 
+def as_counts(frame):
+    """The counts of such a panel, without a query."""
+    frame = frame.sort_values(["id", "t"])
+    state = frame["k"] * W + frame["w"]
+    follows = (frame["id"].shift(-1) == frame["id"]) & (frame["t"].shift(-1) == frame["t"] + 1)
+    region, labels = pd.factorize(frame["r"], sort=True)
+    rows = {"r": region, "t": frame["t"], "s": state, "j": frame["choice"] == "go"}
+    rows |= {"following": state.shift(-1).where(follows, -1), "n": np.ones(len(frame))}
+    return builders.region_counts(renewal(), rows, labels)
+
+
 def as_panel(frame, **options):
     return dc.Panel(
         frame,
@@ -230,6 +241,11 @@ def test_agrees_with_nfxp_on_one_panel():
     assert "Laws of motion are taken as known" in str(fit.summary())
 
 
+def test_counts_without_a_query_are_those_of_the_panel(panel):
+    own, want = as_counts(panel[2]).regions, panel[1].counts.regions
+    assert own.labels == want.labels and (own.cells == want.cells).all() and (own.n == want.n).all()
+
+
 def test_influence_is_the_covariance(fit):
     meat = fit.influence.T @ fit.influence
     ratio = np.diag(meat) / np.diag(fit.cov)
@@ -240,7 +256,7 @@ def test_influence_is_the_covariance(fit):
 
 def test_the_sampling_error_in_cells_is_in_the_standard_errors():
     fits = [
-        dc.ECCP(m, as_panel(f)).fit() for m, f in (sampled(s, 12, 200, 6, False) for s in range(8))
+        dc.ECCP(m, as_counts(f)).fit() for m, f in (sampled(s, 12, 200, 6, False) for s in range(8))
     ]
     theta = np.array([f.theta for f in fits])
     error = np.mean([f.std_errors for f in fits], axis=0)

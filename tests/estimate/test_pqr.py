@@ -25,10 +25,9 @@ BETAS = [0.0, 0.5, 0.95, 0.999]
 
 @cache
 def truth(seed, beta, masks=True, attention=True, S=30, J=4):
-    """A random model with its probabilities by 50,000 contractions."""
+    """A random model with its values and probabilities by the oracle's Newton steps."""
     spec = oracles.random_model(seed, S, J, 3, beta, masks, attention)
-    V = oracles.solve_contraction(spec, spec["params"], tol=1e-13)[0]
-    P = oracles.mix(spec, oracles.bellman(spec, spec["params"], V)[1])[2]
+    V, _, _, P = oracles.solve_newton(spec, spec["params"])
     return spec, from_oracle(spec), V, P
 
 
@@ -155,9 +154,14 @@ def test_adjoint_is_the_finite_difference_of_a_functional():
 
 
 @pytest.fixture(scope="module")
-def club():
-    made = small_membership()
-    return made, membership_panel(made, made.frame)
+def club(membership, fitted):
+    return membership, fitted[1]
+
+
+@pytest.fixture(scope="module")
+def few():
+    made = small_membership(members=400)
+    return made, membership_panel(made, made.frame).counts
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +194,9 @@ def test_the_reward_reproduces_the_first_stage_and_solves_the_bellman_equation(c
 
 @pytest.mark.parametrize("first_stage", ["smoothed", "frequencies", "logit"])
 @pytest.mark.parametrize("kind", ["anchor", "uniform", "known"])
-def test_influence_is_the_derivative_by_the_counts(first_stage, kind):
+def test_influence_is_the_derivative_by_the_counts(few, first_stage, kind):
     """What one more move adds to the estimate, against refits with the counts a little changed."""
-    made = small_membership(members=400)
-    counts = membership_panel(made, made.frame).counts
+    made, counts = few
     options = {
         "anchor": {}, "uniform": {"reference": "uniform"}, "known": {"reward": np.zeros(40)}
     }[kind]  # fmt: skip

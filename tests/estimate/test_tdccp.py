@@ -66,9 +66,14 @@ def test_the_robust_moment_is_solved_and_agrees(line):
     # every member's score comes from the other half: their sum is zero at the estimate
     sums = fit.influence
     assert np.abs(sums.sum(axis=0)).max() < 1e-4 * np.abs(sums).sum(axis=0).max()
-    other = dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=2)
-    assert not other.params.equals(fit.params)
-    assert dc.TDCCP(spec(), rows, degree=3, robust=True).fit(seed=1).params.equals(fit.params)
+
+
+def test_the_robust_moment_hangs_on_its_seed_only(line):
+    rows = loaded(members_on(line, 300, 8, 0), ["hours"])
+    one, again, other = (
+        dc.TDCCP(spec(), rows, degree=2, robust=True).fit(seed=seed).params for seed in (1, 1, 2)
+    )
+    assert again.equals(one) and not other.equals(one)
 
 
 def test_the_robust_moment_does_not_move_with_small_errors_of_values(line):

@@ -232,7 +232,7 @@ def club():
 
 @pytest.fixture
 def plain(club):
-    return used(histories(club, "new", seed=3, members=40, months=24), 1).drop(
+    return used(histories(club, "new", seed=3, members=24, months=24), 1).drop(
         columns=["level", "t"]
     )
 

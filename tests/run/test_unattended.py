@@ -386,7 +386,10 @@ def test_workers_end_with_the_run_that_was_killed(empty, seconds):
 # killed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+MORE = [pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3)]
+
+
+@pytest.mark.parametrize("seed", [1, *MORE])
 def test_a_run_that_is_killed_is_resumed_to_the_same_bytes(folder, expected, seed):
     before = current(folder)
     other_rows(folder)

@@ -100,10 +100,10 @@ def panel_of(paths: Any, model: dc.DDC) -> dc.Panel:
 
 
 def run(quick: bool) -> Study:
-    """1,000 replications (150 if quick), each an independent cross-section of buses."""
+    """1,000 replications (60 if quick), each an independent cross-section of buses."""
     study = Study("aguirregabiria_mira2002")
     table = expected(HERE)
-    count = 150 if quick else 1000
+    count = 60 if quick else 1000
     model, truth = bus_model(table), np.array(table["truth"])
     mu = stationary(model, truth)
     system = PolicySystem(model.transitions, model.beta)

@@ -112,7 +112,7 @@ def arrived(seed: int, name: str, days: int) -> tuple:
 
 def arrivals(study: Study, quick: bool) -> None:
     """Twenty items come half way: how often they are shown, and what it costs to ignore them."""
-    seeds, days = (2, 20) if quick else (20, 60)
+    seeds, days = (1, 20) if quick else (20, 60)
     names = ("true prior", "prior learned", "vague prior", "greedy")
     jobs = [(s, n, days) for n in names for s in range(seeds)]
     found = joblib.Parallel(n_jobs=1 if quick else 2)(joblib.delayed(arrived)(*j) for j in jobs)

@@ -88,11 +88,11 @@ def estimates(seed: int, periods: int, sizes: list[int]) -> dict[str, np.ndarray
 
 
 def run(quick: bool) -> Study:
-    """20 data sets of 4,000 periods (3 of 2,000 when quick)."""
+    """20 data sets of 4,000 periods (2 of 2,000 when quick)."""
     from joblib import Parallel, delayed
 
     study, want = Study("eccp"), expected(HERE)
-    sets, periods = (3, 2000) if quick else (20, 4000)
+    sets, periods = (2, 2000) if quick else (20, 4000)
     sizes = [50, 200, 1000] if quick else [50, 200, 1000, 5000]
     jobs = Parallel(n_jobs=1 if quick else 2)(
         delayed(estimates)(seed, periods, sizes) for seed in range(sets)

@@ -142,11 +142,11 @@ def one(seed: int) -> list[dict]:
 
 
 def run(quick: bool) -> Study:
-    """500 panels (8 when quick)."""
+    """500 panels (5 when quick)."""
     from joblib import Parallel, delayed
 
     study = Study("inference_coverage")
-    panels = 8 if quick else 500
+    panels = 5 if quick else 500
     jobs = Parallel(n_jobs=1 if quick else 2)(delayed(one)(i) for i in range(panels))
     table = pd.DataFrame([r for rows in jobs for r in rows])
     own = table.groupby(["estimator", "parameter"], sort=False)

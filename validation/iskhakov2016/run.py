@@ -27,11 +27,11 @@ def design() -> ModuleType:
 
 
 def run(quick: bool) -> Study:
-    """250 data sets (4 if quick) x 5 starts at each beta; fits at all betas take turns."""
+    """250 data sets (2 if quick) x 5 starts at each beta; fits at all betas take turns."""
     study = Study("iskhakov2016")
     table = expected(HERE)
     bus = design()
-    count = 4 if quick else 250
+    count = 2 if quick else 250
     betas, starts = table["betas"], table["starts"]
     models = [bus.bus_model(beta) for beta in betas]
     counts = [

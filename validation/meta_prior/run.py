@@ -148,7 +148,7 @@ def saved(study: Study, want: dict, quick: bool) -> None:
 def run(quick: bool) -> Study:
     """Run the study."""
     study, want = Study("meta_prior"), expected(HERE)
-    unbiased(study, want, 1500 if quick else 20_000)
+    unbiased(study, want, 600 if quick else 20_000)
     deployed(study, 6 if quick else 60)
     saved(study, want, quick)
     return study

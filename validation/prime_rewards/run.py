@@ -270,7 +270,7 @@ def run(quick: bool) -> Study:
     """Run the study."""
     warnings.simplefilter("ignore", dc.DynChoiceWarning)
     study, want = Study("prime_rewards"), expected(HERE)
-    sample(study, want, 1500 if quick else None)
+    sample(study, want, 800 if quick else None)
     continuous(study, want, 4 if quick else 100, 600 if quick else 1500)
     return study
 

@@ -112,7 +112,7 @@ def run(quick: bool) -> Study:
     warnings.simplefilter("ignore", dc.DynChoiceWarning)
     study, want = Study("samq2023"), expected(HERE)
     truth = solved()
-    study_of(study, truth, want, 3 if quick else 30, (5, 10, 50) if quick else (5, 10, 50, 100))
+    study_of(study, truth, want, 2 if quick else 30, (5, 10, 50) if quick else (5, 10, 50, 100))
     return study
 
 

@@ -100,10 +100,10 @@ def fingerprints(states: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, n
 
 
 def run(quick: bool) -> Study:
-    """Simulate, estimate both stages and compare, at four betas; 250 data sets (15 if quick)."""
+    """Simulate, estimate both stages and compare, at four betas; 250 data sets (8 if quick)."""
     study = Study("su_judd2012")
     table = expected(HERE)
-    count = 15 if quick else FULL
+    count = 8 if quick else FULL
     widen = float(np.sqrt(FULL / count))
     lines = [
         f"{count} data sets a beta; truth RC {TRUTH[0]}, theta11 {TRUTH[1]}",

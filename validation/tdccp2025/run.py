@@ -443,7 +443,7 @@ def run(quick: bool) -> Study:
     truth = solved(WIDTH)
     choose_width(study, truth, want["table1"] | {"mean_within": want["mean_within"]})
     same_theta(study, truth, want, 2 if quick else 10)
-    monte_carlo(study, truth, want, 10 if quick else 500, claims=not quick)
+    monte_carlo(study, truth, want, 2 if quick else 500, claims=not quick)
     return study
 
 

@@ -41,7 +41,7 @@ Ahead = dict[tuple[int, bytes], tuple[FloatArray, FloatArray | None]]
 """Flow utilities (B, n, J) and starting values (B, n) by engine and parameters."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupPaths:
     """Sums by scenario and group at the estimates and at each draw, with money's price.
 
@@ -59,15 +59,14 @@ class GroupPaths:
     failures: int
     solved: int
     badges: list[Badge | None]
-    notes: tuple[str, ...] = ()
 
     def with_draws_of(self, others: Sequence[GroupPaths]) -> GroupPaths:
         """Return these paths with the draws of later chunks appended."""
         return replace(
             self,
-            drawn=[x for part in (self, *others) for x in part.drawn],
+            drawn=[draw for part in (self, *others) for draw in part.drawn],
             alpha=np.concatenate([self.alpha, *(o.alpha[1:] for o in others)]),
-            long_run_drawn=[x for part in (self, *others) for x in part.long_run_drawn],
+            long_run_drawn=[draw for part in (self, *others) for draw in part.long_run_drawn],
             failures=self.failures + sum(o.failures for o in others),
             solved=self.solved + sum(o.solved for o in others),
         )

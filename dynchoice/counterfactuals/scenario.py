@@ -158,7 +158,7 @@ class Scenario:
             )
 
     def _check_dates(self) -> None:
-        """Refuse dates in an impossible order."""
+        """Raise for dates that are no periods, or in an impossible order."""
         for what in ("announced", "ends"):
             value = getattr(self, what)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -206,13 +206,11 @@ class Scenario:
     @property
     def of_programme(self) -> bool:
         """Whether it speaks of plans, prices or benefits of a membership."""
-        said = (
-            self.prices, self.bundle, self.terms, self.engagement, self.attention, self.new_values,
-        )  # fmt: skip
-        return self.changes_states or any(x is not None for x in said)
+        parts = ("prices", "bundle", "terms", "engagement", "attention", "new_values")
+        return self.changes_states or any(getattr(self, part) is not None for part in parts)
 
     def theta(self, model: DDC, theta: FloatArray) -> FloatArray:
-        """Return the parameters under the scenario."""
+        """Return the parameters (K,) under the scenario."""
         if not self.params:
             return theta
         out = theta.copy()

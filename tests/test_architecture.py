@@ -123,7 +123,6 @@ def test_heavy_packages_stay_where_they_belong():
 
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = {
-    ("counterfactuals/calibrate.py", "calibrate"),
     ("estimate/choice_probabilities.py", "flexible_logit"),
     ("estimate/eccp.py", "ECCP._results"),
     ("estimate/eccp.py", "ECCP.regression"),

@@ -138,6 +138,7 @@ def entries(club: Membership, level: IntArray) -> tuple[list[str], list[FloatArr
     names, weights = [], []
 
     def add(name: str, where: BoolArray | FloatArray) -> None:
+        """Count members of the cells ``where``, which broadcasts to (groups, J)."""
         names.append(name)
         weights.append(every * where)
 

@@ -71,7 +71,7 @@ def apply_scenario(scenario: Scenario, base: DDC) -> AppliedScenario:
     if scenario.model is not None:
         model = _replacement(scenario, base)
     elif scenario.of_programme:
-        model = changed_model(scenario, base)
+        model = change_model(scenario, base)
         if scenario.changes_states:
             new_place = base.membership.state_map(model.membership)
             new_place = new_place if place is None else new_place[place]
@@ -79,7 +79,7 @@ def apply_scenario(scenario: Scenario, base: DDC) -> AppliedScenario:
             place = np.asarray(new_place) if moves else None
     model = _with_parts(scenario, model)
     # to what already is: the baseline's own object, so that nothing is solved again
-    return AppliedScenario(scenario, base, base if same_model(model, base) else model, place)
+    return AppliedScenario(scenario, base, base if is_same_model(model, base) else model, place)
 
 
 def _replacement(scenario: Scenario, base: DDC) -> DDC:
@@ -120,7 +120,7 @@ def _with_parts(scenario: Scenario, model: DDC) -> DDC:
     return model.with_parts(**parts) if parts else model
 
 
-def changed_model(scenario: Scenario, model: DDC) -> DDC:
+def change_model(scenario: Scenario, model: DDC) -> DDC:
     """Return the model of the changed membership, chains of use as estimated."""
     club = model.membership
     if club is None:
@@ -131,12 +131,12 @@ def changed_model(scenario: Scenario, model: DDC) -> DDC:
     if not isinstance(model.transitions, Factored):
         raise SpecificationError("a membership's transitions are factored")
     try:
-        new = changed_programme(club, scenario)
+        new = change_programme(club, scenario)
     except SpecificationError as error:
         raise SpecificationError(f"scenario {scenario.name!r}: {error}") from None
     _warn_of_refunds(scenario, club, new)
     try:
-        new = _valued(scenario, club, new, model)
+        new = _add_values(scenario, club, new, model)
     except SpecificationError as error:
         raise SpecificationError(f"scenario {scenario.name!r}: {error}") from None
     lost = [n for n in model.names if n not in new.all_names]
@@ -187,7 +187,7 @@ def _warn_of_refunds(scenario: Scenario, club: Membership, new: Membership) -> N
     )
 
 
-def _valued(scenario: Scenario, club: Membership, new: Membership, model: DDC) -> Membership:
+def _add_values(scenario: Scenario, club: Membership, new: Membership, model: DDC) -> Membership:
     """Return a changed programme with the costs it had, and values of what is new in it."""
     if club.costs is None:
         needed = new.usual_costs
@@ -295,7 +295,7 @@ def price_lists(club: Membership) -> dict[str, list[float]]:
     return {p.name: [m.get(p.name, p.price) for m in menus] for p in club.plans}
 
 
-def changed_programme(club: Membership, scenario: Scenario) -> Membership:
+def change_programme(club: Membership, scenario: Scenario) -> Membership:
     """Return a membership as a scenario has it."""
     club = replace(club, costs=club.used_costs)
     benefits = [scenario.benefits] if isinstance(scenario.benefits, Benefit) else scenario.benefits
@@ -318,7 +318,7 @@ def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     return club
 
 
-def same_model(a: DDC, b: DDC) -> bool:
+def is_same_model(a: DDC, b: DDC) -> bool:
     """Return whether two models are equal in everything that a forecast reads."""
     if a is b:
         return True

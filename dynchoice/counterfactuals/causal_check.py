@@ -337,7 +337,7 @@ def predicted_take_up(results: Results, grid: RegionGrid, taken: BoolArray) -> F
             for t in range(first, grid.T):
                 out[r, t] = outcome @ mu
                 if t < grid.T - 1:
-                    mu = _moved(_next_market(grid, int(r), t), move(mu), S)
+                    mu = _relabel(_next_market(grid, int(r), t), move(mu), S)
         return out
 
 
@@ -346,7 +346,7 @@ def _next_market(grid: RegionGrid, r: int, t: int) -> IntArray:
     return np.asarray(grid.offset[grid.to[r, t, grid.fixed]] + grid.base)
 
 
-def _moved(to: IntArray, mu: FloatArray, S: int) -> FloatArray:
+def _relabel(to: IntArray, mu: FloatArray, S: int) -> FloatArray:
     """Return the distribution after every state ``s`` became ``to[s]``."""
     return np.asarray(np.bincount(to, weights=mu, minlength=S), dtype=np.float64)
 
@@ -382,17 +382,17 @@ def predicted_effect(
             if present.sum() <= 0:
                 continue
             with_it = present / present.sum()
-            without = _moved(undone, with_it, S)
+            without = _relabel(undone, with_it, S)
             for t in range(first, grid.T):
                 out[r, t] = outcome @ with_it - outcome @ without
                 if t == grid.T - 1:
                     break
                 market = _next_market(grid, r, t)
-                with_it = _moved(market, move(with_it), S)
+                with_it = _relabel(market, move(with_it), S)
                 # other changes reach the branch without the roll-out through its twin states:
                 # a state without it moves as its twin with it does, and the roll-out is undone
                 twin = np.where(codes == before, np.arange(S) - shift, np.arange(S))
                 moved = market[twin]
                 back = (codes == before) & (codes[moved] == after)
-                without = _moved(np.where(back, moved + shift, moved), move(without), S)
+                without = _relabel(np.where(back, moved + shift, moved), move(without), S)
         return out

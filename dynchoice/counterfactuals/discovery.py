@@ -23,7 +23,7 @@ import numpy as np
 
 from dynchoice import checks
 from dynchoice._lazy import pd
-from dynchoice.counterfactuals.draws import Draw, draws_of, tables_of
+from dynchoice.counterfactuals.draws import Draw, draw_estimates, scenario_tables
 from dynchoice.counterfactuals.population import (
     Fits,
     Group,
@@ -122,7 +122,9 @@ def discovery_values(
     mass = np.zeros(n)
     for group, cell in zip(groups, cells, strict=True):
         mass += np.bincount(cell, group.mu, n)
-    value = averaged(groups, cells, n, [discoveries(g.model, g.theta, names, goal) for g in groups])
+    value = average_by_cell(
+        groups, cells, n, [discoveries(g.model, g.theta, names, goal) for g in groups]
+    )
     out = pd.concat(
         [
             labels.assign(benefit=name, value=value[:, k], members=mass)
@@ -131,7 +133,7 @@ def discovery_values(
         ignore_index=True,
     )
     if draws:
-        spread = drawn_values(groups, names, goal, cells, n, int(draws), seed)
+        spread = draw_values(groups, names, goal, cells, n, int(draws), seed)
         out["std_error"] = spread.std(axis=0, ddof=1).ravel()
     return out
 
@@ -166,7 +168,7 @@ def is_use(law: BoundLaw) -> bool:
     return alone and (law.table is None or bool(((law.table > 0) & (law.table < 1)).any()))
 
 
-def cells_of(model: DDC, by: By) -> tuple[IntArray, pd.DataFrame]:
+def assign_cells(model: DDC, by: By) -> tuple[IntArray, pd.DataFrame]:
     """Return the cell (S,) of each state and the cells' labels."""
     frame = model.states.frame()
     if isinstance(by, str):
@@ -258,7 +260,7 @@ def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
     return months
 
 
-def drawn_values(
+def draw_values(
     groups: Sequence[Group],
     names: Sequence[str],
     goal: Goal,
@@ -279,7 +281,7 @@ def drawn_values(
                 "standard errors are for Results, or a mapping of segments to them"
             )
         if id(group.fit) not in drawn:
-            drawn[id(group.fit)] = draws_of(group.fit, draws, rng)
+            drawn[id(group.fit)] = draw_estimates(group.fit, draws, rng)
     out = np.zeros((draws, len(names), n))
     for d in range(draws):
         worth = []
@@ -287,14 +289,14 @@ def drawn_values(
             draw = drawn[id(group.fit)][d]
             F = group.model.transitions
             assert isinstance(F, Factored)
-            tables = tables_of(group.model, group.model, draw.tables)
+            tables = scenario_tables(group.model, group.model, draw.tables)
             bound = tuple(
                 replace(law, table=tables[law.name]) if law.name in tables else law
                 for law in F.bound
             )
             model = group.model.with_parts(transitions=F.with_bound(bound))
             worth.append(discoveries(model, draw.theta, names, goal))
-        out[d] = averaged(groups, cells, n, worth).T
+        out[d] = average_by_cell(groups, cells, n, worth).T
     return out
 
 
@@ -303,7 +305,7 @@ def common_cells(groups: Sequence[Group], by: By) -> tuple[list[IntArray], pd.Da
     number: dict[tuple[Level, ...], int] = {}
     frames, cells = [], []
     for group in groups:
-        cell, labels = cells_of(group.model, by)
+        cell, labels = assign_cells(group.model, by)
         rows = [tuple(row) for row in labels.itertuples(index=False)]
         fresh = [i for i, row in enumerate(rows) if row not in number]
         for i in fresh:
@@ -313,7 +315,7 @@ def common_cells(groups: Sequence[Group], by: By) -> tuple[list[IntArray], pd.Da
     return cells, pd.concat(frames, ignore_index=True)
 
 
-def averaged(
+def average_by_cell(
     groups: Sequence[Group], cells: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
 ) -> FloatArray:
     """Return means (n, benefits) over the members of each cell; of its states, where none are."""

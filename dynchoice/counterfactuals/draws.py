@@ -59,7 +59,7 @@ def draw_fit(
         return bootstrap_draws(fit, n)
     if bands == "delta":
         return delta_draws(fit)
-    return draws_of(fit, n, np.random.default_rng(stream))
+    return draw_estimates(fit, n, np.random.default_rng(stream))
 
 
 def law_records(fit: Results) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def law_records(fit: Results) -> list[dict[str, Any]]:
     return [r for r in fit.first_stage if "cross" in r]
 
 
-def draws_of(fit: Results, n: int, rng: np.random.Generator) -> list[Draw]:
+def draw_estimates(fit: Results, n: int, rng: np.random.Generator) -> list[Draw]:
     """Return draws of parameters and laws of one fit.
 
     Laws are drawn where the fit keeps how its parameters depend on them (NFXP); elsewhere they
@@ -113,7 +113,7 @@ def dirichlet_rows(counts: FloatArray, p: FloatArray, rng: np.random.Generator) 
     return np.where(total > 0, gamma / np.where(total > 0, total, 1.0), p)
 
 
-def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def scenario_tables(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Return the tables that a scenario's model has when the baseline's laws are those drawn."""
     F, G = base.transitions, model.transitions
     if not drawn or G is F:
@@ -132,7 +132,7 @@ def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, 
             for name, law in laws.items()
             if name in drawn
         }
-        return lifts_of(G, {name: table for name, table in fresh.items() if table is not None})
+        return apply_lifts(G, {name: table for name, table in fresh.items() if table is not None})
     baseline = {law.name: law for law in F.bound}
     # a law that the scenario replaced keeps what the scenario says of it
     kept = {
@@ -140,17 +140,17 @@ def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, 
         for law in G.bound
         if law.name in drawn
         and law.table is not None
-        and lifted_from(law) is baseline[law.name].table
+        and table_before_lift(law) is baseline[law.name].table
     }
-    return lifts_of(G, kept)
+    return apply_lifts(G, kept)
 
 
-def lifted_from(law: BoundLaw) -> FloatArray | None:
+def table_before_lift(law: BoundLaw) -> FloatArray | None:
     """Return a law's table, before its lift if it has one."""
     return law.family.base if isinstance(law.family, Lifted) else law.table
 
 
-def lifts_of(F: Factored, tables: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def apply_lifts(F: Factored, tables: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Return drawn tables with the lifts of a scenario's laws."""
     return tables | {
         law.name: law.family.applied(tables[law.name])

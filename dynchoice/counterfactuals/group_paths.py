@@ -16,9 +16,9 @@ import numpy as np
 from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.applied import AppliedScenario
 from dynchoice.counterfactuals.badges import Badge, badge
-from dynchoice.counterfactuals.draws import Draw, tables_of
+from dynchoice.counterfactuals.draws import Draw, scenario_tables
 from dynchoice.counterfactuals.engine import Engine, Features, Policy, Solved
-from dynchoice.counterfactuals.long_run import LongRun, long_run_of
+from dynchoice.counterfactuals.long_run import LongRun, compute_long_run
 from dynchoice.counterfactuals.path import Dates, Phase, Sums, follow, phases, push_periods
 from dynchoice.counterfactuals.population import Fitted, Group, price_of_utility
 from dynchoice.counterfactuals.scenario import Scenario
@@ -271,7 +271,7 @@ def run_task(task: Task) -> GroupPaths:
             ahead = flows_ahead(ready, [d.theta for d in everything[b : b + BATCH]])
         if draw.tables:
             for engine in unique_engines(ready):
-                engine.with_tables(tables_of(engine.model, task.fit.model, draw.tables))
+                engine.with_tables(scenario_tables(engine.model, task.fit.model, draw.tables))
         done = run_draw(task, ready, mus, ledgers, draw.theta, ahead, at_estimates=b == 0)
         out.solved += done.solved
         out.failures += done.failed
@@ -356,7 +356,7 @@ def run_draw(
             out.paths[-1].append(sums)
             long_run = None
             if wanted and p.ledger is not None:
-                long_run = long_run_of(
+                long_run = compute_long_run(
                     base,
                     new,
                     place=p.place,

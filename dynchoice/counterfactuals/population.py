@@ -370,6 +370,15 @@ def _last_rows(panel: Panel, regional: bool) -> pd.DataFrame:
     return table.sort_values("member")
 
 
+def require_chains(club: Membership) -> None:
+    """Raise where a benefit has no chain of use, so that nothing says how members use it."""
+    without = [b.name for b in club.benefits if not b.known]
+    if without:
+        raise SpecificationError(
+            f"benefit {without[0]!r} has no chain: give gain= and stay=, or fit the model"
+        )
+
+
 def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     """Return (segment, type) -> model at the programme's own parameters, types by their share.
 
@@ -381,12 +390,8 @@ def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     fits: dict[tuple[str, str], Calibrated] = {}
     for segment in club.segments or (ALL,):
         programme = club.segment(segment) if club.segments else club
+        require_chains(programme)
         model = programme.model()
-        if model.transitions.estimated:
-            unknown = [b.name for b in programme.benefits if not b.known]
-            raise SpecificationError(
-                f"benefit {unknown[0]!r} has no chain: give gain= and stay=, or fit the model"
-            )
         for kind, spec in programme.types.items():
             of_type = programme.of_type(kind)
             # types that differ in estimated parameters only share the model: it is solved together

@@ -160,6 +160,7 @@ class SoftQ:
     # the scenario ----------------------------------------------------------------------------
 
     def _frame(self, x: FloatArray) -> pd.DataFrame:
+        """Return states (n, features) as a table."""
         return pd.DataFrame(x, columns=list(self.fit.features))
 
     def _changed_moves(
@@ -387,6 +388,7 @@ def reward_counterfactual(
 
 
 def _shares(labels: list[Level], before: FloatArray, after: FloatArray) -> pd.DataFrame:
+    """Return mean choice probabilities (J,) as a table: baseline, scenario, change."""
     table = pd.DataFrame(
         {"baseline": before, "scenario": after}, index=pd.Index(labels, name="choice")
     )

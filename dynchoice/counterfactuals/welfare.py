@@ -25,7 +25,7 @@ from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.long_run import present_values
-from dynchoice.counterfactuals.path import valued
+from dynchoice.counterfactuals.path import values_seen_from
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
@@ -131,8 +131,8 @@ def _gain(group: Group, scenario: Scenario) -> _Gain:
     for engine in (before, after):
         if not engine.base.converged:
             raise ConvergenceError(f"{group.segment}: {engine.base.message}")
-    V = valued(before, after, applied.place, after.base.V) - before.base.V
-    W = valued(before, after, applied.place, experience(after, after.theta))
+    V = values_seen_from(before, after, applied.place, after.base.V) - before.base.V
+    W = values_seen_from(before, after, applied.place, experience(after, after.theta))
     W = W - experience(before, before.theta)
     return _Gain(group, before.blocks.by_state(V), before.blocks.by_state(W))
 
@@ -268,7 +268,7 @@ def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
     return names
 
 
-def offered(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
+def offer_only(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
     """Return a bundle: the subset on offer to everybody in the plans' shares, the others gone."""
     return {n: OFFERED if n in subset else 0 for n in names}
 
@@ -277,7 +277,7 @@ def _worth(
     groups: Sequence[Group], names: Sequence[str], subset: tuple[str, ...], outcomes: Sequence[str]
 ) -> dict[str, float]:
     """Return outcomes per customer with only ``subset`` of the named benefits on offer."""
-    scenario = Scenario("bundle", bundle=offered(names, subset))
+    scenario = Scenario("bundle", bundle=offer_only(names, subset))
     total = dict.fromkeys(outcomes, 0.0)
     mass = sum(group.customers for group in groups)
     for group in groups:

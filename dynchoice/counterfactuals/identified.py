@@ -189,9 +189,10 @@ def map_payoffs(
 
 
 def value_changes(new: Dynamics, T: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return what payoff changes ``T`` (S~, J~, D) leave once valued, and their value (S~, D).
+    """Return what payoff changes ``T`` (S~, J~, D) leave beside the anchor's, and their value.
 
-    The first is ``D_a = T_a - A~_a T_J`` (S~, J~, D), the second ``(I - beta~ F~_J)^{-1} T_J``.
+    The first is ``D_a = T_a - A~_a T_J`` (S~, J~, D), the second ``(I - beta~ F~_J)^{-1} T_J``
+    (S~, D).
     """
     X = new.values(new.at_anchor(T))
     return T - new.flows(X), X

@@ -221,37 +221,48 @@ def shapley(
             for k in range(len(names) + 1)
             for subset in combinations(names, k)
         }
-        everything = tuple(names)
+        everything = worth[tuple(names)]
         for name in names:
-            others = [n for n in names if n != name]
-            for o in outcomes:
-                value = 0.0
-                for k in range(len(names)):
-                    weight = factorial(k) * factorial(len(names) - k - 1) / factorial(len(names))
-                    for subset in combinations(others, k):
-                        whole = tuple(n for n in names if n in subset or n == name)
-                        value += weight * (worth[whole][o] - worth[subset][o])
-                rest = tuple(others)
+            others = worth[tuple(n for n in names if n != name)]
+            for outcome in outcomes:
                 rows.append(
                     {
                         "segment": segment,
                         "benefit": name,
-                        "outcome": o,
-                        "shapley": value,
-                        "alone": worth[(name,)][o] - worth[()][o],
-                        "last": worth[everything][o] - worth[rest][o],
+                        "outcome": outcome,
+                        "shapley": _shapley_value(worth, names, name, outcome),
+                        "alone": worth[(name,)][outcome] - worth[()][outcome],
+                        "last": everything[outcome] - others[outcome],
                     }
                 )
-        for o in outcomes:
+        for outcome in outcomes:
             totals.append(
                 {
                     "segment": segment,
-                    "outcome": o,
-                    "none": worth[()][o],
-                    "all": worth[everything][o],
+                    "outcome": outcome,
+                    "none": worth[()][outcome],
+                    "all": everything[outcome],
                 }
             )
     return Decomposition(pd.DataFrame(rows), pd.DataFrame(totals))
+
+
+def _shapley_value(
+    worth: dict[tuple[str, ...], dict[str, float]],
+    names: Sequence[str],
+    name: str,
+    outcome: str,
+) -> float:
+    """Return what a benefit adds on average over all orders, given the worth of every subset."""
+    others = [n for n in names if n != name]
+    value = 0.0
+    for k in range(len(names)):
+        # the share of orders in which just these k come before
+        weight = factorial(k) * factorial(len(names) - k - 1) / factorial(len(names))
+        for subset in combinations(others, k):
+            joined = tuple(n for n in names if n in subset or n == name)
+            value += weight * (worth[joined][outcome] - worth[subset][outcome])
+    return value
 
 
 def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:

@@ -64,16 +64,6 @@ class Sums:
     surplus: FloatArray
     welfare: float = 0.0
 
-    def plus(self, other: Sums) -> Sums:
-        """Return the sums of two groups of customers."""
-        return Sums(
-            self.shares + other.shares,
-            self.flows + other.flows,
-            self.entries + other.entries,
-            self.surplus + other.surplus,
-            self.welfare + other.welfare,
-        )
-
     def times(self, factor: float) -> Sums:
         """Return the sums of so many times as many customers."""
         return Sums(

@@ -104,8 +104,10 @@ class Ledger:
         return np.asarray(total)
 
     def read(self, cells: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return entries (T, entries), and mass by plan held and plan chosen (T, J, J), of sums
-        (T, B, groups, J) and the benefits' cost (T,)."""
+        """Return entries (T, E), and mass by plan held and plan chosen (T, J, J).
+
+        ``cells`` (T, B, groups, J) are sums of a path, ``cost`` (T,) is what use of benefits cost.
+        """
         T, B, G, J = cells.shape
         total = cells.sum(axis=1)
         out = np.empty((T, len(self.names)))
@@ -138,6 +140,7 @@ def entries(club: Membership, level: IntArray) -> tuple[list[str], list[FloatArr
     names, weights = [], []
 
     def add(name: str, where: BoolArray | FloatArray) -> None:
+        """Count members of the cells ``where``, which broadcasts to (groups, J)."""
         names.append(name)
         weights.append(every * where)
 

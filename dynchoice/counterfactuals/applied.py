@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.errors import DynChoiceWarning, SpecificationError, suggest
 from dynchoice.membership import changes
 from dynchoice.membership.membership import Membership
 from dynchoice.membership.names import COSTS
-from dynchoice.membership.plans import Benefit, Plan, check_number
+from dynchoice.membership.plans import Benefit, Plan
 from dynchoice.model.choicesets import check_available
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored, parents_first
@@ -70,14 +71,15 @@ def apply_scenario(scenario: Scenario, base: DDC) -> AppliedScenario:
     if scenario.model is not None:
         model = _replacement(scenario, base)
     elif scenario.of_programme:
-        model = changed_model(scenario, base)
+        model = change_model(scenario, base)
         if scenario.changes_states:
             new_place = base.membership.state_map(model.membership)
             new_place = new_place if place is None else new_place[place]
             moves = not np.array_equal(new_place, np.arange(model.states.size))
             place = np.asarray(new_place) if moves else None
     model = _with_parts(scenario, model)
-    return AppliedScenario(scenario, base, base if same_model(model, base) else model, place)
+    # to what already is: the baseline's own object, so that nothing is solved again
+    return AppliedScenario(scenario, base, base if is_same_model(model, base) else model, place)
 
 
 def _replacement(scenario: Scenario, base: DDC) -> DDC:
@@ -118,7 +120,7 @@ def _with_parts(scenario: Scenario, model: DDC) -> DDC:
     return model.with_parts(**parts) if parts else model
 
 
-def changed_model(scenario: Scenario, model: DDC) -> DDC:
+def change_model(scenario: Scenario, model: DDC) -> DDC:
     """Return the model of the changed membership, chains of use as estimated."""
     club = model.membership
     if club is None:
@@ -129,12 +131,12 @@ def changed_model(scenario: Scenario, model: DDC) -> DDC:
     if not isinstance(model.transitions, Factored):
         raise SpecificationError("a membership's transitions are factored")
     try:
-        new = changed_programme(club, scenario)
+        new = change_programme(club, scenario)
     except SpecificationError as error:
         raise SpecificationError(f"scenario {scenario.name!r}: {error}") from None
     _warn_of_refunds(scenario, club, new)
     try:
-        new = _valued(scenario, club, new, model)
+        new = _add_values(scenario, club, new, model)
     except SpecificationError as error:
         raise SpecificationError(f"scenario {scenario.name!r}: {error}") from None
     lost = [n for n in model.names if n not in new.all_names]
@@ -157,7 +159,7 @@ def changed_model(scenario: Scenario, model: DDC) -> DDC:
 
 
 def _warn_of_refunds(scenario: Scenario, club: Membership, new: Membership) -> None:
-    """Say where who bought on some terms is refunded by others."""
+    """Warn where members who bought on some terms would be refunded by others."""
     before, after = price_lists(club), price_lists(new)
     moved = [
         p.name
@@ -166,11 +168,11 @@ def _warn_of_refunds(scenario: Scenario, club: Membership, new: Membership) -> N
         and refundable(p)
         and before.get(p.name) not in (None, after[p.name])
     ]
-    told = scenario.terms or {}
+    terms = scenario.terms or {}
     changed = [
         p.name
         for p in club.plans
-        if refundable(p) and {"periods", "refund"} & set(told.get(p.name, {}))
+        if refundable(p) and {"periods", "refund"} & set(terms.get(p.name, {}))
     ]
     if not moved and not changed:
         return
@@ -185,26 +187,27 @@ def _warn_of_refunds(scenario: Scenario, club: Membership, new: Membership) -> N
     )
 
 
-def _valued(scenario: Scenario, club: Membership, new: Membership, model: DDC) -> Membership:
+def _add_values(scenario: Scenario, club: Membership, new: Membership, model: DDC) -> Membership:
     """Return a changed programme with the costs it had, and values of what is new in it."""
     if club.costs is None:
         needed = new.usual_costs
         costs = tuple(c for c in COSTS if c in club.used_costs or c in needed)
         new = replace(new, costs=costs)
-    given = dict(scenario.new_values or {})
-    fresh = {b.name for b in new.benefits} - {b.name for b in club.benefits}
+    supplied = dict(scenario.new_values or {})
+    new_benefits = {b.name for b in new.benefits} - {b.name for b in club.benefits}
     unseen = [n for n in new.names if n not in model.names]
-    strange = [k for k in given if k not in unseen and k not in fresh]
-    if strange:
+    old = [k for k in supplied if k not in unseen and k not in new_benefits]
+    if old:
         raise SpecificationError(
-            f"new_values: {strange[0]!r} is not new to the programme."
-            f"{suggest(strange[0], [*unseen, *fresh])} Estimates are changed by params="
+            f"new_values: {old[0]!r} is not new to the programme."
+            f"{suggest(old[0], [*unseen, *new_benefits])} Estimates are changed by params="
         )
-    values = {k: check_number(given[k], f"new_values: {k}") for k in unseen if k in given}
+    values = {k: checks.number(supplied[k], f"new_values: {k}") for k in unseen if k in supplied}
     return replace(new, fixed={**new.fixed, **values}) if values else new
 
 
 def _utility(scenario: Scenario, model: DDC) -> Utility:
+    """Return the scenario's utility: its own, the formula on other attributes, or utils added."""
     if isinstance(scenario.utility, Utility):
         if scenario.utility.names != model.names:
             raise SpecificationError(
@@ -238,6 +241,7 @@ def _utility(scenario: Scenario, model: DDC) -> Utility:
 
 
 def _transitions(scenario: Scenario, model: DDC) -> Transitions:
+    """Return the scenario's laws of motion: its own, or some of a factored model replaced."""
     if isinstance(scenario.transitions, Transitions):
         return scenario.transitions
     if not isinstance(model.transitions, Factored) or not isinstance(scenario.transitions, Mapping):
@@ -245,18 +249,13 @@ def _transitions(scenario: Scenario, model: DDC) -> Transitions:
             f"scenario {scenario.name!r}: transitions must be Transitions, or {{axis: law}} for a"
             " factored model"
         )
-    own = model.transitions
-    unknown = [k for k in scenario.transitions if k not in own.laws]
-    if unknown:
-        raise SpecificationError(
-            f"scenario {scenario.name!r} changes the law of {unknown[0]!r}, which the model does"
-            f" not have.{suggest(unknown[0], own.laws)}"
-        )
-    fresh = [bind(own.states, own.choices, k, law) for k, law in scenario.transitions.items()]
+    F = model.transitions
+    checks.known(scenario.transitions, F.laws, f"scenario {scenario.name!r}: law of")
+    fresh = [bind(F.states, F.choices, k, law) for k, law in scenario.transitions.items()]
     changed = {law.name for law in fresh}
-    kept = [law for law in own.bound if law.name not in changed]
-    bound = parents_first((*kept, *fresh), own.states)
-    return Factored(own.states, own.choices, {**own.laws, **scenario.transitions}, bound)
+    kept = [law for law in F.bound if law.name not in changed]
+    bound = parents_first((*kept, *fresh), F.states)
+    return Factored(F.states, F.choices, {**F.laws, **scenario.transitions}, bound)
 
 
 def offer_map(scenario: Scenario, model: DDC) -> IntArray | None:
@@ -266,21 +265,21 @@ def offer_map(scenario: Scenario, model: DDC) -> IntArray | None:
     states = model.states
     index = list(np.unravel_index(np.arange(states.size), states.shape))
     for axis, change in scenario.offer.items():
-        at = states.axis(axis)
+        number = states.axis(axis)
         if isinstance(model.transitions, Factored):
-            law = next(b for b in model.transitions.bound if at in b.axes)
+            law = next(b for b in model.transitions.bound if number in b.axes)
             if not isinstance(law.family, Fixed):
                 raise SpecificationError(
                     f"scenario {scenario.name!r}: axis {axis!r} moves by itself"
                     f" ({type(law.family).__name__}); an offer is an axis with law Fixed()"
                 )
-        moves = np.arange(states.shape[at])
+        moves = np.arange(states.shape[number])
         if isinstance(change, Mapping):
             for old, new in change.items():
                 moves[states.level_code(axis, old)] = states.level_code(axis, new)
         else:
             moves[:] = states.level_code(axis, change)
-        index[at] = moves[index[at]]
+        index[number] = moves[index[number]]
     place = np.ravel_multi_index(tuple(index), states.shape).astype(np.int64)
     return None if np.array_equal(place, np.arange(states.size)) else place
 
@@ -296,7 +295,7 @@ def price_lists(club: Membership) -> dict[str, list[float]]:
     return {p.name: [m.get(p.name, p.price) for m in menus] for p in club.plans}
 
 
-def changed_programme(club: Membership, scenario: Scenario) -> Membership:
+def change_programme(club: Membership, scenario: Scenario) -> Membership:
     """Return a membership as a scenario has it."""
     club = replace(club, costs=club.used_costs)
     benefits = [scenario.benefits] if isinstance(scenario.benefits, Benefit) else scenario.benefits
@@ -319,7 +318,7 @@ def changed_programme(club: Membership, scenario: Scenario) -> Membership:
     return club
 
 
-def same_model(a: DDC, b: DDC) -> bool:
+def is_same_model(a: DDC, b: DDC) -> bool:
     """Return whether two models are equal in everything that a forecast reads."""
     if a is b:
         return True
@@ -349,9 +348,9 @@ def laws_differ(base: DDC, model: DDC) -> bool:
             or b is None
             or any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
         )
-    own = {law.name: law for law in F.bound}
+    baseline = {law.name: law for law in F.bound}
     for law in G.bound:
-        old = own.get(law.name)
+        old = baseline.get(law.name)
         if old is None or (law.n, law.groups, law.by_choice) != (old.n, old.groups, old.by_choice):
             return True
         pairs: tuple[tuple[Any, Any], ...] = (
@@ -361,4 +360,4 @@ def laws_differ(base: DDC, model: DDC) -> bool:
         for x, y in pairs:
             if (x is None) != (y is None) or (x is not None and not np.array_equal(x, y)):
                 return True
-    return len(own) != len(G.bound)
+    return len(baseline) != len(G.bound)

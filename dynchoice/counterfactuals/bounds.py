@@ -19,7 +19,7 @@ import numpy as np
 from dynchoice import checks
 from dynchoice.counterfactuals.identified import (
     Dynamics,
-    mapped,
+    map_payoffs,
 )
 from dynchoice.counterfactuals.payoff_map import (
     MadeOf,
@@ -360,7 +360,7 @@ def counterfactual_bounds(
             seed=seed,
             outcome=text,
         )
-    _, unknown = mapped(blocks, np.zeros((*u.shape, 0)), dynamics, Dynamics.of_model(new))
+    _, unknown = map_payoffs(blocks, np.zeros((*u.shape, 0)), dynamics, Dynamics.of_model(new))
     return replace(interval, held=int(unknown.sum()))
 
 

@@ -14,7 +14,7 @@ from dynchoice._lazy import pd
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
-from dynchoice.counterfactuals.welfare import named_benefits, offered
+from dynchoice.counterfactuals.welfare import named_benefits, offer_only
 from dynchoice.errors import SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.typing import FilePath, FloatArray, Progress
@@ -74,9 +74,9 @@ class Bundles:
         return plot_frontier(self.table, self.frontier(x, y), x, y, path)
 
     def _check(self, name: str) -> None:
+        """Raise unless a column holds an outcome."""
         numbers = [c for c in self.table.columns if c not in ("segment", "bundle")]
-        if name not in numbers:
-            raise SpecificationError(f"no outcome {name!r}: {', '.join(numbers)}")
+        checks.known([name], numbers, "outcome")
 
     def __str__(self) -> str:
         n = len(self.table)
@@ -225,7 +225,9 @@ class _BundleSolver:
             inside = [n for n, yes in zip(self.names, included, strict=True) if yes]
             label = " + ".join(inside) or "none of them"
             prices = dict(zip(self.plans, price, strict=True))
-            scenario = Scenario("bundle", bundle=offered(self.names, inside), prices=prices or None)
+            scenario = Scenario(
+                "bundle", bundle=offer_only(self.names, inside), prices=prices or None
+            )
         mass = sum(group.customers for group in self.groups)
         total: dict[str, float] = {}
         value = 0.0

@@ -11,6 +11,7 @@ import numpy as np
 from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.accounts import member_shares, rates
+from dynchoice.counterfactuals.population import require_chains
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import SpecificationError, first_few
 from dynchoice.membership.membership import Membership
@@ -125,11 +126,7 @@ def calibrate(
     for what, options in (("moments", moments), ("weights", weights), ("bounds", bounds)):
         if options is not None:
             checks.mapping(options, what)
-    without_chain = [b.name for b in club.benefits if not b.known]
-    if without_chain:
-        raise SpecificationError(
-            f"benefit {without_chain[0]!r} has no chain: give gain= and stay=, or fit the model"
-        )
+    require_chains(club)
     free = [str(name) for name in checks.items(free, "free")]
     places = [_place(club, name) for name in free]
     start = np.array([_read(club, place) for place in places])
@@ -139,11 +136,12 @@ def calibrate(
     solutions = 0
 
     def model_moments(x: FloatArray) -> FloatArray:
+        """Return the moments at parameters, and report one more solution."""
         nonlocal solutions
         solutions += 1
         if progress is not None:
             progress(solutions, maxiter * (len(free) + 1), "calibrating")
-        values = aggregate(_written(club, places, x))
+        values = aggregate(_write(club, places, x))
         return np.array([values[name] for name in moments])
 
     goal = np.array(list(target.values()))
@@ -158,7 +156,7 @@ def calibrate(
         max_nfev=maxiter,
         diff_step=1e-6,
     )
-    return _report(_written(club, places, fit.x), target, free, fit, scale)
+    return _report(_write(club, places, fit.x), target, free, fit, scale)
 
 
 def _targets(moments: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
@@ -283,7 +281,7 @@ def _read(club: Membership, place: Place) -> float:
     return float(club.types[kind].params.get(name, club.params.get(name, 0.0)))
 
 
-def _written(club: Membership, places: Sequence[Place], values: FloatArray) -> Membership:
+def _write(club: Membership, places: Sequence[Place], values: FloatArray) -> Membership:
     """Return the programme with other values of its free parameters."""
     params, types = dict(club.params), dict(club.types)
     for (kind, name), value in zip(places, map(float, values), strict=True):

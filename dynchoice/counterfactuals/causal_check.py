@@ -13,13 +13,24 @@ regions that redoes every stage of both.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
+from dynchoice.counterfactuals.event_study import (
+    NEVER,
+    compares,
+    event_study,
+    jackknife,
+    leave_one_out,
+    pretrend_pvalue,
+    take_up_table,
+    two_way,
+    with_take_up,
+)
 from dynchoice.errors import ConvergenceError, DynChoiceWarning, SpecificationError
 from dynchoice.estimate.ccp import CCP
 from dynchoice.estimate.nfxp import NFXP
@@ -32,15 +43,13 @@ from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.push_forward import mover
 from dynchoice.solvers.solve import solve
-from dynchoice.typing import FloatArray, IntArray, Progress
+from dynchoice.typing import BoolArray, FloatArray, IntArray, Level, Progress
 
-LEAST_TREATED = 4
-"""Treated regions with months before the roll-out that a test of pre-trends needs."""
 FEW_REGIONS = 6
 """Regions, treated and others together, below which no inference is attempted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EventCheck:
     """One roll-out: both effects on take-up (a share), their difference, and pre-trends.
 
@@ -74,7 +83,7 @@ class EventCheck:
     difference_se: float = float("nan")
     pval: float = float("nan")
     pretrend_pval: float = float("nan")
-    paths: Any = None
+    paths: pd.DataFrame | None = None
     reason: str = ""
 
     @property
@@ -137,9 +146,9 @@ class CausalCheck:
 
 def causal_check(
     results: Results,
-    data: Any,
+    data: Panel | Counts,
     *,
-    outcome: Any = None,
+    outcome: Level | Sequence[Level] | None = None,
     window: tuple[int, int] = (6, 12),
     events: Iterable[MarketEvent] | None = None,
     refit: Callable[[Counts], Results] | None = None,
@@ -195,31 +204,23 @@ def causal_check(
     model = results.model
     if model.horizon is not None:
         raise SpecificationError("the causal check is for infinite horizons")
-    chosen = list(model.choices[1:]) if outcome is None else outcome
-    chosen = chosen if isinstance(chosen, list | tuple) else [chosen]
-    if not chosen:
-        raise SpecificationError("outcome names no choice")
-    good = isinstance(window, tuple | list) and len(window) == 2
-    if not good or not all(isinstance(x, int) and x >= 1 for x in window):
+    labels = list(model.choices[1:]) if outcome is None else outcome
+    labels = checks.items(labels if isinstance(labels, list | tuple) else [labels], "outcome")
+    pair = isinstance(window, tuple | list) and len(window) == 2
+    if not pair or not all(isinstance(x, int) and x >= 1 for x in window):
         raise SpecificationError(f"window={window!r}: pass months before and after, both >= 1")
-    unknown = [c for c in chosen if c not in model.choices]
-    if unknown:
-        raise SpecificationError(
-            f"outcome {unknown[0]!r} is no choice; choices: {', '.join(map(str, model.choices))}"
-        )
-    take = np.isin(np.arange(len(model.choices)), [model.choices.index(c) for c in chosen])
+    checks.known(labels, model.choices, "outcome: choice")
+    taken = np.array([choice in labels for choice in model.choices])
     grid = RegionGrid(model, counts)
-    found = market_events(model, counts, grid) if events is None else list(events)
+    events = market_events(model, counts, grid) if events is None else list(events)
     if refit is None:
         refit = _same_estimator(results)
-
-    checks = []
-    for i, event in enumerate(found):
-        checks.append(_check(results, counts, grid, event, take, window, refit))
+    done = []
+    for i, event in enumerate(events):
+        done.append(_check(results, counts, grid, event, taken, window, refit))
         if progress is not None:
-            progress(i + 1, len(found), event.label)
-    name = "the share of " + " + ".join(map(str, chosen))
-    return CausalCheck(tuple(checks), name)
+            progress(i + 1, len(events), event.label)
+    return CausalCheck(tuple(done), "the share of " + " + ".join(map(str, labels)))
 
 
 def _same_estimator(results: Results) -> Callable[[Counts], Results]:
@@ -242,35 +243,26 @@ def _check(
     counts: Counts,
     grid: RegionGrid,
     event: MarketEvent,
-    take: Any,
+    taken: BoolArray,
     window: tuple[int, int],
     refit: Callable[[Counts], Results],
 ) -> EventCheck:
-    if event.at_once:
-        return EventCheck(event, reason="it came everywhere in the same month: no comparison")
+    """Compare the two effects of one event, or say why there is no comparison."""
     used = grid.alive.any(axis=1)
-    if int(used.sum()) < FEW_REGIONS:
-        return EventCheck(event, reason=f"{int(used.sum())} regions are too few to compare")
+    # the month of the panel in which it comes, -1 where it never does
     starts = np.array([event.starts.get(x, -1) for x in grid.labels]) - grid.first
     starts[starts < 0] = -1
-    if int((starts >= 0).sum()) < 2:
-        return EventCheck(event, reason="one region only: nothing to average over")
-    table = take_up_table(grid, take)
-    predicted = predicted_take_up(results, grid, take)
+    table = take_up_table(grid, taken)
     treated = (starts[:, None] >= 0) & (np.arange(grid.T) >= starts[:, None])
-    since = np.where(starts[:, None] >= 0, np.arange(grid.T) - starts[:, None], -999)
-    effect, se = two_way(table, treated, used)
-    structural = two_way(_like(table, predicted), treated, used)[0]
-    for r in [-1, *np.flatnonzero(used)]:
-        keep = used & (np.arange(len(used)) != r)
-        if not compares(treated, np.isfinite(table[0]) & keep[:, None]):
-            left = "" if r < 0 else f" without region {grid.labels[r]!r}"
-            return EventCheck(event, reason=f"no month has regions with and without it{left}")
+    reason = _why_not(event, grid, used, starts, treated, np.isfinite(table[0]))
+    if reason:
+        return EventCheck(event=event, reason=reason)
+    predicted = predicted_take_up(results, grid, taken)
+    effect, effect_se = two_way(table, treated, used)
+    structural = two_way(with_take_up(table, predicted), treated, used)[0]
     differences = []
     by_region = counts.by_region()
-    for r in np.flatnonzero(used):
-        keep = used.copy()
-        keep[r] = False
+    for r, keep in zip(np.flatnonzero(used), leave_one_out(used), strict=True):
         factor = np.ones(by_region.buckets)
         factor[r] = 0.0
         with warnings.catch_warnings():
@@ -278,147 +270,50 @@ def _check(
             fit = refit(by_region.reweighted(factor))
         if not fit.converged:
             raise ConvergenceError(f"jackknife without region {grid.labels[r]!r}: {fit.message}")
-        own = predicted_take_up(fit, grid, take)
-        gap = two_way(table, treated, keep)[0] - two_way(_like(table, own), treated, keep)[0]
-        differences.append(gap)
-    G = len(differences)
-    d = np.array(differences)
-    spread = float(np.sqrt((G - 1) / G * ((d - d.mean()) ** 2).sum()))
-    from scipy.stats import t as student
-
-    pval = float(2 * student.sf(abs(effect - structural) / spread, G - 1))
-    paths = event_study(table, predicted, since, used, window)
-    pretrend = pretrend_pvalue(table, since, used, window[0])
-    with_and_without = predicted_effect(results, grid, event, starts, take)
+        refitted = with_take_up(table, predicted_take_up(fit, grid, taken))
+        differences.append(two_way(table, treated, keep)[0] - two_way(refitted, treated, keep)[0])
+    difference_se, pval = jackknife(effect - structural, differences)
+    since = np.where(starts[:, None] >= 0, np.arange(grid.T) - starts[:, None], NEVER)
+    by_month = predicted_effect(results, grid, event, starts, taken)
     weight = np.where(treated & np.isfinite(table[0]), table[1], 0.0)
-    average = float((with_and_without * weight).sum() / weight.sum())
-    return EventCheck(event, effect, se, structural, average, spread, pval, pretrend, paths)
-
-
-def take_up_table(grid: RegionGrid, take: Any) -> tuple[FloatArray, FloatArray]:
-    """Return take-up (R, T), NaN where nobody was seen, and members behind it."""
-    size = grid.n.sum(axis=(2, 3))
-    hits = grid.n[..., take].sum(axis=(2, 3))
-    share = np.divide(hits, size, out=np.full_like(hits, np.nan), where=size > 0)
-    return share, size
-
-
-def _like(
-    table: tuple[FloatArray, FloatArray], effect: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    return np.where(np.isnan(table[0]), np.nan, effect), table[1]
-
-
-def compares(treated: Any, seen: Any) -> bool:
-    """Return whether region and month effects leave any variation of the treatment."""
-    r, t = np.nonzero(seen)
-    d = treated[r, t].astype(np.float64)
-    for _ in range(200):
-        before = d.copy()
-        for g in (r, t):
-            d = d - (np.bincount(g, weights=d) / np.maximum(np.bincount(g), 1))[g]
-        if np.abs(d - before).max(initial=0.0) < 1e-13:
-            break
-    return bool((d**2).sum() > 1e-8)
-
-
-def two_way(table: tuple[FloatArray, FloatArray], treated: Any, used: Any) -> tuple[float, float]:
-    """Return the difference-in-differences and its standard error clustered by region.
-
-    linearmodels' PanelOLS with region and month effects, weighted by members.
-    """
-    from linearmodels.panel import PanelOLS
-
-    y, size = table
-    r, t = np.nonzero(np.isfinite(y) & used[:, None])
-    index = pd.MultiIndex.from_arrays([r, t])
-    frame = pd.DataFrame(
-        {"y": y[r, t], "treated": treated[r, t].astype(float), "w": size[r, t]}, index=index
-    )
-    fit = PanelOLS(
-        frame["y"],
-        frame[["treated"]],
-        weights=frame["w"] / frame["w"].mean(),
-        entity_effects=True,
-        time_effects=True,
-    ).fit(cov_type="clustered", cluster_entity=True, debiased=True)
-    return float(fit.params["treated"]), float(fit.std_errors["treated"])
-
-
-def event_study(
-    table: tuple[FloatArray, FloatArray],
-    predicted: FloatArray,
-    since: IntArray,
-    used: Any,
-    window: tuple[int, int],
-) -> pd.DataFrame:
-    """Return effects by months since the roll-out.
-
-    The month before is the reference; months outside the window are pooled at its ends.
-    """
-    from linearmodels.panel import PanelOLS
-
-    before, after = window
-    y, size = table
-    r, t = np.nonzero(np.isfinite(y) & used[:, None])
-    k = since[r, t]
-    ever = k > -900
-    k = np.where(ever, np.clip(k, -before, after), -1)
-    levels = [x for x in range(-before, after + 1) if x != -1 and (k[ever] == x).any()]
-    index = pd.MultiIndex.from_arrays([r, t])
-    x = pd.DataFrame(
-        {f"month {m:+d}": (ever & (k == m)).astype(float) for m in levels}, index=index
-    )
-    weights = pd.Series(size[r, t] / size[r, t].mean(), index=index)
-
-    def fit(values: FloatArray) -> Any:
-        own = pd.Series(values[r, t], index=index, name="y")
-        return PanelOLS(
-            own, x, weights=weights, entity_effects=True, time_effects=True, drop_absorbed=True
-        ).fit(cov_type="clustered", cluster_entity=True, debiased=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seen, model = fit(y), fit(predicted)
-    names = list(seen.params.index)
-    return pd.DataFrame(
-        {
-            "month": [int(n.split()[1]) for n in names],
-            "effect": seen.params.to_numpy(),
-            "std_error": seen.std_errors.to_numpy(),
-            "structural": model.params.reindex(names).to_numpy(),
-        }
+    return EventCheck(
+        event=event,
+        effect=effect,
+        effect_se=effect_se,
+        structural=structural,
+        average=float((by_month * weight).sum() / weight.sum()),
+        difference_se=difference_se,
+        pval=pval,
+        pretrend_pval=pretrend_pvalue(table, since, used, window[0]),
+        paths=event_study(table, predicted, since, used, window),
     )
 
 
-def pretrend_pvalue(
-    table: tuple[FloatArray, FloatArray], since: IntArray, used: Any, before: int
-) -> float:
-    """Return the p-value of no move in the last half of the months before the roll-out.
+def _why_not(
+    event: MarketEvent,
+    grid: RegionGrid,
+    used: BoolArray,
+    starts: IntArray,
+    treated: BoolArray,
+    cells: BoolArray,
+) -> str:
+    """Return why an event leaves nothing to compare, or an empty text.
 
-    One coefficient, not one a month: with few treated regions a joint test of many clustered
-    coefficients rejects far too often.
+    ``cells`` (R, T) says where somebody was seen.
     """
-    from scipy.stats import t as student
-
-    last = max(before // 2, 1)
-    y, size = table
-    early = np.where((since >= 0) & (since > -900), np.nan, y)
-    lead = (since < 0) & (since >= -last)
-    seen = np.isfinite(early) & used[:, None]
-    # regions with months in the window and months before it
-    able = (lead & seen).any(axis=1) & ((since < -last) & (since > -900) & seen).any(axis=1)
-    if int(able.sum()) < LEAST_TREATED:
-        return float("nan")
-    effect, _ = two_way((early, size), lead, used)
-    parts = []
-    for r in np.flatnonzero(used):
-        keep = used.copy()
-        keep[r] = False
-        parts.append(two_way((early, size), lead, keep)[0])
-    d, G = np.array(parts), int(used.sum())
-    spread = float(np.sqrt((G - 1) / G * ((d - d.mean()) ** 2).sum()))
-    return float(2 * student.sf(abs(effect) / spread, G - 1))
+    if event.at_once:
+        return "it came everywhere in the same month: no comparison"
+    if int(used.sum()) < FEW_REGIONS:
+        return f"{int(used.sum())} regions are too few to compare"
+    if int((starts >= 0).sum()) < 2:
+        return "one region only: nothing to average over"
+    if not compares(treated, cells & used[:, None]):
+        return "no month has regions with and without it"
+    # the jackknife needs a comparison without each region too
+    for r, keep in zip(np.flatnonzero(used), leave_one_out(used), strict=True):
+        if not compares(treated, cells & keep[:, None]):
+            return f"no month has regions with and without it without region {grid.labels[r]!r}"
+    return ""
 
 
 def _fitted_moves(results: Results) -> tuple[Callable[[FloatArray], FloatArray], FloatArray]:
@@ -428,11 +323,11 @@ def _fitted_moves(results: Results) -> tuple[Callable[[FloatArray], FloatArray],
     return mover(model.transitions, solution.ccp), solution.ccp
 
 
-def predicted_take_up(results: Results, grid: RegionGrid, take: Any) -> FloatArray:
+def predicted_take_up(results: Results, grid: RegionGrid, taken: BoolArray) -> FloatArray:
     """Return take-up (R, T) that the model predicts from each region's first month on."""
     with one_blas_thread():
         move, ccp = _fitted_moves(results)
-        outcome = ccp[:, take].sum(axis=1)
+        outcome = ccp[:, taken].sum(axis=1)
         S = len(ccp)
         out = np.zeros((len(grid.labels), grid.T))
         for r in np.flatnonzero(grid.alive.any(axis=1)):
@@ -442,18 +337,26 @@ def predicted_take_up(results: Results, grid: RegionGrid, take: Any) -> FloatArr
             for t in range(first, grid.T):
                 out[r, t] = outcome @ mu
                 if t < grid.T - 1:
-                    to = grid.offset[grid.to[r, t, grid.fixed]] + grid.base
-                    mu = _moved(to, move(mu), S)
+                    mu = _relabel(_next_market(grid, int(r), t), move(mu), S)
         return out
 
 
-def _moved(to: IntArray, mu: FloatArray, S: int) -> FloatArray:
+def _next_market(grid: RegionGrid, r: int, t: int) -> IntArray:
+    """Return the state (S,) that each state of a region becomes as its market moves on."""
+    return np.asarray(grid.offset[grid.to[r, t, grid.fixed]] + grid.base)
+
+
+def _relabel(to: IntArray, mu: FloatArray, S: int) -> FloatArray:
     """Return the distribution after every state ``s`` became ``to[s]``."""
     return np.asarray(np.bincount(to, weights=mu, minlength=S), dtype=np.float64)
 
 
 def predicted_effect(
-    results: Results, grid: RegionGrid, event: MarketEvent, starts: IntArray, take: Any
+    results: Results,
+    grid: RegionGrid,
+    event: MarketEvent,
+    starts: IntArray,
+    taken: BoolArray,
 ) -> FloatArray:
     """Return the model's effect of a roll-out on take-up, (R, T); zero where it has not come.
 
@@ -462,15 +365,15 @@ def predicted_effect(
     with one_blas_thread():
         model = results.model
         move, ccp = _fitted_moves(results)
-        outcome = ccp[:, take].sum(axis=1)
+        outcome = ccp[:, taken].sum(axis=1)
         axis = model.states.axis(event.axis)
         levels = list(model.states.axes[event.axis])
         stride = int(np.prod(model.states.shape[axis + 1 :]))
-        own = model.states.axis_codes(event.axis)
-        shift = (levels.index(event.before) - levels.index(event.after)) * stride
+        codes = model.states.axis_codes(event.axis)
+        before, after = levels.index(event.before), levels.index(event.after)
+        shift = (before - after) * stride
         S = model.states.size
-        # states with the roll-out undone, and states of the next period's market without it
-        undone = np.where(own == levels.index(event.after), np.arange(S) + shift, np.arange(S))
+        undone = np.where(codes == after, np.arange(S) + shift, np.arange(S))
         out = np.zeros((len(grid.labels), grid.T))
         for r, first in enumerate(starts):
             if first < 0 or first >= grid.T:
@@ -479,33 +382,17 @@ def predicted_effect(
             if present.sum() <= 0:
                 continue
             with_it = present / present.sum()
-            without = _moved(undone, with_it, S)
+            without = _relabel(undone, with_it, S)
             for t in range(first, grid.T):
                 out[r, t] = outcome @ with_it - outcome @ without
                 if t == grid.T - 1:
                     break
-                to = grid.offset[grid.to[r, t, grid.fixed]] + grid.base
-                with_it = _moved(to, move(with_it), S)
-                # other changes reach the branch without the roll-out through its twin states
-                twin = _twins(grid, r, t, own, levels, event, shift, S)
-                without = _moved(twin, move(without), S)
+                market = _next_market(grid, r, t)
+                with_it = _relabel(market, move(with_it), S)
+                # other changes reach the branch without the roll-out through its twin states:
+                # a state without it moves as its twin with it does, and the roll-out is undone
+                twin = np.where(codes == before, np.arange(S) - shift, np.arange(S))
+                moved = market[twin]
+                back = (codes == before) & (codes[moved] == after)
+                without = _relabel(np.where(back, moved + shift, moved), move(without), S)
         return out
-
-
-def _twins(
-    grid: RegionGrid,
-    r: int,
-    t: int,
-    own: IntArray,
-    levels: list[Any],
-    event: MarketEvent,
-    shift: int,
-    S: int,
-) -> IntArray:
-    """Return where a state without the roll-out stands next period: its twin's move, undone."""
-    here = np.arange(S)
-    before = own == levels.index(event.before)
-    twin = np.where(before, here - shift, here)
-    moved = grid.offset[grid.to[r, t, grid.fixed[twin]]] + grid.base[twin]
-    back = before & (own[moved] == levels.index(event.after))
-    return np.asarray(np.where(back, moved + shift, moved), dtype=np.int64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from dynchoice.errors import SpecificationError
 from dynchoice.inference.results import Results
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solve import solve
-from dynchoice.typing import FloatArray
+from dynchoice.typing import FloatArray, Level
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counterfactual:
     """Choices and values under a scenario beside the baseline, state by state.
 
@@ -40,12 +43,11 @@ class Counterfactual:
     baseline_ccp: FloatArray
     baseline_V: FloatArray
     weights: FloatArray
-    choices: tuple[Any, ...]
+    choices: tuple[Level, ...]
     identified: bool
     reasons: tuple[str, ...]
     converged: bool
     message: str
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def shares(self) -> pd.DataFrame:
@@ -76,7 +78,9 @@ class Counterfactual:
     __repr__ = __str__
 
 
-def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None) -> Counterfactual:
+def counterfactual(
+    results: Results, scenario: Scenario, *, weights: ArrayLike | None = None
+) -> Counterfactual:
     """Re-solve the model under a scenario, to the same tolerance as the fit.
 
     Parameters
@@ -125,19 +129,19 @@ def counterfactual(results: Results, scenario: Scenario, *, weights: Any = None)
     with one_blas_thread():
         before = solve(base, results.theta, start=start)
         after = solve(model, applied.theta(results.theta), start=start)
-    at = applied.place
-    V, P = (after.V, after.ccp) if at is None else (after.V[at], after.ccp[at])
-    found = badge(applied, results.counts)
+    place = applied.place
+    V, P = (after.V, after.ccp) if place is None else (after.V[place], after.ccp[place])
+    rests_on = badge(applied, results.counts)
     return Counterfactual(
-        scenario,
-        P,
-        V,
-        before.ccp,
-        before.V,
-        w / w.sum(),
-        base.choices,
-        found.identified,
-        found.reasons,
-        before.converged and after.converged,
-        after.message,
+        scenario=scenario,
+        ccp=P,
+        V=V,
+        baseline_ccp=before.ccp,
+        baseline_V=before.V,
+        weights=w / w.sum(),
+        choices=base.choices,
+        identified=rests_on.identified,
+        reasons=rests_on.reasons,
+        converged=before.converged and after.converged,
+        message=after.message,
     )

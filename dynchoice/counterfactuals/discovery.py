@@ -15,15 +15,22 @@ to a dense enumeration of the states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
-from dynchoice.counterfactuals.draws import Draw, draws_of, tables_of
-from dynchoice.counterfactuals.population import Group, population, price_of_utility
+from dynchoice.counterfactuals.draws import Draw, draw_estimates, scenario_tables
+from dynchoice.counterfactuals.population import (
+    Fits,
+    Group,
+    Start,
+    population,
+    price_of_utility,
+)
 from dynchoice.errors import ConvergenceError, SpecificationError, suggest
 from dynchoice.inference.mixture_results import MixtureResults
 from dynchoice.inference.results import Results
@@ -31,24 +38,27 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.model.laws import BoundLaw, Markov
 from dynchoice.solvers.solve import solve
-from dynchoice.typing import FloatArray, IntArray
+from dynchoice.typing import FloatArray, IntArray, Level
 
 FAINT = 1e-9
 """Weight of a state where nobody stands, against all members: it decides in empty cells only."""
 TAKEN = ("benefit", "value", "members", "std_error")
 OUTCOMES = ("value", "money", "months")
 OUTSIDE = ("none", "outside", "no membership")
+"""Usual labels of the choice that is no membership."""
+By: TypeAlias = "Mapping[str, str | Callable[[pd.DataFrame], Any]] | Sequence[str]"
+"""What values are told apart by: see :func:`discovery_values`."""
 
 
 def discovery_values(
-    results: Any,
+    results: Fits,
     benefits: Sequence[str] | None = None,
     *,
-    by: Mapping[str, Any] | Sequence[str] = (),
+    by: By = (),
     outcome: str = "value",
     horizon: int = 24,
-    outside: Any = None,
-    start: Any = None,
+    outside: Level | None = None,
+    start: Start = None,
     draws: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -90,14 +100,10 @@ def discovery_values(
     ConvergenceError
         The model could not be solved.
     """
-    if outcome not in OUTCOMES:
-        raise SpecificationError(
-            f"outcome={outcome!r}.{suggest(outcome, OUTCOMES)} There are {', '.join(OUTCOMES)}"
-        )
-    if not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise SpecificationError(f"horizon={horizon!r}: a whole number of periods above 0")
-    if not isinstance(draws, int | np.integer) or draws < 0 or draws == 1:
-        raise SpecificationError(f"draws={draws!r}: 0, or at least 2 for standard errors")
+    checks.one_of(outcome, "outcome", OUTCOMES)
+    checks.whole(horizon, "horizon", 1)
+    if checks.whole(draws, "draws") == 1:
+        raise SpecificationError("draws=1: 0, or at least 2 for standard errors")
     groups = population(results, start).groups
     if draws and isinstance(results, MixtureResults):
         raise SpecificationError(
@@ -108,16 +114,16 @@ def discovery_values(
             "outcome='money' needs a parameter of price, above 0: take 'value' (utils) or 'months'"
         )
     names = benefit_axes(groups[0].model, benefits)
-    for one in groups[1:]:
-        benefit_axes(one.model, names)
-    places, labels = common_cells(groups, by)
+    for group in groups[1:]:
+        benefit_axes(group.model, names)  # each fit must have them all
+    cells, labels = common_cells(groups, by)
     goal = Goal(outcome, int(horizon), outside)
     n = len(labels)
     mass = np.zeros(n)
-    for one, cells in zip(groups, places, strict=True):
-        mass += np.bincount(cells, one.mu, n)
-    value = averaged(
-        groups, places, n, [discoveries(g.model, g.theta, names, goal) for g in groups]
+    for group, cell in zip(groups, cells, strict=True):
+        mass += np.bincount(cell, group.mu, n)
+    value = average_by_cell(
+        groups, cells, n, [discoveries(g.model, g.theta, names, goal) for g in groups]
     )
     out = pd.concat(
         [
@@ -127,7 +133,7 @@ def discovery_values(
         ignore_index=True,
     )
     if draws:
-        spread = drawn_values(groups, names, goal, places, n, int(draws), seed)
+        spread = draw_values(groups, names, goal, cells, n, int(draws), seed)
         out["std_error"] = spread.std(axis=0, ddof=1).ravel()
     return out
 
@@ -138,26 +144,21 @@ class Goal:
 
     outcome: str
     horizon: int
-    outside: Any
+    outside: Level | None
 
 
 def benefit_axes(model: DDC, benefits: Sequence[str] | None) -> list[str]:
-    """Return the axes of use."""
+    """Return the axes of use: those named, or all."""
     F = model.transitions
     if not isinstance(F, Factored):
         raise SpecificationError("discoveries need a factored model, with an axis for each benefit")
-    known = [law.name for law in F.bound if is_use(law)]
+    axes = [law.name for law in F.bound if is_use(law)]
     if benefits is None:
-        if not known:
+        if not axes:
             raise SpecificationError("no axis of the model has a Markov law: name the benefits")
-        return known
+        return axes
     wanted = [benefits] if isinstance(benefits, str) else list(benefits)
-    for b in wanted:
-        if b not in known:
-            raise SpecificationError(
-                f"{b!r} is no axis with a Markov law of its own.{suggest(b, known)} There are"
-                f" {', '.join(known) or 'none'}"
-            )
+    checks.known(wanted, axes, "benefits: axis with a Markov law of its own")
     return wanted
 
 
@@ -167,7 +168,7 @@ def is_use(law: BoundLaw) -> bool:
     return alone and (law.table is None or bool(((law.table > 0) & (law.table < 1)).any()))
 
 
-def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArray, pd.DataFrame]:
+def assign_cells(model: DDC, by: By) -> tuple[IntArray, pd.DataFrame]:
     """Return the cell (S,) of each state and the cells' labels."""
     frame = model.states.frame()
     if isinstance(by, str):
@@ -180,13 +181,13 @@ def cells_of(model: DDC, by: Mapping[str, Any] | Sequence[str]) -> tuple[IntArra
         if name in TAKEN:
             raise SpecificationError(f"by: {name!r} is a column of the result: use another name")
         if callable(what):
-            told = np.asarray(what(frame), object)
-            if told.shape != (len(frame),) or pd.isna(told).any():
+            values = np.asarray(what(frame), object)
+            if values.shape != (len(frame),) or pd.isna(values).any():
                 raise SpecificationError(
                     f"by: the function of {name!r} must give a label for each of {len(frame):,}"
                     " states"
                 )
-            table[name] = pd.Series(told).infer_objects().to_numpy()
+            table[name] = pd.Series(values).infer_objects().to_numpy()
         elif what in frame.columns:
             table[name] = frame[what].to_numpy()
         else:
@@ -236,11 +237,10 @@ def at_levels(model: DDC, law: BoundLaw, V: FloatArray) -> tuple[FloatArray, Flo
 def start_probability(F: Factored, law: BoundLaw) -> FloatArray:
     """Return the probability (S, J) that the benefit is used next period anyway."""
     assert law.table is not None
-    own, group = F.own(law), F.group(law)
-    used = 1 - law.table[:, :, :, 0]
+    used = 1 - law.table[:, :, :, 0]  # (choices, groups of parents, own level)
     if not law.by_choice:
         used = np.repeat(used, len(F.choices), axis=0)
-    return np.ascontiguousarray(used[:, group, own].T)
+    return np.ascontiguousarray(used[:, F.group(law), F.own(law)].T)
 
 
 def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
@@ -248,12 +248,11 @@ def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
     labels = list(model.choices)
     outside = goal.outside
     if outside is None:
-        found = [c for c in labels if c in OUTSIDE]
-        if len(found) != 1:
+        usual = [c for c in labels if c in OUTSIDE]
+        if len(usual) != 1:
             raise SpecificationError("outcome='months': say outside=, the choice of no membership")
-        outside = found[0]
-    if outside not in labels:
-        raise SpecificationError(f"outside={outside!r} is no choice.{suggest(outside, labels)}")
+        outside = usual[0]
+    checks.known([outside], labels, "outside: choice")
     inside = P[:, [j for j, c in enumerate(labels) if c != outside]].sum(axis=1)
     months = np.zeros(model.states.size)
     for _ in range(goal.horizon):
@@ -261,11 +260,11 @@ def months_ahead(model: DDC, P: FloatArray, goal: Goal) -> FloatArray:
     return months
 
 
-def drawn_values(
+def draw_values(
     groups: Sequence[Group],
     names: Sequence[str],
     goal: Goal,
-    places: Sequence[IntArray],
+    cells: Sequence[IntArray],
     n: int,
     draws: int,
     seed: int,
@@ -282,7 +281,7 @@ def drawn_values(
                 "standard errors are for Results, or a mapping of segments to them"
             )
         if id(group.fit) not in drawn:
-            drawn[id(group.fit)] = draws_of(group.fit, draws, rng)
+            drawn[id(group.fit)] = draw_estimates(group.fit, draws, rng)
     out = np.zeros((draws, len(names), n))
     for d in range(draws):
         worth = []
@@ -290,45 +289,43 @@ def drawn_values(
             draw = drawn[id(group.fit)][d]
             F = group.model.transitions
             assert isinstance(F, Factored)
-            tables = tables_of(group.model, group.model, draw.tables)
+            tables = scenario_tables(group.model, group.model, draw.tables)
             bound = tuple(
                 replace(law, table=tables[law.name]) if law.name in tables else law
                 for law in F.bound
             )
             model = group.model.with_parts(transitions=F.with_bound(bound))
             worth.append(discoveries(model, draw.theta, names, goal))
-        out[d] = averaged(groups, places, n, worth).T
+        out[d] = average_by_cell(groups, cells, n, worth).T
     return out
 
 
-def common_cells(
-    groups: Sequence[Group], by: Mapping[str, Any] | Sequence[str]
-) -> tuple[list[IntArray], pd.DataFrame]:
+def common_cells(groups: Sequence[Group], by: By) -> tuple[list[IntArray], pd.DataFrame]:
     """Return the cell of each state of each group's model, and the labels of all cells."""
-    known: dict[tuple[Any, ...], int] = {}
-    frames, places = [], []
-    for one in groups:
-        cells, labels = cells_of(one.model, by)
-        rows = [tuple(r) for r in labels.itertuples(index=False)]
-        fresh = [i for i, r in enumerate(rows) if r not in known]
+    number: dict[tuple[Level, ...], int] = {}
+    frames, cells = [], []
+    for group in groups:
+        cell, labels = assign_cells(group.model, by)
+        rows = [tuple(row) for row in labels.itertuples(index=False)]
+        fresh = [i for i, row in enumerate(rows) if row not in number]
         for i in fresh:
-            known[rows[i]] = len(known)
+            number[rows[i]] = len(number)
         frames.append(labels.iloc[fresh])
-        places.append(np.array([known[r] for r in rows], np.int64)[cells])
-    return places, pd.concat(frames, ignore_index=True)
+        cells.append(np.array([number[row] for row in rows], np.int64)[cell])
+    return cells, pd.concat(frames, ignore_index=True)
 
 
-def averaged(
-    groups: Sequence[Group], places: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
+def average_by_cell(
+    groups: Sequence[Group], cells: Sequence[IntArray], n: int, worth: Sequence[FloatArray]
 ) -> FloatArray:
     """Return means (n, benefits) over the members of each cell; of its states, where none are."""
     total = sum(group.customers for group in groups)
     weights, sums = np.zeros(n), np.zeros((n, worth[0].shape[1]))
-    for one, cells, own in zip(groups, places, worth, strict=True):
-        weight = one.mu + FAINT * total / len(one.mu)
-        weights += np.bincount(cells, weight, n)
-        for k in range(own.shape[1]):
-            sums[:, k] += np.bincount(cells, weight * own[:, k], n)
+    for group, cell, values in zip(groups, cells, worth, strict=True):
+        weight = group.mu + FAINT * total / len(group.mu)
+        weights += np.bincount(cell, weight, n)
+        for k in range(values.shape[1]):
+            sums[:, k] += np.bincount(cell, weight * values[:, k], n)
     return np.asarray(sums / weights[:, None])
 
 
@@ -372,35 +369,16 @@ def callout_lift(
     """
     by = [by] if isinstance(by, str) else by
     names = dict(by) if isinstance(by, Mapping) else {c: c for c in by}
-    if not visits > 0:
-        raise SpecificationError(f"visits={visits!r}: a positive number a period")
-    for table in (clicks, *([] if than is None else [than])):
-        for c in (benefit, "clicks", "members", *names):
-            if c not in table.columns:
-                raise SpecificationError(
-                    f"clicks lack the column {c!r}.{suggest(c, table.columns)}"
-                )
-        numbers = table[["clicks", "members"]].to_numpy(float)
-        if not np.isfinite(numbers).all() or (numbers[:, 1] <= 0).any():
-            raise SpecificationError("clicks must be numbers, and members above 0")
-    if than is None:
-        clicks = clicks.assign(clicks_than=0.0)
-    else:
-        keys = [c for c in clicks.columns if c not in ("clicks", "members")]
-        lost_keys = [c for c in keys if c not in than.columns]
-        both = clicks
-        if not lost_keys:
-            other = than.drop(columns="members")
-            both = clicks.merge(other, on=keys, how="left", suffixes=("", "_than"))
-        if lost_keys or both["clicks_than"].isna().any() or len(both) != len(clicks):
-            raise SpecificationError("the two tables of clicks have different contexts or benefits")
-        clicks = both
+    checks.positive(visits, "visits")
+    for what, table in (("clicks", clicks), ("than", than)):
+        if table is not None:
+            _check_clicks(table, what, (benefit, "clicks", "members", *names))
+    clicks = clicks.assign(clicks_than=0.0) if than is None else _beside(clicks, than)
     share = starts if isinstance(starts, Mapping) else dict.fromkeys(clicks[benefit], starts)
-    lost = [b for b in clicks[benefit].unique() if b not in share]
-    if lost:
-        raise SpecificationError(f"starts has no share of {lost[0]!r}.{suggest(lost[0], share)}")
-    if not all(0 <= share[b] <= 1 for b in clicks[benefit].unique()):
-        raise SpecificationError(f"starts={starts!r}: shares of clicks, between 0 and 1")
+    for b in clicks[benefit].unique():
+        if b not in share:
+            raise SpecificationError(f"starts has no share of {b!r}.{suggest(b, share)}")
+        checks.share(share[b], f"starts of {b!r}")
     part = clicks[benefit].map(share).to_numpy(float)
     new, old = (
         at_least_one(part * clicks[c].to_numpy(float), visits) for c in ("clicks", "clicks_than")
@@ -415,6 +393,26 @@ def callout_lift(
         mean = (sums["weighted"] / sums["members"]).reset_index(name="start")
         out[str(b)] = mean.rename(columns=names)
     return out
+
+
+def _check_clicks(table: pd.DataFrame, what: str, columns: Sequence[str]) -> None:
+    """Raise unless a table of clicks has its columns, with numbers in them."""
+    checks.known(columns, table.columns, f"{what}: column")
+    numbers = table[["clicks", "members"]].to_numpy(float)
+    if not np.isfinite(numbers).all() or (numbers[:, 1] <= 0).any():
+        raise SpecificationError(f"{what}: clicks must be numbers, and members above 0")
+
+
+def _beside(clicks: pd.DataFrame, than: pd.DataFrame) -> pd.DataFrame:
+    """Return clicks with those of another table in a column ``clicks_than``, by context."""
+    keys = [c for c in clicks.columns if c not in ("clicks", "members")]
+    both = None
+    if all(c in than.columns for c in keys):
+        other = than.drop(columns="members")
+        both = clicks.merge(other, on=keys, how="left", suffixes=("", "_than"))
+    if both is None or both["clicks_than"].isna().any() or len(both) != len(clicks):
+        raise SpecificationError("the two tables of clicks have different contexts or benefits")
+    return both
 
 
 def at_least_one(p: FloatArray, visits: float) -> FloatArray:

@@ -59,7 +59,7 @@ def draw_fit(
         return bootstrap_draws(fit, n)
     if bands == "delta":
         return delta_draws(fit)
-    return draws_of(fit, n, np.random.default_rng(stream))
+    return draw_estimates(fit, n, np.random.default_rng(stream))
 
 
 def law_records(fit: Results) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def law_records(fit: Results) -> list[dict[str, Any]]:
     return [r for r in fit.first_stage if "cross" in r]
 
 
-def draws_of(fit: Results, n: int, rng: np.random.Generator) -> list[Draw]:
+def draw_estimates(fit: Results, n: int, rng: np.random.Generator) -> list[Draw]:
     """Return draws of parameters and laws of one fit.
 
     Laws are drawn where the fit keeps how its parameters depend on them (NFXP); elsewhere they
@@ -81,7 +81,7 @@ def draws_of(fit: Results, n: int, rng: np.random.Generator) -> list[Draw]:
         fit.draws(1)  # says which direction is flat
     K = len(fit.theta)
     information = -fit.hessian[:K, :K]
-    slopes, share = [], np.zeros((K, K))
+    slopes, share = [], np.zeros((K, K))  # share: what the first stage adds to the covariance
     for r in records:
         p, counts, cross = r["probabilities"], r["counts"], r["cross"]
         slope = np.linalg.solve(information, cross.reshape(cross.shape[0], -1)[:K])
@@ -113,7 +113,7 @@ def dirichlet_rows(counts: FloatArray, p: FloatArray, rng: np.random.Generator) 
     return np.where(total > 0, gamma / np.where(total > 0, total, 1.0), p)
 
 
-def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def scenario_tables(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Return the tables that a scenario's model has when the baseline's laws are those drawn."""
     F, G = base.transitions, model.transitions
     if not drawn or G is F:
@@ -124,7 +124,7 @@ def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, 
     old, club = base.membership, model.membership
     if club is not None and old is not None and club is not old:
         bound = tuple(
-            law if law.name not in drawn else _with_table(law, drawn[law.name]) for law in F.bound
+            replace(law, table=drawn[law.name]) if law.name in drawn else law for law in F.bound
         )
         laws = engagement_laws(club, (old, F.with_bound(bound)))
         fresh = {
@@ -132,32 +132,31 @@ def tables_of(model: DDC, base: DDC, drawn: dict[str, FloatArray]) -> dict[str, 
             for name, law in laws.items()
             if name in drawn
         }
-        return lifts_of(G, {name: table for name, table in fresh.items() if table is not None})
-    own = {law.name: law for law in F.bound}
+        return apply_lifts(G, {name: table for name, table in fresh.items() if table is not None})
+    baseline = {law.name: law for law in F.bound}
+    # a law that the scenario replaced keeps what the scenario says of it
     kept = {
         law.name: drawn[law.name]
         for law in G.bound
-        if law.name in drawn and law.table is not None and lifted_from(law) is own[law.name].table
+        if law.name in drawn
+        and law.table is not None
+        and table_before_lift(law) is baseline[law.name].table
     }
-    return lifts_of(G, kept)
+    return apply_lifts(G, kept)
 
 
-def lifted_from(law: BoundLaw) -> FloatArray | None:
+def table_before_lift(law: BoundLaw) -> FloatArray | None:
     """Return a law's table, before its lift if it has one."""
     return law.family.base if isinstance(law.family, Lifted) else law.table
 
 
-def lifts_of(F: Factored, tables: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def apply_lifts(F: Factored, tables: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """Return drawn tables with the lifts of a scenario's laws."""
     return tables | {
         law.name: law.family.applied(tables[law.name])
         for law in F.bound
         if isinstance(law.family, Lifted) and law.name in tables
     }
-
-
-def _with_table(law: Any, table: FloatArray) -> Any:
-    return replace(law, table=table)
 
 
 def bootstrap_draws(fit: Results, n: int) -> list[Draw]:
@@ -191,7 +190,7 @@ def delta_draws(fit: Results) -> list[Draw]:
     function is the sum of its squared differences over ``4 h^2``. Laws of motion are held.
     """
     if not np.isfinite(fit.cov_matrix).all():
-        fit.draws(1)
+        fit.draws(1)  # says which direction is flat
     K = len(fit.theta)
     values, vectors = np.linalg.eigh(fit.cov_matrix[:K, :K])
     root = vectors * np.sqrt(np.maximum(values, 0.0))

@@ -115,6 +115,7 @@ class Engine:
         return self.blocks.view(u)
 
     def _solve(self, u: FloatArray, start: FloatArray | None, tol: float = TOL) -> BlockSolution:
+        """Solve the blocks that matter, one of each that are alike."""
         return self.blocks.solve(u, start, tol, self._solved)
 
     def _expand(self, solution: BlockSolution) -> Policy:
@@ -144,9 +145,9 @@ class Engine:
         u: FloatArray | None = None,
         guess: FloatArray | None = None,
     ) -> Policy:
-        """Solve at parameters (K,), whose flow utility ``u`` (B, n, J) and starting value ``guess``
-        (B, n) may be known.
+        """Solve at parameters (K,).
 
+        Their flow utility ``u`` (B, n, J) and starting value ``guess`` (B, n) may be known already.
         ``beyond`` (B, n) is what the baseline's value had beyond its own first-order guess at the
         same draw: the scenario's will have nearly the same.
         """
@@ -206,7 +207,7 @@ class Solved(NamedTuple):
     theta: FloatArray
 
 
-def transposed(
+def transposed_operator(
     engine: Engine, policy: Policy, block: int, states: IntArray
 ) -> tuple[LinearOperator, FloatArray]:
     """Return ``x -> x - F^P' x + w 1'x`` on states of a block that nobody leaves, and ``w``,
@@ -226,7 +227,7 @@ def transposed(
     return LinearOperator((len(states), len(states)), matvec=apply, dtype=np.float64), w
 
 
-def transposed_solve(
+def solve_transposed(
     engine: Engine, policy: Policy, block: int, right: FloatArray, tol: float = 1e-12
 ) -> FloatArray:
     """Return ``x`` (n,) with ``(I - F^P') x = right`` and ``1'x = 0`` in each closed group of
@@ -236,7 +237,7 @@ def transposed_solve(
     out = np.zeros_like(right)
     for states in engine.blocks.closed(block):
         if np.abs(right[states]).max() > 0:
-            system, w = transposed(engine, policy, block, states)
+            system, w = transposed_operator(engine, policy, block, states)
             out[states], _ = gmres(
                 system, right[states], rtol=tol, atol=0.0, restart=min(len(w), 200), maxiter=20
             )
@@ -263,7 +264,7 @@ def steady_state(
             mass = float(start[i][states].sum())
             if mass <= 0:
                 continue
-            system, w = transposed(engine, policy, i, states)
+            system, w = transposed_operator(engine, policy, i, states)
             guess = np.zeros(b.n)
             guess[states] = w
             for _ in range(WARM_UP):

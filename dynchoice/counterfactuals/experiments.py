@@ -17,7 +17,7 @@ import numpy as np
 from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.path import moved
+from dynchoice.counterfactuals.path import move_between
 from dynchoice.counterfactuals.population import choices_by_region
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
@@ -229,7 +229,7 @@ class _Design:
         b = engine.blocks
         standing = self.base.blocks.blocked(mu)
         if engine is not self.base or self.place is not None:
-            standing = moved(self.base, engine, self.place, standing)
+            standing = move_between(self.base, engine, self.place, standing)
         total = np.zeros_like(standing)
         for _ in range(months):
             total += standing

@@ -8,12 +8,11 @@ it: differences between scenarios have bands of their own, not the sum of two.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +31,10 @@ from dynchoice.membership.membership import Membership
 from dynchoice.names import BASELINE
 from dynchoice.panel.counts import period_label
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.typing import Progress
+from dynchoice.typing import FilePath, Level, Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger("dynchoice.counterfactuals")
 
@@ -42,7 +44,7 @@ LONG_RUN = ("point", "bands", "none")
 TABLES = ("take_up", "flows", "welfare", "outcomes", "long_run", "badges")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Paths of take-up by scenario, segment and period.
 
@@ -85,19 +87,21 @@ class Forecast:
     seed: int | None
     converged: bool
     message: str
-    outcomes: Any = None
-    long_run: Any = None
-    badges: Any = None
+    outcomes: pd.DataFrame | None = None
+    long_run: pd.DataFrame | None = None
+    badges: pd.DataFrame | None = None
     bands: str = "draws"
     notes: tuple[str, ...] = ()
 
     @property
     def revenue(self) -> pd.DataFrame:
         """Payments less refunds per customer and period: the rows of :attr:`outcomes`."""
+        if self.outcomes is None:
+            raise SpecificationError("revenue is of memberships: this model knows no payments")
         table = self.outcomes[self.outcomes["measure"] == "revenue"]
         return table.drop(columns="measure").reset_index(drop=True)
 
-    def plot(self, segments: Sequence[Any] | None = None, path: Any = None) -> Any:
+    def plot(self, segments: Sequence[Level] | None = None, path: FilePath | None = None) -> Figure:
         """Draw take-up by period: a column a segment, a row a choice, a line a scenario.
 
         Returns the matplotlib figure; with ``path`` it is saved too (needs the extra
@@ -108,22 +112,29 @@ class Forecast:
         return plot_forecast(self.take_up, self.level, self.draws, segments, path)
 
     def plot_outcomes(
-        self, measures: Sequence[str] | None = None, segments: Any = None, path: Any = None
-    ) -> Any:
+        self,
+        measures: Sequence[str] | None = None,
+        segments: Sequence[Level] | None = None,
+        path: FilePath | None = None,
+    ) -> Figure:
         """Draw measures of :attr:`outcomes` by period with pointwise and uniform bands."""
         from dynchoice.plots.outcomes import plot_outcomes
 
         return plot_outcomes(self.outcomes, measures, segments, path)
 
     def plot_flows(
-        self, scenario: str, segment: Any = None, period: int | None = None, path: Any = None
-    ) -> Any:
+        self,
+        scenario: str,
+        segment: Level | None = None,
+        period: int | None = None,
+        path: FilePath | None = None,
+    ) -> Figure:
         """Draw who moves from which plan to which in one period, beside the baseline."""
         from dynchoice.plots.outcomes import plot_flows
 
         return plot_flows(self.flows, scenario, segment, period, path)
 
-    def save(self, directory: str | os.PathLike[str]) -> list[Path]:
+    def save(self, directory: FilePath) -> list[Path]:
         """Write the tables as Parquet files into a folder."""
         from dynchoice.storage import write_atomically
 
@@ -136,11 +147,11 @@ class Forecast:
         return written
 
     def __repr__(self) -> str:
-        t = self.take_up
+        table = self.take_up
         state = "converged" if self.converged else f"NOT CONVERGED: {self.message}"
         return (
-            f"Forecast({t.scenario.nunique()} scenarios, {t.segment.nunique()} segments,"
-            f" {t.period.nunique()} periods, {self.draws} draws; {state})"
+            f"Forecast({table.scenario.nunique()} scenarios, {table.segment.nunique()} segments,"
+            f" {table.period.nunique()} periods, {self.draws} draws; {state})"
         )
 
 
@@ -226,25 +237,25 @@ def forecast(
         n_jobs=n_jobs,
     )
     listed = list_scenarios(scenarios, periods)
-    everyone = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
-    names = [s.name for s in everyone]
+    listed = [Scenario(BASELINE), *[s for s in listed if s.name != BASELINE]]
+    names = [s.name for s in listed]
     if len(set(names)) < len(names):
         raise SpecificationError(f"scenarios need distinct names, got {names}")
-    regional = by == "region" or any(s.ramp for s in everyone)
+    regional = by == "region" or any(s.ramp for s in listed)
     people = population(results, start, regional)
-    check_ramps(everyone, people.groups)
+    check_ramps(listed, people.groups)
     first = people.period
     labels = [] if first is None else [period_label(first[0] + t, first[1]) for t in range(periods)]
     parts = people.by_fit()
     streams = np.random.SeedSequence(seed).spawn(len(parts))
-    shared = Shared(everyone)
+    shared = Shared(listed)
     for part in parts:  # before the threads start: what they share is only read there
         shared.applied(part[0].model)
     tasks = [
         Task(
             fit=part[0].fit,
             groups=part,
-            scenarios=everyone,
+            scenarios=listed,
             periods=periods,
             # once a fit: groups that share it share its error, and their sum has the same
             draws=draw_fit(part[0].fit, draws, bands, stream),
@@ -254,18 +265,18 @@ def forecast(
         for part, stream in zip(parts, streams, strict=True)
     ]
     done = run_tasks(tasks, n_jobs, progress)
-    failures = sum(d.failures for d in done)
-    solved = sum(d.solved for d in done)
+    failures = sum(paths.failures for paths in done)
+    solved = sum(paths.solved for paths in done)
     message = f"{failures} of {solved} solutions did not converge" if failures else "converged"
     if failures and strict:
         raise ConvergenceError(message)
-    notes = list(dict.fromkeys(n for d in done for n in d.notes))
-    lost = sum(int(np.isnan(d.alpha[1:]).sum()) for d in done if np.isfinite(d.alpha[0]))
+    lost = sum(int(np.isnan(p.alpha[1:]).sum()) for p in done if np.isfinite(p.alpha[0]))
+    notes: tuple[str, ...] = ()
     if lost:
-        notes.append(
-            f"{lost} draws have a price parameter of zero or below: bands of money leave them out"
+        notes = (
+            f"{lost} draws have a price parameter of zero or below: bands of money leave them out",
         )
-    tables = lay_out(done, parts, everyone, labels, level=level, kind=bands, by=by)
+    tables = lay_out(done, parts, listed, labels, level=level, kind=bands, by=by)
     return Forecast(
         take_up=tables["take_up"],
         flows=tables["flows"],
@@ -279,7 +290,7 @@ def forecast(
         long_run=tables["long_run"],
         badges=tables["badges"],
         bands=bands,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -335,10 +346,16 @@ def run_tasks(tasks: list[Task], n_jobs: int, progress: Progress | None) -> list
     return [first.with_draws_of(later) for first, *later in done]
 
 
-def list_scenarios(scenarios: Any, periods: int) -> list[Scenario]:
-    """Return scenarios as a list; refuse other things, and what could not show in the forecast."""
+def list_scenarios(scenarios: Scenario | Iterable[Scenario], periods: int) -> list[Scenario]:
+    """Return scenarios as a list.
+
+    Raises
+    ------
+    SpecificationError
+        Other things than scenarios, and scenarios that could not show in the forecast.
+    """
     listed = [scenarios] if isinstance(scenarios, Scenario) else scenarios
-    if isinstance(listed, (str, bytes)) or not isinstance(listed, Iterable):
+    if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
         raise SpecificationError(f"scenarios must be Scenario objects, got {scenarios!r}")
     listed = list(listed)
     for s in listed:

@@ -16,9 +16,9 @@ import numpy as np
 from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.applied import AppliedScenario
 from dynchoice.counterfactuals.badges import Badge, badge
-from dynchoice.counterfactuals.draws import Draw, tables_of
+from dynchoice.counterfactuals.draws import Draw, scenario_tables
 from dynchoice.counterfactuals.engine import Engine, Features, Policy, Solved
-from dynchoice.counterfactuals.long_run import LongRun, long_run_of
+from dynchoice.counterfactuals.long_run import LongRun, compute_long_run
 from dynchoice.counterfactuals.path import Dates, Phase, Sums, follow, phases, push_periods
 from dynchoice.counterfactuals.population import Fitted, Group, price_of_utility
 from dynchoice.counterfactuals.scenario import Scenario
@@ -41,7 +41,7 @@ Ahead = dict[tuple[int, bytes], tuple[FloatArray, FloatArray | None]]
 """Flow utilities (B, n, J) and starting values (B, n) by engine and parameters."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupPaths:
     """Sums by scenario and group at the estimates and at each draw, with money's price.
 
@@ -59,15 +59,14 @@ class GroupPaths:
     failures: int
     solved: int
     badges: list[Badge | None]
-    notes: tuple[str, ...] = ()
 
     def with_draws_of(self, others: Sequence[GroupPaths]) -> GroupPaths:
         """Return these paths with the draws of later chunks appended."""
         return replace(
             self,
-            drawn=[x for part in (self, *others) for x in part.drawn],
+            drawn=[draw for part in (self, *others) for draw in part.drawn],
             alpha=np.concatenate([self.alpha, *(o.alpha[1:] for o in others)]),
-            long_run_drawn=[x for part in (self, *others) for x in part.long_run_drawn],
+            long_run_drawn=[draw for part in (self, *others) for draw in part.long_run_drawn],
             failures=self.failures + sum(o.failures for o in others),
             solved=self.solved + sum(o.solved for o in others),
         )
@@ -272,7 +271,7 @@ def run_task(task: Task) -> GroupPaths:
             ahead = flows_ahead(ready, [d.theta for d in everything[b : b + BATCH]])
         if draw.tables:
             for engine in unique_engines(ready):
-                engine.with_tables(tables_of(engine.model, task.fit.model, draw.tables))
+                engine.with_tables(scenario_tables(engine.model, task.fit.model, draw.tables))
         done = run_draw(task, ready, mus, ledgers, draw.theta, ahead, at_estimates=b == 0)
         out.solved += done.solved
         out.failures += done.failed
@@ -357,7 +356,7 @@ def run_draw(
             out.paths[-1].append(sums)
             long_run = None
             if wanted and p.ledger is not None:
-                long_run = long_run_of(
+                long_run = compute_long_run(
                     base,
                     new,
                     place=p.place,

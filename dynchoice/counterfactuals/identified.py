@@ -167,7 +167,7 @@ def payoffs_of(
     return np.where(dynamics.available, dynamics.flows(V)[:, :, 0] - psi, -np.inf)
 
 
-def mapped(
+def map_payoffs(
     payoff: Payoff,
     values: FloatArray,
     base: Dynamics,
@@ -188,10 +188,11 @@ def mapped(
     return out, unknown
 
 
-def relative(new: Dynamics, T: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return what payoff changes ``T`` (S~, J~, D) leave once valued, and their value (S~, D).
+def value_changes(new: Dynamics, T: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return what payoff changes ``T`` (S~, J~, D) leave beside the anchor's, and their value.
 
-    The first is ``D_a = T_a - A~_a T_J`` (S~, J~, D), the second ``(I - beta~ F~_J)^{-1} T_J``.
+    The first is ``D_a = T_a - A~_a T_J`` (S~, J~, D), the second ``(I - beta~ F~_J)^{-1} T_J``
+    (S~, D).
     """
     X = new.values(new.at_anchor(T))
     return T - new.flows(X), X
@@ -241,11 +242,11 @@ def criterion(
     if origin is None:
         origin = np.arange(S_new) if S_new == S else np.full(S_new, -1)
     X = base.values(np.eye(S))
-    T, unknown = mapped(payoff, base.flows(X), base, new, known)
+    T, unknown = map_payoffs(payoff, base.flows(X), base, new, known)
     cells = np.argwhere(unknown)  # each unknown payoff is one more direction
     directions = np.zeros((S_new, J_new, len(cells)))
     directions[cells[:, 0], cells[:, 1], np.arange(len(cells))] = 1.0
-    D, X_new = relative(new, np.concatenate([T, directions], axis=2))
+    D, X_new = value_changes(new, np.concatenate([T, directions], axis=2))
     norms = np.abs(D).sum(axis=2).max(axis=0)
     X_new[:, :S][origin >= 0] -= X[origin[origin >= 0]]
     welfare = (1 - base.beta) * np.abs(X_new[origin >= 0]).sum(axis=1).max(initial=0.0)

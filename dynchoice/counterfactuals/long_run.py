@@ -9,7 +9,15 @@ import numpy as np
 
 from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.engine import Engine, Policy, Solved, steady_state
-from dynchoice.counterfactuals.path import Dates, Sums, enter, follow, moved, phases, push_periods
+from dynchoice.counterfactuals.path import (
+    Dates,
+    Sums,
+    enter,
+    follow,
+    move_between,
+    phases,
+    push_periods,
+)
 from dynchoice.typing import FloatArray, IntArray
 
 
@@ -33,7 +41,7 @@ class LongRun:
     profit: float
 
 
-def long_run_of(
+def compute_long_run(
     base: Solved,
     new: Solved,
     *,
@@ -66,13 +74,13 @@ def long_run_of(
     engine, policy, theta = new if lasting else base
     standing = mu
     if lasting and place is not None:
-        standing = moved(base.engine, engine, place, mu)
+        standing = move_between(base.engine, engine, place, mu)
     elif engine is not base.engine:
-        standing = moved(base.engine, engine, None, mu)
+        standing = move_between(base.engine, engine, None, mu)
     names = ledger.names
     lasting_ledger = ledger if lasting else Ledger.of(engine.model.membership, engine.blocks)
     rest, _ = steady_state(engine, policy, standing)
-    money, cost = cash(engine, policy, lasting_ledger)
+    money, cost = expected_cash(engine, policy, lasting_ledger)
     # push moves its argument on in place: the steady state itself is needed below
     cells, values = engine.blocks.push(
         rest.copy(), policy.P, 1, cost[:, None], lasting_ledger.group, lasting_ledger.groups
@@ -130,10 +138,10 @@ def final_distribution(
     target = new.engine if lasting else base.engine
     if engine is target:
         return standing
-    return moved(engine, target, place if lasting else None, standing)
+    return move_between(engine, target, place if lasting else None, standing)
 
 
-def cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
+def expected_cash(engine: Engine, policy: Policy, ledger: Ledger) -> tuple[FloatArray, FloatArray]:
     """Return expected payments less refunds, and costs of benefits, by state (B, n)."""
     net = ledger.money[0] - ledger.money[1]
     return (policy.P * net[:, ledger.group]).sum(axis=2), ledger.cost(policy.P)

@@ -64,16 +64,6 @@ class Sums:
     surplus: FloatArray
     welfare: float = 0.0
 
-    def plus(self, other: Sums) -> Sums:
-        """Return the sums of two groups of customers."""
-        return Sums(
-            self.shares + other.shares,
-            self.flows + other.flows,
-            self.entries + other.entries,
-            self.surplus + other.surplus,
-            self.welfare + other.welfare,
-        )
-
     def times(self, factor: float) -> Sums:
         """Return the sums of so many times as many customers."""
         return Sums(
@@ -85,7 +75,9 @@ class Sums:
         )
 
 
-def moved(source: Engine, target: Engine, place: IntArray | None, mu: FloatArray) -> FloatArray:
+def move_between(
+    source: Engine, target: Engine, place: IntArray | None, mu: FloatArray
+) -> FloatArray:
     """Return a distribution (B, n) of one model in the states of another."""
     by_state = source.blocks.by_state(mu)
     if place is not None:
@@ -94,7 +86,9 @@ def moved(source: Engine, target: Engine, place: IntArray | None, mu: FloatArray
     return target.blocks.blocked(by_state)
 
 
-def valued(source: Engine, target: Engine, place: IntArray | None, V: FloatArray) -> FloatArray:
+def values_seen_from(
+    source: Engine, target: Engine, place: IntArray | None, V: FloatArray
+) -> FloatArray:
     """Return values (B, n) of the target's states where the source's states will stand."""
     by_state = target.blocks.by_state(V)
     return source.blocks.blocked(by_state if place is None else by_state[place])
@@ -124,11 +118,13 @@ def phases(
         after: list[Phase] = []
         value_at_start = policy_new.V
     else:
-        inside, value_at_start = _backwards(engine_new, theta_new, policy.V, dates.ends - starts)
+        inside, value_at_start = _solve_backwards(
+            engine_new, theta_new, policy.V, dates.ends - starts
+        )
         after = [Phase(engine, policy, policy.V, periods, theta)]
     inside[0] = replace(inside[0], enters=True)
-    ahead = valued(engine, engine_new, place, value_at_start)
-    waiting, ahead = _backwards(engine, theta, ahead, starts - known)
+    ahead = values_seen_from(engine, engine_new, place, value_at_start)
+    waiting, ahead = _solve_backwards(engine, theta, ahead, starts - known)
     before = Phase(engine, policy, policy.V, known - 1, theta)
     kept, left = [], periods
     for phase in (before, *waiting, *inside, *after):
@@ -139,7 +135,7 @@ def phases(
     return kept, ahead
 
 
-def _backwards(
+def _solve_backwards(
     engine: Engine, theta: FloatArray, ahead: FloatArray, periods: int
 ) -> tuple[list[Phase], FloatArray]:
     """Return one phase a period for periods before a day worth ``ahead`` (B, n), and the value of
@@ -207,10 +203,10 @@ def follow(
             surplus = total[:-1] - engine.model.beta * later
         entries, flows = ledger.read(cells, spent)
         parts.append(Sums(flows.sum(axis=1), flows, ledger.named(entries, names), surplus))
-    return _joined(parts, choices), mu
+    return _join(parts, choices), mu
 
 
-def _joined(parts: list[Sums], choices: int) -> Sums:
+def _join(parts: list[Sums], choices: int) -> Sums:
     """Return consecutive phases as one path; choices added later count zero before."""
     J = max(choices, *(p.shares.shape[1] for p in parts))
     if len(parts) == 1 and parts[0].shares.shape[1] == J:
@@ -231,8 +227,8 @@ def _joined(parts: list[Sums], choices: int) -> Sums:
 def enter(before: Engine, phase: Phase, place: IntArray | None, mu: FloatArray) -> FloatArray:
     """Return where members stand as a phase begins (B, n)."""
     if phase.enters and place is not None:
-        return moved(before, phase.engine, place, mu)
-    return mu if phase.engine is before else moved(before, phase.engine, None, mu)
+        return move_between(before, phase.engine, place, mu)
+    return mu if phase.engine is before else move_between(before, phase.engine, None, mu)
 
 
 def follow_choices(

@@ -27,13 +27,13 @@ from dynchoice.names import ALL
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.panel.states import as_floats
-from dynchoice.typing import FloatArray
+from dynchoice.typing import FloatArray, Level
 
 Fits: TypeAlias = "Results | MixtureResults | Membership | Mapping[Any, Results]"
 """What has customers: one fit for everyone, one a segment, a mixture, or assumed parameters."""
 Start: TypeAlias = "Panel | Counts | FloatArray | Mapping[Any, FloatArray] | str | None"
 """Where they stand: see :func:`dynchoice.forecast`."""
-Part: TypeAlias = tuple[Any, FloatArray]
+Part: TypeAlias = tuple[Level, FloatArray]
 """A region's customers: choices seen last (S, J), or a distribution over states (S,)."""
 
 
@@ -72,7 +72,7 @@ class Calibrated:
     counts: FloatArray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Customers who share a fit, a segment, a type and a region.
 
@@ -90,9 +90,9 @@ class Group:
     """
 
     fit: Fitted
-    segment: Any
-    kind: Any
-    region: Any
+    segment: Level
+    kind: Level
+    region: Level
     mu: FloatArray
     last: FloatArray | None
     mass: float
@@ -179,7 +179,7 @@ def population(results: Fits, start: Start, regional: bool = False) -> Populatio
     return Population(tuple(_groups(fits, parts, typed=False)), first)
 
 
-def _refuse_other_fits(results: Any) -> None:
+def _refuse_other_fits(results: Results | Mapping[Level, Results]) -> None:
     """Raise unless there are fits, each with a model that can be solved."""
     if isinstance(results, Mapping) and not results:
         raise SpecificationError("there is no fit to forecast with: the mapping is empty")
@@ -193,8 +193,8 @@ def _refuse_other_fits(results: Any) -> None:
 
 
 def _fits_by_segment(
-    results: Results | Mapping[Any, Results], starts: Mapping[Any, list[Part]]
-) -> dict[Any, Results]:
+    results: Results | Mapping[Level, Results], starts: Mapping[Level, list[Part]]
+) -> dict[Level, Results]:
     """Return the fit of each segment that has members to start from."""
     if isinstance(results, Results):
         return dict.fromkeys(starts, results)
@@ -216,7 +216,7 @@ def _fits_by_segment(
 
 
 def _groups(
-    fits: Mapping[Any, Results], starts: Mapping[Any, list[Part]], typed: bool
+    fits: Mapping[Level, Results], starts: Mapping[Level, list[Part]], typed: bool
 ) -> list[Group]:
     """Return the groups of fits by segment (or by type), moved to period 1."""
     if len(fits) > 1 and ALL in map(str, fits):
@@ -235,16 +235,26 @@ def _groups(
                     f"start of {label!r} is over {len(part)} states, the model has"
                     f" {fit.model.states.size}"
                 )
+            # choices of the last period move on by one; a distribution is period 1's already
             last = part if part.ndim == 2 else None
             mu = part if last is None else fit.model.transitions.push(np.ascontiguousarray(part))
-            kind = label if typed else ALL
-            groups.append(Group(fit, label, kind, region, mu, last, mass=float(part.sum())))
+            groups.append(
+                Group(
+                    fit=fit,
+                    segment=label,
+                    kind=label if typed else ALL,
+                    region=region,
+                    mu=mu,
+                    last=last,
+                    mass=float(part.sum()),
+                )
+            )
     return groups
 
 
 def _starts(
-    results: Results | Mapping[Any, Results], start: Any, regional: bool
-) -> tuple[dict[Any, list[Part]], tuple[int, str] | None]:
+    results: Results | Mapping[Level, Results], start: Start, regional: bool
+) -> tuple[dict[Level, list[Part]], tuple[int, str] | None]:
     """Return each segment's customers by region, and period 1 where the data say which it is."""
     counts = start.counts if isinstance(start, Panel) else start
     if isinstance(counts, Counts):
@@ -256,10 +266,10 @@ def _starts(
     if regional:
         raise SpecificationError("by region needs start= a Panel (or Counts) with regions")
     if start is None or isinstance(start, str):
-        if start not in (None, "steady state"):
-            raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
         if start is None:
             raise SpecificationError("start= is needed: the Panel, an array, or 'steady state'")
+        if start != "steady state":
+            raise SpecificationError(f"start={start!r}: a Panel, an array or 'steady state'")
         fits = results if isinstance(results, Mapping) else {ALL: results}
         return {label: [(ALL, baseline_steady_state(fit))] for label, fit in fits.items()}, None
     if hasattr(start, "columns"):
@@ -268,7 +278,7 @@ def _starts(
             " (np.bincount(states.codes(table), minlength=states.size))"
         )
     arrays = start if isinstance(start, Mapping) else {ALL: start}
-    parts: dict[Any, list[Part]] = {}
+    parts: dict[Level, list[Part]] = {}
     for label, weights in arrays.items():
         mu = as_floats(weights, f"start of {label!r}")
         if mu.ndim != 1 or not (mu >= 0).all() or not np.isfinite(mu).all():
@@ -279,7 +289,7 @@ def _starts(
     return parts, None
 
 
-def choices_by_region(counts: Counts) -> dict[Any, list[Part]]:
+def choices_by_region(counts: Counts) -> dict[Level, list[Part]]:
     """Return last-period choices (S, J) by segment and region.
 
     Raises
@@ -292,7 +302,7 @@ def choices_by_region(counts: Counts) -> dict[Any, list[Part]]:
     cells = counts.regions
     assert cells is not None
     S, J = counts.states.size, len(counts.choices)
-    parts: dict[Any, list[Part]] = {}
+    parts: dict[Level, list[Part]] = {}
     for m, label in enumerate(counts.segments):
         last = (cells.cells[:, 0] == m) & (cells.cells[:, 2] == counts.last_period)
         parts[label] = []
@@ -306,8 +316,8 @@ def choices_by_region(counts: Counts) -> dict[Any, list[Part]]:
 
 
 def _types_of_mixture(
-    results: MixtureResults, start: Any, regional: bool
-) -> tuple[dict[str, Results], dict[Any, list[Part]], tuple[int, str]]:
+    results: MixtureResults, start: Start, regional: bool
+) -> tuple[dict[Level, Results], dict[Level, list[Part]], tuple[int, str]]:
     """Return the types' fits, their members by state and region, and period 1.
 
     Members of the panel's last period count towards each type with their posterior probability and
@@ -336,8 +346,8 @@ def _types_of_mixture(
     last = _last_rows(start, regional)
     row = np.searchsorted(members, last["member"].to_numpy())
     weight = last["weight"].to_numpy(dtype=np.float64)
-    fits: dict[str, Results] = {}
-    starts: dict[Any, list[Part]] = {}
+    fits: dict[Level, Results] = {}
+    starts: dict[Level, list[Part]] = {}
     for q, fit in enumerate(results.by_type):
         fits[f"type {q}"], starts[f"type {q}"] = fit, []
         for region in start.regions if regional else (ALL,):
@@ -360,6 +370,15 @@ def _last_rows(panel: Panel, regional: bool) -> pd.DataFrame:
     return table.sort_values("member")
 
 
+def require_chains(club: Membership) -> None:
+    """Raise where a benefit has no chain of use, so that nothing says how members use it."""
+    without = [b.name for b in club.benefits if not b.known]
+    if without:
+        raise SpecificationError(
+            f"benefit {without[0]!r} has no chain: give gain= and stay=, or fit the model"
+        )
+
+
 def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     """Return (segment, type) -> model at the programme's own parameters, types by their share.
 
@@ -371,12 +390,8 @@ def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     fits: dict[tuple[str, str], Calibrated] = {}
     for segment in club.segments or (ALL,):
         programme = club.segment(segment) if club.segments else club
+        require_chains(programme)
         model = programme.model()
-        if model.transitions.estimated:
-            unknown = [b.name for b in programme.benefits if not b.known]
-            raise SpecificationError(
-                f"benefit {unknown[0]!r} has no chain: give gain= and stay=, or fit the model"
-            )
         for kind, spec in programme.types.items():
             of_type = programme.of_type(kind)
             # types that differ in estimated parameters only share the model: it is solved together
@@ -389,7 +404,7 @@ def calibrated_fits(club: Membership) -> dict[tuple[str, str], Calibrated]:
     return fits
 
 
-def _groups_of_programme(club: Membership, start: Any, regional: bool) -> list[Group]:
+def _groups_of_programme(club: Membership, start: Start, regional: bool) -> list[Group]:
     """Return the groups of a programme's own segments and types, at its own parameters."""
     if regional:
         raise SpecificationError("a programme without a panel has no regions")
@@ -407,12 +422,21 @@ def _groups_of_programme(club: Membership, start: Any, regional: bool) -> list[G
                 raise SpecificationError(
                     f"start must be a non-negative vector over {fit.model.states.size} states"
                 )
-        mass = fit.share * float(mu.sum())
-        groups.append(Group(fit, segment, kind, ALL, fit.share * mu, None, mass))
+        groups.append(
+            Group(
+                fit=fit,
+                segment=segment,
+                kind=kind,
+                region=ALL,
+                mu=fit.share * mu,
+                last=None,
+                mass=fit.share * float(mu.sum()),
+            )
+        )
     return groups
 
 
-def _start_of(start: Mapping[Any, FloatArray], segment: str, kind: str) -> FloatArray:
+def _start_of(start: Mapping[Level, FloatArray], segment: str, kind: str) -> FloatArray:
     """Return the start of a (segment, type): named by both, by the type or by the segment."""
     for name in ((segment, kind), kind, segment):
         if name in start:

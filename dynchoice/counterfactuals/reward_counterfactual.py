@@ -20,17 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
-from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.errors import DataError, SpecificationError
 from dynchoice.inference.reward_results import RewardResults, numbers_of
 from dynchoice.model.sieve import Sieve
 from dynchoice.model.utility import evaluate
 from dynchoice.panel.trajectories import NO_ROW, Trajectories
-from dynchoice.typing import BoolArray, FloatArray, IntArray, Level
+from dynchoice.typing import AnyArray, BoolArray, FloatArray, IntArray, Level
 
 SAME = 1e-6
 """Largest move of a probability up to which an answer does not rest on the anchor."""
@@ -40,15 +41,21 @@ COLUMNS = 12
 """Columns of the sieve that are tried as other anchors' rewards."""
 
 
+Reward: TypeAlias = "str | Callable[[pd.DataFrame], Any]"
+"""What is added to a reward: a formula, or a function of states that returns (rows, J)."""
+Moves: TypeAlias = "Callable[[pd.DataFrame, pd.DataFrame, AnyArray], pd.DataFrame]"
+"""Next states, states and choices -> the states that follow instead."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What a scenario changes; see :func:`reward_counterfactual`."""
 
-    reward: Any = None
+    reward: Reward | None = None
     drop: tuple[int, ...] = ()
     scale: float = 1.0
     beta: float | None = None
-    moves: Callable[..., Any] | None = None
+    moves: Moves | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Solved:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardCounterfactual:
     """Choices and values under a changed reward beside the baseline.
 
@@ -86,7 +93,7 @@ class RewardCounterfactual:
     fit_gap: float
     converged: bool
     message: str
-    _system: Any = field(repr=False)
+    _system: SoftQ = field(repr=False)
     _solved: tuple[Solved, Solved] = field(repr=False)
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -141,31 +148,35 @@ class SoftQ:
         self.r_next, self.can_next = self._reward(following)
         self.inverses: list[FloatArray] = []
         for j, name in enumerate(self.choices):
-            own = self.phi[self.known[self.choice[self.known] == j]]
-            if not len(own):
+            rows_of_choice = self.known[self.choice[self.known] == j]
+            if not len(rows_of_choice):
                 raise DataError(f"no row that takes {name!r} has a next row: its law is unknown")
-            w = self.weight[self.known[self.choice[self.known] == j], None]
-            # columns that the rows with a choice do not tell apart (what is never offered there)
-            gram = np.linalg.pinv((own * w).T @ own, rcond=1e-10, hermitian=True)
-            self.inverses.append(gram)
+            phi, w = self.phi[rows_of_choice], self.weight[rows_of_choice, None]
+            # a pseudo-inverse: some columns the rows with a choice do not tell apart (what is never
+            # offered there)
+            inverse = np.linalg.pinv((phi * w).T @ phi, rcond=1e-10, hermitian=True)
+            self.inverses.append(inverse)
 
     # the scenario ----------------------------------------------------------------------------
 
     def _frame(self, x: FloatArray) -> pd.DataFrame:
+        """Return states (n, features) as a table."""
         return pd.DataFrame(x, columns=list(self.fit.features))
 
-    def _changed_moves(self, rows: Trajectories, moved: IntArray, following: FloatArray) -> Any:
-        """Return the next states after the scenario's ``moves``."""
+    def _changed_moves(
+        self, rows: Trajectories, moved: IntArray, following: FloatArray
+    ) -> FloatArray:
+        """Return the next states (rows, features) after the scenario's ``moves``."""
         assert self.change.moves is not None
         labels = np.array(self.choices, dtype=object)[rows.choice[moved]]
-        found = self.change.moves(self._frame(following), self._frame(self.x[moved]), labels)
-        missing = [c for c in self.fit.features if c not in getattr(found, "columns", ())]
-        if missing or len(found) != len(moved):
+        table = self.change.moves(self._frame(following), self._frame(self.x[moved]), labels)
+        missing = [c for c in self.fit.features if c not in getattr(table, "columns", ())]
+        if missing or len(table) != len(moved):
             raise SpecificationError(
                 "moves must return a table of next states, a row for each it got, with columns"
                 f" {', '.join(self.fit.features)}"
             )
-        out = np.ascontiguousarray(found[list(self.fit.features)].to_numpy(dtype=np.float64))
+        out = np.ascontiguousarray(table[list(self.fit.features)].to_numpy(dtype=np.float64))
         if not np.isfinite(out).all():
             raise SpecificationError("moves returned next states that are not finite")
         return out
@@ -186,6 +197,7 @@ class SoftQ:
     def _added(self, table: pd.DataFrame) -> FloatArray:
         """Return what the scenario adds to the reward (n, J)."""
         change, J = self.change.reward, len(self.choices)
+        assert change is not None
         if callable(change):
             out = np.asarray(change(table), dtype=np.float64)
         else:
@@ -223,22 +235,22 @@ class SoftQ:
             V[self.went] = V_moved
             residual, slope = np.empty((J, G)), np.zeros((J, G, J, G))
             for a in range(J):
-                own = self.choice[self.known] == a
-                phi, w = self.phi[self.known[own]], self.weight[self.known[own], None]
-                residual[a] = self.inverses[a] @ ((phi * w).T @ V[own]) - Z[a]
-                on = own[self.went]
-                lead = (phi * w)[self.went[own]]
+                takes = self.choice[self.known] == a
+                phi, w = self.phi[self.known[takes]], self.weight[self.known[takes], None]
+                residual[a] = self.inverses[a] @ ((phi * w).T @ V[takes]) - Z[a]
+                went = takes[self.went]
+                lead = (phi * w)[self.went[takes]]
                 for b in range(J):
-                    follow = self.phi_next[on] * p[on][:, [b]]
+                    follow = self.phi_next[went] * p[went][:, [b]]
                     slope[a, :, b] = self.beta * (self.inverses[a] @ (lead.T @ follow))
             size = float(np.abs(self.phi @ residual.T).max()) / max(1.0, float(np.abs(V).max()))
             if size <= tol or step == maxiter:
                 break
             full = np.eye(J * G) - slope.reshape(J * G, J * G)
             Z = Z + np.linalg.solve(full, residual.reshape(-1)).reshape(J, G)
-        done = bool(size <= tol)
-        said = "converged" if done else "not converged"
-        return Solved(Z, done, f"{said}: residual {size:.1e} after {step} Newton steps")
+        converged = bool(size <= tol)
+        state = "converged" if converged else "not converged"
+        return Solved(Z, converged, f"{state}: residual {size:.1e} after {step} Newton steps")
 
     def law(self) -> list[FloatArray]:
         """Return ``E[phi(s') | s, a] = L_a phi(s)`` as ``L_a'`` (G, G) for every choice."""
@@ -252,7 +264,7 @@ class SoftQ:
         import copy
 
         out, base = copy.copy(self), self.fit.model.beta
-        K = np.stack([own @ k for own in law])
+        K = np.stack([by_choice @ k for by_choice in law])
         for name, phi in (("r", self.phi), ("r_next", self.phi_next)):
             more = (phi @ k)[:, None] - base * (phi @ K.T)
             setattr(out, name, getattr(self, name) + self.change.scale * more)
@@ -260,11 +272,11 @@ class SoftQ:
 
     def _moments(self, a: int) -> FloatArray:
         """Return ``sum w phi phi'`` over the moves of a choice."""
-        own = self.choice[self.known] == a
-        phi, w = self.phi[self.known[own]], self.weight[self.known[own], None]
-        return (phi * w)[self.went[own]].T @ self.phi_next[own[self.went]]
+        takes = self.choice[self.known] == a
+        phi, w = self.phi[self.known[takes]], self.weight[self.known[takes], None]
+        return (phi * w)[self.went[takes]].T @ self.phi_next[takes[self.went]]
 
-    def here(self, solved: Solved) -> tuple[FloatArray, FloatArray]:
+    def at_rows(self, solved: Solved) -> tuple[FloatArray, FloatArray]:
         """Return values (N,) and probabilities (N, J) at the rows' states."""
         return self._logsum(self.r, self.can, self.phi, solved.Z)
 
@@ -284,11 +296,11 @@ def reward_counterfactual(
     fit: RewardResults,
     rows: Trajectories,
     *,
-    reward: str | Callable[[Any], Any] | None = None,
+    reward: Reward | None = None,
     drop: Iterable[Level] = (),
     scale: float = 1.0,
     beta: float | None = None,
-    moves: Callable[[Any, Any, Any], Any] | None = None,
+    moves: Moves | None = None,
     degree: int = 3,
     pairs: bool | None = None,
     tol: float = 1e-10,
@@ -349,12 +361,7 @@ def reward_counterfactual(
         )
     labels = list(fit.model.choices)
     dropped = [drop] if isinstance(drop, str) else list(drop)
-    for label in dropped:
-        if label not in labels:
-            raise SpecificationError(
-                f"drop: {label!r} is no choice.{suggest(label, labels)} Choices:"
-                f" {', '.join(map(str, labels))}"
-            )
+    checks.known(dropped, labels, "drop: choice")
     for name, value, low, high in (("scale", scale, 0, np.inf), ("beta", beta, -1e-300, 1)):
         if value is not None and not (isinstance(value, int | float) and low < value < high):
             raise SpecificationError(
@@ -366,7 +373,7 @@ def reward_counterfactual(
     none = np.zeros((len(labels), sieve.size))
     before = base.solve(none, tol, maxiter)
     after = other.solve(before.Z, tol, maxiter) if change != Change() else before
-    (V0, P0), (V1, P1) = base.here(before), other.here(after)
+    (V0, P0), (V1, P1) = base.at_rows(before), other.at_rows(after)
     w = rows.weight / rows.weight.sum()
     return RewardCounterfactual(
         shares=_shares(labels, w @ P0, w @ P1),
@@ -375,11 +382,13 @@ def reward_counterfactual(
         fit_gap=float(np.abs(w @ P0 - w @ fit.predict(rows.frame()).to_numpy()).max()),
         converged=before.converged and after.converged,
         message=after.message if before.converged else f"baseline {before.message}",
-        _system=other, _solved=(before, after),
-    )  # fmt: skip
+        _system=other,
+        _solved=(before, after),
+    )
 
 
 def _shares(labels: list[Level], before: FloatArray, after: FloatArray) -> pd.DataFrame:
+    """Return mean choice probabilities (J,) as a table: baseline, scenario, change."""
     table = pd.DataFrame(
         {"baseline": before, "scenario": after}, index=pd.Index(labels, name="choice")
     )
@@ -399,8 +408,8 @@ def _normalisation(
     tried = [*(np.eye(G)[: min(G, COLUMNS)] * unit), *(rng.normal(size=(MIXTURES, G)) * unit)]
     for k in tried:
         moved = system.shifted(k, law)
-        found = moved.solve(solved.Z, tol, maxiter)
-        if not found.converged:
+        solution = moved.solve(solved.Z, tol, maxiter)
+        if not solution.converged:
             return {"identified": False, "normalisation": np.inf}
-        worst = max(worst, float(np.abs(moved.here(found)[1] - P).max()))
+        worst = max(worst, float(np.abs(moved.at_rows(solution)[1] - P).max()))
     return {"identified": worst <= SAME, "normalisation": worst}

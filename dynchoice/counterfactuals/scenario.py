@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.counterfactuals.applied import AppliedScenario, apply_scenario
-from dynchoice.errors import SpecificationError, suggest
+from dynchoice.errors import SpecificationError
 from dynchoice.membership.names import MENU
 from dynchoice.membership.plans import Benefit, Plan
 from dynchoice.model.ddc import DDC
@@ -134,11 +135,8 @@ class Scenario:
         if to_dict is not None:
             object.__setattr__(self, "params", to_dict())
         for what in MAPPINGS:
-            value = getattr(self, what)
-            if value is not None and not isinstance(value, Mapping):
-                raise SpecificationError(
-                    f"scenario {self.name!r}: {what} must be a mapping, got {value!r}"
-                )
+            if getattr(self, what) is not None:
+                checks.mapping(getattr(self, what), f"scenario {self.name!r}: {what}")
         if not isinstance(self.starts, int) or self.starts < 1:
             raise SpecificationError(
                 f"scenario {self.name!r}: starts={self.starts!r}; the first period is 1, and dates"
@@ -158,7 +156,7 @@ class Scenario:
             )
 
     def _check_dates(self) -> None:
-        """Refuse dates in an impossible order."""
+        """Raise for dates that are no periods, or in an impossible order."""
         for what in ("announced", "ends"):
             value = getattr(self, what)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -182,16 +180,9 @@ class Scenario:
                 " grandfathering"
             )
         for region, first in (self.ramp or {}).items():
-            if not isinstance(first, int | np.integer) or first < 1:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: ramp of region {region!r} is {first!r}; 1 is first"
-                )
+            checks.whole(first, f"scenario {self.name!r}: ramp of region {region!r}", 1)
         for segment, factor in (self.mix or {}).items():
-            if not isinstance(factor, int | float) or not 0 <= factor < np.inf:
-                raise SpecificationError(
-                    f"scenario {self.name!r}: mix of {segment!r} is {factor!r}; a factor of at"
-                    " least 0 is needed"
-                )
+            checks.number(factor, f"scenario {self.name!r}: mix of {segment!r}", 0)
 
     @property
     def lead(self) -> int:
@@ -206,22 +197,16 @@ class Scenario:
     @property
     def of_programme(self) -> bool:
         """Whether it speaks of plans, prices or benefits of a membership."""
-        said = (
-            self.prices, self.bundle, self.terms, self.engagement, self.attention, self.new_values,
-        )  # fmt: skip
-        return self.changes_states or any(x is not None for x in said)
+        parts = ("prices", "bundle", "terms", "engagement", "attention", "new_values")
+        return self.changes_states or any(getattr(self, part) is not None for part in parts)
 
     def theta(self, model: DDC, theta: FloatArray) -> FloatArray:
-        """Return the parameters under the scenario."""
+        """Return the parameters (K,) under the scenario."""
         if not self.params:
             return theta
         out = theta.copy()
         for name, change in self.params.items():
-            if name not in model.names:
-                raise SpecificationError(
-                    f"scenario {self.name!r} changes the parameter {name!r}, which the model does"
-                    f" not have.{suggest(name, model.names)} Parameters: {', '.join(model.names)}"
-                )
+            checks.known([name], model.names, f"scenario {self.name!r}: parameter")
             k = model.names.index(name)
             try:
                 out[k] = float(change(theta[k]) if callable(change) else change)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dynchoice.counterfactuals.identified import Dynamics, mapped, relative
+from dynchoice.counterfactuals.identified import Dynamics, map_payoffs, value_changes
 from dynchoice.counterfactuals.payoff_map import Payoff
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.solver import Solver
@@ -58,8 +58,8 @@ class Sensitivity:
     ) -> None:
         X, dynamics = base.values(B), Dynamics.of_model(new)
         self.model, self.u, self.outcome, self.B = new, u, outcome, B
-        self.moves, _ = mapped(payoff, base.flows(X), base, dynamics)
-        rows, X_new = relative(dynamics, self.moves)
+        self.moves, _ = map_payoffs(payoff, base.flows(X), base, dynamics)
+        rows, X_new = value_changes(dynamics, self.moves)
         w, V = (np.zeros(len(B)), np.zeros(len(B))) if welfare is None else welfare
         self._taken, self._level = w @ X, float(w @ V)
         # the outcome can depend on z through probabilities, and through the value's level

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError
@@ -16,6 +18,9 @@ from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solvers.solve import solve
 from dynchoice.typing import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,12 +50,12 @@ class Paths:
 def simulate(
     results: Results | DDC,
     *,
-    params: Any = None,
+    params: Mapping[str, float] | ArrayLike | None = None,
     scenario: Scenario | None = None,
     members: int = 1000,
     periods: int = 24,
     seed: int | np.random.Generator | None = 0,
-    start: Any = None,
+    start: ArrayLike | None = None,
 ) -> Paths:
     """Simulate members' choices and states.
 
@@ -92,9 +97,8 @@ def simulate(
             raise SpecificationError("simulate(model) needs params=")
         model, theta = results, results.vector(params)
         weights = np.ones(model.states.size)
-    for name, x in (("members", members), ("periods", periods)):
-        if not isinstance(x, int | np.integer) or isinstance(x, bool) or x < 1:
-            raise SpecificationError(f"{name}={x!r} must be a whole number, at least 1")
+    checks.whole(members, "members", 1)
+    checks.whole(periods, "periods", 1)
     rng = np.random.default_rng(seed)
     codes = _starts(start, weights, members, rng)
     if scenario is not None:
@@ -104,7 +108,7 @@ def simulate(
     if model.horizon is not None and periods > model.horizon:
         raise SpecificationError(f"periods={periods} is beyond the horizon {model.horizon}")
     ccp = solve(model, theta, strict=True).ccp
-    P = ccp if ccp.ndim == 3 else ccp[None]
+    P = ccp if ccp.ndim == 3 else ccp[None]  # a finite horizon has one for each period
     cdf = np.cumsum(P, axis=2)
     states = np.empty((members, periods), dtype=np.int64)
     choices = np.empty_like(states)
@@ -130,25 +134,28 @@ def simulate(
     return Paths(model, states, choices, after)
 
 
-def draw_axes(F: Factored, codes: IntArray, choice: IntArray, rng: Any) -> IntArray:
+def draw_axes(F: Factored, codes: IntArray, choice: IntArray, rng: np.random.Generator) -> IntArray:
     """Draw next states axis by axis, for products too large to expand."""
     following = np.zeros_like(codes)
     strides = np.r_[np.cumprod(F.states.shape[:0:-1])[::-1], 1].astype(np.int64)
     for law in F.bound:
-        own, group = F.own(law)[codes], F.group(law)[codes]
-        at = choice if law.by_choice else np.zeros_like(choice)
+        now, group = F.own(law)[codes], F.group(law)[codes]
+        row = choice if law.by_choice else np.zeros_like(choice)
         if law.following is not None:
-            level = law.following[at, group, own]
+            level = law.following[row, group, now]
         else:
             assert law.table is not None
-            cdf = np.cumsum(law.table[at, group, own], axis=1)
+            cdf = np.cumsum(law.table[row, group, now], axis=1)
             draw = rng.random(len(codes))
             level = np.minimum((draw[:, None] >= cdf).sum(axis=1), law.n - 1)
         following += level * strides[law.axes[-1]]
     return following
 
 
-def _starts(start: Any, weights: FloatArray, members: int, rng: Any) -> IntArray:
+def _starts(
+    start: ArrayLike | None, weights: FloatArray, members: int, rng: np.random.Generator
+) -> IntArray:
+    """Return the state code (members,) in which each member starts."""
     S = len(weights)
     if start is None:
         return rng.choice(S, size=members, p=weights / weights.sum()).astype(np.int64)

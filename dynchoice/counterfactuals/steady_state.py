@@ -14,7 +14,7 @@ import numpy as np
 
 from dynchoice import checks
 from dynchoice.counterfactuals.accounts import Ledger, measures
-from dynchoice.counterfactuals.engine import Engine, Policy, steady_state, transposed_solve
+from dynchoice.counterfactuals.engine import Engine, Policy, solve_transposed, steady_state
 from dynchoice.counterfactuals.population import price_of_utility
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
@@ -130,7 +130,7 @@ class Stationary:
             for i in range(b.B):
                 if self.mu[i].any():
                     inflow = b.push_once(i, np.ones(b.n), self.mu[i][:, None] * dP[i])
-                    dmu[i] = transposed_solve(engine, policy, i, inflow)
+                    dmu[i] = solve_transposed(engine, policy, i, inflow)
         return Change(dV, dP, dmu)
 
     def price_direction(self, plan: str) -> FloatArray:

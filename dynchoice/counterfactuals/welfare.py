@@ -25,7 +25,7 @@ from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
 from dynchoice.counterfactuals.long_run import present_values
-from dynchoice.counterfactuals.path import valued
+from dynchoice.counterfactuals.path import values_seen_from
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
@@ -131,8 +131,8 @@ def _gain(group: Group, scenario: Scenario) -> _Gain:
     for engine in (before, after):
         if not engine.base.converged:
             raise ConvergenceError(f"{group.segment}: {engine.base.message}")
-    V = valued(before, after, applied.place, after.base.V) - before.base.V
-    W = valued(before, after, applied.place, experience(after, after.theta))
+    V = values_seen_from(before, after, applied.place, after.base.V) - before.base.V
+    W = values_seen_from(before, after, applied.place, experience(after, after.theta))
     W = W - experience(before, before.theta)
     return _Gain(group, before.blocks.by_state(V), before.blocks.by_state(W))
 
@@ -221,37 +221,48 @@ def shapley(
             for k in range(len(names) + 1)
             for subset in combinations(names, k)
         }
-        everything = tuple(names)
+        everything = worth[tuple(names)]
         for name in names:
-            others = [n for n in names if n != name]
-            for o in outcomes:
-                value = 0.0
-                for k in range(len(names)):
-                    weight = factorial(k) * factorial(len(names) - k - 1) / factorial(len(names))
-                    for subset in combinations(others, k):
-                        whole = tuple(n for n in names if n in subset or n == name)
-                        value += weight * (worth[whole][o] - worth[subset][o])
-                rest = tuple(others)
+            others = worth[tuple(n for n in names if n != name)]
+            for outcome in outcomes:
                 rows.append(
                     {
                         "segment": segment,
                         "benefit": name,
-                        "outcome": o,
-                        "shapley": value,
-                        "alone": worth[(name,)][o] - worth[()][o],
-                        "last": worth[everything][o] - worth[rest][o],
+                        "outcome": outcome,
+                        "shapley": _shapley_value(worth, names, name, outcome),
+                        "alone": worth[(name,)][outcome] - worth[()][outcome],
+                        "last": everything[outcome] - others[outcome],
                     }
                 )
-        for o in outcomes:
+        for outcome in outcomes:
             totals.append(
                 {
                     "segment": segment,
-                    "outcome": o,
-                    "none": worth[()][o],
-                    "all": worth[everything][o],
+                    "outcome": outcome,
+                    "none": worth[()][outcome],
+                    "all": everything[outcome],
                 }
             )
     return Decomposition(pd.DataFrame(rows), pd.DataFrame(totals))
+
+
+def _shapley_value(
+    worth: dict[tuple[str, ...], dict[str, float]],
+    names: Sequence[str],
+    name: str,
+    outcome: str,
+) -> float:
+    """Return what a benefit adds on average over all orders, given the worth of every subset."""
+    others = [n for n in names if n != name]
+    value = 0.0
+    for k in range(len(names)):
+        # the share of orders in which just these k come before
+        weight = factorial(k) * factorial(len(names) - k - 1) / factorial(len(names))
+        for subset in combinations(others, k):
+            joined = tuple(n for n in names if n in subset or n == name)
+            value += weight * (worth[joined][outcome] - worth[subset][outcome])
+    return value
 
 
 def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
@@ -268,7 +279,7 @@ def named_benefits(model: DDC, wanted: Sequence[str] | None) -> list[str]:
     return names
 
 
-def offered(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
+def offer_only(names: Sequence[str], subset: Sequence[str]) -> dict[str, Any]:
     """Return a bundle: the subset on offer to everybody in the plans' shares, the others gone."""
     return {n: OFFERED if n in subset else 0 for n in names}
 
@@ -277,7 +288,7 @@ def _worth(
     groups: Sequence[Group], names: Sequence[str], subset: tuple[str, ...], outcomes: Sequence[str]
 ) -> dict[str, float]:
     """Return outcomes per customer with only ``subset`` of the named benefits on offer."""
-    scenario = Scenario("bundle", bundle=offered(names, subset))
+    scenario = Scenario("bundle", bundle=offer_only(names, subset))
     total = dict.fromkeys(outcomes, 0.0)
     mass = sum(group.customers for group in groups)
     for group in groups:

@@ -113,7 +113,7 @@ def test_bundles_hold_every_combination_and_today():
         assert not beaten.any()
     best = found.best("penetration").iloc[0]
     assert best["penetration"] == found.table["penetration"].max()
-    with pytest.raises(dc.SpecificationError, match="no outcome 'proft'"):
+    with pytest.raises(dc.SpecificationError, match=r"outcome 'proft' is unknown.*'profit'"):
         found.best("proft")
     with pytest.raises(dc.SpecificationError, match=r"benefit 'vdeo' is unknown.*'video'"):
         dc.bundles(club(), ["vdeo"])

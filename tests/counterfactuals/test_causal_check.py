@@ -113,7 +113,7 @@ def test_no_comparison_is_said(study, fitted):
 
 def test_refusals(study, fitted):
     frame, panel, fit = fitted
-    with pytest.raises(dc.SpecificationError, match="no choice"):
+    with pytest.raises(dc.SpecificationError, match="choice 'weekly' is unknown"):
         dc.causal_check(fit, panel, outcome="weekly")
     with pytest.raises(dc.SpecificationError, match="pass a Panel"):
         dc.causal_check(fit, frame)

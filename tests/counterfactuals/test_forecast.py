@@ -222,7 +222,7 @@ def test_badges(fitted, scenario, identified):
     [
         (lambda: dc.Scenario(""), "needs a name"),
         (lambda: dc.Scenario("x", starts=0), "the first period is 1"),
-        (lambda: dc.Scenario("x", params={"pya": 1}), r"changes the parameter 'pya'.*'pay'"),
+        (lambda: dc.Scenario("x", params={"pya": 1}), r"parameter 'pya' is unknown.*'pay'"),
         (lambda: dc.Scenario("x", offer={"ofer": "new"}), r"no axis is named 'ofer'"),
         (lambda: dc.Scenario("x", offer={"offer": "newer"}), r"no level 'newer'.*'new'"),
         (lambda: dc.Scenario("x", offer={"ship": 1}), r"axis 'ship' moves by itself"),

@@ -20,14 +20,21 @@ def script() -> str:
     return SCRIPTS[0]
 
 
-def run_scripts(*which: int) -> tuple[dict, str]:
-    """Run scripts of the README one after the other; return their names and what they print."""
-    names: dict = {}
+def run_script(i: int, after: tuple[dict, str] | None = None) -> tuple[dict, str]:
+    """Run a script of the README, after another one; return the names and what was printed."""
+    names, before = after or ({}, "")
+    names = dict(names)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        for i in which:
-            exec(compile(SCRIPTS[i], "README.md", "exec"), names)
-    return names, printed.getvalue()
+        exec(compile(SCRIPTS[i], "README.md", "exec"), names)
+    return names, before + printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def first() -> tuple[dict, str]:
+    """The first script, which others go on from."""
+    with contextlib.chdir(ROOT):
+        return run_script(0)
 
 
 def test_the_script_is_short():
@@ -35,9 +42,8 @@ def test_the_script_is_short():
     assert len(lines) < 25
 
 
-def test_the_script_runs_and_finds_the_truth(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(0)
+def test_the_script_runs_and_finds_the_truth(first):
+    names, printed = first
     results, forecast = names["results"], names["forecast"]
     truth = {"basic": -1.2, "premium": -2.0, "paid:visits": 0.55, "premium:classes": 0.9,
              "join": 1.5}  # fmt: skip
@@ -49,9 +55,9 @@ def test_the_script_runs_and_finds_the_truth(monkeypatch):
     assert "right-censored" in printed and "half the joining cost" in printed
 
 
-def test_the_other_estimators_agree_in_one_table(monkeypatch):
+def test_the_other_estimators_agree_in_one_table(monkeypatch, first):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(0, 1)
+    names, printed = run_script(1, first)
     fits = names["fits"]
     assert len(SCRIPTS) == 7 and all(f.converged for k, f in fits.items() if k != "two types")
     gap = np.abs(fits["NPL"].params - fits["NFXP"].params) / fits["NFXP"].std_errors
@@ -60,9 +66,9 @@ def test_the_other_estimators_agree_in_one_table(monkeypatch):
     assert "Finite dependence in 24 states" in printed
 
 
-def test_rewards_are_learned_without_levels(monkeypatch):
+def test_rewards_are_learned_without_levels(monkeypatch, first):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(0, 2)
+    names, printed = run_script(2, first)
     fits = names["fits"]
     assert all(f.converged for f in fits.values()) and "Model comparison" in printed
     nested, others = fits["NFXP"].params, ("levels", "rows", "TD-CCP")
@@ -76,7 +82,7 @@ def test_rewards_are_learned_without_levels(monkeypatch):
 
 def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(3)
+    names, printed = run_script(3)
     fit, forecast = names["fit"], names["forecast"]
     truth = tomllib.loads((ROOT / "data" / "prime" / "truth.toml").read_text(encoding="utf-8"))
     known = dict(truth["segments"]["India rural"]["params"])
@@ -94,7 +100,7 @@ def test_the_programme_is_described_estimated_and_forecast(monkeypatch):
 @pytest.mark.slow
 def test_months_are_added_and_segments_fitted(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names, printed = run_scripts(4)
+    names, printed = run_script(4)
     fits, store, rows = names["fits"], names["store"], names["rows"]
     assert fits.converged and len(fits) == 4
     assert store.rows == len(rows) and f"'rows': {int(names['last'].sum())}" in printed
@@ -107,7 +113,7 @@ def test_months_are_added_and_segments_fitted(monkeypatch):
 @pytest.mark.slow
 def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, printed = run_scripts(5)
+    _, printed = run_script(5)
     printed = " ".join(printed.split())
     flat = " ".join(README.split())
     said = flat[flat.index("It prints, of the simulated sample:") :]
@@ -124,7 +130,7 @@ def test_the_identification_example_prints_what_the_readme_says(monkeypatch):
 def test_the_page_decides_learns_and_is_saved(monkeypatch, tmp_path):
     (tmp_path / "data" / "prime" / "out").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    names, printed = run_scripts(6)
+    names, printed = run_script(6)
     page, shown = names["page"], names["shown"]
     assert len(shown) == 6 and "6 impressions, 1 clicks" in printed
     assert "same day" not in set(shown[shown["member"] == 1]["item"])

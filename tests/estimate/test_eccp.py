@@ -303,15 +303,15 @@ def test_precision_weights_do_not_bring_the_bias_back():
 
 
 def test_corrections_of_small_cells():
-    gaps = {"none": [], "half": [], "jackknife": []}
-    for seed in range(24):
+    gaps, draws = {"none": [], "half": [], "jackknife": []}, 14
+    for seed in range(draws):
         model, counts = drawn_cells(seed, 60)
         for c, own in gaps.items():
             fit = dc.ECCP(model, counts, correction=c, weights="none").fit(
                 cov_type="robust", seed=seed
             )
             own.append(fit.theta - THETA)
-    size = {c: np.mean(g, axis=0) / (np.std(g, axis=0) / np.sqrt(24)) for c, g in gaps.items()}
+    size = {c: np.mean(g, axis=0) / (np.std(g, axis=0) / np.sqrt(draws)) for c, g in gaps.items()}
     assert np.abs(size["half"]).max() < 4 and np.abs(size["jackknife"]).max() < 4, size
     assert np.abs(size["none"]).max() > np.abs(size["half"]).max(), size
     assert any("jackknife" in note for note in fit.notes)

@@ -1,5 +1,7 @@
 """Rewards by Deep PQR and GenPQR on rows whose states are numbers."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,8 +23,13 @@ def spec(**changes):
 # a chain of five levels, as dummies: the sieve is saturated, so everything is a table ------------
 
 
-def chain(seed, members=60, periods=30, S=5, J=3):
-    """Members on a random chain with random probabilities: rows, and the truth's tables."""
+def chain(seed, members=60, periods=30):
+    """Members on a random chain with random probabilities."""
+    return _chain(seed, members, periods).copy()
+
+
+@cache
+def _chain(seed, members, periods, S=5, J=3):
     rng = np.random.default_rng(seed)
     F = rng.dirichlet(np.ones(S), size=(S, J))
     P = rng.dirichlet(3 * np.ones(J), size=S)

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,25 +18,42 @@ ROOT = Path(__file__).resolve().parents[2]
 PRIME = ROOT / "data" / "prime"
 
 
-@pytest.fixture
-def prime(tmp_path):
-    """The sample run on a fifth of its members, in a folder of its own."""
+@pytest.fixture(scope="module")
+def tenth(tmp_path_factory):
+    """The sample run on a tenth of its members."""
+    folder = tmp_path_factory.mktemp("tenth")
     for name in ("run.toml", "contract.csv", "attributes.csv"):
-        shutil.copy(PRIME / name, tmp_path)
+        shutil.copy(PRIME / name, folder)
     panel = pd.read_parquet(PRIME / "prime.parquet")
-    panel[panel["member"] % 10 == 0].to_parquet(tmp_path / "prime.parquet")
+    panel[panel["member"] % 10 == 0].to_parquet(folder / "prime.parquet")
+    return folder
+
+
+@pytest.fixture
+def prime(tenth, tmp_path):
+    """A copy of it, in a folder of the test's own."""
+    shutil.copytree(tenth, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run.toml"
 
 
 FAST = ["--set", "forecast.draws=5", "--set", "forecast.periods=8"]
+FAST += ["--set", "output.report=false"]  # the page is that of test_report.py
 
 
-def test_forecast_publishes_a_whole_run(prime, capsys):
-    # the page is that of test_report.py
-    assert cli.main(["forecast", str(prime), *FAST, "--set", "output.report=false"]) == 0
-    printed = capsys.readouterr()
-    folder = Path(printed.out.strip())
-    assert "[4/7] estimating US families" in printed.err
+@pytest.fixture(scope="module")
+def published(tenth, tmp_path_factory):
+    """A folder with one published run, and what the command printed."""
+    folder = shutil.copytree(tenth, tmp_path_factory.mktemp("published") / "prime")
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert cli.main(["forecast", str(folder / "run.toml"), *FAST]) == 0
+    return folder / "run.toml", out.getvalue(), err.getvalue()
+
+
+def test_forecast_publishes_a_whole_run(published):
+    prime, out, err = published
+    folder = Path(out.strip())
+    assert "[4/7] estimating US families" in err
     current = prime.parent / "out" / "current"
     assert current.resolve() == folder.resolve()
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -60,9 +79,9 @@ def test_forecast_publishes_a_whole_run(prime, capsys):
     assert not leftovers
 
 
-def test_a_second_run_gives_the_same_numbers_and_moves_current(prime):
-    numbers = [*FAST, "--set", "output.report=false", "--set", "output.picture=false", "--quiet"]
-    assert cli.main(["forecast", str(prime), *numbers]) == 0
+def test_a_second_run_gives_the_same_numbers_and_moves_current(published):
+    prime = published[0]
+    numbers = [*FAST, "--set", "output.picture=false", "--quiet"]
     out = prime.parent / "out"
     first = (out / "current").resolve()
     assert cli.main(["forecast", str(prime), *numbers, "--jobs", "2", "--force"]) == 0

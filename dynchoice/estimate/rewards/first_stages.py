@@ -7,23 +7,28 @@ of every choice. What the later steps do with them does not depend on who estima
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from dynchoice.estimate.choice_logit import ChoiceLogit
-from dynchoice.model.sieve import by_choice
-from dynchoice.typing import BoolArray, FloatArray
+from dynchoice.typing import BoolArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from dynchoice.estimate.rewards.value_forms import ValueForm
+
+Rows: TypeAlias = "slice | IntArray"
+"""Positions in the trajectories."""
 
 
 class FirstStages(Protocol):
-    """Probabilities and values at rows; ``rows`` are positions in the trajectories."""
+    """Choice probabilities and values at rows, whoever estimated them."""
 
-    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+    def logs(self, rows: Rows, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
         """Return ``log pi`` (n, J); 0 where a choice is not offered."""
         ...
 
-    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+    def values(self, rows: Rows, phi: FloatArray) -> FloatArray:
         """Return ``W`` (n,) (Deep PQR) or ``h`` (n, J) (GenPQR)."""
         ...
 
@@ -36,25 +41,24 @@ class SieveStages:
     ----------
     policy : ChoiceLogit
     c : FloatArray, shape (G,) or ((1 + J) G,)
+        Coefficients of values.
+    form : ValueForm
+        What they are the values of.
     """
 
     policy: ChoiceLogit
     c: FloatArray
-    general: bool
+    form: ValueForm
 
-    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+    def logs(self, rows: Rows, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
         """See :class:`FirstStages`."""
         del rows
         return self.policy.log_probabilities(phi, offered)
 
-    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+    def values(self, rows: Rows, phi: FloatArray) -> FloatArray:
         """See :class:`FirstStages`."""
         del rows
-        if not self.general:
-            return np.asarray(phi @ self.c)
-        J, n = len(self.policy.coefficients) + 1, len(phi)
-        each = (by_choice(phi, np.full(n, j, dtype=np.int64), J) @ self.c for j in range(J))
-        return np.stack(list(each), axis=1)
+        return self.form.values(phi, self.c)
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ class LearnedStages:
     log_pi: FloatArray
     value: FloatArray
 
-    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+    def logs(self, rows: Rows, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
         """See :class:`FirstStages`."""
         del phi, offered
         return np.asarray(self.log_pi[rows])
 
-    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+    def values(self, rows: Rows, phi: FloatArray) -> FloatArray:
         """See :class:`FirstStages`."""
         del phi
         return np.asarray(self.value[rows])

@@ -15,20 +15,25 @@ PQR's estimate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynchoice.errors import DataError
-from dynchoice.estimate.rewards.first_stages import LearnedStages, SieveStages
+from dynchoice.estimate.choice_logit import ChoiceLogit
+from dynchoice.estimate.rewards.first_stages import LearnedStages, Rows
 from dynchoice.estimate.rewards.learners import Learned, folds_of, named_fold
 from dynchoice.estimate.rewards.network import Network, torch_module, train
-from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR, Slab
+from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR
+from dynchoice.estimate.rewards.row_blocks import RowBlock
 from dynchoice.estimate.rewards.rows import solved
 from dynchoice.model.sieve import Sieve, log_softmax
 from dynchoice.panel.trajectories import NO_ROW
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 STEPS = 50
 SETTLED = 1e-9
@@ -42,13 +47,17 @@ class JointStages:
     b: FloatArray
     J: int
 
-    def logs(self, rows: Any, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
+    def logs(self, rows: Rows, phi: FloatArray, offered: BoolArray | None) -> FloatArray:
         """See :class:`dynchoice.estimate.rewards.first_stages.FirstStages`."""
         return log_softmax(self.values(rows, phi), offered)
 
-    def values(self, rows: Any, phi: FloatArray) -> FloatArray:
+    def values(self, rows: Rows, phi: FloatArray) -> FloatArray:
         """Return ``Q`` (n, J)."""
         del rows
+        return self.q(phi)
+
+    def q(self, phi: FloatArray) -> FloatArray:
+        """Return ``Q`` (n, J) at states with these columns."""
         shared, own = np.split(self.b, [phi.shape[1]])
         return np.asarray((phi @ shared)[:, None] + phi @ own.reshape(self.J, -1).T)
 
@@ -72,111 +81,125 @@ class JointSieve:
     def __call__(self, steps: RowsPQR, seed: int | None, progress: Progress | None) -> Learned:
         """Return probabilities and values of all rows."""
         del seed
-        tell = progress or (lambda done, total, text: None)
+        report = progress or (lambda done, total, text: None)
         J, nobs = steps.J, steps.rows.nobs
         b = self._start(steps)
-        now, gradient, H = self._look(steps, b)
+        value, gradient, hessian = self._objective(steps, b)
         gain, count = np.inf, 0
         for count in range(1, STEPS + 1):
-            tell(count, STEPS, "values and probabilities")
-            move = np.linalg.solve(H, -gradient)
+            report(count, STEPS, "values and probabilities")
+            move = np.linalg.solve(hessian, -gradient)
             gain = float(-gradient @ move)
             if gain <= SETTLED * nobs:
                 break
             for halving in range(30):
                 trial = b + move / 2**halving
-                found = self._look(steps, trial)
-                if found[0] <= now + 1e-12 * abs(now):
+                objective = self._objective(steps, trial)
+                if objective[0] <= value + 1e-12 * abs(value):
                     break
-            b, (now, gradient, H) = trial, found
-        stages = JointStages(b, J)
+            b, (value, gradient, hessian) = trial, objective
         N = len(steps.rows.x)
         log_pi, W = np.zeros((N, J)), np.zeros(N)
-        for s in steps.slabs(stages):
-            log_pi[s.rows] = s.logs
-            W[s.rows] = s.value[np.arange(len(s.o)), s.o]
+        for block in steps.blocks(JointStages(b, J)):
+            log_pi[block.rows] = block.logs
+            W[block.rows] = block.value[np.arange(len(block.reference)), block.reference]
         return Learned(
-            LearnedStages(log_pi, W), None, gain <= SETTLED * nobs,
-            f"the objective gains {gain / nobs:.1e} a row from step {count}",
-            (f"Probabilities and values minimise one objective (weight {self.weight:g}) on a sieve"
-             f" whose columns choices share, with {self.pool:g} rows against what they do not",),
+            stages=LearnedStages(log_pi, W),
+            predictor=None,
+            settled=gain <= SETTLED * nobs,
+            message=f"the objective gains {gain / nobs:.1e} a row from step {count}",
+            notes=(
+                f"Probabilities and values minimise one objective (weight {self.weight:g}) on a"
+                f" sieve whose columns choices share, with {self.pool:g} rows against what they do"
+                " not",
+            ),
             coefficients=b,
-        )  # fmt: skip
+        )
 
     def _start(self, steps: RowsPQR) -> FloatArray:
         """Return Deep PQR's values as coefficients: the minimum where nothing is pooled."""
         policy = steps.sieved.policy(1e-8, 100)
-        q = steps.system(SieveStages(policy, np.zeros(0), False))
-        odds = np.vstack([np.zeros(steps.sieve.size), policy.coefficients])
-        return np.r_[q.system.solve(q.b), (odds - odds[steps.model.anchor]).reshape(-1)]
+        c, _ = steps.system(steps.sieve_stages(policy)).values()
+        return joint_coefficients(c, policy, steps.model.anchor)
 
-    def _look(self, steps: RowsPQR, b: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+    def _objective(self, steps: RowsPQR, b: FloatArray) -> tuple[float, FloatArray, FloatArray]:
         """Return the objective, its gradient and Gauss-Newton Hessian at ``b``."""
         J, G, beta = steps.J, steps.sieve.size, steps.model.beta
         D = (1 + J) * G
-        value, gradient, H = 0.0, np.zeros(D), np.zeros((D, D))
+        value, gradient, hessian = 0.0, np.zeros(D), np.zeros((D, D))
+        # regressions of g + beta V' on phi, over the rows with each choice as the reference
         moments, target = np.zeros((J, G, G)), np.zeros((J, G))
-        slope = np.zeros((J, G, D))
-        for s in steps.slabs(JointStages(b, J), features=False):
-            pi = np.exp(s.logs) if s.offered is None else np.exp(s.logs) * s.offered
-            i = np.arange(len(pi))
-            value -= float(s.weight @ s.logs[i, s.choice])
-            miss = (np.eye(J)[s.choice] - pi) * s.weight[:, None]
-            gradient[G:] -= (miss.T @ s.phi).reshape(-1)
-            self._add_information(H[G:, G:], s, pi)
-            mine = s.choice[s.known] == s.o[s.known]
-            at = s.known[mine]
-            phi, ahead = s.phi[at], s.phi_next[mine]
-            V = s.value_next[mine] - s.l_next[mine]
-            p = self._next_probabilities(s)[mine]
-            m = np.column_stack([ahead, (p[:, :, None] * ahead[:, None, :]).reshape(len(at), -1)])
+        target_by_b = np.zeros((J, G, D))
+        for block in steps.blocks(JointStages(b, J), features=False):
+            pi = block.probabilities
+            value -= float(block.weight @ block.logs[np.arange(len(pi)), block.choice])
+            miss = (np.eye(J)[block.choice] - pi) * block.weight[:, None]
+            gradient[G:] -= (miss.T @ block.phi).reshape(-1)
+            self._add_information(hessian[G:, G:], block, pi)
+            chosen = block.choice[block.followed] == block.reference[block.followed]
+            rows = block.followed[chosen]
+            phi, ahead = block.phi[rows], block.phi_next[chosen]
+            V = block.value_next[chosen] - block.log_next[chosen]
+            pi_next = self._next_probabilities(block)[chosen]
+            own = (pi_next[:, :, None] * ahead[:, None, :]).reshape(len(rows), -1)
+            V_by_b = np.column_stack([ahead, own])
             for j in range(J):
-                own = s.choice[at] == j
-                w = phi[own] * s.weight[at[own], None]
-                moments[j] += w.T @ phi[own]
-                target[j] += w.T @ (s.g[at[own]] + beta * V[own])
-                slope[j] += beta * (w.T @ m[own])
+                picked = block.choice[rows] == j
+                weighted = phi[picked] * block.weight[rows[picked], None]
+                moments[j] += weighted.T @ phi[picked]
+                target[j] += weighted.T @ (block.g[rows[picked]] + beta * V[picked])
+                target_by_b[j] += beta * (weighted.T @ V_by_b[picked])
         for j in range(J):
-            if not moments[j].any():
+            if not moments[j].any():  # never a reference
                 continue
-            S = moments[j] + 1e-9 * np.trace(moments[j]) / G * np.eye(G)
-            residual = solved(S, target[j]) - b[:G] - b[(1 + j) * G : (2 + j) * G]
-            D_j = solved(S, slope[j])
-            D_j[:, :G] -= np.eye(G)
-            D_j[:, (1 + j) * G : (2 + j) * G] -= np.eye(G)
-            value += self.weight * float(residual @ S @ residual)
-            gradient += 2 * self.weight * (D_j.T @ (S @ residual))
-            H += 2 * self.weight * (D_j.T @ S @ D_j)
+            second = moments[j] + 1e-9 * np.trace(moments[j]) / G * np.eye(G)
+            own_columns = slice((1 + j) * G, (2 + j) * G)
+            residual = solved(second, target[j]) - b[:G] - b[own_columns]
+            slope = solved(second, target_by_b[j])
+            slope[:, :G] -= np.eye(G)
+            slope[:, own_columns] -= np.eye(G)
+            value += self.weight * float(residual @ second @ residual)
+            gradient += 2 * self.weight * (slope.T @ (second @ residual))
+            hessian += 2 * self.weight * (slope.T @ second @ slope)
         # what all choices share is pulled by next to nothing: own columns that shift alike are flat
         pull = np.r_[np.full(G, 1e-9 * self.pool), np.full(J * G, self.pool)]
         value += float(pull @ b**2) / 2
-        return value, gradient + pull * b, H + np.diag(pull)
+        return value, gradient + pull * b, hessian + np.diag(pull)
 
     @staticmethod
-    def _add_information(H: FloatArray, s: Slab, pi: FloatArray) -> None:
-        J, G = pi.shape[1], s.phi.shape[1]
+    def _add_information(hessian: FloatArray, block: RowBlock, pi: FloatArray) -> None:
+        """Add the likelihood's curvature by the columns of each choice, in place."""
+        J, G, phi = pi.shape[1], block.phi.shape[1], block.phi
         for a in range(J):
             for c in range(J):
-                w = s.weight * pi[:, a] * ((a == c) - pi[:, c])
-                H[a * G : (a + 1) * G, c * G : (c + 1) * G] += (s.phi * w[:, None]).T @ s.phi
+                weight = block.weight * pi[:, a] * ((a == c) - pi[:, c])
+                part = hessian[a * G : (a + 1) * G, c * G : (c + 1) * G]
+                part += (phi * weight[:, None]).T @ phi
 
     @staticmethod
-    def _next_probabilities(s: Slab) -> FloatArray:
-        """Return ``pi(.|s')`` (known, J); 0 after a terminal row."""
-        J = s.gap_next.shape[1] + 1
-        p = np.zeros((len(s.gap_next), J))
-        went = s.phi_next.any(axis=1)
-        p[went] = np.eye(J)[s.o_next[went]]
-        p[:, 1:] -= s.gap_next
-        p[went, 0] = 1 - p[went, 1:].sum(axis=1)
-        return p
+    def _next_probabilities(block: RowBlock) -> FloatArray:
+        """Return ``pi(.|s')`` (m, J); 0 after a terminal row."""
+        J = block.gap_next.shape[1] + 1
+        pi = np.zeros((len(block.gap_next), J))
+        # the sieve has a constant, so only what follows a terminal row is zero throughout
+        moved = block.phi_next.any(axis=1)
+        pi[moved] = np.eye(J)[block.reference_next[moved]]
+        pi[:, 1:] -= block.gap_next
+        pi[moved, 0] = 1 - pi[moved, 1:].sum(axis=1)
+        return pi
+
+
+def joint_coefficients(c: FloatArray, policy: ChoiceLogit, anchor: int) -> FloatArray:
+    """Return ``Q`` as shared and own columns: the anchor's value ``c`` and odds against it."""
+    odds = np.vstack([np.zeros(len(c)), policy.coefficients])
+    return np.r_[c, (odds - odds[anchor]).reshape(-1)]
 
 
 @dataclass(frozen=True)
 class JointPredictor:
     """``Q`` and ``zeta`` of networks beside a sieve, averaged over folds."""
 
-    fits: tuple[Any, ...]
+    fits: tuple[JointFit, ...]
 
     def at(
         self, x: FloatArray, offered: BoolArray | None, o: IntArray, known: FloatArray, beta: float
@@ -191,14 +214,15 @@ class JointPredictor:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JointFit:
     """``Q`` and ``zeta`` of one fold: a sieve's, what networks add to them, and a constant."""
 
     sieve: Sieve
     b: FloatArray
     h: FloatArray
-    nets: tuple[Any, Any]
+    nets: tuple[torch.nn.Module, ...]
+    """What networks add to ``Q``, and to ``zeta``."""
     centre: FloatArray
     spread: FloatArray
     shift: float
@@ -206,7 +230,7 @@ class JointFit:
     def base(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the sieve's ``Q`` and ``zeta`` (n, J)."""
         phi = self.sieve(x)
-        return JointStages(self.b, len(self.h)).values(None, phi), phi @ self.h.T
+        return JointStages(self.b, len(self.h)).q(phi), phi @ self.h.T
 
     def _added(self, which: int, x: FloatArray) -> FloatArray:
         torch = torch_module()
@@ -243,128 +267,229 @@ class JointNetworks:
 
     def __call__(self, steps: RowsPQR, seed: int | None, progress: Progress | None) -> Learned:
         """Return out-of-fold probabilities and values of all rows."""
-        rows, model, J = steps.rows, steps.model, steps.J
-        x = np.asarray(rows.x)
-        table = steps.sieved.table(x)
-        offered = model.offered(table)
-        o = model.reference(offered, len(x))
-        g = model.paid(table, o)
+        rows, J = steps.rows, steps.J
+        references = Referenced.of(steps)
+        x, offered = references.x, references.offered
         folds = folds_of(rows.nmembers, self.folds, 0 if seed is None else seed)
         fold = folds[rows.member]
         log_pi, W = np.zeros((len(x), J)), np.zeros(len(x))
-        fits, ran = [], []
+        fits, epochs_run = [], []
         for k in range(self.folds):
             if progress is not None:
                 progress(k, self.folds, f"networks without fold {k + 1}")
             with named_fold(k, self.folds):
                 away = steps.without(folds == k)
-                found = away.fit()
-            fit, epochs = self._train(found, away, x, offered, o, g, np.flatnonzero(fold != k))
+                sieve_fit = away.fit()
+            fit, epochs = self._train(sieve_fit, away, references, np.flatnonzero(fold != k))
             out = np.flatnonzero(fold == k)
             q = fit.q(x[out])
             log_pi[out] = log_softmax(q, None if offered is None else offered[out])
-            W[out] = q[np.arange(len(out)), o[out]]
+            W[out] = q[np.arange(len(out)), references.choice[out]]
             fits.append(fit)
-            ran.append(epochs)
-        stopped = max(ran) < self.network.epochs
+            epochs_run.append(epochs)
+        stopped = max(epochs_run) < self.network.epochs
         return Learned(
-            LearnedStages(log_pi, W), JointPredictor(tuple(fits)), stopped,
-            f"networks ran {max(ran)} epochs at most"
+            stages=LearnedStages(log_pi, W),
+            predictor=JointPredictor(tuple(fits)),
+            settled=stopped,
+            message=f"networks ran {max(epochs_run)} epochs at most"
             + ("" if stopped else f": all of epochs={self.network.epochs}, still improving"),
-            (f"Probabilities and values minimise one objective (weight {self.weight:g}) by"
-             f" {self.network!r} in {self.folds} folds of members, each predicted by networks that"
-             " did not see it",),
-        )  # fmt: skip
+            notes=(
+                f"Probabilities and values minimise one objective (weight {self.weight:g}) by"
+                f" {self.network!r} in {self.folds} folds of members, each predicted by networks"
+                " that did not see it",
+            ),
+        )
 
     def _train(
-        self, found: RowsFit, steps: RowsPQR, x: FloatArray, offered: BoolArray | None, o: IntArray,
-        g: FloatArray, used: IntArray,
-    ) -> tuple[JointFit, int]:  # fmt: skip
+        self, sieve_fit: RowsFit, steps: RowsPQR, references: Referenced, used: IntArray
+    ) -> tuple[JointFit, int]:
         """Return networks trained on some rows, and the epochs that took."""
-        torch, rows, beta, J = torch_module(), steps.rows, steps.model.beta, steps.J
+        x, J = references.x, steps.J
         centre, spread = x[used].mean(axis=0), x[used].std(axis=0)
-        spread = np.where(spread > 0, spread, 1.0)
-        z = torch.from_numpy((x - centre) / spread)
-        choice, after = torch.from_numpy(rows.choice), rows.next
-        followed = (after != NO_ROW) | rows.ended
-        anchored = followed & (rows.choice == o)
-        if not anchored[used].any():
-            raise DataError("no row outside a fold takes the anchor and has a next row")
-        can = None if offered is None else torch.from_numpy(offered)
-        w, known = torch.from_numpy(rows.weight), torch.from_numpy(g)
-        known_row, anchor_row = torch.from_numpy(followed), torch.from_numpy(anchored)
-        moved = torch.from_numpy((after != NO_ROW).astype(np.float64))
-        to, ref = torch.from_numpy(np.maximum(after, 0)), torch.from_numpy(o)
-        odds = np.vstack([np.zeros(steps.sieve.size), found.policy.coefficients])
-        b = np.r_[found.c, (odds - odds[steps.model.anchor]).reshape(-1)]
         nets = tuple(zero_output(self.network.layers(x.shape[1], J)) for _ in range(2))
-        start = JointFit(steps.sieve, b, found.h, nets, centre, spread, 0.0)
-        base_q, base_zeta = (torch.from_numpy(v) for v in start.base(x))
-        q_net, zeta_net = nets
-
-        def values(net: Any, at: Any) -> Any:
-            return net(z[at]) + (base_q if net is q_net else base_zeta)[at]
-
-        def ahead(at: Any) -> Any:
-            q = values(q_net, to[at])
-            if can is not None:
-                q = q.masked_fill(~can[to[at]], -torch.inf)
-            return torch.logsumexp(q, dim=1) * moved[at]
-
-        opt = torch.optim.Adam(zeta_net.parameters(), lr=self.network.rate)
-
-        def ascend(part: IntArray) -> None:
-            at = used_t[part]
-            at = at[known_row[at]]
-            if not len(at):
-                return
-            with torch.no_grad():
-                V = ahead(at)
-            found = values(zeta_net, at).gather(1, choice[at][:, None])[:, 0]
-            opt.zero_grad()
-            ((found - V) ** 2 * w[at]).sum().div(w[at].sum()).backward()
-            opt.step()
-
-        def loss(part: IntArray, projected: bool = False) -> Any:
-            at = used_t[part]
-            q = values(q_net, at)
-            if can is not None:
-                q = q.masked_fill(~can[at], -torch.inf)
-            logs = torch.log_softmax(q, dim=1).gather(1, choice[at][:, None])[:, 0]
-            total = -(logs * w[at]).sum()
-            own = at[anchor_row[at]]
-            if len(own):
-                V = ahead(own)
-                pick = ref[own][:, None]
-                q_o = values(q_net, own).gather(1, pick)[:, 0]
-                with torch.no_grad():
-                    noise = values(zeta_net, own).gather(1, pick)[:, 0]
-                if projected:  # zeta in V's place: what is watched must not reward a bad zeta
-                    square = (known[own] + beta * noise - q_o) ** 2
-                else:
-                    square = (known[own] + beta * V - q_o) ** 2 - beta**2 * (V - noise) ** 2
-                total = total + self.weight * (square * w[own]).sum()
-            return total / w[at].sum()
-
-        used_t = torch.from_numpy(used)
+        start = JointFit(
+            sieve=steps.sieve,
+            b=joint_coefficients(sieve_fit.c, sieve_fit.policy, steps.model.anchor),
+            h=sieve_fit.h,
+            nets=nets,
+            centre=centre,
+            spread=np.where(spread > 0, spread, 1.0),
+            shift=0.0,
+        )
+        loss = JointLoss(start, steps, references, used, self.weight, self.network.rate)
         n = self.network
         epochs = train(
-            [q_net, zeta_net], loss, len(used), batch=n.batch, rate=n.rate, decay=n.decay,
-            epochs=n.epochs, holdout=n.holdout, patience=n.patience, seed=n.seed, ascent=ascend,
-            descend=[q_net], watch=lambda part: loss(part, projected=True),
-        )  # fmt: skip
-        # the constant that no gradient reaches soon: the mean Bellman residual is made zero
-        at = torch.from_numpy(used[anchored[used]])
-        with torch.no_grad():
-            q_o = values(q_net, at).gather(1, ref[at][:, None])[:, 0]
-            residual = ((known[at] + beta * ahead(at) - q_o) * w[at]).sum() / w[at].sum()
-            share_on = float((moved[at] * w[at]).sum() / w[at].sum())
-        shift = float(residual) / (1 - beta * share_on)
-        fit = JointFit(steps.sieve, b, found.h, nets, centre, spread, shift)
-        return fit, epochs
+            [loss.q_net, loss.zeta_net],
+            loss,
+            len(used),
+            batch=n.batch,
+            rate=n.rate,
+            decay=n.decay,
+            epochs=n.epochs,
+            holdout=n.holdout,
+            patience=n.patience,
+            seed=n.seed,
+            ascent=loss.fit_zeta,
+            descend=[loss.q_net],
+            # zeta in V's place: what is watched must not reward a bad zeta
+            watch=lambda part: loss(part, projected=True),
+        )
+        return replace(start, shift=loss.missing_constant()), epochs
 
 
-def zero_output(net: Any) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Referenced:
+    """States of all rows with their reference choices.
+
+    Attributes
+    ----------
+    x : FloatArray, shape (N, p)
+    offered : BoolArray, shape (N, J), or None
+    choice : IntArray, shape (N,)
+        The reference.
+    paid : FloatArray, shape (N,)
+        Its reward.
+    """
+
+    x: FloatArray
+    offered: BoolArray | None
+    choice: IntArray
+    paid: FloatArray
+
+    @classmethod
+    def of(cls, steps: RowsPQR) -> Referenced:
+        """Look them up."""
+        x = np.asarray(steps.rows.x)
+        table = steps.sieved.table(x)
+        offered = steps.model.offered(table)
+        choice = steps.model.reference(offered, len(x))
+        return cls(x=x, offered=offered, choice=choice, paid=steps.model.paid(table, choice))
+
+
+class JointLoss:
+    """The objective in batches of rows, as torch differentiates it.
+
+    Parameters
+    ----------
+    start : JointFit
+        The sieve's ``Q`` and ``zeta``, and the networks that add to them.
+    steps : RowsPQR
+        Of the rows outside a fold.
+    references : Referenced
+    used : IntArray
+        Rows to train on; batches are positions among them.
+    weight, rate : float
+        Of the Bellman residuals; of the steps on ``zeta``.
+
+    Raises
+    ------
+    DataError
+        None of the rows takes the anchor and has a next row.
+    """
+
+    def __init__(
+        self,
+        start: JointFit,
+        steps: RowsPQR,
+        references: Referenced,
+        used: IntArray,
+        weight: float,
+        rate: float,
+    ) -> None:
+        torch, rows = torch_module(), steps.rows
+        moved = rows.next != NO_ROW
+        followed = moved | rows.ended
+        anchored = followed & (rows.choice == references.choice)
+        if not anchored[used].any():
+            raise DataError("no row outside a fold takes the anchor and has a next row")
+        self.beta, self.bellman_weight = steps.model.beta, weight
+        self.used = torch.from_numpy(used)
+        self.z = torch.from_numpy((references.x - start.centre) / start.spread)
+        self.choice = torch.from_numpy(rows.choice)
+        self.reference = torch.from_numpy(references.choice)
+        offered = references.offered
+        self.offered = None if offered is None else torch.from_numpy(offered)
+        self.weight = torch.from_numpy(rows.weight)
+        self.paid = torch.from_numpy(references.paid)
+        self.followed, self.anchored = torch.from_numpy(followed), torch.from_numpy(anchored)
+        # where there is no next row, that of row 0 is taken times zero
+        self.next_row = torch.from_numpy(np.maximum(rows.next, 0))
+        self.moved = torch.from_numpy(moved.astype(np.float64))
+        self.base_q, self.base_zeta = (torch.from_numpy(v) for v in start.base(references.x))
+        self.q_net, self.zeta_net = start.nets
+        self.zeta_steps = torch.optim.Adam(self.zeta_net.parameters(), lr=rate)
+
+    def q(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``Q`` (n, J)."""
+        return self.q_net(self.z[rows]) + self.base_q[rows]
+
+    def zeta(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``zeta`` (n, J)."""
+        return self.zeta_net(self.z[rows]) + self.base_zeta[rows]
+
+    def offered_q(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``Q``, minus infinity where a choice is not offered."""
+        q = self.q(rows)
+        return q if self.offered is None else q.masked_fill(~self.offered[rows], -np.inf)
+
+    def next_value(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``V_Q(s')`` (n,); 0 after a terminal row."""
+        ahead = self.offered_q(self.next_row[rows])
+        return torch_module().logsumexp(ahead, dim=1) * self.moved[rows]
+
+    def fit_zeta(self, part: IntArray) -> None:
+        """Step ``zeta`` towards ``V_Q(s')`` on a batch, ``Q`` held."""
+        rows = self.used[part]
+        rows = rows[self.followed[rows]]
+        if not len(rows):
+            return
+        with torch_module().no_grad():
+            V = self.next_value(rows)
+        zeta = self.zeta(rows).gather(1, self.choice[rows][:, None])[:, 0]
+        weight = self.weight[rows]
+        self.zeta_steps.zero_grad()
+        ((zeta - V) ** 2 * weight).sum().div(weight.sum()).backward()
+        self.zeta_steps.step()
+
+    def __call__(self, part: IntArray, projected: bool = False) -> torch.Tensor:
+        """Return the objective a row of a batch, with ``zeta`` in place of V' if ``projected``."""
+        torch = torch_module()
+        rows = self.used[part]
+        logs = torch.log_softmax(self.offered_q(rows), dim=1)
+        taken = logs.gather(1, self.choice[rows][:, None])[:, 0]
+        total = -(taken * self.weight[rows]).sum()
+        anchored = rows[self.anchored[rows]]
+        if len(anchored):
+            V = self.next_value(anchored)
+            reference = self.reference[anchored][:, None]
+            q = self.q(anchored).gather(1, reference)[:, 0]
+            with torch.no_grad():
+                zeta = self.zeta(anchored).gather(1, reference)[:, 0]
+            paid, beta = self.paid[anchored], self.beta
+            if projected:
+                square = (paid + beta * zeta - q) ** 2
+            else:
+                square = (paid + beta * V - q) ** 2 - beta**2 * (V - zeta) ** 2
+            total = total + self.bellman_weight * (square * self.weight[anchored]).sum()
+        return total / self.weight[rows].sum()
+
+    def missing_constant(self) -> float:
+        """Return what to add to ``Q`` for a mean Bellman residual of zero.
+
+        No gradient reaches this constant soon: adding it to ``Q`` changes no probability.
+        """
+        rows = self.used[self.anchored[self.used]]
+        weight = self.weight[rows]
+        with torch_module().no_grad():
+            q = self.q(rows).gather(1, self.reference[rows][:, None])[:, 0]
+            residual = self.paid[rows] + self.beta * self.next_value(rows) - q
+            mean = float((residual * weight).sum() / weight.sum())
+            moved = float((self.moved[rows] * weight).sum() / weight.sum())
+        return mean / (1 - self.beta * moved)
+
+
+def zero_output(net: torch.nn.Module) -> torch.nn.Module:
     """Return a network with its last layer set to zero: nothing, until it is trained."""
     torch = torch_module()
     torch.nn.init.zeros_(net[-1].weight)

@@ -25,7 +25,7 @@ import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit
-from dynchoice.estimate.rewards.first_stages import LearnedStages, SieveStages
+from dynchoice.estimate.rewards.first_stages import LearnedStages
 from dynchoice.estimate.rewards.pqr_rows import RowsPQR
 from dynchoice.estimate.rewards.rows import solved
 from dynchoice.inference.learner_predictions import (
@@ -160,7 +160,7 @@ class CrossFit:
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise SpecificationError(f"rounds={rounds!r}: a whole number, one at least")
         self.steps, self.sieved = steps, steps.sieved
-        self.model, self.rows, self.general = steps.model, steps.rows, steps.general
+        self.model, self.rows, self.general = steps.model, steps.rows, steps.form.name == "general"
         if classifier is not None:
             checked(classifier, ("fit", "predict_proba"), "classifier")
         self.classifier = classifier
@@ -223,9 +223,11 @@ class CrossFit:
         steps = self.steps.without(self.fold == k)
         logit = steps.sieved.policy(1e-8, 100)
         with named_fold(k, self.folds):
-            q = steps.system(SieveStages(logit, np.zeros(0), self.general))
+            step = steps.system(steps.sieve_stages(logit))
         J = len(self.model.choices)
-        return logit, SieveValue(self.sieved.sieve, q.system.solve(q.b), J if self.general else 0)
+        return logit, SieveValue(
+            self.sieved.sieve, step.system.solve(step.target), J if self.general else 0
+        )
 
     def _policy(self, used: IntArray, offered: BoolArray | None, logit: ChoiceLogit) -> Any:
         """Return the choice probabilities of some rows."""

@@ -93,13 +93,13 @@ class RowsReward(RowsEstimator):
         found = self.steps.fit(tol, maxiter, progress, stages)
         joint = None if learned is None else learned.coefficients
         if learned is not None:
-            if found.moved.any() and self.learner is not None and self.learner.trains:
+            if found.shift.any() and self.learner is not None and self.learner.trains:
                 raise SpecificationError(
                     f"{self.name}: learners need a reference without features (the anchor, and the"
                     " only choice inside a contract): say what it is paid by reward= or offset="
                 )
             if joint is not None:
-                joint = joint + np.r_[found.moved, np.zeros(len(joint) - len(found.moved))]
+                joint = joint + np.r_[found.shift, np.zeros(len(joint) - len(found.shift))]
         errors = clustered(self.rows, found.sums, found.member_weight, cluster)
         policy = found.policy
         done, message = _status(found, learned)
@@ -120,7 +120,7 @@ class RowsReward(RowsEstimator):
                           "contraction": self.model.beta * found.system.radius},
             sieve=self.steps.sieve, policy_coefficients=policy.coefficients,
             value_coefficients=found.c if joint is None else joint, ahead_coefficients=found.h,
-            form="general" if self.steps.general else "anchor" if joint is None else "joint",
+            form="joint" if joint is not None else self.steps.form.name,
             data_digest=self.rows.digest, package_version=__version__, seed=seed,
             notes=self._notes(found, learned, errors.cov), uses=found.uses,
             predictor=None if learned is None else learned.predictor,
@@ -141,7 +141,7 @@ class RowsReward(RowsEstimator):
                 f" up to {moved:.1f} standard errors)",
                 *learned.notes,
             ]
-        if found.moved.any():
+        if found.shift.any():
             notes.append(
                 "The anchor, or a contract's only choice, has features: their normalisation is"
                 " taken as known in the standard errors, which is exact for rewards that are linear"

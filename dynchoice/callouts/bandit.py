@@ -3,7 +3,7 @@
 SOURCES.md 2, 3 and 8A.6; Teo et al. (2016) for diversity. Between batches the posterior stands
 still. It is represented by ``draws`` vectors of weights; a decision follows one of them, picked at
 random, so that the propensity of what is shown, the share of draws that would show it, is known
-exactly (:mod:`dynchoice.callouts.policy_draws`).
+exactly (:mod:`dynchoice.callouts.thompson`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dynchoice.callouts.delay import Delays
 from dynchoice.callouts.expected import table_expected_clicks
 from dynchoice.callouts.feature_terms import Terms, code_context
 from dynchoice.callouts.feedback import Feedback, Learned, read_impressions
-from dynchoice.callouts.policy_draws import Rules, Slates, Snapshot, empty_slates
 from dynchoice.callouts.prior import MetaPrior
 from dynchoice.callouts.probit import Gaussian, Prior, Probit, prior_mapping
+from dynchoice.callouts.thompson import Rules, Slates, Snapshot, empty_slates
 from dynchoice.callouts.values import read_values
 from dynchoice.errors import SpecificationError
 from dynchoice.panel.states import StateSpace, check_labels

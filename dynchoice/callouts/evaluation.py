@@ -17,8 +17,8 @@ from scipy.stats import t as student
 
 from dynchoice import checks
 from dynchoice.callouts.catalogue import Moment, when_of
-from dynchoice.callouts.policy_draws import plain_rules
 from dynchoice.callouts.probit import Probit
+from dynchoice.callouts.thompson import plain_rules
 from dynchoice.errors import DataError, SpecificationError
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray, Progress

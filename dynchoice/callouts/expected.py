@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynchoice import checks
-from dynchoice.callouts.policy_draws import Snapshot
+from dynchoice.callouts.thompson import Snapshot
 from dynchoice.errors import SpecificationError
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 

@@ -17,8 +17,8 @@ import numpy as np
 from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.path import move_between
 from dynchoice.counterfactuals.population import choices_by_region
+from dynchoice.counterfactuals.roll_forward import move_between
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.inference.results import Results

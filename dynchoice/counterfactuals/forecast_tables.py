@@ -13,9 +13,9 @@ from dynchoice.counterfactuals.accounts import measures
 from dynchoice.counterfactuals.badges import ORDER, Badge
 from dynchoice.counterfactuals.draws import DELTA_STEP
 from dynchoice.counterfactuals.group_paths import GroupPaths
-from dynchoice.counterfactuals.long_run import LongRun
-from dynchoice.counterfactuals.path import Sums
+from dynchoice.counterfactuals.lifetime_value import LongRun
 from dynchoice.counterfactuals.population import Group
+from dynchoice.counterfactuals.roll_forward import Sums
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.names import ALL
 from dynchoice.typing import FloatArray, Level

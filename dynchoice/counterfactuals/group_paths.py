@@ -2,7 +2,7 @@
 
 A task is prepared once (scenarios applied, engines built at the estimates); then each draw solves
 every scenario and pushes every group through it. What comes after the last period is in
-:mod:`dynchoice.counterfactuals.long_run`.
+:mod:`dynchoice.counterfactuals.lifetime_value`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dynchoice.counterfactuals.applied import AppliedScenario
 from dynchoice.counterfactuals.badges import Badge, badge
 from dynchoice.counterfactuals.draws import Draw, scenario_tables
 from dynchoice.counterfactuals.engine import Engine, Features, Policy, Solved
-from dynchoice.counterfactuals.long_run import LongRun, compute_long_run
-from dynchoice.counterfactuals.path import Dates, Phase, Sums, follow, phases, push_periods
+from dynchoice.counterfactuals.lifetime_value import LongRun, compute_long_run
 from dynchoice.counterfactuals.population import Fitted, Group, price_of_utility
+from dynchoice.counterfactuals.roll_forward import Dates, Phase, Sums, follow, phases, push_periods
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.errors import SpecificationError, suggest
 from dynchoice.model.ddc import DDC

@@ -24,9 +24,9 @@ import numpy as np
 from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.counterfactuals.engine import Engine
-from dynchoice.counterfactuals.long_run import present_values
-from dynchoice.counterfactuals.path import values_seen_from
+from dynchoice.counterfactuals.lifetime_value import present_values
 from dynchoice.counterfactuals.population import Fits, Group, Start, population
+from dynchoice.counterfactuals.roll_forward import values_seen_from
 from dynchoice.counterfactuals.scenario import Scenario
 from dynchoice.counterfactuals.steady_state import Stationary
 from dynchoice.errors import ConvergenceError, SpecificationError

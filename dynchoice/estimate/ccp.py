@@ -1,6 +1,6 @@
 """CCP: the estimator that replaces the fixed point by first-stage choice probabilities.
 
-Hotz and Miller's (1993) pseudo-likelihood, with the values of :mod:`dynchoice.estimate.valuation`
+Hotz and Miller's (1993) pseudo-likelihood, with the values of :mod:`dynchoice.estimate.policy_inversion`
 (policy inversion, simulated paths) or of :mod:`dynchoice.estimate.finite_dependence`. It is also
 where NFXP starts.
 """
@@ -40,12 +40,12 @@ from dynchoice.estimate.optimise import (
     maximise,
     newton_decrement,
 )
-from dynchoice.estimate.refuse_unidentified import refuse_unidentified
-from dynchoice.estimate.valuation import (
+from dynchoice.estimate.policy_inversion import (
     SimulatedValues,
     pseudo_likelihood,
     valuation,
 )
+from dynchoice.estimate.refuse_unidentified import refuse_unidentified
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.attention import unmix

@@ -24,7 +24,7 @@ from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
 from dynchoice.solvers.bellman import over_choices
-from dynchoice.solvers.infinite import FixedPoint
+from dynchoice.solvers.fixed_point import FixedPoint
 from dynchoice.solvers.memory_needed import check_likelihood
 from dynchoice.solvers.solver import Solver
 from dynchoice.typing import FloatArray
@@ -255,7 +255,7 @@ class FiniteLikelihood(Likelihood):
             self._last = replace(last, score=score, outer=outer, loglik=float(loglik))
 
     def evaluate(self, params: FloatArray) -> Evaluation:
-        from dynchoice.solvers.finite import backward_induction
+        from dynchoice.solvers.backward_induction import backward_induction
 
         if self._last is not None and np.array_equal(self._last.params, params):
             return self._last

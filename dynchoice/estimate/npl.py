@@ -24,8 +24,8 @@ from dynchoice.estimate.optimise import (
     newton_decrement,
     scaled_gradient,
 )
+from dynchoice.estimate.policy_inversion import policy_flows
 from dynchoice.estimate.refuse_unidentified import refuse_unidentified
-from dynchoice.estimate.valuation import policy_flows
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.attention import unmix

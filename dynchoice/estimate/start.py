@@ -10,7 +10,7 @@ from dynchoice.estimate.choice_probabilities import pooled, smoothed, static
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.npl import npl
 from dynchoice.estimate.optimise import maximise
-from dynchoice.estimate.valuation import policy_flows
+from dynchoice.estimate.policy_inversion import policy_flows
 from dynchoice.inference.results import Results
 from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC

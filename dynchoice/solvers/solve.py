@@ -10,7 +10,7 @@ import numpy as np
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
-from dynchoice.solvers.finite import backward_induction
+from dynchoice.solvers.backward_induction import backward_induction
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.memory_needed import check_solution
 from dynchoice.solvers.solver import Solver

@@ -16,7 +16,7 @@ from dynchoice.errors import ConvergenceError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.bellman import bellman_of, over_choices
-from dynchoice.solvers.infinite import FixedPoint, fixed_point
+from dynchoice.solvers.fixed_point import FixedPoint, fixed_point
 from dynchoice.solvers.linear import GMRES_RTOL, PolicySystem, one_blas_thread
 from dynchoice.solvers.push_forward import mover
 from dynchoice.typing import FloatArray

@@ -14,7 +14,7 @@ import pytest
 import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import FirstStageChoice
 from dynchoice.estimate.finite_dependence import DependentLikelihood
-from dynchoice.estimate.valuation import SimulatedValues, valuation
+from dynchoice.estimate.policy_inversion import SimulatedValues, valuation
 from dynchoice.solvers.linear import PolicySystem
 
 builders.RUST_THETA = np.array([0.4, 2.0])

@@ -16,7 +16,7 @@ import dynchoice as dc
 from dynchoice.estimate.choice_probabilities import smoothed
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.optimise import maximise
-from dynchoice.estimate.valuation import pseudo_likelihood
+from dynchoice.estimate.policy_inversion import pseudo_likelihood
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
 
 HERE = Path(__file__).resolve().parent

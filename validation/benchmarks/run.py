@@ -174,7 +174,7 @@ def plan(study: Study, quick: bool) -> None:
 def forecasts(study: Study) -> None:
     """24 months ahead on 5,040 states, against simulating 100,000 members."""
     from dynchoice.counterfactuals.engine import Engine
-    from dynchoice.counterfactuals.path import Dates, follow, phases
+    from dynchoice.counterfactuals.roll_forward import Dates, follow, phases
 
     model, theta = plan_model(40, 42)
     with one_blas_thread():

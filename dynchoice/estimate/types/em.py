@@ -18,9 +18,9 @@ import numpy as np
 from dynchoice.estimate.choice_probabilities import FirstStageChoice, flexible_logit, smoothed
 from dynchoice.estimate.finite_dependence import DependentLikelihood
 from dynchoice.estimate.likelihood import FiniteLikelihood, Likelihood
+from dynchoice.estimate.policy_inversion import pseudo_likelihood
 from dynchoice.estimate.types.histories import Histories
 from dynchoice.estimate.types.mixture import TypeLayout, posterior, share_probabilities
-from dynchoice.estimate.valuation import pseudo_likelihood
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray, IntArray, Progress

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynchoice.counterfactuals.accounts import Ledger
 from dynchoice.counterfactuals.engine import Engine, Policy, Solved, steady_state
-from dynchoice.counterfactuals.path import (
+from dynchoice.counterfactuals.roll_forward import (
     Dates,
     Sums,
     enter,

@@ -55,7 +55,7 @@ _HOME = {
     "score_test": "estimate.specification",
     "vuong_test": "estimate.specification",
     "audit": "estimate.audit",
-    "profile_beta": "estimate.audit",
+    "profile_beta": "estimate.profile_beta",
     "Results": "inference.results",
     "load": "inference.files",
     "identification": "inference.identification",

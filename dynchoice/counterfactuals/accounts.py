@@ -3,6 +3,7 @@
 A path arrives as sums by group of states and choice (``cells``); here they become stocks, moves
 between plans, renewals, payments and costs: the entries of a :class:`Ledger`. Entries add up over
 offers, regions, types and segments; rates are ratios of sums, so :func:`measures` are taken last.
+Present values and the steady state are in :mod:`dynchoice.counterfactuals.lifetime_value`.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ from dynchoice.model.regions import MarketEvent, RegionGrid, market_events
 from dynchoice.panel.counts import Counts
 from dynchoice.panel.panel import Panel
 from dynchoice.solvers.linear import one_blas_thread
-from dynchoice.solvers.push_forward import mover
 from dynchoice.solvers.solve import solve
+from dynchoice.solvers.solver import mover
 from dynchoice.typing import BoolArray, FloatArray, IntArray, Level, Progress
 
 FEW_REGIONS = 6

@@ -1,9 +1,8 @@
-"""Simulate and recover: does the estimator find the estimate again? And the profile of beta."""
+"""Simulate and recover: does the estimator find the estimate again?"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -189,53 +188,3 @@ def audit(
     estimates, errors = (np.array(x) for x in zip(*good, strict=True))
     names = results.model.names
     return Audit(names, estimates, errors, results.theta, len(found) - len(good))
-
-
-def profile_beta(
-    model: DDC,
-    data: Any,
-    betas: Sequence[float],
-    *,
-    level: float = 0.95,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Refit at a grid of discount factors: is beta identified, and what hangs on it?
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a discount factor: ``loglik``, whether it is ``inside`` the likelihood-ratio
-        interval of the given level, ``converged``, and the parameters. A log-likelihood that
-        hardly moves says that beta is assumed, not learnt (Magnac and Thesmar 2002). The error of
-        laws of motion estimated before is not in the interval.
-
-    Raises
-    ------
-    SpecificationError
-        Fewer than two discount factors, or one outside [0, 1).
-    """
-    import pandas as pd
-    from scipy.stats import chi2
-
-    try:
-        grid = sorted({float(b) for b in betas})
-    except (TypeError, ValueError):
-        raise SpecificationError(f"betas={betas!r}: pass discount factors") from None
-    if len(grid) < 2:
-        raise SpecificationError("betas: at least two discount factors make a profile")
-    rows, start = [], None
-    for i, beta in enumerate(grid):
-        own = model.with_parts(beta=beta)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DynChoiceWarning)
-            fit = NFXP(own, data).fit(start=start, cov_type="unadjusted")
-        start = fit.theta if fit.converged else None
-        rows.append(
-            {"beta": beta, "loglik": fit.loglik, "converged": fit.converged, **dict(fit.params)}
-        )
-        if progress is not None:
-            progress(i + 1, len(grid), f"beta {beta:g}")
-    table = pd.DataFrame(rows)
-    best = table["loglik"].max()
-    table.insert(2, "inside", 2 * (best - table["loglik"]) <= chi2.ppf(level, 1))
-    return table

@@ -1,8 +1,8 @@
 """CCP: the estimator that replaces the fixed point by first-stage choice probabilities.
 
-Hotz and Miller's (1993) pseudo-likelihood, with the values of :mod:`dynchoice.estimate.policy_inversion`
-(policy inversion, simulated paths) or of :mod:`dynchoice.estimate.finite_dependence`. It is also
-where NFXP starts.
+Hotz and Miller's (1993) pseudo-likelihood, with the values of
+:mod:`dynchoice.estimate.policy_inversion` (policy inversion, simulated paths) or of
+:mod:`dynchoice.estimate.finite_dependence`. It is also where NFXP starts.
 """
 
 from __future__ import annotations

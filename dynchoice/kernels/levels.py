@@ -369,8 +369,8 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, wo
 
     Contraction steps while they halve the residual (unless ``warm``), then Newton steps by
     :func:`level_gmres`, solved as exactly as quadratic convergence needs: the algorithm of
-    :func:`dynchoice.solvers.fixed_point.fixed_point` on a block that fits the cache. ``pi`` and ``P``
-    (J, n) receive the probabilities at the returned ``h``, ``P`` at the attention given.
+    :func:`dynchoice.solvers.fixed_point.fixed_point` on a block that fits the cache. ``pi`` and
+    ``P`` (J, n) receive the probabilities at the returned ``h``, ``P`` at the attention given.
     """
     ev, v, T, basis, swept, H, step, z, W, lu = work
     chains, graph = law

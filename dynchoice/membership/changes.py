@@ -16,6 +16,7 @@ import numpy as np
 from dynchoice import checks
 from dynchoice.errors import DynChoiceWarning, SpecificationError
 from dynchoice.membership.contracts import NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.grandfathering import check_grandfathered, kept_until, old_lists
 from dynchoice.membership.names import CONTRACT, VINTAGE
 from dynchoice.membership.plans import Benefit, Plan, check_attention
 from dynchoice.membership.programme import Programme
@@ -78,20 +79,9 @@ def with_prices(club: Club, prices: Mapping[str, Value], grandfathered: bool | s
         Members with a running plan keep their old prices until they leave, or until the contract
         that runs ends.
     """
-    if grandfathered not in (False, True, "contract"):
-        raise SpecificationError(
-            f"grandfathered={grandfathered!r}: use True (until they leave) or 'contract' (until"
-            " the contract that runs ends)"
-        )
     checks.known(prices, plan_names(club), "prices: plan")
-    if grandfathered and club.kept is not None:
-        raise SpecificationError(
-            "some members keep older prices already: a second vintage of prices is not modelled"
-        )
-    old = {
-        label: {p.name: float(menu.get(p.name, p.price)) for p in club.plans}
-        for label, menu in (club.menus or {"": {}}).items()
-    }
+    check_grandfathered(grandfathered, club.kept is not None)
+    old = old_lists(club.plans, club.menus)
 
     def change_prices(menu: Mapping[str, float]) -> dict[str, float]:
         return {
@@ -107,8 +97,7 @@ def with_prices(club: Club, prices: Mapping[str, Value], grandfathered: bool | s
     club = replace(club, plans=plans, menus=menus)
     if not grandfathered:
         return club
-    until = "renewal" if grandfathered == "contract" else "leaving"
-    return replace(club, kept=old, kept_until=until)
+    return replace(club, kept=old, kept_until=kept_until(grandfathered))
 
 
 def with_bundle(club: Club, bundle: Mapping[str, Value | str | Mapping[str, Value | str]]) -> Club:

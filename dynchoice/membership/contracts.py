@@ -200,21 +200,6 @@ class Contracts:
                 out[i] = 0 if ends else 1 + now.plan
         return out
 
-    def with_vintage(self) -> FloatArray:
-        """Return the joint law of vintage and contract (J, 2 C, 2 C) given the choice.
-
-        Kept prices end with the contract that runs.
-        """
-        J, C, _ = self.table.shape
-        runs = (self.kind == PAID) & (self.left > 0)
-        out = np.zeros((J, 2, C, 2, C))
-        out[:, 0, :, 0] = self.table
-        for j in range(J):
-            stay = runs & (j > 0)
-            out[j, 1, stay, 1] = self.table[j, stay]
-            out[j, 1, ~stay, 0] = self.table[j, ~stay]
-        return out.reshape(J, 2 * C, 2 * C)
-
     @cached_property
     def table(self) -> FloatArray:
         """Probabilities of moves from level to level by choice, (1 + plans, C, C)."""

@@ -26,16 +26,16 @@ import numpy as np
 
 from dynchoice.errors import SpecificationError
 from dynchoice.membership.changes import of_type, segment, state_map
-from dynchoice.membership.contracts import NONE
 from dynchoice.membership.engagement import engagement_laws
 from dynchoice.membership.file import as_plain, from_plain, read_toml, write_toml
-from dynchoice.membership.names import BUNDLE, CANCEL, CONTRACT, CURRENT, MENU, VINTAGE
+from dynchoice.membership.grandfathering import vintage_laws
+from dynchoice.membership.names import BUNDLE, CANCEL, CONTRACT, MENU, VINTAGE
 from dynchoice.membership.programme import Programme
 from dynchoice.membership.read_panel import read_panel
 from dynchoice.membership.utility import feature_table
 from dynchoice.model.ddc import DDC
 from dynchoice.model.factored import Factored
-from dynchoice.model.laws import Deterministic, Fixed, Law, Markov
+from dynchoice.model.laws import Fixed, Law, Markov
 from dynchoice.model.transitions import Transitions
 from dynchoice.model.utility import Utility
 from dynchoice.panel.panel import Panel
@@ -159,14 +159,8 @@ class Membership(Programme):
         if self.bundles:
             laws[BUNDLE] = Fixed()
         laws.update(engagement_laws(self, estimated))
-        if self.kept is not None and self.kept_until == "renewal":
-            # which prices hold depends on where the contract goes: one law of both
-            laws[VINTAGE, CONTRACT] = Markov(("choice",), self.contracts.with_vintage())
-            return laws
         if self.kept is not None:
-            laws[VINTAGE] = Deterministic(
-                lambda level, choice: level if choice != NONE else CURRENT, ("choice",)
-            )
+            return laws | vintage_laws(self.contracts, self.kept_until)
         laws[CONTRACT] = Markov(("choice",), self.contracts.table)
         return laws
 

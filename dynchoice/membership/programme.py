@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dynchoice import checks
 from dynchoice.errors import SpecificationError
 from dynchoice.membership.contracts import LAPSED, NEW, NONE, PAID, TRIAL, Contracts
+from dynchoice.membership.grandfathering import kept_price_table
 from dynchoice.membership.names import (
     BUNDLE,
     CANCEL,
@@ -179,12 +180,11 @@ class Programme:
         """Return prices that grandfathered members keep (S, plans), NaN where the list holds."""
         if self.kept is None:
             return np.full((self.states.size, len(self.plans)), np.nan)
-        labels = list(self.menus) or [""]
-        old = [[self.kept.get(m, {}).get(p.name, np.nan) for p in self.plans] for m in labels]
         keeps = self.states.axis_codes(VINTAGE) == 1
         if self.kept_until == "renewal":  # the contract after the one that runs costs the new price
             keeps &= self.by_contract(self.contracts.left) > 0
-        return np.where(keeps[:, None], np.array(old)[self._menu_codes()], np.nan)
+        labels = list(self.menus) or [""]
+        return kept_price_table(self.kept, labels, self.plans, self._menu_codes(), keeps)
 
     def _menu_codes(self) -> IntArray:
         """Return the position of the menu in force in each state (S,): 0 where there are none."""

@@ -1,4 +1,8 @@
-"""The command line: ``dynchoice init | check | forecast | backtest | callouts | warm-up``."""
+"""The command line: ``dynchoice init | check | forecast | backtest | callouts | warm-up``.
+
+Exit codes are the errors' own (:mod:`dynchoice.errors`); that a run is held (4) is decided in
+:mod:`dynchoice.run.guard` and raised in :mod:`dynchoice.run.release`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Guard rails: when a run is kept for inspection instead of being published.
 
 New estimates and forecasts are set beside those of the run before, its forecast beside what then
-happened; rows refused and directions that the data leave flat are looked at each time.
+happened; rows refused and directions that the data leave flat are looked at each time. A breach is
+raised as a :class:`dynchoice.CheckError` (exit code 4) by :mod:`dynchoice.run.release`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """The soft Bellman operator of a model at given flow utilities.
 
+Its fixed point is found in :mod:`dynchoice.solvers.fixed_point`, the arithmetic is
+:func:`dynchoice.kernels.core.soft_bellman`.
+
     v(s, j) = u(s, j) + beta E[V(s') | s, j]
     pi(j|s) = exp(v(s, j)) / sum_i exp(v(s, i))
     V(s)    = a(s) log sum_j exp v(s, j) + (1 - a(s)) v(s, default(s))

@@ -9,16 +9,17 @@ by level, and keeps their work arrays from one parameter vector to the next.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 
 from dynchoice.errors import ConvergenceError
 from dynchoice.kernels import core as kernels
 from dynchoice.model.ddc import DDC
+from dynchoice.model.transitions import Transitions
 from dynchoice.solvers.bellman import bellman_of, over_choices
 from dynchoice.solvers.fixed_point import FixedPoint, fixed_point
 from dynchoice.solvers.linear import GMRES_RTOL, PolicySystem, one_blas_thread
-from dynchoice.solvers.push_forward import mover
 from dynchoice.typing import FloatArray
 
 
@@ -170,6 +171,21 @@ class Solver:
     def mover(self, policy: FloatArray) -> Callable[[FloatArray], FloatArray]:
         """Return the map of a distribution (S,) to the next period's under a policy (S, J)."""
         return mover(self.model.transitions, policy)
+
+
+def mover(transitions: Transitions, P: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    """Return the map of a distribution (S,) to the next period's under a policy ``P`` (S, J).
+
+    Rows that can be expanded become one matrix, gathered by next state; larger products of laws are
+    applied law by law.
+    """
+    arrivals = transitions.arrivals
+    if arrivals is None:
+        return lambda mu: transitions.push(mu[:, None] * P)
+    pattern, cell, data = arrivals
+    moves = copy(pattern)  # shares its indices
+    moves.data = data * P.reshape(-1)[cell]
+    return lambda mu: np.asarray(moves @ mu)
 
 
 def ccp_derivative(

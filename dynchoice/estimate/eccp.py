@@ -15,20 +15,26 @@ instruments known at ``t``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dynchoice import checks
-from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.errors import SpecificationError
 from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.estimator import CountsEstimator, FitOptions
 from dynchoice.estimate.first_stage import FirstStage, counts_of
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.linear.iv import Ordered, Regression, run_iv, second_stage
-from dynchoice.estimate.linear.log_odds import log_odds, sampling
+from dynchoice.estimate.linear.equations import EulerEquations, comparable, comparisons
+from dynchoice.estimate.linear.iv import (
+    Ordered,
+    Regression,
+    RegressionArrays,
+    run_iv,
+    second_stage,
+)
 from dynchoice.estimate.linear.market import read_market
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.inference.covariance import cluster_notes
@@ -41,6 +47,8 @@ from dynchoice.typing import FloatArray, IntArray, Level
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dynchoice.panel.panel import Panel
 
 CORRECTIONS = ("half", "none", "jackknife")
 SURPRISES = ("drop", "keep")
@@ -107,12 +115,12 @@ class ECCP(CountsEstimator[Results]):
     def __init__(
         self,
         model: DDC,
-        data: Any,
+        data: Panel | Counts,
         *,
         renewal: Level | None = None,
-        market: Any = None,
-        instruments: Mapping[str, Any] | None = None,
-        effects: Any = (),
+        market: pd.DataFrame | None = None,
+        instruments: Mapping[str, str | Sequence[str]] | None = None,
+        effects: str | Sequence[str] = (),
         correction: str = "half",
         minimum: float = 20.0,
         surprises: str = "drop",
@@ -121,29 +129,10 @@ class ECCP(CountsEstimator[Results]):
     ) -> None:
         if model.horizon is not None:
             raise SpecificationError("ECCP is for infinite horizons; NFXP takes a finite one")
-        for what, value, known in (
-            ("correction", correction, CORRECTIONS),
-            ("surprises", surprises, SURPRISES),
-            ("weights", weights, WEIGHTS),
-            ("method", method, METHODS),
-        ):
-            if value not in known:
-                raise SpecificationError(
-                    f"{what}={value!r} is unknown.{suggest(value, known)} Known: {', '.join(known)}"
-                )
-        if isinstance(effects, str):
-            effects = (effects,)
-        if not isinstance(effects, list | tuple) or not all(isinstance(e, str) for e in effects):
-            raise SpecificationError(f"effects={effects!r}: pass names such as 'region'")
-        if not isinstance(minimum, int | float | np.number):
-            raise SpecificationError(f"minimum={minimum!r} must be a number of members")
-        for effect in effects:
-            for part in effect.split(":"):
-                if part not in EFFECTS:
-                    raise SpecificationError(
-                        f"effects: {part!r} is unknown.{suggest(part, EFFECTS)} Known:"
-                        f" {', '.join(EFFECTS)}, and products of them"
-                    )
+        checks.one_of(correction, "correction", CORRECTIONS)
+        checks.one_of(surprises, "surprises", SURPRISES)
+        checks.one_of(weights, "weights", WEIGHTS)
+        checks.one_of(method, "method", METHODS)
         self.model = model
         self.options = {
             "renewal": renewal,
@@ -156,33 +145,34 @@ class ECCP(CountsEstimator[Results]):
             "weights": weights,
             "method": method,
         }
-        self.surprises = surprises
-        self.effects, self.correction, self.minimum = tuple(effects), correction, float(minimum)
+        self.effects = read_effects(effects)
+        self.minimum = checks.number(minimum, "minimum")
+        self.correction, self.surprises = correction, surprises
         self.weights, self.method = weights, method
         self.counts: Counts
         self.counts, self.panel = counts_of(data)
         if self.counts.regions is None:
             self.counts.by_region()  # says what to do
         self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
-        own = self._first.model
-        pooled = self.counts.n_sj()
-        seen = np.flatnonzero(pooled.sum(axis=1) > 0)
-        self.found: FiniteDependence = finite_dependence(
-            own, 1, states=seen, precision=pooled, through=renewal
+        estimated, n = self._first.model, self.counts.n_sj()
+        self.dependence: FiniteDependence = finite_dependence(
+            estimated,
+            1,
+            states=np.flatnonzero(n.sum(axis=1) > 0),
+            precision=n,
+            through=renewal,
         )
-        usable = (self.found.periods >= 0) & (
-            np.arange(len(own.choices)) != self.found.reference[:, None]
-        )
-        if not usable.any():
+        # pairs stay in every resampled fit, whose laws of motion are others
+        self._pairs: IntArray = np.argwhere(comparable(self.dependence))
+        if not len(self._pairs):
             raise SpecificationError(
                 "no pair of choices has one-period finite dependence, for instance"
-                f" {describe_failures(self.found, own.choices)}: where engagement depends on"
-                " membership no choice renews (finite_dependence(model) tells more). Use NFXP, NPL"
-                " or CCP"
+                f" {describe_failures(self.dependence, estimated.choices)}: where engagement"
+                " depends on membership no choice renews (finite_dependence(model) tells more). Use"
+                " NFXP, NPL or CCP"
             )
-        self._pairs = [(int(u), int(j)) for u, j in np.argwhere(usable)]
-        self._grid = RegionGrid(own, self.counts)
-        self._copies: FloatArray | None = None
+        self._grid = RegionGrid(estimated, self.counts)
+        self._copies: FloatArray = np.ones(len(self._grid.labels))
         self.multipliers, self.standins, self._unused = read_market(
             model.names, self._grid, market, instruments
         )
@@ -193,24 +183,24 @@ class ECCP(CountsEstimator[Results]):
         A region drawn twice counts twice; its cells do not become cells of twice the size. Laws of
         motion are estimated anew.
         """
-        own, new = self.counts.regions, counts.regions
-        assert own is not None and new is not None
-        R = len(own.labels)
-        before = np.bincount(own.cells[:, 1], weights=own.n, minlength=R)
-        after = np.bincount(new.cells[:, 1], weights=new.n, minlength=R)
+        before, after = self.counts.regions, counts.regions
+        assert before is not None and after is not None
+        R = len(before.labels)
+        weight_before = np.bincount(before.cells[:, 1], weights=before.n, minlength=R)
+        weight_after = np.bincount(after.cells[:, 1], weights=after.n, minlength=R)
         other = copy.copy(self)
-        other._copies = np.divide(after, before, out=np.zeros(R), where=before > 0)
+        other._copies = np.divide(
+            weight_after, weight_before, out=np.zeros(R), where=weight_before > 0
+        )
         other._first = laws_of_motion.first_stage(self.model, counts, None)
-        other.found = finite_dependence(
+        other.dependence = finite_dependence(
             other._first.model,
             1,
-            states=self.found.rows,
+            states=self.dependence.rows,
             precision=self.counts.n_sj(),
             through=self.options["renewal"],
         )
         return other
-
-    # regression -------------------------------------------------------------------------------
 
     def regression(self, n: FloatArray | None = None) -> Regression:
         """Return the regression that :meth:`fit` runs, to look at or to run otherwise.
@@ -220,144 +210,18 @@ class ECCP(CountsEstimator[Results]):
         n : FloatArray, shape (R, T, S, J), optional
             Counts by region and period; default those of the data.
         """
-        import pandas as pd
-
-        model, grid, found = self._first.model, self._grid, self.found
-        n = grid.n if n is None else n
-        # cells are chosen and weighed by the whole sample's sizes and pooled probabilities: weights
-        # from a cell's own choices would bring the bias of its log-odds back
-        N = grid.n.sum(axis=3)
-        pooled = grid.n.sum(axis=(0, 1)) + 0.5
-        pooled = pooled / pooled.sum(axis=1, keepdims=True)
-        logs, psi = log_odds(model, n, self.correction)
-        beta, J = model.beta, len(model.choices)
-        x, offset = model.utility.x, model.utility.offset
-        parts: list[dict[str, Any]] = []
-        instruments: list[list[FloatArray]] = [[] for _ in self._instrument_names()]
-        regressors: list[FloatArray] = []
-        W = found.weights[0] if found.weights else None
-        least = max(self.minimum, 1e-12)
-        dropped = dict.fromkeys(
-            ("small cell", "small cell next period", "mixed market", "surprise", "attention"), 0
+        equations = EulerEquations(
+            self._first.model,
+            self._grid,
+            minimum=self.minimum,
+            surprises=self.surprises,
+            weighting=self.weights,
+            copies=self._copies,
+            multipliers=self.multipliers,
+            standins=self.standins,
         )
-        certain, var_log = sampling(model, pooled)
-        copies = np.ones(len(grid.labels)) if self._copies is None else self._copies
-        for u, j in self._pairs:
-            s, k = int(found.rows[u]), int(found.reference[u])
-            row = W[[u * J + j]] if W is not None else None
-            cols = np.zeros(0, np.int64) if row is None else row.indices
-            d = np.zeros(0) if row is None else row.data
-            to, act = cols // J, cols % J
-            here = N[:, :-1, s]
-            target = grid.ahead(s, to)
-            enough = here >= least
-            after = np.asarray((np.take_along_axis(N[:, 1:], target, axis=2) >= least).all(axis=2))
-            clear = grid.clear[:, :, grid.fixed[s]]
-            dropped["small cell"] += int(((here > 0) & ~enough).sum())
-            dropped["small cell next period"] += int((enough & ~after).sum())
-            dropped["mixed market"] += int((enough & after & ~clear).sum())
-            use = enough & after & clear & (copies > 0)[:, None]
-            # with inattention a small cell's default may fall below what inattention alone gives
-            sure = (here >= certain[s]) & (
-                np.take_along_axis(N[:, 1:], target, axis=2) >= certain[to]
-            ).all(axis=2)
-            dropped["attention"] += int((use & ~sure).sum())
-            use &= sure
-            if self.surprises == "drop":
-                new = grid.to[:, :, grid.fixed[s]] != grid.fixed[s]
-                dropped["surprise"] += int((use & new).sum())
-                use &= ~new
-            if not use.any():
-                continue
-            r, t = np.nonzero(use)
-            at = target[r, t]
-            q = psi[r[:, None], t[:, None] + 1, at, act]
-            y = logs[r, t, s, j] - logs[r, t, s, k] - (offset[s, j] - offset[s, k])
-            y = y - beta * ((q + offset[at, act]) * d).sum(axis=1)
-            now, then = x[s, j] - x[s, k], x[at, act] * d[None, :, None]
-            regressors.append(self._multiplied(now, then.sum(axis=1), r, t, 1, None))
-            behind = (x[to, act] * d[:, None]).sum(axis=0)
-            for column, (name, table) in enumerate(self._instrument_names()):
-                p = model.names.index(name)
-                z = self._multiplied(now, np.tile(behind, (len(r), 1)), r, t, 0, (name, table))
-                instruments[column].append(z[:, p])
-            noise = (var_log[s, j] + var_log[s, k]) / here[r, t]
-            if len(to):
-                size = N[r[:, None], t[:, None] + 1, at] / var_log[at, act]
-                noise = noise + beta**2 * (d**2 / size).sum(axis=1)
-            noise = noise / np.maximum(copies[r], 1e-12)
-            parts.append(
-                {
-                    "y": y,
-                    "weight": {"precision": 1 / noise, "members": here[r, t] * copies[r]}.get(
-                        self.weights, copies[r]
-                    ),
-                    "region": r,
-                    "period": t,
-                    "state": np.full(len(r), s),
-                    "choice": np.full(len(r), j),
-                    "reference": np.full(len(r), k),
-                    "members": here[r, t],
-                }
-            )
-        if not parts:
-            raise DataError(
-                f"no region-month has cells of {self.minimum:g} members at t and t + 1 in states"
-                f" that can be compared (dropped: {dropped}): lower minimum=, or coarsen the states"
-            )
-        whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-        X = np.concatenate(regressors)
-        Z = np.stack([np.concatenate(z) for z in instruments], axis=1)
-        good = np.isfinite(Z).all(axis=1)
-        dropped["instrument not observed yet"] = int((~good).sum())
-        names = list(model.names)
-        znames = [f"z{i}: {name}" for i, (name, _) in enumerate(self._instrument_names())]
-        if not good.any():
-            raise DataError("no row has all its instruments")
-        cells = pd.DataFrame(
-            {
-                "region": np.asarray(grid.labels, dtype=object)[whole["region"][good]],
-                "period": whole["period"][good] + grid.first,
-                "state": whole["state"][good],
-                "choice": whole["choice"][good],
-                "reference": whole["reference"][good],
-                "members": whole["members"][good],
-            }
-        )
-        return Regression(
-            pd.Series(whole["y"][good], name="log-odds"),
-            pd.DataFrame(X[good], columns=names),
-            pd.DataFrame(Z[good], columns=znames),
-            pd.Series(whole["weight"][good], name="weight"),
-            cells,
-            dropped,
-        )
-
-    def _instrument_names(self) -> list[tuple[str, FloatArray | None]]:
-        return [(name, table) for name, tables in self.standins.items() for table in tables]
-
-    def _multiplied(
-        self,
-        now: FloatArray,
-        then: FloatArray,
-        r: IntArray,
-        t: IntArray,
-        ahead: int,
-        standin: tuple[str, FloatArray | None] | None,
-    ) -> FloatArray:
-        """Return ``w_t now + beta w_{t+ahead} then`` (rows, K) with market multipliers ``w``."""
-        beta = self._first.model.beta
-        out = np.empty((len(r), len(now)))
-        for k, name in enumerate(self._first.model.names):
-            table = self.multipliers.get(name)
-            if standin is not None and standin[0] == name:
-                table = standin[1]
-            if table is None:
-                out[:, k] = now[k] + beta * then[:, k]
-            else:
-                last = np.minimum(t + ahead, table.shape[1] - 1)
-                out[:, k] = table[r, t] * now[k] + beta * table[r, last] * then[:, k]
-        return out
+        pairs = comparisons(self.dependence, self._pairs)
+        return equations.regression(pairs, self._grid.n if n is None else n, self.correction)
 
     # fit --------------------------------------------------------------------------------------
 
@@ -373,18 +237,22 @@ class ECCP(CountsEstimator[Results]):
             raise SpecificationError("a linear estimator has no 'opg' covariance: use 'robust'")
         checks.one_of(cluster, "cluster", CLUSTERS)
         regression = self.regression()
-        fit, pieces = run_iv(regression, self._groups(regression.cells), self.method, kind, cluster)
+        fit, arrays = self._run(regression, kind, cluster)
         theta = np.asarray(fit.params, dtype=np.float64)
-        cov = np.asarray(fit.cov, dtype=np.float64)
         notes = list(self._first.notes)
         if self.correction == "jackknife":
-            split = [
-                run_iv(half, self._groups(half.cells), self.method, "unadjusted", cluster)[0].params
-                for half in self._halves(options.seed)
-            ]
+            halves = self._halves(options.seed)
+            split = [self._run(half, "unadjusted", cluster)[0].params for half in halves]
             theta = 2 * theta - np.mean(split, axis=0)
             notes.append("Split-sample jackknife: 2 theta - mean of the two halves'")
-        return self._results(regression, fit, pieces, theta, cov, notes, options)
+        notes += self._notes(regression, fit)
+        return self._results(regression, fit, arrays, theta, notes, options)
+
+    def _run(
+        self, regression: Regression, kind: str, cluster: str
+    ) -> tuple[Ordered, RegressionArrays]:
+        groups = self._groups(regression.cells)
+        return run_iv(regression, groups, self.method, kind, cluster)
 
     def resample(self, options: FitOptions) -> Results:
         """Return the fit with the covariance of its estimates on resampled regions."""
@@ -404,11 +272,6 @@ class ECCP(CountsEstimator[Results]):
             out.append(np.unique(key.to_numpy(), return_inverse=True)[1].reshape(-1))
         return out
 
-    def _share(self, found: Regression) -> float:
-        """Return the share of the member-months whose cell enters some equation."""
-        cells = found.cells.drop_duplicates(["region", "period", "state"])
-        return float(cells["members"].sum() / self._grid.n.sum())
-
     def _halves(self, seed: int | None) -> list[Regression]:
         """Return the regressions of two random halves of every cell's members."""
         n = self._grid.n
@@ -421,64 +284,63 @@ class ECCP(CountsEstimator[Results]):
         half = rng.binomial(whole, 0.5).astype(np.float64)
         return [self.regression(half), self.regression(n - half)]
 
-    def _results(
-        self,
-        found: Regression,
-        fit: Ordered,
-        pieces: dict[str, Any],
-        theta: FloatArray,
-        cov: FloatArray,
-        notes: list[str],
-        options: FitOptions,
-    ) -> Results:
-        from dynchoice import __version__
-
-        kind, cluster = options.cov_type, options.cluster
-        model, counts = self._first.model, self.counts
-        tests = fit.tests()
-        sizes = found.cells["members"]
-        notes.append(
-            f"{len(found.dependent):,} equations in {found.cells['region'].nunique()} regions and"
-            f" {found.cells['period'].nunique()} periods; cells of {sizes.median():,.0f} members"
+    def _notes(self, regression: Regression, fit: Ordered) -> list[str]:
+        """Return what the summary says of the equations and their instruments."""
+        cells = regression.cells
+        sizes = cells["members"]
+        notes = [
+            f"{len(regression.dependent):,} equations in {cells['region'].nunique()} regions and"
+            f" {cells['period'].nunique()} periods; cells of {sizes.median():,.0f} members"
             f" (median), {sizes.min():,.0f} (least); log-odds of a cell of N members are biased by"
             f" about 1/N without correction ({self.correction!r} here)"
-        )
-        lost = {k: v for k, v in found.dropped.items() if v}
-        if lost:
-            notes.append(
-                "Left out: " + ", ".join(f"{v:,} equations ({k})" for k, v in lost.items())
-            )
+        ]
+        dropped = [f"{v:,} equations ({k})" for k, v in regression.dropped.items() if v]
+        if dropped:
+            notes.append(f"Left out: {', '.join(dropped)}")
         if self._unused:
             notes.append(f"Market columns not used: {', '.join(self._unused)}")
         notes.append("Laws of motion are taken as known; cov_type='bootstrap' redoes them")
-        weak = tests.get("weakest F")
+        weak = fit.tests().get("weakest F")
         if weak is not None and weak < 10:
             notes.append(f"Weak instruments: the smallest first-stage F is {weak:.1f} (below 10)")
-        moments, information = second_stage(pieces, np.asarray(fit.params))
-        units = int(np.unique(pieces["unit"]).size)
+        return notes
+
+    def _results(
+        self,
+        regression: Regression,
+        fit: Ordered,
+        arrays: RegressionArrays,
+        theta: FloatArray,
+        notes: list[str],
+        options: FitOptions,
+    ) -> Results:
+        """Return the results of a linear fit whose estimates are ``theta``."""
+        from dynchoice import __version__
+
+        model, counts, kind = self._first.model, self.counts, options.cov_type
+        cov = np.asarray(fit.cov, dtype=np.float64)
+        by_cluster, information = second_stage(arrays, np.asarray(fit.params))
         config: dict[str, Any] = {"first_stage_label": "CCPs in the regression error"}
         influence = None
         if kind == "clustered":
-            config.update(clusters=units, by=cluster, unit=cluster)
-            notes += cluster_notes(units, len(theta))
+            units = int(np.unique(arrays.unit).size)
+            config.update(clusters=units, by=options.cluster, unit=options.cluster)
+            notes = [*notes, *cluster_notes(units, len(theta))]
             if units <= len(theta):
                 cov = np.full_like(cov, np.nan)
-            influence = moments
-            if cluster == "region":
-                labels = list(self._grid.labels)
-                full = np.zeros((len(labels), len(theta)))
-                names = np.unique(found.cells["region"].to_numpy())
-                full[[labels.index(x) for x in names]] = influence
-                influence = full
+            influence = by_cluster
+            if options.cluster == "region":
+                influence = self._by_region(regression.cells["region"], by_cluster)
         n = counts.n_sj()
         offered = np.log(model.available.sum(axis=1))
         loglik, value = float("nan"), np.zeros(0)
         if not self.multipliers:
-            at = Likelihood(model, n).evaluate(theta)
-            loglik = at.loglik
-            value = np.zeros(0) if at.point is None else at.point.h
+            evaluation = Likelihood(model, n).evaluate(theta)
+            loglik = evaluation.loglik
+            value = np.zeros(0) if evaluation.point is None else evaluation.point.h
         message = "converged: a linear estimator"
-        status = Optimization(True, message, 1, 1, 0.0, 0.0, np.zeros(0))
+        cells = regression.cells
+        used = cells.drop_duplicates(["region", "period", "state"])["members"].sum()
         return Results(
             estimator=f"{self.name} ({self.method})",
             model=model,
@@ -492,7 +354,7 @@ class ECCP(CountsEstimator[Results]):
             nmembers=counts.nmembers,
             converged=True,
             message=message,
-            optimization=asdict(status),
+            optimization=asdict(Optimization(True, message, 1, 1, 0.0, 0.0, np.zeros(0))),
             counts=n,
             hessian=-information,
             value=value,
@@ -503,11 +365,32 @@ class ECCP(CountsEstimator[Results]):
             notes=tuple(notes),
             first_stage=self._first.records(),
             influence=influence,
-            tests=tests,
+            tests=fit.tests(),
             market=tuple(self.multipliers),
             uses={
-                "share": self._share(found),
-                "states": int(found.cells["state"].nunique()),
-                "equations": len(found.dependent),
+                "share": float(used / self._grid.n.sum()),
+                "states": int(cells["state"].nunique()),
+                "equations": len(regression.dependent),
             },
         )
+
+    def _by_region(self, regions: pd.Series, by_cluster: FloatArray) -> FloatArray:
+        """Return influence by all regions (R, K), zero for those without an equation."""
+        labels = list(self._grid.labels)
+        out = np.zeros((len(labels), by_cluster.shape[1]))
+        out[[labels.index(x) for x in np.unique(regions.to_numpy())]] = by_cluster
+        return out
+
+
+def read_effects(effects: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the fixed effects to remove.
+
+    Raises
+    ------
+    SpecificationError
+        Neither names nor products of them.
+    """
+    names = checks.names(effects, "effects")
+    parts = [part for name in names for part in name.split(":")]
+    checks.known(parts, EFFECTS, "effects (or a part of a product):")
+    return names

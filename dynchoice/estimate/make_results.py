@@ -140,7 +140,7 @@ class Estimate:
 
 
 @dataclass
-class _Status:
+class Status:
     """Whether an estimate is to be trusted, in words; the last thing found wrong is said."""
 
     converged: bool
@@ -156,9 +156,9 @@ def _named(model: DDC, dead: BoolArray) -> str:
     return ", ".join(repr(name) for name, d in zip(model.names, dead, strict=False) if d)
 
 
-def _judge(estimate: Estimate, model: DDC, dead: BoolArray, no_maximum: bool) -> _Status:
+def _judge(estimate: Estimate, model: DDC, dead: BoolArray, no_maximum: bool) -> Status:
     """Return whether the estimate converged to a maximum, inner solution included."""
-    status = _Status(estimate.optimization.converged, estimate.optimization.message)
+    status = Status(estimate.optimization.converged, estimate.optimization.message)
     if not estimate.at.converged:
         status.fail(estimate.at.message)
     if no_maximum:

@@ -368,7 +368,7 @@ class RowsPQR:
                 information += self._information(block)
             for factor, gap, columns in form.reward_by_policy(block):
                 for j in range(J - 1):
-                    by_policy[:, j] += factor * ((weighted * gap[:, [j]]).T @ columns)
+                    by_policy[:, j] += factor * (weighted * gap[:, [j]]).T @ columns
             if form.regresses_next:
                 ahead, phi = next_value(block), block.phi[block.followed]
                 for j in range(J):

@@ -57,7 +57,7 @@ class Results(Estimates):
         model to solve.
     uses : dict
         What of the data the estimate rests on: member-months, states, choices (and equations,
-        regions, periods); :meth:`dynchoice.inference.summary.Comparison.support` lists it.
+        regions, periods); :meth:`dynchoice.inference.compare.Comparison.support` lists it.
     rows_digest : str
         Digest of the rows that states were made from, where states are no column of the data.
     """

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.summary import Summary, number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Comparison:
@@ -20,19 +18,15 @@ class Comparison:
 
     def __init__(self, results: Mapping[str, Estimates], precision: str = "std_errors") -> None:
         self.results = dict(results)
-        if precision not in ("std_errors", "tstats", "pvalues"):
-            raise SpecificationError(
-                f"precision={precision!r}: use 'std_errors', 'tstats' or 'pvalues'"
-            )
-        self.precision = precision
+        self.precision: str = checks.one_of(
+            precision, "precision", ("std_errors", "tstats", "pvalues")
+        )
 
     def _joined(self, attribute: str) -> pd.DataFrame:
-        import pandas as pd
-
-        order = list(dict.fromkeys(n for r in self.results.values() for n in r.params.index))
-        return pd.DataFrame(
-            {name: getattr(r, attribute) for name, r in self.results.items()}
-        ).reindex(order)
+        columns = {label: getattr(fit, attribute) for label, fit in self.results.items()}
+        # parameters in the order in which fits bring them: pandas would sort the union
+        order = dict.fromkeys(name for fit in self.results.values() for name in fit.params.index)
+        return pd.DataFrame(columns).reindex(list(order))
 
     @property
     def params(self) -> pd.DataFrame:
@@ -57,71 +51,82 @@ class Comparison:
         SpecificationError
             Another criterion; no fit converged with one.
         """
-        if by not in ("bic", "aic"):
-            raise SpecificationError(f"by={by!r}: use 'bic' or 'aic'")
+        checks.one_of(by, "by", ("bic", "aic"))
         values = {
-            name: float(getattr(r, by))
-            for name, r in self.results.items()
-            if r.converged and r.likelihood_of == "parameters"
+            label: float(getattr(fit, by))
+            for label, fit in self.results.items()
+            if fit.converged and fit.likelihood_of == "parameters"
         }
-        values = {name: v for name, v in values.items() if np.isfinite(v)}
+        values = {label: value for label, value in values.items() if np.isfinite(value)}
         if not values:
             raise SpecificationError(f"no fit converged with a finite {by}")
-        return min(values, key=lambda name: values[name])
+        return min(values, key=lambda label: values[label])
 
     def support(self) -> pd.DataFrame:
-        """Return what of the data each fit rests on: member-months, states, choices compared.
+        """Return how much of the data each fit uses: member-months, states, choices compared.
 
         Estimators that agree while they use different rows corroborate each other; one that
         leaves rows out says here which share.
         """
-        import pandas as pd
-
         rows = {}
-        for name, r in self.results.items():
-            uses = dict(getattr(r, "uses", {}) or {})
+        for label, fit in self.results.items():
+            uses = _uses(fit)
             share = float(uses.pop("share", 1.0))
-            rows[name] = {"member-months": r.nobs * share, "of all": share, **uses}
+            rows[label] = {"member-months": fit.nobs * share, "of all": share, **uses}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     @property
     def summary(self) -> Summary:
         """The table (also callable): estimates with their precision in brackets below."""
+        return Summary(
+            title="Model comparison",
+            facts=(),
+            header=("", *self.results),
+            rows=(*self._parameter_rows(), *self._fact_rows()),
+            notes=tuple(self._notes()),
+        )
+
+    def _parameter_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield two rows a parameter; a fit without it has empty cells."""
         below = self._joined(self.precision)
-        rows: list[tuple[str, ...]] = []
-        for name, row in self.params.iterrows():
-            rows.append((str(name), *(number(v) if v == v else "" for v in row)))
-            rows.append(("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)])))
-        facts: list[tuple[str, Any]] = [
-            ("Log-likelihood", lambda r: number(r.loglik)),
-            ("Member-months", lambda r: f"{r.nobs:,.0f}"),
-            ("Covariance", lambda r: r.cov_type),
-            ("Converged", lambda r: "yes" if r.converged else "NO"),
-            ("AIC", lambda r: number(r.aic, 2) if r.likelihood_of == "parameters" else ""),
-            ("BIC", lambda r: number(r.bic, 2) if r.likelihood_of == "parameters" else ""),
-            ("Rows used", lambda r: f"{(getattr(r, 'uses', {}) or {}).get('share', 1.0):.1%}"),
-        ]
-        for label, read in facts:
-            rows.append((label, *(read(r) for r in self.results.values())))
-        data = {r.states_digest or r.data_digest for r in self.results.values()}
-        notes = []
-        if len(data) > 1:
+        for name, estimates in self.params.iterrows():
+            yield (str(name), *("" if np.isnan(v) else number(v) for v in estimates))
+            yield ("", *("" if np.isnan(v) else f"({number(v)})" for v in below.loc[str(name)]))
+
+    def _fact_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield one row for each fact about the fits."""
+        fits = list(self.results.values())
+        # of a likelihood that is not the parameters' own, criteria would mislead
+        compared = [fit.likelihood_of == "parameters" for fit in fits]
+        yield ("Log-likelihood", *(number(fit.loglik) for fit in fits))
+        yield ("Member-months", *(f"{fit.nobs:,.0f}" for fit in fits))
+        yield ("Covariance", *(fit.cov_type for fit in fits))
+        yield ("Converged", *("yes" if fit.converged else "NO" for fit in fits))
+        for label, criterion in (("AIC", "aic"), ("BIC", "bic")):
+            values = (getattr(fit, criterion) for fit in fits)
+            cells = zip(values, compared, strict=True)
+            yield (label, *(number(value, 2) if shown else "" for value, shown in cells))
+        yield ("Rows used", *(f"{_uses(fit).get('share', 1.0):.1%}" for fit in fits))
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what a reader of the table must know."""
+        fits = self.results
+        if len({fit.states_digest or fit.data_digest for fit in fits.values()}) > 1:
             # counts of levels and rows of numbers have digests of their own kinds
-            kinds = {bool(r.states_digest) for r in self.results.values()}
-            notes.append(
-                "The fits do not use the same data."
-                if len(kinds) == 1
-                else "Some fits are of rows of numbers, some of counts of levels: whether of the"
-                " same data, their digests cannot tell."
-            )
-        other = [n for n, r in self.results.items() if r.likelihood_of != "parameters"]
+            if len({bool(fit.states_digest) for fit in fits.values()}) == 1:
+                yield "The fits do not use the same data."
+            else:
+                yield (
+                    "Some fits are of rows of numbers, some of counts of levels: whether of the"
+                    " same data, their digests cannot tell."
+                )
+        other = [label for label, fit in fits.items() if fit.likelihood_of != "parameters"]
         if other:
-            notes.append(
+            yield (
                 f"The log-likelihood of {', '.join(other)} is that of its first-stage policy, not"
                 " of the parameters"
             )
-        notes.append(f"{self.precision} in brackets")
-        return Summary("Model comparison", (), ("", *self.results), tuple(rows), tuple(notes))
+        yield f"{self.precision} in brackets"
 
     def __str__(self) -> str:
         return self.summary.as_text()
@@ -130,6 +135,11 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return self.summary.as_html()
+
+
+def _uses(fit: Estimates) -> dict[str, float]:
+    """Return what of the data a fit rests on; nothing is known of fits that do not say."""
+    return dict(getattr(fit, "uses", None) or {})
 
 
 def compare(
@@ -154,14 +164,11 @@ def compare(
         raise SpecificationError(
             f"compare takes a mapping or list of Results, got {type(results).__name__}"
         )
-    named = (
-        results
-        if isinstance(results, Mapping)
-        else {f"({i + 1})": r for i, r in enumerate(results)}
-    )
-    if not named:
+    if not isinstance(results, Mapping):
+        results = {f"({i})": fit for i, fit in enumerate(results, 1)}
+    if not results:
         raise SpecificationError("compare needs one result at least")
-    for label, r in named.items():
-        if not isinstance(r, Estimates):
-            raise SpecificationError(f"{label!r} is a {type(r).__name__}, not Results")
-    return Comparison(named, precision)
+    for label, fit in results.items():
+        if not isinstance(fit, Estimates):
+            raise SpecificationError(f"{label!r} is a {type(fit).__name__}, not Results")
+    return Comparison(results, precision)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-    Formula = str | Sequence[str] | Mapping[str, float]
-
+Formula = str | Sequence[str] | Mapping[str, float]
+"""Restrictions in words, several of them, or values by name of the parameter."""
 _ARRAYS = "restriction @ params = value"
 """The null in words where numbers were given."""
 

@@ -11,8 +11,8 @@ import numpy as np
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
-from dynchoice.inference.results import Results
-from dynchoice.inference.summary import Summary, summarise
+from dynchoice.inference.results import Results, list_facts
+from dynchoice.inference.summary import Summary
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -144,12 +144,14 @@ class MixtureResults(Estimates):
     @property
     def summary(self) -> Summary:
         """The table of estimates (also callable)."""
-        more = [
+        model = self.by_type[0].model
+        facts = list_facts(self, model, self.loglik_transitions, self.pseudo_loglik)
+        facts += [
             ("Types:", str(self.types)),
             ("Shares:", ", ".join(f"{s:.3f}" for s in self.type_shares)),
             ("Entropy of posteriors:", f"{self.entropy:.3f}"),
         ]
-        return summarise(self, self.by_type[0].model, more)
+        return self._tabulate(facts)
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""

@@ -14,7 +14,7 @@ from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
 from dynchoice.inference.model_file import model_from_tree, model_to_tree
-from dynchoice.inference.summary import Summary, number, summarise
+from dynchoice.inference.summary import Summary, number
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
 from dynchoice.solvers.solve import Solution, solve
@@ -284,7 +284,9 @@ class Results(Estimates):
 
         ``results.summary`` and ``results.summary()`` are the same.
         """
-        return summarise(self, self.model, [("Pseudo R-squared:", number(self.rsquared_mcfadden))])
+        facts = list_facts(self, self.model, self.loglik_transitions, self.pseudo_loglik)
+        pseudo = ("Pseudo R-squared:", number(self.rsquared_mcfadden))
+        return self._tabulate([*facts, pseudo])
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""
@@ -301,6 +303,31 @@ class Results(Estimates):
             f" member-months, log-likelihood {self.loglik:.4f},"
             f" {'converged' if self.converged else 'NOT CONVERGED'})"
         )
+
+
+def list_facts(
+    fit: Estimates, model: DDC, loglik_transitions: float | None, pseudo_loglik: float | None
+) -> list[tuple[str, str]]:
+    """Return the facts above the summary of a fit on counts of states and choices."""
+    S, J, _ = model.shape
+    facts = [
+        ("Estimator:", fit.estimator),
+        ("Member-months:", f"{fit.nobs:,.0f}"),
+        ("Members:", f"{fit.nmembers:,}"),
+        ("States x choices:", f"{S:,} x {J}"),
+        ("Discount factor:", f"{model.beta:g}"),
+        ("Log-likelihood:", number(fit.loglik)),
+        ("Converged:", "yes" if fit.converged else "NO"),
+        ("Covariance:", fit._covariance_in_words()),
+        ("First-stage error:", fit.cov_config.get("first_stage_label", "none")),
+        ("AIC:", number(fit.aic, 2)),
+        ("BIC:", number(fit.bic, 2)),
+    ]
+    if loglik_transitions is not None and np.isfinite(fit.loglik):
+        facts.append(("Log-lik. with transitions:", number(fit.loglik + loglik_transitions)))
+    if pseudo_loglik is not None:
+        facts.append(("Pseudo-log-likelihood:", number(pseudo_loglik)))
+    return facts
 
 
 def refuse_not_nested(large: Results, small: Results) -> None:

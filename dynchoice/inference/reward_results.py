@@ -12,7 +12,7 @@ from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.learner_predictions import Predictor
 from dynchoice.inference.reward_forms import FORMS, States
-from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
+from dynchoice.inference.summary import Summary, number
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import Sieve
 from dynchoice.typing import FloatArray
@@ -197,9 +197,6 @@ class RewardResults(Estimates):
     @property
     def summary(self) -> Summary:
         """The projection of the reward on the features, with what it rests on."""
-        cov = self.cov_type
-        if "clusters" in self.cov_config:
-            cov += f" ({self.cov_config['clusters']:,} by {self.cov_config['by']})"
         share = self.uses["anchor share"]
         facts = (
             ("Estimator:", self.estimator),
@@ -209,17 +206,13 @@ class RewardResults(Estimates):
             ("Columns of the sieve:", f"{self.sieve.size}"),
             ("Discount factor:", f"{self.model.beta:g}"),
             ("Converged:", "yes" if self.converged else "NO"),
-            ("Covariance:", cov),
+            ("Covariance:", self._covariance_in_words()),
             ("First-stage error:", self.cov_config.get("first_stage_label", "none")),
             ("Rows with the anchor:", f"{self.uses['anchor rows']:,.0f} ({share:.1%})"),
             ("Log-lik. of the policy:", number(self.loglik)),
             ("AIC of the policy:", number(self.aic, 2)),
         )
-        notes = [] if self.converged else [f"NOT CONVERGED: {self.message}"]
-        return Summary(
-            f"{self.estimator} estimation summary", facts, HEADER, parameter_rows(self),
-            (*notes, *self.notes),
-        )  # fmt: skip
+        return self._tabulate(facts)
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving.

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from dynchoice.inference.estimates import Estimates
-    from dynchoice.model.ddc import DDC
 
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
@@ -150,56 +145,27 @@ def number(value: float, digits: int = 4) -> str:
 HEADER = ("Parameter", "Estimate", "Std. Err.", "T-stat", "P-value", "Lower CI", "Upper CI")
 
 
-def parameter_rows(r: Estimates) -> tuple[tuple[str, ...], ...]:
-    """Return one row a parameter, in the columns of ``HEADER``."""
-    interval = r.conf_int()
-    return tuple(
-        (
-            name,
-            number(r.params.iloc[k]),
-            number(r.std_errors.iloc[k]),
-            number(r.tstats.iloc[k]),
-            number(r.pvalues.iloc[k]),
-            number(interval["lower"].iloc[k]),
-            number(interval["upper"].iloc[k]),
-        )
-        for k, name in enumerate(r.params.index)
-    )
+def summarise(
+    estimator: str,
+    facts: Iterable[tuple[str, str]],
+    rows: Iterable[tuple[str, Iterable[float]]],
+    notes: Iterable[str],
+) -> Summary:
+    """Return the summary of one fit.
 
-
-def facts_of(r: Any, model: DDC) -> list[tuple[str, str]]:
-    """Return the facts above the table that every fit has."""
-    S, J, _ = model.shape
-    cov = r.cov_type
-    if "clusters" in r.cov_config:
-        cov += f" ({r.cov_config['clusters']:,} by {r.cov_config['by']})"
-    facts = [
-        ("Estimator:", r.estimator),
-        ("Member-months:", f"{r.nobs:,.0f}"),
-        ("Members:", f"{r.nmembers:,}"),
-        ("States x choices:", f"{S:,} x {J}"),
-        ("Discount factor:", f"{model.beta:g}"),
-        ("Log-likelihood:", number(r.loglik)),
-        ("Converged:", "yes" if r.converged else "NO"),
-        ("Covariance:", cov),
-        ("First-stage error:", r.cov_config.get("first_stage_label", "none")),
-        ("AIC:", number(r.aic, 2)),
-        ("BIC:", number(r.bic, 2)),
-    ]
-    if r.loglik_transitions is not None and np.isfinite(r.loglik):
-        facts.append(("Log-lik. with transitions:", number(r.loglik + r.loglik_transitions)))
-    if r.pseudo_loglik is not None:
-        facts.append(("Pseudo-log-likelihood:", number(r.pseudo_loglik)))
-    return facts
-
-
-def summarise(r: Any, model: DDC, more: Sequence[tuple[str, str]] = ()) -> Summary:
-    """Return the summary of one fit; ``more`` are facts of its own kind."""
-    notes = [] if r.converged else [f"NOT CONVERGED: {r.message}"]
+    Parameters
+    ----------
+    estimator : str
+    facts : pairs of str
+        What stands above the table.
+    rows : pairs of a parameter's name and its numbers
+        The numbers in the columns of ``HEADER``.
+    notes : str
+    """
     return Summary(
-        f"{r.estimator} estimation summary",
-        (*facts_of(r, model), *more),
-        HEADER,
-        parameter_rows(r),
-        (*notes, *r.notes),
+        title=f"{estimator} estimation summary",
+        facts=tuple(facts),
+        header=HEADER,
+        rows=tuple((name, *map(number, values)) for name, values in rows),
+        notes=tuple(notes),
     )

@@ -59,7 +59,7 @@ _HOME = {
     "Results": "inference.results",
     "load": "inference.files",
     "identification": "inference.identification",
-    "compare": "inference.summary",
+    "compare": "inference.compare",
     "Scenario": "counterfactuals.scenario",
     "counterfactual": "counterfactuals.counterfactual",
     "forecast": "counterfactuals.forecast",

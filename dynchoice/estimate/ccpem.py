@@ -31,8 +31,8 @@ from dynchoice.estimate.types.mixture import (
     share_probabilities,
 )
 from dynchoice.estimate.types.mixture_report import MixtureEstimate, mixture_results
+from dynchoice.inference.compare import Comparison, compare
 from dynchoice.inference.mixture_results import MixtureResults
-from dynchoice.inference.summary import Comparison, compare
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.panel.states import as_floats

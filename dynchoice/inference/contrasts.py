@@ -8,15 +8,18 @@ estimator or of the difference of two.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import IdentificationError, SpecificationError
-from dynchoice.inference.hypotheses import ChiSquaredTest, restrictions
+from dynchoice.inference.hypotheses import ChiSquaredTest, Formula, restrictions
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from dynchoice.inference.estimates import Estimates
 
 
@@ -32,7 +35,7 @@ class BootstrapTest:
 
     @property
     def pval(self) -> float:
-        """Share of bootstrap statistics at least as large (one draw counted in)."""
+        """Share of bootstrap statistics at least as large, the observed one counted in."""
         n = len(self.distribution)
         return float((1 + (self.distribution >= self.stat).sum()) / (n + 1))
 
@@ -46,6 +49,7 @@ class BootstrapTest:
 
 
 FIRST_ORDER = ("NFXP", "NPL", "CCP")
+"""Estimators that are one to first order."""
 
 
 def same_to_first_order(one: str, other: str) -> bool:
@@ -91,6 +95,7 @@ class ContrastTest(ChiSquaredTest):
 
 
 def _influence(fit: Estimates) -> FloatArray:
+    """Return a fit's influence by cluster (G, K), or say how to get it."""
     if fit.influence is None:
         raise SpecificationError(
             f"{fit.estimator} keeps no influence by cluster with cov_type={fit.cov_type!r}: fit"
@@ -116,6 +121,53 @@ def hausman(one: Estimates, other: Estimates) -> ContrastTest:
     """
     if not hasattr(other, "influence"):
         raise SpecificationError(f"hausman_test takes a fit, got {type(other).__name__}")
+    influence = _matching_influence(one, other)
+    common = [name for name in one.names if name in other.names]
+    if not common:
+        raise SpecificationError("the two fits have no parameter in common")
+    rows = [one.names.index(name) for name in common]
+    other_rows = [other.names.index(name) for name in common]
+    gap = one.vector[rows] - other.vector[other_rows]
+    difference = influence[0][:, rows] - influence[1][:, other_rows]
+    V = difference.T @ difference
+    size = np.sqrt(np.diag(one.cov_matrix)[rows] + np.diag(other.cov_matrix)[other_rows])
+    if not np.isfinite(size).all():
+        raise SpecificationError("a contrast needs standard errors of every common parameter")
+    null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
+    same = ContrastTest("Hausman contrast", null, 0.0, 1, len(influence[0]))
+    if same_to_first_order(one.estimator, other.estimator) and one.names == other.names:
+        apart = float(np.abs(gap / size).max())
+        if apart > 1:
+            raise IdentificationError(
+                f"{one.estimator} and {other.estimator} are the same to first order where the model"
+                f" holds, so that no contrast has a variance, yet they are {apart:.1f} standard"
+                " errors apart: the first stage dominates, or the model does not hold"
+            )
+        return same
+    # in units of standard errors, so that the scale of a parameter does not decide
+    values, vectors = np.linalg.eigh(V / np.outer(size, size))
+    # smaller directions hold second-order noise only: there the two agree by construction
+    kept = values > max(1e-8, 1 / one.nobs)
+    if not kept.any():
+        return same
+    z = vectors[:, kept].T @ (gap / size)
+    stat = float((z**2 / values[kept]).sum())
+    null = f"{one.estimator} = {other.estimator} in {', '.join(common)}"
+    if int(kept.sum()) < len(common):
+        null += f" (they can differ in {int(kept.sum())} directions)"
+    present = [(part != 0).any(axis=1) for part in influence]
+    clusters = int((present[0] | present[1]).sum())
+    return ContrastTest("Hausman contrast", null, stat, int(kept.sum()), clusters)
+
+
+def _matching_influence(one: Estimates, other: Estimates) -> tuple[FloatArray, FloatArray]:
+    """Return both fits' influence, cluster by cluster.
+
+    Raises
+    ------
+    SpecificationError
+        Other data or clusters; influence not kept.
+    """
     if one.data_digest != other.data_digest:
         raise SpecificationError("a contrast needs two fits of the same data")
     a, b = _influence(one), _influence(other)
@@ -125,47 +177,14 @@ def hausman(one: Estimates, other: Estimates) -> ContrastTest:
             f" {one.cov_config.get('unit')} and {other.cov_config.get('unit')}: fit both with"
             " cluster='region'"
         )
-    common = [n for n in one.names if n in other.names]
-    if not common:
-        raise SpecificationError("the two fits have no parameter in common")
-    i = [one.names.index(n) for n in common]
-    j = [other.names.index(n) for n in common]
-    gap = one.vector[i] - other.vector[j]
-    spread = a[:, i] - b[:, j]
-    V = spread.T @ spread
-    size = np.sqrt(np.diag(one.cov_matrix)[i] + np.diag(other.cov_matrix)[j])
-    if not np.isfinite(size).all():
-        raise SpecificationError("a contrast needs standard errors of every common parameter")
-    if same_to_first_order(one.estimator, other.estimator) and one.names == other.names:
-        apart = float(np.abs(gap / size).max())
-        if apart > 1:
-            raise IdentificationError(
-                f"{one.estimator} and {other.estimator} are the same to first order where the model"
-                f" holds, so that no contrast has a variance, yet they are {apart:.1f} standard"
-                " errors apart: the first stage dominates, or the model does not hold"
-            )
-        null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
-        return ContrastTest("Hausman contrast", null, 0.0, 1, len(a))
-    values, vectors = np.linalg.eigh(V / np.outer(size, size))
-    # smaller directions hold second-order noise only: there the two agree by construction
-    kept = values > max(1e-8, 1 / one.nobs)
-    if not kept.any():
-        null = f"{one.estimator} = {other.estimator} (the same estimate to first order)"
-        return ContrastTest("Hausman contrast", null, 0.0, 1, len(a))
-    z = vectors[:, kept].T @ (gap / size)
-    stat = float((z**2 / values[kept]).sum())
-    null = f"{one.estimator} = {other.estimator} in {', '.join(common)}"
-    if int(kept.sum()) < len(common):
-        null += f" (they can differ in {int(kept.sum())} directions)"
-    clusters = int(((a != 0).any(axis=1) | (b != 0).any(axis=1)).sum())
-    return ContrastTest("Hausman contrast", null, stat, int(kept.sum()), clusters)
+    return a, b
 
 
 def score_bootstrap(
     fit: Estimates,
-    restriction: Any = None,
-    value: Any = None,
-    formula: Any = None,
+    restriction: ArrayLike | None = None,
+    value: ArrayLike | None = None,
+    formula: Formula | None = None,
     draws: int = 999,
     seed: int | None = 0,
 ) -> BootstrapTest:
@@ -180,27 +199,28 @@ def score_bootstrap(
     SpecificationError
         Influence not kept; fewer than 19 draws; a restriction that cannot be read.
     """
-    if not isinstance(draws, int | np.integer) or draws < 19:
-        raise SpecificationError(f"draws={draws!r}: at least 19 are needed for a p-value of .05")
+    draws = checks.whole(draws, "draws", 19)  # fewer give no p-value of .05
     R, q, null = restrictions(fit.names, restriction, value, formula)
-    own = _influence(fit)
-    own = own[(own != 0).any(axis=1)]
-    scores = (own - own.mean(axis=0)) @ R.T
+    influence = _influence(fit)
+    influence = influence[(influence != 0).any(axis=1)]  # buckets without members are no clusters
+    # under the null scores sum to zero; those of the unrestricted fit do up to the first stage
+    scores = (influence - influence.mean(axis=0)) @ R.T
     if not np.isfinite(scores).all() or np.linalg.matrix_rank(scores) < len(R):
         raise IdentificationError(
-            f"{len(own)} clusters carry no variance of the {len(R)} restriction(s): too few of"
-            " them, or a parameter that the data leave flat"
+            f"{len(influence)} clusters carry no variance of the {len(R)} restriction(s): too few"
+            " of them, or a parameter that the data leave flat"
         )
-
-    def statistic(gap: FloatArray, parts: FloatArray) -> float:
-        return float(gap @ np.linalg.pinv(parts.T @ parts, hermitian=True) @ gap)
-
-    observed = statistic(R @ fit.vector - q, own @ R.T)
+    observed = _wald_statistic(R @ fit.vector - q, influence @ R.T)
     rng = np.random.default_rng(seed)
-    out = np.empty(draws)
-    for b in range(draws):
+    distribution = np.empty(draws)
+    for draw in range(draws):
         flipped = scores * rng.choice([-1.0, 1.0], len(scores))[:, None]
         gap = flipped.sum(axis=0)
-        out[b] = statistic(gap, flipped - flipped.mean(axis=0))
-    name = f"Score bootstrap test ({int((own != 0).any(axis=1).sum())} clusters)"
-    return BootstrapTest(name, null, observed, len(R), out)
+        distribution[draw] = _wald_statistic(gap, flipped - flipped.mean(axis=0))
+    name = f"Score bootstrap test ({len(influence)} clusters)"
+    return BootstrapTest(name, null, observed, len(R), distribution)
+
+
+def _wald_statistic(gap: FloatArray, parts: FloatArray) -> float:
+    """Return ``gap' V^+ gap`` with ``V`` the sum of outer products of parts (clusters, r)."""
+    return float(gap @ np.linalg.pinv(parts.T @ parts, hermitian=True) @ gap)

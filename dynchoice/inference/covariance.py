@@ -24,14 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import IdentificationWarning, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import IdentificationWarning
 from dynchoice.panel.counts import Counts
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 COV_TYPES = ("unadjusted", "opg", "robust", "clustered", "bootstrap")
 CLUSTERS = ("member", "region")
+# statsmodels' names
 ALIASES = {"cluster": "clustered", "hessian": "unadjusted", "nonrobust": "unadjusted"}
 FEW_CLUSTERS = 30
+"""Clusters below which a summary says that standard errors are rough."""
 FLAT = 1e-11
 """Eigenvalue of the scaled information, relative to the largest, below which it is flat."""
 
@@ -53,14 +56,16 @@ class Covariance:
 
 
 def check_cov_type(cov_type: str) -> str:
-    """Return the canonical name of a covariance type."""
+    """Return the canonical name of a covariance type.
+
+    Raises
+    ------
+    SpecificationError
+        Neither a name of ``COV_TYPES`` nor one of ``ALIASES``.
+    """
     name = ALIASES.get(cov_type, cov_type) if isinstance(cov_type, str) else cov_type
-    if name not in COV_TYPES:
-        raise SpecificationError(
-            f"cov_type={cov_type!r} is unknown.{suggest(cov_type, COV_TYPES)}"
-            f" Known: {', '.join(COV_TYPES)}"
-        )
-    return name
+    checked: str = checks.one_of(name, "cov_type", COV_TYPES)
+    return checked
 
 
 def check_cluster(cluster: str, counts: Counts) -> Counts:
@@ -71,15 +76,12 @@ def check_cluster(cluster: str, counts: Counts) -> Counts:
     SpecificationError
         Neither ``"member"`` nor ``"region"``; a panel without regions.
     """
-    if cluster not in CLUSTERS:
-        raise SpecificationError(
-            f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)} Use 'member' or 'region'"
-        )
+    checks.one_of(cluster, "cluster", CLUSTERS)
     return counts.by_region() if cluster == "region" else counts
 
 
 def cluster_notes(clusters: int, params: int) -> list[str]:
-    """Return what a summary must say of few clusters; warn where they carry no errors at all."""
+    """Return notes for the summary where clusters are few; warn where there are too few."""
     if clusters <= params:
         text = f"{clusters} cluster(s) cannot carry standard errors of {params} parameters"
         warnings.warn(f"{text}: none given", IdentificationWarning, stacklevel=4)
@@ -95,7 +97,7 @@ def flat_directions(information: FloatArray) -> tuple[FloatArray, FloatArray, Fl
     The information is scaled to unit diagonal first, so that units do not matter.
     """
     scale = np.sqrt(np.maximum(np.diag(information), 0.0))
-    safe = np.where(scale > 0, scale, 1.0)
+    safe = np.where(scale > 0, scale, 1.0)  # a parameter without information is flat by itself
     values, vectors = np.linalg.eigh(information / np.outer(safe, safe))
     top = max(float(values[-1]), 1e-300)
     return values / top, vectors, safe
@@ -109,25 +111,30 @@ def inverse(
     Parameters that load on a flat direction, and dead ones, get NaN, so that no number is made up.
     """
     if dead is not None and dead.any():
-        alive = np.flatnonzero(~dead)
-        inner, part = inverse(information[np.ix_(alive, alive)]) if len(alive) else (None, None)
-        whole = np.full_like(information, np.nan)
-        flat = np.zeros((len(information), 0))
-        if inner is not None and part is not None:
-            whole[np.ix_(alive, alive)] = inner
-            flat = np.zeros((len(information), part.shape[1]))
-            flat[alive] = part
-        return whole, flat
+        return _inverse_of_alive(information, np.flatnonzero(~dead))
     values, vectors, scale = flat_directions(information)
     is_flat = values < FLAT
-    keep = vectors[:, ~is_flat]
+    kept = vectors[:, ~is_flat]
+    # the eigenvalues are relative to the largest, which gives them their size back
     top = np.linalg.eigvalsh(information / np.outer(scale, scale))[-1]
-    inner = (keep / (values[~is_flat] * top)) @ keep.T / np.outer(scale, scale)
+    inverted = (kept / (values[~is_flat] * top)) @ kept.T / np.outer(scale, scale)
     if is_flat.any():
         touched = (np.abs(vectors[:, is_flat]) > 1e-6).any(axis=1)
-        inner[touched] = np.nan
-        inner[:, touched] = np.nan
-    return inner, vectors[:, is_flat]
+        inverted[touched] = np.nan
+        inverted[:, touched] = np.nan
+    return inverted, vectors[:, is_flat]
+
+
+def _inverse_of_alive(information: FloatArray, alive: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return :func:`inverse` of some parameters' information, with NaN for the others."""
+    inverted = np.full_like(information, np.nan)
+    if not len(alive):
+        return inverted, np.zeros((len(information), 0))
+    block = np.ix_(alive, alive)
+    inverted[block], flat_of_alive = inverse(information[block])
+    flat = np.zeros((len(information), flat_of_alive.shape[1]))
+    flat[alive] = flat_of_alive
+    return inverted, flat
 
 
 def covariance(
@@ -182,17 +189,17 @@ def covariance(
             config["unit"] = counts.unit
     if noise is not None:
         meat = meat + noise
-    known = np.isfinite(np.diag(bread))
+    has_variance = np.isfinite(np.diag(bread))
     if "clusters" in config and config["clusters"] <= len(hessian):
-        known[:] = False
+        has_variance[:] = False  # the sums of so few clusters span too few directions
     matrix = np.full_like(bread, np.nan)
-    inner = np.ix_(known, known)
+    inner = np.ix_(has_variance, has_variance)
     matrix[inner] = bread[inner] @ meat[inner] @ bread[inner]
-    matrix = (matrix + matrix.T) / 2
+    matrix = (matrix + matrix.T) / 2  # products of matrices are symmetric up to rounding only
     influence = None
     if sums is not None:
         influence = np.full_like(sums, np.nan)
-        influence[:, known] = sums[:, known] @ bread[inner]
+        influence[:, has_variance] = sums[:, has_variance] @ bread[inner]
     return Covariance(matrix, name, config, flat, influence)
 
 
@@ -201,9 +208,11 @@ def robust_meat(psi: CellScore, counts: Counts) -> FloatArray:
     if counts.members is None:
         score, n = psi(counts.cells[:, 2:6]), counts.n
     else:
-        members = counts.members
-        copies = np.repeat(members.weights, np.diff(members.indptr))
-        total = np.bincount(members.index, weights=members.n * copies, minlength=len(members.cells))
+        members = counts.members  # each distinct cell once, with its weighted member-months
+        weights = np.repeat(members.weights, np.diff(members.indptr))
+        total = np.bincount(
+            members.index, weights=members.n * weights, minlength=len(members.cells)
+        )
         n = np.asarray(total, dtype=np.float64)
         score = psi(members.cells[:, 1:])
     return (score * n[:, None]).T @ score
@@ -224,10 +233,11 @@ def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str
         by_bucket = bucket_sums(members.bucket, sums * members.weights[:, None], counts.buckets)
         return meat, members.size, "member", by_bucket
     if counts.unit == "region" and counts.regions is not None:
-        own = counts.regions
-        cells = own.cells[:, [3, 4, 5, 6, 2]].copy()
+        regions = counts.regions
+        # (segment, region, period, state, choice, next, decides) -> psi's order, periods from 0
+        cells = regions.cells[:, [3, 4, 5, 6, 2]].copy()
         cells[:, 4] -= counts.first_period if counts.origin is None else counts.origin
-        unit, score = own.cells[:, 1], psi(cells) * own.n[:, None]
+        unit, score = regions.cells[:, 1], psi(cells) * regions.n[:, None]
     else:
         unit, score = counts.cells[:, 1], psi(counts.cells[:, 2:6]) * counts.n[:, None]
     sums = bucket_sums(unit, score, counts.buckets)
@@ -236,5 +246,5 @@ def clustered_meat(psi: CellScore, counts: Counts) -> tuple[FloatArray, int, str
 
 def bucket_sums(unit: IntArray, values: FloatArray, buckets: int) -> FloatArray:
     """Return the sum of the rows of ``values`` (C, K) by unit, (buckets, K)."""
-    columns = [np.bincount(unit, weights=v, minlength=buckets) for v in values.T]
+    columns = [np.bincount(unit, weights=column, minlength=buckets) for column in values.T]
     return np.stack(columns, axis=1) if columns else np.zeros((buckets, 0))

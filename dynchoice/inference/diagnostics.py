@@ -1,22 +1,20 @@
-"""What the data can and cannot tell: flat directions of the likelihood, and support."""
+"""What the data identify: flat directions of the likelihood, and states and choices observed."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.inference.covariance import FLAT, flat_directions
 from dynchoice.panel.states import StateSpace
 from dynchoice.typing import BoolArray, FloatArray, Level
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 WEAK = 1e-6
+"""Relative eigenvalue of the scaled information below which a direction is called weak."""
 
 
 def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[str]) -> str:
@@ -25,8 +23,8 @@ def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[st
     raw = raw / np.abs(raw).max()
     order = np.argsort(-np.abs(vector))
     # what is small in standard units may be needed in the parameters' own, and the reverse
-    told = [k for k in order if abs(vector[k]) > 0.05 or abs(raw[k]) > 0.05]
-    parts = [f"{raw[k]:+.3g} {names[k]}" for k in told[:6]]
+    shown = [k for k in order if abs(vector[k]) > 0.05 or abs(raw[k]) > 0.05]
+    parts = [f"{raw[k]:+.3g} {names[k]}" for k in shown[:6]]
     return " ".join(parts)
 
 
@@ -34,8 +32,8 @@ def direction_in_words(vector: FloatArray, scale: FloatArray, names: Sequence[st
 class Identification:
     """Eigenvalues of the information in scaled parameters, smallest first.
 
-    A small eigenvalue is a direction in which parameters can move together with almost no
-    change of the likelihood; ``flat`` ones the data do not identify at all.
+    A small eigenvalue belongs to a direction in which parameters can move together with almost no
+    change of the likelihood. The data do not identify the ``flat`` directions at all.
     """
 
     names: tuple[str, ...]
@@ -65,15 +63,14 @@ class Identification:
 
     def frame(self) -> pd.DataFrame:
         """Return one row a direction: relative eigenvalue, verdict, direction."""
-        import pandas as pd
-
-        verdict = [
-            "flat" if v < FLAT else "weak" if v < WEAK else "identified" for v in self.eigenvalues
+        verdicts = [
+            "flat" if value < FLAT else "weak" if value < WEAK else "identified"
+            for value in self.eigenvalues
         ]
         return pd.DataFrame(
             {
                 "eigenvalue": self.eigenvalues,
-                "verdict": verdict,
+                "verdict": verdicts,
                 "direction": [self.direction(i) for i in range(len(self.names))],
             }
         )
@@ -119,24 +116,22 @@ class Support:
         """Share of the member-months with a choice that stand where two choices were taken."""
         free = self.available.sum(axis=1) > 1
         total = float(self.n[free].sum())
-        both = (self.n > 0).sum(axis=1) > 1
-        return float(self.n[free & both].sum() / total) if total else 0.0
+        compared = (self.n > 0).sum(axis=1) > 1
+        return float(self.n[free & compared].sum() / total) if total else 0.0
 
     def frame(self) -> pd.DataFrame:
         """Return one row a choice: where it is available, seen, taken, and the smallest cell."""
-        import pandas as pd
-
         visited = self.n.sum(axis=1) > 0
         rows = []
         for j, label in enumerate(self.choices):
-            at = self.available[:, j] & visited
-            taken = self.n[at, j]
+            offered = self.available[:, j] & visited
+            taken = self.n[offered, j]
             rows.append(
                 {
                     "choice": label,
                     "taken": float(self.n[:, j].sum()),
                     "states offering it": int(self.available[:, j].sum()),
-                    "of them seen": int(at.sum()),
+                    "of them seen": int(offered.sum()),
                     "never taken there": int((taken == 0).sum()),
                     "thin cells": int(((taken > 0) & (taken < THIN)).sum()),
                     "smallest positive cell": float(taken[taken > 0].min(initial=np.inf)),
@@ -146,17 +141,16 @@ class Support:
 
     def thin(self, limit: int = 20) -> pd.DataFrame:
         """Return the busiest states' cells with fewer than five choices, empty ones included."""
-        import pandas as pd
-
         size = self.n.sum(axis=1)
         s, j = np.nonzero(self.available & (self.n < THIN) & (size > 0)[:, None])
-        order = np.argsort(-size[s], kind="stable")[:limit]
+        busiest = np.argsort(-size[s], kind="stable")[:limit]
+        s, j = s[busiest], j[busiest]
         return pd.DataFrame(
             {
-                "state": [self.states.describe(int(x)) for x in s[order]],
-                "choice": [self.choices[int(x)] for x in j[order]],
-                "taken": self.n[s[order], j[order]],
-                "choices in the state": size[s[order]],
+                "state": [self.states.describe(int(code)) for code in s],
+                "choice": [self.choices[int(code)] for code in j],
+                "taken": self.n[s, j],
+                "choices in the state": size[s],
             }
         )
 

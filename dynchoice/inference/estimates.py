@@ -1,17 +1,24 @@
-"""What every fit offers, whichever estimator made it, under linearmodels' names."""
+"""What every fit offers, whichever estimator made it, under linearmodels' names.
+
+The normal distribution comes from :mod:`scipy.special`: :mod:`scipy.stats` calls the same
+functions, but takes a second to import.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.contrasts import (
     BootstrapTest,
@@ -19,14 +26,15 @@ from dynchoice.inference.contrasts import (
     hausman,
     score_bootstrap,
 )
-from dynchoice.inference.hypotheses import ChiSquaredTest, wald
-from dynchoice.inference.summary import Summary
+from dynchoice.inference.delta import delta_method
+from dynchoice.inference.hypotheses import ChiSquaredTest, Formula, wald
+from dynchoice.inference.summary import Summary, summarise
 from dynchoice.names import RESULTS
 from dynchoice.storage import save_tree
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +166,38 @@ class Estimates(ABC):
     def summary(self) -> Summary:
         """The table of estimates."""
 
-    def restart(self) -> Any:
+    def _tabulate(self, facts: Iterable[tuple[str, str]]) -> Summary:
+        """Return the summary with some facts above the table of estimates."""
+        interval = self.conf_int()
+        columns = (
+            self.params,
+            self.std_errors,
+            self.tstats,
+            self.pvalues,
+            interval["lower"],
+            interval["upper"],
+        )
+        numbers = np.column_stack([column.to_numpy() for column in columns])
+        status = () if self.converged else (f"NOT CONVERGED: {self.message}",)
+        rows = zip(self.names, numbers, strict=True)
+        return summarise(self.estimator, facts, rows, (*status, *self.notes))
+
+    def _covariance_in_words(self) -> str:
+        """Return the type of the covariance, with the number and kind of clusters."""
+        config = self.cov_config
+        if "clusters" not in config:
+            return self.cov_type
+        return f"{self.cov_type} ({config['clusters']:,} by {config['by']})"
+
+    def restart(self) -> FloatArray:
         """Return the ``start`` of a refit from here."""
         return self.vector
 
-    def refreshed(self) -> Any:
+    def refreshed(self) -> Self:
         """Return the fit with whatever is derived from the covariance derived again."""
         return self
 
     def _series(self, values: FloatArray, name: str) -> pd.Series:
-        import pandas as pd
-
         return pd.Series(np.array(values), index=list(self.names), name=name)
 
     @cached_property
@@ -189,15 +218,11 @@ class Estimates(ABC):
     @cached_property
     def pvalues(self) -> pd.Series:
         """Two-sided p-values, normal reference."""
-        from scipy.stats import norm
-
-        return self._series(2 * norm.sf(np.abs(self.tstats.to_numpy())), "pvalue")
+        return self._series(2 * ndtr(-np.abs(self.tstats.to_numpy())), "pvalue")
 
     @cached_property
     def cov(self) -> pd.DataFrame:
         """Covariance of the estimates."""
-        import pandas as pd
-
         names = list(self.names)
         return pd.DataFrame(np.array(self.cov_matrix), index=names, columns=names)
 
@@ -210,20 +235,14 @@ class Estimates(ABC):
         method : {"normal", "percentile"}
             ``"percentile"`` takes quantiles of the bootstrap draws (``cov_type="bootstrap"``).
         """
-        import pandas as pd
-        from scipy.stats import norm
-
-        if not 0 < level < 1:
-            raise SpecificationError(f"level={level:g} must lie between 0 and 1 (0.95 for 95%)")
-        if method == "percentile":
+        level = checks.share(level, "level", open_interval=True)
+        if checks.one_of(method, "method", ("normal", "percentile")) == "percentile":
             if self.bootstrap is None:
                 raise SpecificationError("percentiles need a fit with cov_type='bootstrap'")
             tails = [0.5 - level / 2, 0.5 + level / 2]
             lower, upper = np.quantile(self.bootstrap, tails, axis=0)
             return pd.DataFrame({"lower": lower, "upper": upper}, index=list(self.names))
-        if method != "normal":
-            raise SpecificationError(f"method={method!r}: use 'normal' or 'percentile'")
-        half = norm.ppf(0.5 + level / 2) * self.std_errors
+        half = ndtri(0.5 + level / 2) * self.std_errors
         return pd.DataFrame({"lower": self.params - half, "upper": self.params + half})
 
     # statsmodels' names
@@ -250,7 +269,11 @@ class Estimates(ABC):
     # tests -----------------------------------------------------------------------------------
 
     def wald_test(
-        self, restriction: Any = None, value: Any = None, *, formula: Any = None
+        self,
+        restriction: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        formula: Formula | None = None,
     ) -> ChiSquaredTest:
         """Test linear restrictions; see :func:`dynchoice.inference.hypotheses.wald`.
 
@@ -268,10 +291,10 @@ class Estimates(ABC):
 
     def score_bootstrap(
         self,
-        restriction: Any = None,
-        value: Any = None,
+        restriction: ArrayLike | None = None,
+        value: ArrayLike | None = None,
         *,
-        formula: Any = None,
+        formula: Formula | None = None,
         draws: int = 999,
         seed: int | None = 0,
     ) -> BootstrapTest:
@@ -282,7 +305,11 @@ class Estimates(ABC):
         return score_bootstrap(self, restriction, value, formula, draws, seed)
 
     def delta_method(
-        self, f: Callable[[Any], Any], *, level: float = 0.95, names: Any = None
+        self,
+        f: Callable[[pd.Series], ArrayLike],
+        *,
+        level: float = 0.95,
+        names: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Return a function of the parameters with standard errors by the delta method.
 
@@ -305,42 +332,7 @@ class Estimates(ABC):
         SpecificationError
             The covariance has parameters without a variance.
         """
-        import pandas as pd
-        from scipy.stats import norm
-
-        if not 0 < level < 1:
-            raise SpecificationError(f"level={level:g} must lie between 0 and 1 (0.95 for 95%)")
-        se = np.sqrt(np.diag(self.cov_matrix))
-        if not np.isfinite(se).all():
-            lost = [n for n, x in zip(self.names, se, strict=True) if not np.isfinite(x)]
-            raise SpecificationError(
-                "the covariance has parameters without a variance (flat directions): "
-                + ", ".join(lost)
-            )
-        first = f(self.params)
-        center = np.atleast_1d(np.asarray(first, dtype=np.float64))
-        if names is None and hasattr(first, "index") and len(center) == len(first.index):
-            names = list(first.index)
-        gradient = np.empty((len(center), len(se)))
-        for k, step in enumerate(1e-3 * se):
-            up, down = self.params.copy(), self.params.copy()
-            up.iloc[k] += step
-            down.iloc[k] -= step
-            gradient[:, k] = (np.atleast_1d(f(up)) - np.atleast_1d(f(down))) / (2 * step)
-        spread = np.sqrt(np.einsum("ik,kl,il->i", gradient, self.cov_matrix, gradient))
-        half = norm.ppf(0.5 + level / 2) * spread
-        if names is not None and len(list(names)) != len(center):
-            raise SpecificationError(f"{len(center)} values need as many names, got {names!r}")
-        index = list(names) if names is not None else list(range(len(center)))
-        return pd.DataFrame(
-            {
-                "estimate": center,
-                "std_error": spread,
-                "lower": center - half,
-                "upper": center + half,
-            },
-            index=index,
-        )
+        return delta_method(f, self.params, self.cov_matrix, level, names)
 
     def _repr_html_(self) -> str:
         return self.summary.as_html()

@@ -1,4 +1,4 @@
-"""Fits read back from files: one kind of file, and which class each of them holds."""
+"""Read fits back from files: one kind of file, with a marker of the class that it holds."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def load(path: str | os.PathLike[str]) -> Results | MixtureResults | RewardResul
         No such file, damaged, or no results of this package.
     """
     tree = dict(load_tree(path, RESULTS))
-    marked = [marker for marker in KINDS if tree.pop(marker, False)]
-    kind = KINDS[marked[0] if marked else Results.marker]
+    # the marker leaves the tree: what stays are the fields of the class
+    markers = [marker for marker in KINDS if tree.pop(marker, False)]
+    kind = KINDS[markers[0] if markers else Results.marker]
     try:
         fit = kind.from_tree(tree)
     except (KeyError, TypeError, DataError) as error:

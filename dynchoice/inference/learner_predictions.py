@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,21 +11,41 @@ from dynchoice.errors import DataError
 from dynchoice.model.sieve import Sieve, by_choice, logit_logs
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 CLIP = 1e-3
 """Least probability that a classifier may give to a choice that is offered."""
 
 
 class Predictor(Protocol):
-    """What a reward fit keeps of its learners."""
+    """The fitted learners of a reward, evaluated at any state."""
 
     def at(
-        self, x: FloatArray, offered: BoolArray | None, o: IntArray, known: FloatArray, beta: float
+        self,
+        x: FloatArray,
+        offered: BoolArray | None,
+        o: IntArray,
+        paid: FloatArray,
+        beta: float,
+        /,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return log probabilities, values and rewards (n, J) at states (n, p)."""
+        """Return log probabilities, values and rewards (n, J) at states ``x`` (n, p).
+
+        ``o`` (n,) is the reference choice of each state, and ``paid`` (n,) what it earns.
+        """
         ...
 
 
-def predicted(learner: Any, X: FloatArray) -> FloatArray:
+class Regressor(Protocol):
+    """A fitted learner of numbers, as scikit-learn's are."""
+
+    def predict(self, X: FloatArray, /) -> ArrayLike:
+        """Return a number (n,) for each row of ``X`` (n, p)."""
+        ...
+
+
+def predicted(learner: Regressor, X: FloatArray) -> FloatArray:
     """Return a regressor's predictions (n,).
 
     Raises
@@ -48,7 +68,7 @@ def with_choice(x: FloatArray, choice: IntArray, J: int) -> FloatArray:
     return np.column_stack([x, np.eye(J)[choice]])
 
 
-def choice_values(learner: Any, x: FloatArray, J: int) -> FloatArray:
+def choice_values(learner: Regressor, x: FloatArray, J: int) -> FloatArray:
     """Return a learner's values of all choices (n, J), from states with a choice beside them."""
     each = (with_choice(x, np.full(len(x), j, dtype=np.int64), J) for j in range(J))
     return np.stack([predicted(learner, X) for X in each], axis=1)
@@ -81,18 +101,20 @@ class ClassifierPolicy:
         DataError
             It predicts no probabilities.
         """
-        found = np.asarray(self.learner.predict_proba(x), dtype=np.float64)
+        predicted_p = np.asarray(self.learner.predict_proba(x), dtype=np.float64)
+        # a classifier has no column for a choice that nobody took where it was fitted
         p = np.zeros((len(x), self.J))
         classes = getattr(self.learner, "classes_", np.arange(self.J))
-        p[:, np.asarray(classes, dtype=np.int64)] = found
+        p[:, np.asarray(classes, dtype=np.int64)] = predicted_p
         if not np.isfinite(p).all() or (p < 0).any():
             name = type(self.learner).__name__
             raise DataError(f"{name}.predict_proba returned numbers that are no probabilities")
-        can = np.ones(p.shape, dtype=bool) if offered is None else offered
-        low = can & (p < CLIP) & (can.sum(axis=1, keepdims=True) > 1)
-        p = np.where(can, np.maximum(p, CLIP), 0.0)
+        possible = np.ones(p.shape, dtype=bool) if offered is None else offered
+        low = possible & (p < CLIP) & (possible.sum(axis=1, keepdims=True) > 1)
+        p = np.where(possible, np.maximum(p, CLIP), 0.0)
         p /= p.sum(axis=1, keepdims=True)
-        return np.where(can, np.log(np.where(can, p, 1.0)), 0.0), int(low.any(axis=1).sum())
+        logs = np.where(possible, np.log(np.where(possible, p, 1.0)), 0.0)
+        return logs, int(low.any(axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ class SieveValue:
 
 @dataclass(frozen=True)
 class Corrected:
-    """A sieve's values, what a learner adds to them, and a constant."""
+    """A sieve's values plus what a learner adds to them, plus a constant."""
 
     base: SieveValue
     learner: Any
@@ -138,25 +160,25 @@ class LearnedReward:
         Deep PQR: ``E[V(s') | s, a]`` for each choice.
     """
 
-    policies: tuple[Any, ...]
-    values: tuple[Any, ...]
-    ahead: tuple[Any, ...]
+    policies: tuple[SievePolicy | ClassifierPolicy, ...]
+    values: tuple[Regressor, ...]
+    ahead: tuple[Regressor, ...]
     general: bool
 
     def at(
-        self, x: FloatArray, offered: BoolArray | None, o: IntArray, known: FloatArray, beta: float
+        self, x: FloatArray, offered: BoolArray | None, o: IntArray, paid: FloatArray, beta: float
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """See :class:`Predictor`."""
-        i = np.arange(len(x))
-        p = np.mean([np.exp(f.logs(x, offered)[0]) for f in self.policies], axis=0)
+        rows = np.arange(len(x))
+        p = np.mean([np.exp(policy.logs(x, offered)[0]) for policy in self.policies], axis=0)
         logs = np.log(p)
         if self.general:
             J = p.shape[1]
-            h = np.mean([choice_values(f, x, J) for f in self.values], axis=0)
-            q = logs - known[:, None] + beta * h
-            away = q[i, o][:, None]
-            return logs, logs - away, q - away + known[:, None]
-        W = np.mean([predicted(f, x) for f in self.values], axis=0)
-        values = logs - logs[i, o][:, None] + W[:, None]
-        h = np.stack([predicted(f, x) for f in self.ahead], axis=1)
+            h = np.mean([choice_values(value, x, J) for value in self.values], axis=0)
+            q = logs - paid[:, None] + beta * h
+            at_reference = q[rows, o][:, None]
+            return logs, logs - at_reference, q - at_reference + paid[:, None]
+        W = np.mean([predicted(value, x) for value in self.values], axis=0)
+        values = logs - logs[rows, o][:, None] + W[:, None]
+        h = np.stack([predicted(learner, x) for learner in self.ahead], axis=1)
         return logs, values, values - beta * h

@@ -1,4 +1,4 @@
-"""Results of a finite mixture of unobserved types."""
+"""The results of a finite mixture of unobserved types."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
-from dynchoice.inference.results import Results
-from dynchoice.inference.summary import Summary, summarise
+from dynchoice.inference.results import Results, list_facts
+from dynchoice.inference.summary import Summary
 from dynchoice.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureResults(Estimates):
-    """Estimates of a mixture: parameters of every type, shares, and who is probably which.
+    """Estimates of a mixture: parameters and share of every type, and each member's probable type.
 
     Attributes
     ----------
@@ -61,16 +64,16 @@ class MixtureResults(Estimates):
         """Parameter labels."""
         return self.labels
 
-    def refreshed(self) -> MixtureResults:
+    def refreshed(self) -> Self:
         """Return the fit with every type's covariance taken from the whole one."""
         types = tuple(
             replace(
-                r,
-                cov_matrix=self.cov_matrix[np.ix_(where, where)],
+                fit,
+                cov_matrix=self.cov_matrix[np.ix_(rows, rows)],
                 cov_type=self.cov_type,
                 cov_config=dict(self.cov_config),
             )
-            for r, where in zip(self.by_type, self.places, strict=True)
+            for fit, rows in zip(self.by_type, self.places, strict=True)
         )
         return replace(self, by_type=types)
 
@@ -96,8 +99,6 @@ class MixtureResults(Estimates):
     @property
     def shares(self) -> pd.Series:
         """Share of each type among the members."""
-        import pandas as pd
-
         return pd.Series(self.type_shares, index=[f"type {q}" for q in range(self.types)])
 
     @property
@@ -116,17 +117,15 @@ class MixtureResults(Estimates):
         SpecificationError
             No such type.
         """
-        if isinstance(q, bool) or not isinstance(q, (int, np.integer)) or not 0 <= q < self.types:
-            raise SpecificationError(f"no type {q!r}: types are 0 to {self.types - 1}")
-        return self.by_type[int(q)]
+        return self.by_type[checks.whole(q, "type", 0, self.types - 1)]
 
-    def identification(self, data: Any = None) -> Identification:
+    def identification(self, data: Panel | Counts | None = None) -> Identification:
         """Return which directions of the parameters the data tell apart, smallest first.
 
         Raises
         ------
         SpecificationError
-            With data: roll-outs are looked up for one fit of everybody, not for a mixture.
+            With data: roll-outs are looked for in one fit of all members, not in a mixture.
         """
         if data is not None:
             raise SpecificationError(
@@ -138,18 +137,21 @@ class MixtureResults(Estimates):
     def support(self) -> Support:
         """Return where the panel has choices and where only the model speaks."""
         model = self.by_type[0].model
-        n = np.sum([r.counts for r in self.by_type], axis=0)
+        n = np.sum([fit.counts for fit in self.by_type], axis=0)
+        # counts weighted by posteriors add up to whole numbers, but for rounding
         return Support(model.states, model.choices, np.round(n, 6), model.available)
 
     @property
     def summary(self) -> Summary:
         """The table of estimates (also callable)."""
-        more = [
+        model = self.by_type[0].model
+        facts = list_facts(self, model, self.loglik_transitions, self.pseudo_loglik)
+        facts += [
             ("Types:", str(self.types)),
             ("Shares:", ", ".join(f"{s:.3f}" for s in self.type_shares)),
             ("Entropy of posteriors:", f"{self.entropy:.3f}"),
         ]
-        return summarise(self, self.by_type[0].model, more)
+        return self._tabulate(facts)
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""

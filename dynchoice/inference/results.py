@@ -1,4 +1,4 @@
-"""Results: what one fit says, under linearmodels' names."""
+"""The results of one fit, under linearmodels' names."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.hypotheses import ChiSquaredTest
 from dynchoice.inference.model_file import model_from_tree, model_to_tree
-from dynchoice.inference.summary import Summary, number, summarise
+from dynchoice.inference.summary import Summary, number
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
+from dynchoice.panel.counts import Counts
 from dynchoice.solvers.solve import Solution, solve
 from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.panel.panel import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class Results(Estimates):
         model to solve.
     uses : dict
         What of the data the estimate rests on: member-months, states, choices (and equations,
-        regions, periods); :meth:`dynchoice.inference.summary.Comparison.support` lists it.
+        regions, periods); :meth:`dynchoice.inference.compare.Comparison.support` lists it.
     rows_digest : str
         Digest of the rows that states were made from, where states are no column of the data.
     """
@@ -127,12 +130,12 @@ class Results(Estimates):
 
     @property
     def free(self) -> int:
-        """Free parameters of the choice likelihood: the estimates, and a reward's own numbers."""
+        """Free parameters of the choice likelihood: the estimates and the numbers of a reward."""
         return len(self.vector) + int(self.uses.get("rewards", 0))
 
     @property
     def rsquared_mcfadden(self) -> float:
-        """One less the ratio of log-likelihoods to equally likely choices."""
+        """One minus the ratio of the log-likelihood to that of equally likely choices."""
         return 1 - self.loglik / self.loglik_null if self.loglik_null else float("nan")
 
     @property
@@ -164,8 +167,6 @@ class Results(Estimates):
         ColumnError, DataError
             A missing column; a level that the model does not know.
         """
-        import pandas as pd
-
         if self.model.horizon is not None:
             raise SpecificationError(
                 "predict() is for infinite horizons; results.solution.ccp[t] has each period"
@@ -178,11 +179,9 @@ class Results(Estimates):
     def reward(self) -> pd.DataFrame:
         """Return the flow utility at the estimates, a row a state, in utils.
 
-        Of inverse reinforcement learning (:class:`dynchoice.DeepPQR`) this is the estimated reward,
-        whatever its projection on the features misses included. NaN where a choice is not offered.
+        After inverse reinforcement learning (:class:`dynchoice.DeepPQR`) this is the estimated
+        reward, with what its projection on the features misses. NaN where a choice is not offered.
         """
-        import pandas as pd
-
         model = self.model
         u = np.where(model.available, model.utility.flow(self.theta), np.nan)
         index = pd.MultiIndex.from_frame(model.states.frame())
@@ -198,8 +197,7 @@ class Results(Estimates):
         SpecificationError
             Other data; as many parameters; a larger likelihood with fewer parameters.
         """
-        if not isinstance(other, Results):
-            raise SpecificationError(f"lr_test takes Results, got {type(other).__name__}")
+        checks.instance(other, "other", Results)
         for fit in (self, other):
             if not fit.maximum_likelihood:
                 raise SpecificationError(
@@ -218,17 +216,17 @@ class Results(Estimates):
         if df == 0:
             raise SpecificationError("the two fits have the same number of parameters")
         refuse_not_nested(large, small)
+        # a little below zero is rounding, more of it a wrong pair of models
         stat = 2 * (large.loglik - small.loglik)
         if stat < -1e-6 * abs(large.loglik):
             raise SpecificationError(
                 f"the fit with more parameters has the lower log-likelihood ({large.loglik:.4f} <"
                 f" {small.loglik:.4f}): the models are not nested or one did not converge"
             )
-        gone = [n for n in large.names if n not in small.names]
-        null = ", ".join(f"{n} = 0" for n in gone)
+        null = ", ".join(f"{name} = 0" for name in large.names if name not in small.names)
         return ChiSquaredTest("Likelihood ratio test", null, max(stat, 0.0), df)
 
-    def identification(self, data: Any = None) -> Identification:
+    def identification(self, data: Panel | Counts | None = None) -> Identification:
         """Return which directions of the parameters the data tell apart, smallest first.
 
         Parameters
@@ -242,8 +240,8 @@ class Results(Estimates):
             return Identification.of(self.names, -self.hessian)
         from dynchoice.inference.identification import identification_report
 
-        counts = data.counts if hasattr(data, "report") else data
-        if not hasattr(counts, "n_sj"):
+        counts = data if isinstance(data, Counts) else getattr(data, "counts", None)
+        if not isinstance(counts, Counts):
             raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
         if counts.digest != self.data_digest:
             raise SpecificationError("these are not the data of the fit (their digests differ)")
@@ -258,7 +256,7 @@ class Results(Estimates):
         return Support(model.states, model.choices, self.counts, model.available)
 
     def draws(self, n: int, seed: int | np.random.Generator | None = 0) -> FloatArray:
-        """Return parameter draws (n, K) from the normal approximation of the estimator.
+        """Return draws of the parameters (n, K) from the estimator's normal approximation.
 
         Raises
         ------
@@ -272,6 +270,7 @@ class Results(Estimates):
             )
         K = len(self.theta)
         values, vectors = np.linalg.eigh(self.cov_matrix[:K, :K])
+        # a root by eigenvectors: Cholesky's needs eigenvalues above zero, rounding may leave less
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         noise = np.random.default_rng(seed).standard_normal((n, K))
         return np.asarray(self.theta + noise @ root.T)
@@ -284,7 +283,9 @@ class Results(Estimates):
 
         ``results.summary`` and ``results.summary()`` are the same.
         """
-        return summarise(self, self.model, [("Pseudo R-squared:", number(self.rsquared_mcfadden))])
+        facts = list_facts(self, self.model, self.loglik_transitions, self.pseudo_loglik)
+        pseudo = ("Pseudo R-squared:", number(self.rsquared_mcfadden))
+        return self._tabulate([*facts, pseudo])
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving."""
@@ -303,6 +304,31 @@ class Results(Estimates):
         )
 
 
+def list_facts(
+    fit: Estimates, model: DDC, loglik_transitions: float | None, pseudo_loglik: float | None
+) -> list[tuple[str, str]]:
+    """Return the facts above the summary of a fit on counts of states and choices."""
+    S, J, _ = model.shape
+    facts = [
+        ("Estimator:", fit.estimator),
+        ("Member-months:", f"{fit.nobs:,.0f}"),
+        ("Members:", f"{fit.nmembers:,}"),
+        ("States x choices:", f"{S:,} x {J}"),
+        ("Discount factor:", f"{model.beta:g}"),
+        ("Log-likelihood:", number(fit.loglik)),
+        ("Converged:", "yes" if fit.converged else "NO"),
+        ("Covariance:", fit._covariance_in_words()),
+        ("First-stage error:", fit.cov_config.get("first_stage_label", "none")),
+        ("AIC:", number(fit.aic, 2)),
+        ("BIC:", number(fit.bic, 2)),
+    ]
+    if loglik_transitions is not None and np.isfinite(fit.loglik):
+        facts.append(("Log-lik. with transitions:", number(fit.loglik + loglik_transitions)))
+    if pseudo_loglik is not None:
+        facts.append(("Pseudo-log-likelihood:", number(pseudo_loglik)))
+    return facts
+
+
 def refuse_not_nested(large: Results, small: Results) -> None:
     """Raise unless the smaller model is the larger one without some features.
 
@@ -311,19 +337,19 @@ def refuse_not_nested(large: Results, small: Results) -> None:
     SpecificationError
         Other parameters, another discount factor, or other values of the common features.
     """
-    a, b = large.model, small.model
-    lost = [n for n in b.names if n not in a.names]
-    if lost:
+    full, part = large.model, small.model
+    missing = [name for name in part.names if name not in full.names]
+    if missing:
         raise SpecificationError(
-            f"the smaller model has {lost[0]!r} and the larger one has not: they are not nested"
+            f"the smaller model has {missing[0]!r} and the larger one has not: they are not nested"
         )
-    k = [a.names.index(n) for n in b.names]
+    columns = [full.names.index(name) for name in part.names]
     same = (
-        a.beta == b.beta
-        and np.array_equal(a.available, b.available)
-        and np.array_equal(a.attention, b.attention)
-        and np.array_equal(a.utility.offset, b.utility.offset)
-        and np.array_equal(a.utility.x[:, :, k], b.utility.x)
+        full.beta == part.beta
+        and np.array_equal(full.available, part.available)
+        and np.array_equal(full.attention, part.attention)
+        and np.array_equal(full.utility.offset, part.utility.offset)
+        and np.array_equal(full.utility.x[:, :, columns], part.utility.x)
     )
     if not same:
         raise SpecificationError(

@@ -1,4 +1,4 @@
-"""What estimators of rewards keep of values, and how policy, values and rewards follow from it.
+"""How policy, values and rewards follow from what each estimator of rewards keeps of values.
 
 With ``phi`` the sieve at a state, ``pi`` the policy, ``o`` the reference choice that earns ``g``:
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class States(NamedTuple):
-    """Rows to evaluate: their table, the sieve (n, G), what is offered (n, J), the reference."""
+    """Rows to evaluate: table, sieve (n, G), choices offered (n, J), reference choices (n,)."""
 
     table: pd.DataFrame
     phi: FloatArray
@@ -38,7 +38,7 @@ Parts = tuple[FloatArray, FloatArray, FloatArray]
 
 
 class Form(ABC):
-    """One way to keep values.
+    """One way to keep values, see the module docstring.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class AnchorForm(Form):
     """The value of the anchor (Deep PQR)."""
 
     def at(self, fit: RewardResults, states: States) -> Parts:
-        """Return what ``W`` and the policy imply."""
+        """Compute them from ``W`` and the policy."""
         phi, rows = states.phi, np.arange(len(states.phi))
         logs = logit_logs(fit.policy_coefficients, phi, states.offered)
         anchor = logs[rows, states.reference][:, None]
@@ -69,11 +69,11 @@ class JointForm(Form):
     """Choice-specific values from one minimisation (GLADIUS)."""
 
     def at(self, fit: RewardResults, states: States) -> Parts:
-        """Return the policy and rewards of ``Q``."""
+        """Compute them from ``Q``."""
         phi = states.phi
-        shared, by_choice_ = np.split(fit.value_coefficients, [phi.shape[1]])
-        own = phi @ by_choice_.reshape(len(fit.model.choices), -1).T
-        values = (phi @ shared)[:, None] + own
+        pooled, apart = np.split(fit.value_coefficients, [phi.shape[1]])
+        by_choice_alone = phi @ apart.reshape(len(fit.model.choices), -1).T
+        values = (phi @ pooled)[:, None] + by_choice_alone
         logs = log_softmax(values, states.offered)
         return logs, values, values - fit.model.beta * (phi @ fit.ahead_coefficients.T)
 
@@ -82,14 +82,14 @@ class GeneralForm(Form):
     """The value of a reference policy (GenPQR)."""
 
     def at(self, fit: RewardResults, states: States) -> Parts:
-        """Return what ``h`` and the policy imply."""
+        """Compute them from ``h`` and the policy."""
         phi, rows, reference = states.phi, np.arange(len(states.phi)), states.reference
         J, model = len(fit.model.choices), fit.model
         earned = model.paid(states.table, reference)
         earned = earned + model.design(states.table)[0][rows, reference] @ fit.theta
         logs = logit_logs(fit.policy_coefficients, phi, states.offered)
-        columns = (by_choice(phi, np.full(len(phi), j), J) for j in range(J))
-        h = np.stack([f @ fit.value_coefficients for f in columns], axis=1)
+        designs = (by_choice(phi, np.full(len(phi), j), J) for j in range(J))
+        h = np.stack([design @ fit.value_coefficients for design in designs], axis=1)
         q = logs - earned[:, None] + model.beta * h
         at_reference = q[rows, reference][:, None]
         return logs, logs - at_reference, q - at_reference + earned[:, None]
@@ -101,7 +101,7 @@ class LinearForm(Form):
     projects = False
 
     def at(self, fit: RewardResults, states: States) -> Parts:
-        """Return the index of the pseudo-likelihood and its parts."""
+        """Compute them from the index of the pseudo-likelihood and its parts."""
         rows, model = np.arange(len(states.phi)), fit.model
         r = model.design(states.table)[0] @ fit.theta + model.base(states.table)
         r[rows, states.reference] += model.known(states.table)

@@ -1,4 +1,4 @@
-"""Results of inverse reinforcement learning on rows whose states are numbers."""
+"""The results of inverse reinforcement learning on rows whose states are numbers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
 from dynchoice.inference.learner_predictions import Predictor
 from dynchoice.inference.reward_forms import FORMS, States
-from dynchoice.inference.summary import HEADER, Summary, number, parameter_rows
+from dynchoice.inference.summary import Summary, number
 from dynchoice.model.reward import RewardModel
 from dynchoice.model.sieve import Sieve
-from dynchoice.typing import FloatArray
+from dynchoice.typing import BoolArray, FloatArray
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from dynchoice.model.ddc import DDC
     from dynchoice.model.transitions import Transitions
     from dynchoice.panel.states import StateSpace
 
 
-def numbers_of(table: Any, features: tuple[str, ...]) -> FloatArray:
-    """Return a table's states (n, p), or say what is none.
+def numbers_of(table: pd.DataFrame, features: tuple[str, ...]) -> FloatArray:
+    """Return the states (n, p) of a table's rows.
 
     Raises
     ------
@@ -42,8 +41,8 @@ def numbers_of(table: Any, features: tuple[str, ...]) -> FloatArray:
     except (TypeError, ValueError) as error:
         raise SpecificationError(f"states must be numbers: {error}") from error
     if not np.isfinite(x).all():
-        bad = [n for n, ok in zip(features, np.isfinite(x).all(axis=0), strict=True) if not ok]
-        raise SpecificationError(f"state {bad[0]!r} is missing or infinite in some rows")
+        first = features[int(np.argmin(np.isfinite(x).all(axis=0)))]
+        raise SpecificationError(f"state {first!r} is missing or infinite in some rows")
     return x
 
 
@@ -93,8 +92,8 @@ class RewardResults(Estimates):
 
     @property
     def likelihood_of(self) -> str:
-        """The policy, but for TD-CCP, whose pseudo-likelihood the parameters maximise."""
-        return "parameters" if FORMS[self.form].projects is False else "policy"
+        """The policy; of TD-CCP the parameters, which maximise its pseudo-likelihood."""
+        return "policy" if FORMS[self.form].projects else "parameters"
 
     @property
     def states_digest(self) -> str:
@@ -125,16 +124,15 @@ class RewardResults(Estimates):
         else:
             logs, values, r = form.at(self, States(table, self.sieve(x), offered, reference))
         if form.projects:
-            # what the reference earns is known, but for its features
+            # what the reference earns is known up to its features: the number of the model is taken
+            # instead of its approximation
             features = self.model.design(table)[0][rows, reference]
             r[rows, reference] = self.model.paid(table, reference) + features @ self.theta
         if offered is not None:
-            logs, values, r = (np.where(offered, a, np.nan) for a in (logs, values, r))
+            logs, values, r = (np.where(offered, part, np.nan) for part in (logs, values, r))
         return logs, values, r
 
     def _table(self, values: FloatArray, table: pd.DataFrame) -> pd.DataFrame:
-        import pandas as pd
-
         return pd.DataFrame(values, index=table.index, columns=list(self.model.choices))
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +147,9 @@ class RewardResults(Estimates):
         """Return choice-specific values ``Q(s, a)`` at states, in utils."""
         return self._table(self._at(table)[1], table)
 
-    def on_levels(self, states: StateSpace, transitions: Transitions, available: Any = None) -> DDC:
+    def on_levels(
+        self, states: StateSpace, transitions: Transitions, available: BoolArray | None = None
+    ) -> DDC:
         """Return the estimated reward as a model on a grid of levels, to be solved again.
 
         Parameters
@@ -164,8 +164,9 @@ class RewardResults(Estimates):
         Returns
         -------
         DDC
-            Its parameters are :attr:`params`; what the features miss of the reward is its known
-            part. ``dc.solve(model, fit.params)``, ``dc.check_identified``.
+            Its parameters are :attr:`params`; what the features miss of the reward is the known
+            part (offset) of its utility. Use it as ``dc.solve(model, fit.params)`` or in
+            ``dc.check_identified``.
 
         Raises
         ------
@@ -184,22 +185,22 @@ class RewardResults(Estimates):
             raise SpecificationError(f"levels of states must be numbers: {error}") from error
         r = self._at(table)[2]
         x, names = self.model.design(table)
-        can = np.isfinite(r) if available is None else np.asarray(available, dtype=bool)
+        offered = np.isfinite(r) if available is None else np.asarray(available, dtype=bool)
         rest = np.where(np.isfinite(r), r - x @ self.theta, 0.0)
         return DDC(
-            states=states, choices=list(self.model.choices), beta=self.model.beta,
-            utility=Utility.from_array(x, list(names), rest), transitions=transitions,
-            available=can,
-        )  # fmt: skip
+            states=states,
+            choices=list(self.model.choices),
+            beta=self.model.beta,
+            utility=Utility.from_array(x, list(names), rest),
+            transitions=transitions,
+            available=offered,
+        )
 
     # output ----------------------------------------------------------------------------------
 
     @property
     def summary(self) -> Summary:
         """The projection of the reward on the features, with what it rests on."""
-        cov = self.cov_type
-        if "clusters" in self.cov_config:
-            cov += f" ({self.cov_config['clusters']:,} by {self.cov_config['by']})"
         share = self.uses["anchor share"]
         facts = (
             ("Estimator:", self.estimator),
@@ -209,17 +210,13 @@ class RewardResults(Estimates):
             ("Columns of the sieve:", f"{self.sieve.size}"),
             ("Discount factor:", f"{self.model.beta:g}"),
             ("Converged:", "yes" if self.converged else "NO"),
-            ("Covariance:", cov),
+            ("Covariance:", self._covariance_in_words()),
             ("First-stage error:", self.cov_config.get("first_stage_label", "none")),
             ("Rows with the anchor:", f"{self.uses['anchor rows']:,.0f} ({share:.1%})"),
             ("Log-lik. of the policy:", number(self.loglik)),
             ("AIC of the policy:", number(self.aic, 2)),
         )
-        notes = [] if self.converged else [f"NOT CONVERGED: {self.message}"]
-        return Summary(
-            f"{self.estimator} estimation summary", facts, HEADER, parameter_rows(self),
-            (*notes, *self.notes),
-        )  # fmt: skip
+        return self._tabulate(facts)
 
     def to_tree(self) -> dict[str, Any]:
         """Return everything as nested dicts of arrays and plain values, for saving.
@@ -236,27 +233,26 @@ class RewardResults(Estimates):
             )
         if not isinstance(self.model.features, str):
             raise StorageError("features given as a function cannot be saved: use a formula")
-        m = self.model
+        model, attributes = self.model, self.model.attributes
         tree = super().to_tree()
         del tree["predictor"]
         tree["sieve"] = [self.sieve.centre, self.sieve.spread, self.sieve.powers]
         tree["model"] = {
-            "choices": list(m.choices),
-            "beta": m.beta,
-            "anchor": m.choices[m.anchor],
-            "features": m.features,
-            "attributes": None if m.attributes is None else m.attributes.to_dict(orient="list"),
-            "reward": m.reward,
-            "available": [[k, v] for k, v in m.available.items()],
-            "offset": m.offset,
+            "choices": list(model.choices),
+            "beta": model.beta,
+            "anchor": model.choices[model.anchor],
+            "features": model.features,
+            "attributes": None if attributes is None else attributes.to_dict(orient="list"),
+            "reward": model.reward,
+            # pairs: keys of a mapping in the file would become text
+            "available": [[choice, column] for choice, column in model.available.items()],
+            "offset": model.offset,
         }
         return tree
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_tree`."""
-        import pandas as pd
-
         model = dict(tree["model"])
         if model["attributes"] is not None:
             model["attributes"] = pd.DataFrame(dict(model["attributes"]))

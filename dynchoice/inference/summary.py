@@ -1,22 +1,13 @@
-"""Tables of estimates as text, HTML, LaTeX and CSV; ``compare`` puts several side by side."""
+"""Tables of estimates as text, HTML, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from dynchoice.errors import SpecificationError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from dynchoice.inference.estimates import Estimates
-    from dynchoice.model.ddc import DDC
 
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
@@ -154,210 +145,27 @@ def number(value: float, digits: int = 4) -> str:
 HEADER = ("Parameter", "Estimate", "Std. Err.", "T-stat", "P-value", "Lower CI", "Upper CI")
 
 
-def parameter_rows(r: Estimates) -> tuple[tuple[str, ...], ...]:
-    """Return one row a parameter, in the columns of ``HEADER``."""
-    interval = r.conf_int()
-    return tuple(
-        (
-            name,
-            number(r.params.iloc[k]),
-            number(r.std_errors.iloc[k]),
-            number(r.tstats.iloc[k]),
-            number(r.pvalues.iloc[k]),
-            number(interval["lower"].iloc[k]),
-            number(interval["upper"].iloc[k]),
-        )
-        for k, name in enumerate(r.params.index)
-    )
-
-
-def facts_of(r: Any, model: DDC) -> list[tuple[str, str]]:
-    """Return the facts above the table that every fit has."""
-    S, J, _ = model.shape
-    cov = r.cov_type
-    if "clusters" in r.cov_config:
-        cov += f" ({r.cov_config['clusters']:,} by {r.cov_config['by']})"
-    facts = [
-        ("Estimator:", r.estimator),
-        ("Member-months:", f"{r.nobs:,.0f}"),
-        ("Members:", f"{r.nmembers:,}"),
-        ("States x choices:", f"{S:,} x {J}"),
-        ("Discount factor:", f"{model.beta:g}"),
-        ("Log-likelihood:", number(r.loglik)),
-        ("Converged:", "yes" if r.converged else "NO"),
-        ("Covariance:", cov),
-        ("First-stage error:", r.cov_config.get("first_stage_label", "none")),
-        ("AIC:", number(r.aic, 2)),
-        ("BIC:", number(r.bic, 2)),
-    ]
-    if r.loglik_transitions is not None and np.isfinite(r.loglik):
-        facts.append(("Log-lik. with transitions:", number(r.loglik + r.loglik_transitions)))
-    if r.pseudo_loglik is not None:
-        facts.append(("Pseudo-log-likelihood:", number(r.pseudo_loglik)))
-    return facts
-
-
-def summarise(r: Any, model: DDC, more: Sequence[tuple[str, str]] = ()) -> Summary:
-    """Return the summary of one fit; ``more`` are facts of its own kind."""
-    notes = [] if r.converged else [f"NOT CONVERGED: {r.message}"]
-    return Summary(
-        f"{r.estimator} estimation summary",
-        (*facts_of(r, model), *more),
-        HEADER,
-        parameter_rows(r),
-        (*notes, *r.notes),
-    )
-
-
-class Comparison:
-    """Several fits side by side: ``params``, ``std_errors``, ``tstats``, ``summary()``."""
-
-    def __init__(self, results: Mapping[str, Estimates], precision: str = "std_errors") -> None:
-        self.results = dict(results)
-        if precision not in ("std_errors", "tstats", "pvalues"):
-            raise SpecificationError(
-                f"precision={precision!r}: use 'std_errors', 'tstats' or 'pvalues'"
-            )
-        self.precision = precision
-
-    def _joined(self, attribute: str) -> pd.DataFrame:
-        import pandas as pd
-
-        order = list(dict.fromkeys(n for r in self.results.values() for n in r.params.index))
-        return pd.DataFrame(
-            {name: getattr(r, attribute) for name, r in self.results.items()}
-        ).reindex(order)
-
-    @property
-    def params(self) -> pd.DataFrame:
-        """Estimates, one column a fit."""
-        return self._joined("params")
-
-    @property
-    def std_errors(self) -> pd.DataFrame:
-        """Standard errors, one column a fit."""
-        return self._joined("std_errors")
-
-    @property
-    def tstats(self) -> pd.DataFrame:
-        """T-statistics, one column a fit."""
-        return self._joined("tstats")
-
-    def best(self, by: str = "bic") -> str:
-        """Return the label of the converged fit with the smallest ``"bic"`` or ``"aic"``.
-
-        Raises
-        ------
-        SpecificationError
-            Another criterion; no fit converged with one.
-        """
-        if by not in ("bic", "aic"):
-            raise SpecificationError(f"by={by!r}: use 'bic' or 'aic'")
-        values = {
-            name: float(getattr(r, by))
-            for name, r in self.results.items()
-            if r.converged and r.likelihood_of == "parameters"
-        }
-        values = {name: v for name, v in values.items() if np.isfinite(v)}
-        if not values:
-            raise SpecificationError(f"no fit converged with a finite {by}")
-        return min(values, key=lambda name: values[name])
-
-    def support(self) -> pd.DataFrame:
-        """Return what of the data each fit rests on: member-months, states, choices compared.
-
-        Estimators that agree while they use different rows corroborate each other; one that
-        leaves rows out says here which share.
-        """
-        import pandas as pd
-
-        rows = {}
-        for name, r in self.results.items():
-            uses = dict(getattr(r, "uses", {}) or {})
-            share = float(uses.pop("share", 1.0))
-            rows[name] = {"member-months": r.nobs * share, "of all": share, **uses}
-        return pd.DataFrame.from_dict(rows, orient="index")
-
-    @property
-    def summary(self) -> Summary:
-        """The table (also callable): estimates with their precision in brackets below."""
-        below = self._joined(self.precision)
-        rows: list[tuple[str, ...]] = []
-        for name, row in self.params.iterrows():
-            rows.append((str(name), *(number(v) if v == v else "" for v in row)))
-            rows.append(("", *(f"({number(v)})" if v == v else "" for v in below.loc[str(name)])))
-        facts: list[tuple[str, Any]] = [
-            ("Log-likelihood", lambda r: number(r.loglik)),
-            ("Member-months", lambda r: f"{r.nobs:,.0f}"),
-            ("Covariance", lambda r: r.cov_type),
-            ("Converged", lambda r: "yes" if r.converged else "NO"),
-            ("AIC", lambda r: number(r.aic, 2) if r.likelihood_of == "parameters" else ""),
-            ("BIC", lambda r: number(r.bic, 2) if r.likelihood_of == "parameters" else ""),
-            ("Rows used", lambda r: f"{(getattr(r, 'uses', {}) or {}).get('share', 1.0):.1%}"),
-        ]
-        for label, read in facts:
-            rows.append((label, *(read(r) for r in self.results.values())))
-        data = {r.states_digest or r.data_digest for r in self.results.values()}
-        notes = []
-        if len(data) > 1:
-            # counts of levels and rows of numbers have digests of their own kinds
-            kinds = {bool(r.states_digest) for r in self.results.values()}
-            notes.append(
-                "The fits do not use the same data."
-                if len(kinds) == 1
-                else "Some fits are of rows of numbers, some of counts of levels: whether of the"
-                " same data, their digests cannot tell."
-            )
-        other = [n for n, r in self.results.items() if r.likelihood_of != "parameters"]
-        if other:
-            notes.append(
-                f"The log-likelihood of {', '.join(other)} is that of its first-stage policy, not"
-                " of the parameters"
-            )
-        notes.append(f"{self.precision} in brackets")
-        return Summary("Model comparison", (), ("", *self.results), tuple(rows), tuple(notes))
-
-    def __str__(self) -> str:
-        return self.summary.as_text()
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.summary.as_html()
-
-
-def compare(
-    results: Mapping[str, Estimates] | Sequence[Estimates], *, precision: str = "std_errors"
-) -> Comparison:
-    """Put several fits side by side.
+def summarise(
+    estimator: str,
+    facts: Iterable[tuple[str, str]],
+    rows: Iterable[tuple[str, Iterable[float]]],
+    notes: Iterable[str],
+) -> Summary:
+    """Return the summary of one fit.
 
     Parameters
     ----------
-    results : mapping of label to fit, or sequence
-    precision : {"std_errors", "tstats", "pvalues"}
-        What stands in brackets below each estimate.
-
-    Raises
-    ------
-    SpecificationError
-        Nothing to compare, or an entry that is no Results.
+    estimator : str
+    facts : pairs of str
+        What stands above the table.
+    rows : pairs of a parameter's name and its numbers
+        The numbers in the columns of ``HEADER``.
+    notes : str
     """
-    from dynchoice.inference.estimates import Estimates as Kind
-
-    if isinstance(results, Kind):
-        results = [results]
-    if not isinstance(results, Mapping | list | tuple):
-        raise SpecificationError(
-            f"compare takes a mapping or list of Results, got {type(results).__name__}"
-        )
-    named = (
-        results
-        if isinstance(results, Mapping)
-        else {f"({i + 1})": r for i, r in enumerate(results)}
+    return Summary(
+        title=f"{estimator} estimation summary",
+        facts=tuple(facts),
+        header=HEADER,
+        rows=tuple((name, *map(number, values)) for name, values in rows),
+        notes=tuple(notes),
     )
-    if not named:
-        raise SpecificationError("compare needs one result at least")
-    for label, r in named.items():
-        if not isinstance(r, Kind):
-            raise SpecificationError(f"{label!r} is a {type(r).__name__}, not Results")
-    return Comparison(named, precision)

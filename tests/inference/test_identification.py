@@ -145,7 +145,7 @@ def test_information_pairs_and_standard_errors(case, report):
     assert report.condition == pytest.approx(values[-1] / values[0], rel=1e-6)
     small = report.pairs(["pay", "bundle"])
     assert len(small) == 1 and report.hardest(["pay", "bundle"]) == ("pay", "bundle")
-    with pytest.raises(dc.SpecificationError, match=r"no parameter 'bundel'.*'bundle'"):
+    with pytest.raises(dc.SpecificationError, match=r"'bundel' is unknown.*'bundle'"):
         report.pairs(["bundel"])
     with pytest.raises(dc.SpecificationError, match="two parameters"):
         report.hardest(["pay"])

@@ -124,13 +124,9 @@ def test_heavy_packages_stay_where_they_belong():
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("estimate/choice_probabilities.py", "flexible_logit"),
-    ("estimate/eccp.py", "ECCP._results"),
-    ("estimate/eccp.py", "ECCP.regression"),
-    ("estimate/linear/iv.py", "run_iv"),
-    ("estimate/types/mixture_report.py", "mixture_results"),
 }
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
-ANY_SHARE, ANY_SLACK = 0.0400, 0.003
+ANY_SHARE, ANY_SLACK = 0.0320, 0.003
 """Share of the parameters of functions that are annotated with Any."""
 POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 11, 2
 """Calls of anything but a kernel with so many arguments by position."""

@@ -77,7 +77,7 @@ def test_the_robust_moment_does_not_move_with_small_errors_of_values(line):
     made = dc.TDCCP(spec(), rows, degree=2)
     policy = made.policy.policy(1e-8, 100)
     system, omega, xi = made._differences(policy)
-    theta = made._climb(policy, omega, xi, 1e-8, 100)[0]
+    theta = made._maximise(policy, omega, xi, 1e-8, 100)[0]
     gamma = made._look(policy, omega, xi, theta)[3]
     way = np.random.default_rng(0).normal(size=xi.shape)
 

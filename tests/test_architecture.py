@@ -124,12 +124,6 @@ def test_heavy_packages_stay_where_they_belong():
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = {
     ("counterfactuals/calibrate.py", "calibrate"),
-    ("estimate/choice_probabilities.py", "flexible_logit"),
-    ("estimate/eccp.py", "ECCP._results"),
-    ("estimate/eccp.py", "ECCP.regression"),
-    ("estimate/linear/iv.py", "run_iv"),
-    ("estimate/rewards/gladius_steps.py", "JointNetworks._train"),
-    ("estimate/types/mixture_report.py", "mixture_results"),
     ("inference/hypotheses.py", "restrictions"),
     ("membership/history.py", "contract_levels"),
 }

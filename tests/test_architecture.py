@@ -122,9 +122,7 @@ def test_heavy_packages_stay_where_they_belong():
 # what may only fall: each limit is lowered when the code gets better ------------------------------
 
 LONGEST = 70
-LONG_FUNCTIONS: set[tuple[str, str]] = {
-    ("estimate/choice_probabilities.py", "flexible_logit"),
-}
+LONG_FUNCTIONS: set[tuple[str, str]] = set()
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
 ANY_SHARE, ANY_SLACK = 0.0320, 0.003
 """Share of the parameters of functions that are annotated with Any."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import DynChoiceError, DynChoiceWarning, SpecificationError
+from dynchoice.estimate.estimator import CountsEstimator
 from dynchoice.estimate.first_stage import counts_of
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.workers import processes
@@ -16,10 +20,13 @@ from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.cells import NO_NEXT
 from dynchoice.panel.counts import Counts
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Progress
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.panel.panel import Panel
+
+LEAST_DRAWS = 10
+"""Panels that an audit needs to see anything."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,6 @@ class Audit:
 
     def frame(self, level: float = 0.95) -> pd.DataFrame:
         """Return bias, SD, mean standard error over SD, and coverage, one row a parameter."""
-        import pandas as pd
         from scipy.stats import norm
 
         z = (self.estimates - self.truth) / self.std_errors
@@ -68,7 +74,7 @@ class Audit:
     __repr__ = __str__
 
 
-def redrawn(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator) -> Counts:
+def redraw(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator) -> Counts:
     """Return counts with choices and moves drawn from the model, states visited as in the data.
 
     Choices of every state are multinomial with ``P``; where the data show a next month, the next
@@ -80,8 +86,8 @@ def redrawn(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator)
     moves, moved = counts.moves()
     followed = np.bincount(moves[:, 0], weights=moved, minlength=S)
     share = np.minimum(followed / np.maximum(n, 1), 1.0)
-    rows: list[Any] = []
-    sizes: list[Any] = []
+    rows: list[IntArray] = []
+    sizes: list[FloatArray] = []
     s, j = np.nonzero(new)
     rows.append(np.stack([s * 0, s * 0, s, j, s * 0 + NO_NEXT, s * 0 + 1], axis=1))
     sizes.append(new[s, j].astype(np.float64))
@@ -93,11 +99,11 @@ def redrawn(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator)
         m = rng.binomial(new[a, b], share[a])
         if not m:
             continue
-        at = slice(indptr[a * J + b], indptr[a * J + b + 1])
-        p = data[at] / data[at].sum()
+        row = slice(indptr[a * J + b], indptr[a * J + b + 1])
+        p = data[row] / data[row].sum()
         drawn = rng.multinomial(m, p)
         k = np.flatnonzero(drawn)
-        to = indices[at][k]
+        to = indices[row][k]
         zero = np.zeros_like(to)
         rows.append(np.stack([zero, zero, zero + a, zero + b, to, zero], axis=1))
         sizes.append(drawn[k].astype(np.float64))
@@ -113,13 +119,21 @@ def redrawn(model: DDC, P: FloatArray, counts: Counts, rng: np.random.Generator)
     )
 
 
-def one_audit(results: Results, counts: Counts, estimator: Any, seed: Any) -> Any:
-    """Draw one panel and fit it: estimates and standard errors, or why not."""
+MakeEstimator: TypeAlias = Callable[[DDC, Counts], CountsEstimator[Results]]
+"""An estimator of the package: ``dc.NFXP``, ``dc.NPL``, ``dc.CCP``."""
+Refit: TypeAlias = "tuple[FloatArray, FloatArray] | str"
+"""Estimates and standard errors, or why there are none."""
+
+
+def refit_redrawn(
+    results: Results, counts: Counts, estimator: MakeEstimator, seed: np.random.SeedSequence
+) -> Refit:
+    """Draw one panel and fit it."""
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DynChoiceWarning)
         try:
-            drawn = redrawn(results.model, results.ccp, counts, rng)
+            drawn = redraw(results.model, results.ccp, counts, rng)
             fit = estimator(results.model, drawn).fit(cov_type="unadjusted")
         except DynChoiceError as error:
             return str(error)
@@ -128,9 +142,9 @@ def one_audit(results: Results, counts: Counts, estimator: Any, seed: Any) -> An
 
 def audit(
     results: Results,
-    data: Any,
+    data: Panel | Counts,
     *,
-    estimator: Any = NFXP,
+    estimator: MakeEstimator = NFXP,
     draws: int = 100,
     jobs: int = 1,
     seed: int = 0,
@@ -160,31 +174,30 @@ def audit(
     if not isinstance(results, Results) or "type" in results.uses:
         raise SpecificationError("audit() takes one fit of everybody (Results)")
     results.require_model("the audit")
-    if not isinstance(draws, int | np.integer) or draws < 10:
-        raise SpecificationError(f"draws={draws!r}: at least 10 are needed to see anything")
+    checks.whole(draws, "draws", LEAST_DRAWS)
     if counts.digest != results.data_digest:
         raise SpecificationError("these are not the data of the fit (their digests differ)")
     if not results.converged or results.model.horizon is not None:
         raise SpecificationError("the audit needs a converged fit of an infinite-horizon model")
     streams = np.random.SeedSequence(seed).spawn(draws)
-    found: list[Any] = []
+    refits: list[Refit] = []
     batch = 8 * jobs
     for i in range(0, draws, batch):
         todo = streams[i : i + batch]
         if jobs == 1:
-            found += [one_audit(results, counts, estimator, s) for s in todo]
+            refits += [refit_redrawn(results, counts, estimator, s) for s in todo]
         else:
             from joblib import delayed
 
-            found += processes(jobs)(
-                delayed(one_audit)(results, counts, estimator, s) for s in todo
+            refits += processes(jobs)(
+                delayed(refit_redrawn)(results, counts, estimator, s) for s in todo
             )
         if progress is not None:
-            progress(len(found), draws, "audit")
-    good = [f for f in found if not isinstance(f, str)]
+            progress(len(refits), draws, "audit")
+    good = [fit for fit in refits if not isinstance(fit, str)]
     if len(good) < 2:
-        reason = next(f for f in found if isinstance(f, str))
+        reason = next(fit for fit in refits if isinstance(fit, str))
         raise SpecificationError(f"no panel drawn from the estimate could be fitted: {reason}")
     estimates, errors = (np.array(x) for x in zip(*good, strict=True))
     names = results.model.names
-    return Audit(names, estimates, errors, results.theta, len(found) - len(good))
+    return Audit(names, estimates, errors, results.theta, len(refits) - len(good))

@@ -38,7 +38,9 @@ BATCH = 8
 """Resampled fits between two reports of progress."""
 
 
-def resampling_counts(counts: Counts, cluster: str, panel: Panel | None, horizon: Any) -> Counts:
+def resampling_counts(
+    counts: Counts, cluster: str, panel: Panel | None, horizon: int | None
+) -> Counts:
     """Return counts whose buckets are the units to resample, with periods where they matter."""
     if horizon is None or cluster == "region":
         return check_cluster(cluster, counts)

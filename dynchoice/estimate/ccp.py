@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,18 +17,15 @@ from dynchoice.errors import (
     IdentificationError,
     IdentificationWarning,
     SpecificationError,
-    suggest,
 )
-from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.choice_probabilities import (
     ChoiceProbabilities,
-    FirstStageChoice,
     smoothed,
     static,
 )
-from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.finite_dependence import DependentLikelihood
-from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
+from dynchoice.estimate.estimator import FitOptions
+from dynchoice.estimate.finite_dependence import DependentEvaluation, DependentLikelihood
+from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import (
     Evaluation,
     FiniteLikelihood,
@@ -46,6 +43,7 @@ from dynchoice.estimate.policy_inversion import (
     valuation,
 )
 from dynchoice.estimate.refuse_unidentified import refuse_unidentified
+from dynchoice.estimate.two_step import TwoStepEstimator, check_valuation
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.attention import unmix
@@ -54,7 +52,10 @@ from dynchoice.panel.counts import Counts
 from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray, IntArray
 
-VALUATIONS = ("exact", "simulation", "finite-dependence")
+if TYPE_CHECKING:
+    from dynchoice.model.utility import Utility
+    from dynchoice.panel.panel import Panel
+
 FAR_END = 1e-2
 """Discounted weight beyond the end of simulated paths above which values are called poor."""
 HINGES = 0.5
@@ -62,15 +63,20 @@ HINGES = 0.5
 
 
 def hotz_miller(
-    model: DDC, n: FloatArray, steps: int = 1, tol: float = 1e-8, maxiter: int = 100, P: Any = None
-) -> tuple[Any, Optimization, FloatArray]:
+    model: DDC,
+    n: FloatArray,
+    steps: int = 1,
+    tol: float = 1e-8,
+    maxiter: int = 100,
+    P: FloatArray | None = None,
+) -> tuple[Evaluation, Optimization, FloatArray]:
     """Return the pseudo-likelihood's evaluation, its optimisation and the value ``V`` (S,).
 
     ``P`` (S, J) are first-stage probabilities, by default smoothed frequencies; each of the
     ``steps`` stages starts from the probabilities of the last one.
     """
 
-    def fit(likelihood: Likelihood, start: FloatArray) -> tuple[Any, Optimization]:
+    def fit(likelihood: Likelihood, start: FloatArray) -> tuple[Evaluation, Optimization]:
         evaluate, hessian = likelihood.evaluate, likelihood.hessian
         return maximise(evaluate, hessian, start, likelihood.total, tol=tol, maxiter=maxiter)
 
@@ -89,7 +95,7 @@ def hotz_miller(
     return best, optimization, Wz @ best.params + We
 
 
-class CCP(CountsEstimator[Results]):
+class CCP(TwoStepEstimator[Results]):
     """Conditional choice probability estimator of Hotz and Miller (1993).
 
     Parameters
@@ -136,46 +142,25 @@ class CCP(CountsEstimator[Results]):
     def __init__(
         self,
         model: DDC,
-        data: Any,
+        data: Panel | Counts,
         *,
-        first_stage: Any = "smoothed",
+        first_stage: str | Utility = "smoothed",
         valuation: str = "exact",
         beta: str | None = None,
         dependence: int = 2,
         paths: int = 1000,
     ) -> None:
-        if valuation not in VALUATIONS:
-            raise SpecificationError(
-                f"valuation={valuation!r} is unknown.{suggest(valuation, VALUATIONS)} Known:"
-                f" {', '.join(VALUATIONS)}"
-            )
-        if beta not in (None, "estimate"):
-            raise SpecificationError(
-                f"beta={beta!r}: the model holds the discount factor; 'estimate' frees it"
-            )
-        if beta is not None and valuation != "finite-dependence":
-            raise SpecificationError("beta='estimate' needs valuation='finite-dependence'")
-        if model.horizon is not None and valuation != "finite-dependence":
-            raise SpecificationError(
-                f"{self.name} with {valuation} values is for infinite horizons; NFXP takes a finite"
-                " one, and so does valuation='finite-dependence'"
-            )
-        self.model, self.options = (
-            model,
-            {
-                "first_stage": first_stage,
-                "valuation": valuation,
-                "beta": beta,
-                "dependence": dependence,
-                "paths": paths,
-            },
-        )
+        check_valuation(self.name, model, valuation, beta)
+        self.options = {
+            "first_stage": first_stage,
+            "valuation": valuation,
+            "beta": beta,
+            "dependence": dependence,
+            "paths": paths,
+        }
         self.valuation, self.free_beta = valuation, beta is not None
         self.dependence, self.paths = dependence, paths
-        self.counts: Counts
-        self.counts, self.panel = counts_of(data)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+        self._read(model, data, first_stage)
 
     def estimate(self, options: FitOptions) -> Results:
         """Return the maximum of the pseudo-likelihood, which is concave given ``beta``."""
@@ -390,7 +375,7 @@ def _notes_on_dependence(likelihood: DependentLikelihood, first: ChoiceProbabili
 
 def _dependent_parts(
     likelihood: DependentLikelihood,
-    best: Any,
+    best: DependentEvaluation,
     first: ChoiceProbabilities,
     laws: FirstStage,
     at: Evaluation,
@@ -422,7 +407,9 @@ def _dependent_parts(
     return ScoreParts(hessian, best.outer, psi, V1, label, choice_meat=meat)
 
 
-def _refuse_flat(names: tuple[str, ...], likelihood: Any, at: Any) -> None:
+def _refuse_flat(
+    names: tuple[str, ...], likelihood: DependentLikelihood, at: DependentEvaluation
+) -> None:
     """Raise where the pseudo-likelihood does not move along some direction, whatever the data."""
     weight = likelihood.n.sum(axis=1, keepdims=True) * at.P
     flatter = at.dlogp.reshape(-1, len(names))
@@ -437,7 +424,7 @@ def _refuse_flat(names: tuple[str, ...], likelihood: Any, at: Any) -> None:
         )
 
 
-def with_periods(counts: Counts, panel: Any, cov_type: str, cluster: str) -> Counts:
+def with_periods(counts: Counts, panel: Panel | None, cov_type: str, cluster: str) -> Counts:
     """Return counts whose members' cells carry the period, as scores at a finite horizon need."""
     if cluster == "region" and cov_type != "robust":
         return counts

@@ -5,22 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dynchoice.errors import (
-    SpecificationError,
-    suggest,
-)
-from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.ccp import CCP, VALUATIONS
-from dynchoice.estimate.choice_probabilities import FirstStageChoice
-from dynchoice.estimate.estimator import CountsEstimator, FitOptions
+from dynchoice import checks
+from dynchoice.errors import SpecificationError
+from dynchoice.estimate.ccp import CCP
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.finite_dependence import DependentLikelihood
-from dynchoice.estimate.first_stage import FirstStage, counts_of
+from dynchoice.estimate.first_stage import FirstStage
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.optimise import Optimization, maximise
+from dynchoice.estimate.two_step import TwoStepEstimator, check_valuation
 from dynchoice.estimate.types.em import EM, EMState, FullInner, PseudoInner, opening_posteriors
 from dynchoice.estimate.types.histories import Histories, histories
 from dynchoice.estimate.types.mixture import (
@@ -38,6 +35,10 @@ from dynchoice.panel.counts import Counts, MemberCells
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from dynchoice.model.utility import Utility
+    from dynchoice.panel.panel import Panel
+
 INNER = ("NFXP", "CCP")
 BURN_IN = 15
 """EM steps of every start before the best one is carried to the maximum."""
@@ -45,7 +46,7 @@ MAX_EM = 2000
 EM_TOL = 1e-6
 
 
-class CCPEM(CountsEstimator[MixtureResults]):
+class CCPEM(TwoStepEstimator[MixtureResults]):
     """Mixture of unobserved types by expectation-maximisation (Arcidiacono and Miller 2011).
 
     Parameters
@@ -94,44 +95,34 @@ class CCPEM(CountsEstimator[MixtureResults]):
     def __init__(
         self,
         model: DDC,
-        data: Any,
+        data: Panel | Counts,
         *,
-        types: Any = 2,
+        types: int = 2,
         varying: Sequence[str] | None = None,
         inner: str = "NFXP",
         shares: str = "constant",
-        first_stage: Any = "smoothed",
+        first_stage: str | Utility = "smoothed",
         valuation: str = "exact",
         beta: str | None = None,
         dependence: int = 2,
     ) -> None:
-        if isinstance(types, bool) or not isinstance(types, int | np.integer) or types < 1:
-            raise SpecificationError(f"types={types!r}: a positive number of types")
-        if inner not in INNER:
-            raise SpecificationError(
-                f"inner={inner!r} is unknown.{suggest(inner, INNER)} Use 'NFXP' or 'CCP'"
-            )
-        if valuation not in VALUATIONS or valuation == "simulation":
+        self.types = checks.whole(types, "types", 1)
+        checks.one_of(inner, "inner", INNER)
+        if valuation == "simulation":
             raise SpecificationError(
                 f"valuation={valuation!r}: CCPs inside take 'exact' or 'finite-dependence'"
             )
-        dependent = inner == "CCP" and valuation == "finite-dependence"
-        if inner == "NFXP" and valuation != "exact":
+        if inner == "CCP":
+            check_valuation("inner='CCP'", model, valuation, beta)
+        elif valuation != "exact":
             raise SpecificationError(f"valuation={valuation!r} needs inner='CCP'")
-        if beta not in (None, "estimate") or (beta is not None and not dependent):
+        elif beta is not None:
             raise SpecificationError(
                 f"beta={beta!r}: only 'estimate', with inner='CCP' and finite dependence"
             )
-        if inner == "CCP" and not dependent and model.horizon is not None:
-            raise SpecificationError(
-                "CCPs by policy inversion are for infinite horizons: use inner='NFXP' or"
-                " valuation='finite-dependence'"
-            )
-        self.model, self.inner, self.valuation = model, inner, valuation
-        self.dependence, self.types = dependence, int(types)
-        types = int(types)
+        self.inner, self.valuation, self.dependence = inner, valuation, dependence
         self.options = {
-            "types": types,
+            "types": self.types,
             "varying": varying,
             "inner": inner,
             "shares": shares,
@@ -140,17 +131,15 @@ class CCPEM(CountsEstimator[MixtureResults]):
             "beta": beta,
             "dependence": dependence,
         }
-        self.counts: Counts
-        self.counts, self.panel = counts_of(data)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self.first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+        self._read(model, data, first_stage)
+        self.first: FirstStage = self._first
         self.members = self._member_cells()
         self.counts = replace(self.counts, members=self.members, _cache={})
         self.data: Histories = histories(self.members, model.horizon is not None)
         self._phi, names = share_features(model, shares, self.data)
         extra = ("beta",) if beta is not None else ()
         self._dependent_part: DependentLikelihood | None = None
-        self.layout = TypeLayout.of(model.names, varying, types, names, extra)
+        self.layout = TypeLayout.of(model.names, varying, self.types, names, extra)
         S, J, _ = model.shape
         self.shape = (S, J) if model.horizon is None else (model.horizon, S, J)
 
@@ -245,12 +234,7 @@ class CCPEM(CountsEstimator[MixtureResults]):
         if hasattr(start, "to_dict"):
             start = start.to_dict()
         if isinstance(start, dict):
-            unknown = [n for n in start if n not in names]
-            if unknown:
-                raise SpecificationError(
-                    f"start: no parameter {unknown[0]!r}.{suggest(unknown[0], names)}"
-                    f" Parameters: {', '.join(names)}"
-                )
+            checks.known(start, names, "start: parameter")
             missing = [n for n in names if n not in start]
             if missing:
                 raise SpecificationError(f"start: parameter {missing[0]!r} has no value")
@@ -265,16 +249,16 @@ class CCPEM(CountsEstimator[MixtureResults]):
 
     def _posteriors(self, start: Any) -> FloatArray:
         """Return posteriors by history from those by member."""
-        given = as_floats(start, "start")
+        posteriors = as_floats(start, "start")
         members = len(self.data.member)
-        good = given.shape == (members, self.types) and np.isfinite(given).all()
-        if not good or (np.abs(given.sum(axis=1) - 1) > 1e-6).any() or given.min() < 0:
+        good = posteriors.shape == (members, self.types) and np.isfinite(posteriors).all()
+        if not good or (np.abs(posteriors.sum(axis=1) - 1) > 1e-6).any() or posteriors.min() < 0:
             raise SpecificationError(
                 "start: with finite dependence pass posteriors by member, shape"
-                f" ({members:,}, {self.types}), rows that sum to one; got shape {given.shape}"
+                f" ({members:,}, {self.types}), rows that sum to one; got shape {posteriors.shape}"
             )
         out = np.empty((len(self.data.weight), self.types))
-        out[self.data.member] = given
+        out[self.data.member] = posteriors
         return out
 
     def _utilities(self, theta: FloatArray) -> FloatArray:
@@ -302,17 +286,15 @@ class CCPEM(CountsEstimator[MixtureResults]):
             P = part.by_state(at.P[:, :, None]).reshape(self.shape)
             params = at.params
         else:
-            kind: Any = NFXP if self.inner == "NFXP" else CCP
-            estimator = kind(self.model, self.counts if self.panel is None else self.panel)
+            data = self.counts if self.panel is None else self.panel
+            estimator = (NFXP if self.inner == "NFXP" else CCP)(self.model, data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 fit = estimator.fit(cov_type="unadjusted", tol=max(tol, 1e-6), maxiter=maxiter)
             mixture = MixtureLikelihood(model, self.data, replace(one, extra=()), self._phi)
             at = mixture.parts[0].evaluate(fit.theta)
             table, P, params = at.dlogp, at.P, fit.theta
-        del one
-        where = [model.names.index(v) for v in L.varying]
-        table = table[..., where]
+        table = table[..., [model.names.index(v) for v in L.varying]]
         scores = self.data.sums(table)
         spread = (P[..., None] * table**2).sum(axis=-2, keepdims=True) * np.ones_like(table)
         variance = self.data.sums(spread)
@@ -328,8 +310,8 @@ class CCPEM(CountsEstimator[MixtureResults]):
         if L.types == 1:
             return theta, np.zeros(1, dtype=np.int64)
         k = L.model_names.index(L.varying[0])
-        own = np.array([theta[L.places(q)][k] for q in range(L.types)])
-        order = np.argsort(own, kind="stable")
+        first = np.array([theta[L.places(q)][k] for q in range(L.types)])
+        order = np.argsort(first, kind="stable")
         return L.relabelled(theta, order), order
 
     # results ----------------------------------------------------------------------------------
@@ -454,7 +436,7 @@ class CCPEM(CountsEstimator[MixtureResults]):
 
 def select_types(
     model: DDC,
-    data: Any,
+    data: Panel | Counts,
     types: Sequence[int] = (1, 2, 3),
     *,
     fit: dict[str, Any] | None = None,

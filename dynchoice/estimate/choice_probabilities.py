@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice.estimate.flexible_logit import FlexibleLogit
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.optimise import maximise
 from dynchoice.model.ddc import DDC
@@ -56,7 +58,7 @@ class ChoiceProbabilities:
     params: FloatArray
 
 
-def static(model: DDC, x: FloatArray, offset: FloatArray, rows: Any = None) -> DDC:
+def static(model: DDC, x: FloatArray, offset: FloatArray, rows: IntArray | None = None) -> DDC:
     """Return the model of a static choice with features ``x`` and known part ``offset``.
 
     ``rows`` (R,) picks the states that ``x`` (R, J, K) speaks of; default all.
@@ -70,17 +72,17 @@ def static(model: DDC, x: FloatArray, offset: FloatArray, rows: Any = None) -> D
 
 def frequencies(n: FloatArray, available: BoolArray) -> ChoiceProbabilities:
     """Return ``P = n_sj / n_s``, floored; rows never seen take the choices' overall shares."""
-    seen = n.sum(axis=1, keepdims=True)
+    size = n.sum(axis=1, keepdims=True)
     overall = np.where(available, n.sum(axis=0) + 1.0, 0.0)
-    P = np.where(seen > 0, n / np.maximum(seen, 1e-300), overall)
+    P = np.where(size > 0, n / np.maximum(size, 1e-300), overall)
     P = np.where(available, np.maximum(P, FLOOR), 0.0)
     P /= P.sum(axis=1, keepdims=True)
     return ChoiceProbabilities(
-        P,
-        "frequencies",
-        lambda D: row_influence(D, P, seen),
-        empty_cells(n, available),
-        np.empty(0),
+        P=P,
+        kind="frequencies",
+        influence=lambda D: row_influence(D, P, size),
+        empty=empty_cells(n, available),
+        params=np.empty(0),
     )
 
 
@@ -108,21 +110,25 @@ def smoothed(model: DDC, n: FloatArray, weight: float = SMOOTHING) -> ChoiceProb
     start = np.zeros(len(model.names))
     tol = 1e-8 if np.isinf(weight) else 1e-3
     best, _ = maximise(likelihood.evaluate, likelihood.hessian, start, likelihood.total, tol=tol)
-    seen = n.sum(axis=1, keepdims=True)
-    pure = np.isinf(weight)
-    size = np.where(seen >= 0, np.inf, 0.0) if pure else seen + weight
-    shrink = np.ones_like(seen) if pure else weight / size
+    observed = n.sum(axis=1, keepdims=True)
+    pure = np.isinf(weight)  # of inf / inf nothing could be made
+    size = np.full_like(observed, np.inf) if pure else observed + weight
+    shrink = np.ones_like(observed) if pure else weight / size
     P = shrink * best.P + (n / size)
 
     def influence(D: FloatArray) -> FloatArray:
         # of the frequencies, and of the logit that they are shrunk to
-        own = row_influence(D, P, size)
+        by_frequency = row_influence(D, P, size)
         pull = np.einsum("ksj,sj,sjg->kg", D, shrink * best.P, best.dlogp)
         inverse = np.linalg.pinv(-likelihood.hessian(best), hermitian=True)
-        return np.asarray(own + best.dlogp @ (inverse @ pull.T))
+        return np.asarray(by_frequency + best.dlogp @ (inverse @ pull.T))
 
     return ChoiceProbabilities(
-        P, "smoothed", influence, empty_cells(n, model.available), best.params
+        P=P,
+        kind="smoothed",
+        influence=influence,
+        empty=empty_cells(n, model.available),
+        params=best.params,
     )
 
 
@@ -137,107 +143,18 @@ def flexible_logit(
 ) -> ChoiceProbabilities:
     """Return a multinomial logit of the choices on features ``phi`` (R, G), own by choice.
 
-    The coefficients of choice 0 are zero, and a slight ridge keeps what masks leave unidentified
-    in place. With inattention (``attention`` (R,), ``default`` (R,)) the logit is of the attentive
-    choices, fitted by EM over who attended: ``P = a pi + (1 - a) 1{default}``.
+    See :class:`dynchoice.estimate.flexible_logit.FlexibleLogit`.
     """
-    R, G = phi.shape
-    J = n.shape[1]
-    seen = np.flatnonzero(n.sum(axis=1) > 0)
-    f, m, mask = phi[seen], n[seen], available[seen]
-    gamma = np.zeros((J - 1, G)) if start is None else start.reshape(J - 1, G).copy()
-    mixed = attention is not None and default is not None and bool((attention < 1).any())
-
-    def probabilities(features: FloatArray, offered: BoolArray, g: FloatArray) -> FloatArray:
-        # choices outside, rows inside: contiguous passes over many rows
-        index = np.zeros((J, len(features)))
-        index[1:] = g @ features.T
-        if not offered.all():
-            index[~offered.T] = -np.inf
-        index -= np.maximum.reduce(index)
-        np.exp(index, out=index)
-        index /= np.add.reduce(index)
-        return np.ascontiguousarray(index.T)
-
-    def attending(pi: FloatArray, rows: Any) -> FloatArray:
-        """Return the probability that a choice was an active one, (rows, J)."""
-        omega = np.ones_like(pi)
-        if mixed:
-            assert attention is not None and default is not None
-            a, d, i = attention[rows], default[rows], np.arange(len(pi))
-            omega[i, d] = a * pi[i, d] / (a * pi[i, d] + 1 - a)
-        return omega
-
-    def information(pi: FloatArray, active: FloatArray) -> FloatArray:
-        H = np.empty((J - 1, G, J - 1, G))
-        total = active.sum(axis=1)
-        for a in range(J - 1):
-            for b in range(a + 1):
-                w = total * pi[:, a + 1] * ((a == b) - pi[:, b + 1])
-                H[a, :, b] = (f * w[:, None]).T @ f
-                H[b, :, a] = H[a, :, b].T
-        return H.reshape((J - 1) * G, -1) + ridge * np.eye((J - 1) * G)
-
-    def climb(active: FloatArray, g: FloatArray) -> tuple[FloatArray, FloatArray]:
-        pi = probabilities(f, mask, g)
-
-        def objective(g: FloatArray, pi: FloatArray) -> float:
-            logs = np.log(np.where(active > 0, np.maximum(pi, 1e-300), 1.0))
-            return float((active * logs).sum() - ridge / 2 * (g**2).sum())
-
-        value = objective(g, pi)
-        total = active.sum(axis=1, keepdims=True)
-        for _ in range(100):
-            score = ((active - total * pi)[:, 1:].T @ f) - ridge * g
-            step = np.linalg.solve(information(pi, active), score.reshape(-1))
-            if float(score.reshape(-1) @ step) < 1e-10:
-                break
-            for halving in range(20):
-                trial = g + step.reshape(J - 1, G) / 2**halving
-                pi_trial = probabilities(f, mask, trial)
-                new = objective(trial, pi_trial)
-                if new >= value - 1e-12 * abs(value):
-                    break
-            g, pi, value = trial, pi_trial, new
-        return g, pi
-
-    active = m
-    gamma, pi = climb(active, gamma)
-    for _ in range(500 if mixed else 0):
-        before = gamma
-        active = m * attending(pi, seen)
-        gamma, pi = climb(active, gamma)
-        if np.abs(gamma - before).max() < 1e-9:
-            break
-    everywhere = probabilities(phi, available, gamma)
-
-    def influence(D: FloatArray) -> FloatArray:
-        # d pi_i / d gamma_m = pi_i (1{i = m} - pi_m) phi
-        scale = 1.0 if attention is None else attention[:, None]
-        centred = scale * everywhere * (D - (D * everywhere).sum(axis=2, keepdims=True))
-        pull = np.einsum("krj,rg->kjg", centred[:, :, 1:], phi).reshape(len(D), -1)
-        H = information(pi, active)
-        if mixed:
-            assert default is not None
-            omega = attending(pi, seen)
-            i, d = np.arange(len(pi)), default[seen]
-            lost = active[i, d] * (1 - omega[i, d])
-            gap = -pi.copy()
-            gap[i, d] += 1
-            rows = np.einsum("rj,rg->rjg", gap[:, 1:], f).reshape(len(f), -1)
-            H = H - (rows * lost[:, None]).T @ rows
-        weight = np.linalg.solve(H, pull.T).reshape(J - 1, G, len(D))
-        along = np.zeros((R, J, len(D)))
-        along[:, 1:] = np.einsum("rg,jgk->rjk", phi, weight)
-        along -= (everywhere[:, :, None] * along).sum(axis=1, keepdims=True)
-        return np.asarray(attending(everywhere, np.arange(R))[:, :, None] * along)
-
-    P = everywhere
-    if mixed:
-        assert attention is not None and default is not None
-        P = attention[:, None] * everywhere
-        P[np.arange(R), default] += 1 - attention
-    return ChoiceProbabilities(P, "logit", influence, empty_cells(n, available), gamma.reshape(-1))
+    logit = FlexibleLogit(
+        phi, n, available, start=start, attention=attention, default=default, ridge=ridge
+    )
+    return ChoiceProbabilities(
+        P=logit.observed(),
+        kind="logit",
+        influence=logit.influence,
+        empty=empty_cells(n, available),
+        params=logit.gamma.reshape(-1),
+    )
 
 
 def row_influence(D: FloatArray, P: FloatArray, size: FloatArray) -> FloatArray:
@@ -268,7 +185,6 @@ def state_features(states: StateSpace, formula: str | None, periods: int | None)
     SpecificationError
         A name that is no axis; features that are not finite.
     """
-    import pandas as pd
     from formulaic import model_matrix
 
     frame = states.frame()
@@ -296,7 +212,8 @@ def state_features(states: StateSpace, formula: str | None, periods: int | None)
     )
 
 
-def _default_features(frame: Any) -> FloatArray:
+def _default_features(frame: pd.DataFrame) -> FloatArray:
+    """Return dummies of short axes, cubics of the others, and products of every pair."""
     columns: list[FloatArray] = []
     scores: list[FloatArray] = []
     for name in frame:
@@ -324,7 +241,7 @@ class FirstStageChoice:
     phi: FloatArray | None = None
 
     @classmethod
-    def of(cls, model: DDC, first_stage: Any) -> FirstStageChoice:
+    def of(cls, model: DDC, first_stage: str | Utility) -> FirstStageChoice:
         """Read the estimators' ``first_stage=`` argument.
 
         Raises
@@ -382,8 +299,8 @@ class FirstStageChoice:
             assert self.phi is not None
             x = self.phi.reshape(*model.shape[:2], -1)
             names = tuple(f"f{g}" for g in range(x.shape[2]))
-            own = model.unchecked(utility=Utility(x, names, np.zeros(model.shape[:2])))
-            return smoothed(own, n, weight=np.inf)
+            features = Utility(x, names, np.zeros(model.shape[:2]))
+            return smoothed(model.unchecked(utility=features), n, weight=np.inf)
         whole = model
         if repeat > 1:
             rows = np.tile(np.arange(model.states.size), repeat)

@@ -59,10 +59,8 @@ class FitOptions:
         if self.progress is not None:
             example = "lambda done, total, text: print(done, total, text)"
             checks.function(self.progress, "progress", example)
-        if self.cov_type == "bootstrap" and checks.whole(self.draws, "draws") < LEAST_DRAWS:
-            raise SpecificationError(
-                f"draws={self.draws}: a bootstrap covariance needs {LEAST_DRAWS} at least"
-            )
+        if self.cov_type == "bootstrap":
+            checks.whole(self.draws, "draws", LEAST_DRAWS)
 
     def keywords(self, **changes: Any) -> dict[str, Any]:
         """Return the options as keywords of ``fit``, some of them changed."""

@@ -224,7 +224,16 @@ class DependentLikelihood:
         score, outer = np.zeros(K), np.zeros((K, K))
         kernels.score_and_outer(self.n, dlogp, score, outer)
         loglik = float(kernels.log_likelihood(self.n, P, v, attention))
-        return DependentEvaluation(params.copy(), loglik, score, outer, pi, P, dv, dlogp)
+        return DependentEvaluation(
+            params=params.copy(),
+            loglik=loglik,
+            score=score,
+            outer=outer,
+            pi=pi,
+            P=P,
+            dv=dv,
+            dlogp=dlogp,
+        )
 
     def hessian(self, at: DependentEvaluation) -> FloatArray:
         """Return the exact second derivative of the pseudo-likelihood given P."""

@@ -57,7 +57,7 @@ class FirstStage:
         )
 
 
-def counts_of(data: Any) -> tuple[Counts, Panel | None]:
+def counts_of(data: Panel | Counts) -> tuple[Counts, Panel | None]:
     """Return the counts of a Panel or Counts, and the panel if there is one."""
     if isinstance(data, Panel):
         return data.counts, data
@@ -141,14 +141,16 @@ def first_stage(
     return FirstStage(model, tuple(estimates), tuple(notes))
 
 
-def reachable(stacked: Any, moves: IntArray, model: DDC) -> BoolArray:
+def reachable(
+    stacked: tuple[IntArray, IntArray, FloatArray], moves: IntArray, model: DDC
+) -> BoolArray:
     """Return which observed (s, j, s') moves have positive probability in stacked rows."""
     indptr, indices, data = stacked
     row = moves[:, 0] * len(model.choices) + moves[:, 1]
     out = np.zeros(len(moves), dtype=bool)
     for i, (first, last) in enumerate(zip(indptr[row], indptr[row + 1], strict=True)):
-        at = first + np.searchsorted(indices[first:last], moves[i, 2])
-        out[i] = at < last and indices[at] == moves[i, 2] and data[at] > 0
+        cell = first + np.searchsorted(indices[first:last], moves[i, 2])
+        out[i] = cell < last and indices[cell] == moves[i, 2] and data[cell] > 0
     return out
 
 
@@ -162,8 +164,8 @@ def refuse_unavailable(model: DDC, counts: Counts, panel: Panel | None) -> None:
     pairs = list(dict.fromkeys(zip(state[bad].tolist(), choice[bad].tolist(), strict=True)))
     for s, j in pairs[:3]:
         where = f"{model.choices[j]!r} in ({model.states.describe(s)})"
-        who = f", {first_few(panel.first_rows(s, j))}" if panel is not None else ""
-        shown.append(where + who)
+        rows = f", {first_few(panel.first_rows(s, j))}" if panel is not None else ""
+        shown.append(where + rows)
     raise DataError(
         f"{counts.n[bad].sum():,.0f} member-months take a choice that their state does not offer,"
         f" in {len(pairs):,} state-choice pairs: {'; '.join(shown)}. Mend the panel, or change"
@@ -171,7 +173,9 @@ def refuse_unavailable(model: DDC, counts: Counts, panel: Panel | None) -> None:
     )
 
 
-def refuse_moves(model: DDC, bad: Any, moves: IntArray, n: FloatArray, panel: Panel | None) -> None:
+def refuse_moves(
+    model: DDC, bad: BoolArray, moves: IntArray, n: FloatArray, panel: Panel | None
+) -> None:
     """Raise if the panel holds moves that the transition law gives probability zero."""
     if not bad.any():
         return
@@ -181,8 +185,8 @@ def refuse_moves(model: DDC, bad: Any, moves: IntArray, n: FloatArray, panel: Pa
             f"({model.states.describe(s)}) -> ({model.states.describe(following)}) after"
             f" {model.choices[j]!r}"
         )
-        who = f", {first_few(panel.first_rows(s, j, following))}" if panel is not None else ""
-        shown.append(where + who)
+        rows = f", {first_few(panel.first_rows(s, j, following))}" if panel is not None else ""
+        shown.append(where + rows)
     raise DataError(
         f"{n[bad].sum():,.0f} member-months move where the transition law does not allow,"
         f" in {int(bad.sum()):,} cells: {'; '.join(shown)}. Mend the panel, or change the law"
@@ -233,9 +237,9 @@ def influence(
         moves = np.ascontiguousarray(cells[moved, :3])
         for law, c in tables:
             row, outcome = transitions.moves_outcomes(law, moves)
-            told = outcome >= 0
+            informative = outcome >= 0
             part = np.zeros((len(moves), K))
-            part[told] = c[:, row[told], outcome[told]].T
+            part[informative] = c[:, row[informative], outcome[informative]].T
             out[moved] += part
         return out
 

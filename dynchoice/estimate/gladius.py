@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from dynchoice import checks
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate.pqr import POOL, SUPPORT, RewardEstimator, positive
+from dynchoice.estimate.pqr import POOL, SUPPORT, RewardEstimator
 from dynchoice.estimate.rewards.gladius_steps import JointNetworks, JointSieve
 from dynchoice.estimate.rewards.network import Network, torch_module
+from dynchoice.estimate.rewards.rows import check_row_data
 from dynchoice.estimate.rewards.rows_reward import RowsReward
 from dynchoice.model.reward import RewardModel
 from dynchoice.panel.trajectories import Trajectories
@@ -38,7 +38,7 @@ class GLADIUS(RewardEstimator):
     Raises
     ------
     SpecificationError
-        Other data; options that cannot be.
+        Other data; a weight or pool that is not positive; options that do not go together.
     DataError
         Fewer than ``support`` rows with the anchor.
     MissingExtraError
@@ -60,32 +60,42 @@ class GLADIUS(RewardEstimator):
     name = "GLADIUS"
 
     def __init__(
-        self, model: RewardModel, data: Any, *, network: Network | None = None,
-        weight: float = 1.0, folds: int | None = None, degree: int = 2,
-        pairs: bool | None = None, pool: float | None = None, support: int = SUPPORT,
-    ) -> None:  # fmt: skip
-        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
-            raise SpecificationError(
-                f"GLADIUS takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
-                f" {type(data).__name__}"
-            )
-        positive("weight", weight)
-        positive("pool", LITTLE if pool is None else pool)
-        if network is None and folds is not None:
-            raise SpecificationError("GLADIUS: folds= goes with a network=")
-        if network is not None:
+        self,
+        model: RewardModel,
+        data: Trajectories,
+        *,
+        network: Network | None = None,
+        weight: float = 1.0,
+        folds: int | None = None,
+        degree: int = 2,
+        pairs: bool | None = None,
+        pool: float | None = None,
+        support: int = SUPPORT,
+    ) -> None:
+        check_row_data(self.name, model, data)
+        checks.positive(weight, "weight")
+        pull = checks.positive(LITTLE if pool is None else pool, "pool")
+        learner: JointSieve | JointNetworks
+        if network is None:
+            if folds is not None:
+                raise SpecificationError("GLADIUS: folds= goes with a network=")
+            learner = JointSieve(weight, pull)
+        else:
             if not isinstance(network, Network):
                 raise SpecificationError(f"network={network!r}: a dynchoice.Network is needed")
             if pool is not None:
                 raise SpecificationError("GLADIUS: pool= is for the sieve, without network=")
-            torch_module()
-        learner: Any = (
-            JointSieve(weight, LITTLE if pool is None else float(pool))
-            if network is None
-            else JointNetworks(network, weight, 2 if folds is None else folds)
-        )
+            torch_module()  # says at once how to install it
+            learner = JointNetworks(network, weight, 2 if folds is None else folds)
         self.model = model
         self.made = RowsReward(
-            self.name, model, data, learner, general=False, degree=degree, pairs=pairs, pool=POOL,
+            self.name,
+            model,
+            data,
+            learner,
+            general=False,
+            degree=degree,
+            pairs=pairs,
+            pool=POOL,
             support=support,
-        )  # fmt: skip
+        )

@@ -15,7 +15,6 @@ Derivatives use the implicit function theorem (Rust 1988; Iskhakov et al. 2016):
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -349,7 +348,7 @@ def choice_gradient(
 
 
 def second_order(
-    model: DDC, weight: FloatArray, extra: Any, pi: FloatArray, dv: FloatArray
+    model: DDC, weight: FloatArray, extra: FloatArray | None, pi: FloatArray, dv: FloatArray
 ) -> FloatArray:
     """Return ``sum_s weight Cov_pi[dv]`` plus the curvature of the default's mixture (K, K)."""
     K = dv.shape[2]
@@ -364,7 +363,7 @@ def second_order(
 
 
 def through_values(
-    model: DDC, weight: FloatArray, extra: Any, pi: FloatArray, dv: FloatArray
+    model: DDC, weight: FloatArray, extra: FloatArray | None, pi: FloatArray, dv: FloatArray
 ) -> FloatArray:
     """Return what a change of ``v`` (S, J) does to one score through its curvature.
 

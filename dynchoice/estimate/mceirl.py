@@ -12,19 +12,15 @@ observed choices are those that follow the policy's choices: features are matche
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.estimator import FitOptions, renamed
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.inference.results import Results
 from dynchoice.solvers.bellman import over_choices
 from dynchoice.solvers.linear import PolicySystem, one_blas_thread
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class MCEIRL(NFXP):
@@ -79,8 +75,6 @@ def feature_match(results: Results) -> pd.DataFrame:
     pandas.DataFrame
         By feature: ``observed``, ``model``, means over member-months.
     """
-    import pandas as pd
-
     model, n, P = results.model, results.counts, results.ccp
     with one_blas_thread():
         system = PolicySystem(model.transitions, model.beta)

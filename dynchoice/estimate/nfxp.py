@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from dynchoice.inference.results import Results
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
+
+if TYPE_CHECKING:
+    from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
 
 TREATMENTS = ("two-step", "joint")
 
@@ -78,7 +82,7 @@ class NFXP(CountsEstimator[Results]):
     name = "NFXP"
     several_starts = True
 
-    def __init__(self, model: DDC, data: Any, *, transitions: str = "two-step") -> None:
+    def __init__(self, model: DDC, data: Panel | Counts, *, transitions: str = "two-step") -> None:
         checks.one_of(transitions, "transitions", TREATMENTS)
         self.model = model
         self.counts, self.panel = counts_of(data)

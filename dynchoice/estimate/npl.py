@@ -6,17 +6,15 @@ the maximum of the likelihood, reached without ever solving a fixed point in val
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynchoice import checks
 from dynchoice.errors import SpecificationError
-from dynchoice.estimate import first_stage as laws_of_motion
 from dynchoice.estimate.ccp import hotz_miller
-from dynchoice.estimate.choice_probabilities import FirstStageChoice, pooled
-from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.first_stage import FirstStage, counts_of
+from dynchoice.estimate.choice_probabilities import pooled
+from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.likelihood import Evaluation, Likelihood, choice_gradient, second_order
 from dynchoice.estimate.make_results import Estimate, make_results, score_parts
 from dynchoice.estimate.optimise import (
@@ -26,12 +24,18 @@ from dynchoice.estimate.optimise import (
 )
 from dynchoice.estimate.policy_inversion import policy_flows
 from dynchoice.estimate.refuse_unidentified import refuse_unidentified
+from dynchoice.estimate.two_step import TwoStepEstimator
 from dynchoice.inference.results import Results
 from dynchoice.kernels import core as kernels
 from dynchoice.model.attention import unmix
 from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import PolicySystem
-from dynchoice.typing import FloatArray
+from dynchoice.typing import FloatArray, Progress
+
+if TYPE_CHECKING:
+    from dynchoice.model.utility import Utility
+    from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
 
 
 class Stages:
@@ -87,7 +91,12 @@ class Stages:
 
 
 def npl(
-    model: DDC, n: FloatArray, P: FloatArray, tol: float, maxiter: int, progress: Any = None
+    model: DDC,
+    n: FloatArray,
+    P: FloatArray,
+    tol: float,
+    maxiter: int,
+    progress: Progress | None = None,
 ) -> tuple[FloatArray, FloatArray, int]:
     """Iterate to the NPL fixed point: parameters (K,), value (S,) and stages taken.
 
@@ -127,7 +136,7 @@ def npl(
     return theta, stages.W[:, :-1] @ theta + stages.W[:, -1], maxiter
 
 
-class NPL(CountsEstimator[Results]):
+class NPL(TwoStepEstimator[Results]):
     """Nested pseudo-likelihood: CCP stages repeated (Aguirregabiria and Mira 2002).
 
     Parameters
@@ -150,17 +159,20 @@ class NPL(CountsEstimator[Results]):
     name = "NPL"
 
     def __init__(
-        self, model: DDC, data: Any, *, steps: int | None = None, first_stage: Any = "smoothed"
+        self,
+        model: DDC,
+        data: Panel | Counts,
+        *,
+        steps: int | None = None,
+        first_stage: str | Utility = "smoothed",
     ) -> None:
         if model.horizon is not None:
             raise SpecificationError("NPL is for infinite horizons; NFXP takes a finite one")
         if steps is not None:
             checks.whole(steps, "steps", 1)
-        self.model, self.steps = model, steps
+        self.steps = steps
         self.options = {"steps": steps, "first_stage": first_stage}
-        self.counts, self.panel = counts_of(data)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
+        self._read(model, data, first_stage)
 
     def restart(self, fit: Results) -> FloatArray | None:
         """Return where the bootstrap refits from: K stages count from the first one, redone."""

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from dynchoice.typing import FloatArray, Progress
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 
 class Evaluated(Protocol):
@@ -31,6 +34,9 @@ class Evaluated(Protocol):
     def converged(self) -> bool:
         """Whether the inner solution converged."""
         ...
+
+
+Point = TypeVar("Point", bound=Evaluated)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def curvature(outer: FloatArray, hessian: FloatArray | None) -> FloatArray:
     return information
 
 
-def scaled_gradient(evaluation: Any, total: float) -> float:
+def scaled_gradient(evaluation: Evaluated, total: float) -> float:
     """Return ``max_k |g_k| / sqrt(B_kk / N) / N``: the gradient of the mean, free of units."""
     diagonal = evaluation.outer.diagonal()
     floor = max(1e-24 * float(diagonal.max()), 1e-300)
@@ -85,14 +91,14 @@ def newton_decrement(score: FloatArray, information: FloatArray) -> float:
 
 
 def climb(
-    evaluate: Callable[[FloatArray], Any],
-    hessian: Callable[[Any], FloatArray],
-    best: Any,
+    evaluate: Callable[[FloatArray], Point],
+    hessian: Callable[[Point], FloatArray],
+    best: Point,
     total: float,
     tol: float,
     maxiter: int,
-    report: Callable[[int, Any], None],
-) -> tuple[Any, int, int]:
+    report: Callable[[int, Point], None],
+) -> tuple[Point, int, int]:
     """Take Newton steps from an evaluation while they climb.
 
     Returns the last evaluation, the number of steps, and of evaluations.
@@ -126,15 +132,15 @@ def climb(
 
 
 def maximise(
-    evaluate: Callable[[FloatArray], Any],
-    hessian: Callable[[Any], FloatArray] | None,
+    evaluate: Callable[[FloatArray], Point],
+    hessian: Callable[[Point], FloatArray] | None,
     start: FloatArray,
     total: float,
     *,
     tol: float = 1e-8,
     maxiter: int = 100,
     progress: Progress | None = None,
-) -> tuple[Any, Optimization]:
+) -> tuple[Point, Optimization]:
     """Maximise a log-likelihood.
 
     Parameters
@@ -156,7 +162,7 @@ def maximise(
         At the best point found.
     """
 
-    def report(iteration: int, evaluation: Any) -> None:
+    def report(iteration: int, evaluation: Point) -> None:
         if progress is not None:
             progress(iteration, maxiter, f"log-likelihood {evaluation.loglik:.6f}")
 
@@ -164,7 +170,7 @@ def maximise(
     if hessian is None:
         best = evaluate(start)
     else:
-        # nobody else holds the first evaluation, so that it can go
+        # nobody else holds the first evaluation, so that its memory can go
         best, steps, more = climb(evaluate, hessian, evaluate(start), total, tol, maxiter, report)
         count += more
     if scaled_gradient(best, total) > tol and steps < maxiter:
@@ -189,18 +195,26 @@ def maximise(
         message = f"not converged: scaled gradient {size:.1e} > {tol:.0e} after {steps} iterations"
         message += f" ({note})" if note else ""
     decrement = newton_decrement(best.score, information)
-    return best, Optimization(converged, message, steps, count, size, decrement, np.array(start))
+    return best, Optimization(
+        converged=converged,
+        message=message,
+        iterations=steps,
+        evaluations=count,
+        gradient=size,
+        decrement=decrement,
+        start=np.array(start),
+    )
 
 
 def trust_region(
-    evaluate: Callable[[FloatArray], Any],
-    hessian: Callable[[Any], FloatArray] | None,
-    first: Any,
+    evaluate: Callable[[FloatArray], Point],
+    hessian: Callable[[Point], FloatArray] | None,
+    first: Point,
     total: float,
     tol: float,
     maxiter: int,
-    report: Callable[[int, Any], None],
-) -> tuple[Any, int, int, str]:
+    report: Callable[[int, Point], None],
+) -> tuple[Point, int, int, str]:
     """Run scipy's ``trust-exact`` from an evaluation in scaled parameters.
 
     Returns the best evaluation, iterations, evaluations and scipy's message.
@@ -209,31 +223,31 @@ def trust_region(
 
     scale = np.sqrt(np.maximum(np.diag(first.outer) / total, 1e-300))
     scale = np.maximum(scale, 1e-12 * scale.max())
-    state: dict[str, Any] = {"z": first.params * scale, "at": first, "count": 0, "iterations": 0}
+    state: dict[str, Any] = {"z": first.params * scale, "point": first, "count": 0, "iterations": 0}
 
-    def at(z: FloatArray) -> Any:
+    def evaluate_at(z: FloatArray) -> Point:
         if not np.array_equal(state["z"], z):
-            state["z"], state["at"] = z.copy(), evaluate(z / scale)
+            state["z"], state["point"] = z.copy(), evaluate(z / scale)
             state["count"] += 1
-        return state["at"]
+        return cast("Point", state["point"])
 
     def value(z: FloatArray) -> float:
-        e = at(z)
+        e = evaluate_at(z)
         return -e.loglik / total if e.converged and np.isfinite(e.loglik) else np.inf
 
     def second(z: FloatArray) -> FloatArray:
-        e = at(z)
+        e = evaluate_at(z)
         h = curvature(e.outer, hessian(e) if hessian is not None else None)
         return np.asarray(h / np.outer(scale, scale) / total)
 
-    def after(intermediate_result: Any) -> None:
+    def after(intermediate_result: OptimizeResult) -> None:
         state["iterations"] += 1
-        report(state["iterations"], at(np.asarray(intermediate_result.x)))
+        report(state["iterations"], evaluate_at(np.asarray(intermediate_result.x)))
 
     result = minimize(
         value,
         first.params * scale,
-        jac=lambda z: -at(z).score / scale / total,
+        jac=lambda z: -evaluate_at(z).score / scale / total,
         hess=second,
         method="trust-exact",
         callback=after,
@@ -244,5 +258,5 @@ def trust_region(
             "max_trust_radius": 1000.0,
         },
     )
-    best = at(np.asarray(result.x))
+    best = evaluate_at(np.asarray(result.x))
     return best, int(result.nit), int(state["count"]), str(result.message)

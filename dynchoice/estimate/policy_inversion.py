@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.estimate.choice_probabilities import static
 from dynchoice.estimate.likelihood import Likelihood
@@ -76,8 +77,7 @@ class SimulatedValues:
         stacked = model.transitions.stacked()
         if stacked is None:
             raise SpecificationError("valuation='simulation' needs the transitions expanded")
-        if paths < 2 * BATCHES:
-            raise SpecificationError(f"paths={paths}: at least {2 * BATCHES} are needed")
+        checks.whole(paths, "paths", 2 * BATCHES)
         indptr, indices, data = stacked
         S, J, K = model.shape
         self.model, self.rows = model, rows

@@ -9,13 +9,12 @@ States that are levels (a :class:`dynchoice.DDC` and its Panel) take closed form
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from dynchoice import checks
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.estimator import Estimator, FitOptions
-from dynchoice.estimate.rewards.learners import CrossFitted, checked
+from dynchoice.estimate.rewards.learners import Classifier, CrossFitted, Regressor, check_learner
 from dynchoice.estimate.rewards.pqr_levels import TableReward
 from dynchoice.estimate.rewards.rows_reward import RowsReward
 from dynchoice.inference.results import Results
@@ -27,25 +26,13 @@ from dynchoice.panel.panel import Panel
 from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import FloatArray, Level
 
+if TYPE_CHECKING:
+    from dynchoice.model.utility import Utility
+
 SUPPORT = 30
 """Least number of member-months with a reference choice, below which no reward is estimated."""
 POOL = 10.0
 """Rows that the columns which choices share are worth against those of one choice (GenPQR)."""
-
-
-def positive(name: str, value: Any) -> float:
-    """Return a positive finite number.
-
-    Raises
-    ------
-    SpecificationError
-        It is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise SpecificationError(f"{name}={value!r}: a positive number")
-    if not 0 < value < np.inf:
-        raise SpecificationError(f"{name}={value!r}: a positive number")
-    return float(value)
 
 
 class RewardEstimator(Estimator[Results | RewardResults]):
@@ -135,16 +122,16 @@ class DeepPQR(RewardEstimator):
     def __init__(
         self,
         model: DDC | RewardModel,
-        data: Any,
+        data: Panel | Counts | Trajectories,
         *,
         anchor: Level | None = None,
-        reward: Any = None,
-        first_stage: Any = None,
+        reward: float | FloatArray | None = None,
+        first_stage: str | Utility | None = None,
         degree: int | None = None,
         pairs: bool | None = None,
         support: int = SUPPORT,
-        regressor: Any = None,
-        classifier: Any = None,
+        regressor: Regressor | None = None,
+        classifier: Classifier | None = None,
         folds: int | None = None,
         rounds: int | None = None,
     ) -> None:
@@ -152,11 +139,24 @@ class DeepPQR(RewardEstimator):
             raise SpecificationError("anchor is one choice; GenPQR takes probabilities (S, J)")
         table = {"anchor": anchor, "reward": reward, "first_stage": first_stage}
         rows = {
-            "degree": degree, "pairs": pairs, "regressor": regressor, "classifier": classifier,
-            "folds": folds, "rounds": rounds,
-        }  # fmt: skip
+            "degree": degree,
+            "pairs": pairs,
+            "regressor": regressor,
+            "classifier": classifier,
+            "folds": folds,
+            "rounds": rounds,
+        }
         self.model = model
-        self.made = estimator_for(self.name, model, data, table, rows, anchor, support, 0.0)
+        self.made = make_estimator(
+            self.name,
+            model,
+            data,
+            table=table,
+            rows=rows,
+            reference=anchor,
+            support=support,
+            pool=0.0,
+        )
 
 
 class GenPQR(RewardEstimator):
@@ -194,78 +194,108 @@ class GenPQR(RewardEstimator):
     def __init__(
         self,
         model: DDC | RewardModel,
-        data: Any,
+        data: Panel | Counts | Trajectories,
         *,
         reference: Level | FloatArray | None = None,
-        reward: Any = None,
-        first_stage: Any = None,
+        reward: float | FloatArray | None = None,
+        first_stage: str | Utility | None = None,
         degree: int | None = None,
         pairs: bool | None = None,
         pool: float | None = None,
         support: int = SUPPORT,
-        regressor: Any = None,
-        classifier: Any = None,
+        regressor: Regressor | None = None,
+        classifier: Classifier | None = None,
         folds: int | None = None,
         rounds: int | None = None,
     ) -> None:
         table = {"reference": reference, "reward": reward, "first_stage": first_stage}
         rows = {
-            "degree": degree, "pairs": pairs, "pool": pool, "regressor": regressor,
-            "classifier": classifier, "folds": folds, "rounds": rounds,
-        }  # fmt: skip
-        pull = positive("pool", POOL if pool is None else pool)
+            "degree": degree,
+            "pairs": pairs,
+            "pool": pool,
+            "regressor": regressor,
+            "classifier": classifier,
+            "folds": folds,
+            "rounds": rounds,
+        }
         self.model = model
-        self.made = estimator_for(self.name, model, data, table, rows, reference, support, pull)
+        self.made = make_estimator(
+            self.name,
+            model,
+            data,
+            table=table,
+            rows=rows,
+            reference=reference,
+            support=support,
+            pool=checks.positive(POOL if pool is None else pool, "pool"),
+        )
 
 
-def estimator_for(
+def make_estimator(
     name: str,
-    model: Any,
-    data: Any,
+    model: DDC | RewardModel,
+    data: Panel | Counts | Trajectories,
+    *,
     table: dict[str, Any],
     rows: dict[str, Any],
-    reference: Any,
+    reference: Level | FloatArray | None,
     support: int,
     pool: float,
 ) -> TableReward | RowsReward:
-    """Return the estimator for the kind of states, or say which options the other kind takes."""
+    """Return the estimator for the kind of states, or say which options the other kind takes.
+
+    ``table`` and ``rows`` are the options for states that are levels, and numbers.
+    """
     numbers = isinstance(model, RewardModel)
     if not numbers and not isinstance(model, DDC):
         raise SpecificationError(f"model is a {type(model).__name__}; pass a DDC or a RewardModel")
-    wanted: tuple[type, ...] = (Trajectories,) if numbers else (Panel, Counts)
-    if not isinstance(data, wanted):
+    kinds: tuple[type, ...] = (Trajectories,) if numbers else (Panel, Counts)
+    if not isinstance(data, kinds):
         raise SpecificationError(
             f"data is a {type(data).__name__}; a {type(model).__name__} takes"
-            f" {' or '.join(t.__name__ for t in wanted)}"
+            f" {' or '.join(t.__name__ for t in kinds)}"
         )
     for option, value in (table if numbers else rows).items():
         if value is not None:
-            where = "a DDC" if numbers else "a RewardModel"
-            raise SpecificationError(f"{name}: {option}= is for {where} only")
-    if numbers:
-        assert isinstance(data, Trajectories)
-        degree = 2 if rows["degree"] is None else rows["degree"]
+            other = "a DDC" if numbers else "a RewardModel"
+            raise SpecificationError(f"{name}: {option}= is for {other} only")
+    if isinstance(data, Trajectories):
+        assert isinstance(model, RewardModel)
         return RowsReward(
-            name, model, data, learner_of(name, rows), general=name == "GenPQR", degree=degree,
-            pairs=rows["pairs"], pool=pool, support=support,
-        )  # fmt: skip
-    first_stage = "smoothed" if table["first_stage"] is None else table["first_stage"]
+            name,
+            model,
+            data,
+            make_learner(name, rows),
+            general=name == "GenPQR",
+            degree=2 if rows["degree"] is None else rows["degree"],
+            pairs=rows["pairs"],
+            pool=pool,
+            support=support,
+        )
+    assert isinstance(model, DDC)
     return TableReward(
-        model, data, name=name, reference=reference, reward=table["reward"],
-        first_stage=first_stage, support=support,
-    )  # fmt: skip
+        model,
+        data,
+        name=name,
+        reference=reference,
+        reward=table["reward"],
+        first_stage="smoothed" if table["first_stage"] is None else table["first_stage"],
+        support=support,
+    )
 
 
-def learner_of(name: str, options: dict[str, Any]) -> Any:
+def make_learner(name: str, options: dict[str, Any]) -> CrossFitted | None:
     """Return what estimates the first two steps in place of the sieve, or None."""
-    regressor, classifier = options["regressor"], options["classifier"]
+    regressor = options["regressor"]
     if regressor is None:
         for option in ("classifier", "folds", "rounds"):
             if options[option] is not None:
                 raise SpecificationError(f"{name}: {option}= goes with a regressor=")
         return None
-    checked(regressor, ("fit", "predict"), "regressor")
-    folds = 5 if options["folds"] is None else options["folds"]
-    rounds = 50 if options["rounds"] is None else options["rounds"]
-
-    return CrossFitted(classifier, regressor, folds, rounds)
+    check_learner(regressor, ("fit", "predict"), "regressor")
+    return CrossFitted(
+        classifier=options["classifier"],
+        regressor=regressor,
+        folds=5 if options["folds"] is None else options["folds"],
+        rounds=50 if options["rounds"] is None else options["rounds"],
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.errors import DynChoiceWarning, SpecificationError
 from dynchoice.estimate.nfxp import NFXP
@@ -39,10 +40,7 @@ def profile_beta(
     """
     from scipy.stats import chi2
 
-    try:
-        grid = sorted({float(b) for b in betas})
-    except (TypeError, ValueError):
-        raise SpecificationError(f"betas={betas!r}: pass discount factors") from None
+    grid = sorted({checks.number(beta, "betas") for beta in checks.items(betas, "betas")})
     if len(grid) < 2:
         raise SpecificationError("betas: at least two discount factors make a profile")
     rows, start = [], None

@@ -11,14 +11,16 @@ The bias falls with the spread of values within clusters, the variance grows wit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.estimate.estimator import Estimator, FitOptions, renamed
 from dynchoice.estimate.nfxp import NFXP
 from dynchoice.estimate.pqr import DeepPQR
+from dynchoice.estimate.rewards.first_stages import Rows
+from dynchoice.estimate.rewards.rows import check_row_data
 from dynchoice.inference.results import Results
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.ddc import DDC
@@ -86,17 +88,17 @@ class SAmQ(Estimator[Results]):
     several_starts = True
 
     def __init__(
-        self, model: RewardModel, data: Any, *, clusters: int = 50,
-        first: RewardResults | None = None, degree: int = 2, seed: int = 0,
-    ) -> None:  # fmt: skip
-        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
-            raise SpecificationError(
-                f"SAmQ takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
-                f" {type(data).__name__}"
-            )
-        if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < 2:
-            raise SpecificationError(f"clusters={clusters!r}: a whole number, two at least")
-        if clusters > len(data.x):
+        self,
+        model: RewardModel,
+        data: Trajectories,
+        *,
+        clusters: int = 50,
+        first: RewardResults | None = None,
+        degree: int = 2,
+        seed: int = 0,
+    ) -> None:
+        check_row_data(self.name, model, data)
+        if checks.whole(clusters, "clusters", 2) > len(data.x):
             raise SpecificationError(f"clusters={clusters:,} of {len(data.x):,} rows")
         if data.ended.any():
             raise SpecificationError(
@@ -104,15 +106,15 @@ class SAmQ(Estimator[Results]):
                 " moves would be those of who stays. Take DeepPQR, GenPQR, GLADIUS or TDCCP"
             )
         self.model, self.rows = model, data
-        found = DeepPQR(model, data, degree=degree).fit() if first is None else first
-        assert isinstance(found, RewardResults)
-        self.first = found
+        values = DeepPQR(model, data, degree=degree).fit() if first is None else first
+        assert isinstance(values, RewardResults)
+        self.first = values
         self.labels, self._offered = self._clusters(clusters, seed)
         self.aggregated, self.panel = self._aggregate()
 
     # clusters --------------------------------------------------------------------------------
 
-    def _values(self, rows: Any) -> tuple[FloatArray, IntArray]:
+    def _values(self, rows: Rows) -> tuple[FloatArray, IntArray]:
         """Return values (n, J), 0 where not offered, and the pattern of what is offered."""
         table = self.rows.frame(rows)
         offered = self.model.offered(table)
@@ -140,9 +142,9 @@ class SAmQ(Estimator[Results]):
         share[share.argmax()] += clusters - share.sum()
         centres: dict[int, FloatArray] = {}
         for kind, k in zip(kinds, share, strict=True):
-            own = q[pattern == kind]
-            k = min(int(k), len(np.unique(own, axis=0)))
-            centres[int(kind)] = best_centres(own, k, rng)
+            alike = q[pattern == kind]
+            k = min(int(k), len(np.unique(alike, axis=0)))
+            centres[int(kind)] = best_centres(alike, k, rng)
         sizes = [len(c) for c in centres.values()]
         first = dict(zip(centres, np.cumsum([0, *sizes[:-1]]), strict=True))
         labels = np.empty(N, dtype=np.int64)
@@ -155,9 +157,9 @@ class SAmQ(Estimator[Results]):
                     f"{int(lost.sum()):,} rows offer a set of choices so rare that no row of the"
                     " sample has it: leave them out"
                 )
-            for kind, at in centres.items():
-                own = pattern == kind
-                labels[i : part.stop][own] = first[kind] + vq(q[own], at)[0]
+            for kind, centre in centres.items():
+                alike = pattern == kind
+                labels[i : part.stop][alike] = first[kind] + vq(q[alike], centre)[0]
         used, labels = np.unique(labels, return_inverse=True)
         kind_of = np.repeat(list(centres), sizes)[used]
         return labels, (kind_of[:, None] // 2 ** np.arange(J) % 2).astype(np.float64)
@@ -166,8 +168,6 @@ class SAmQ(Estimator[Results]):
 
     def _aggregate(self) -> tuple[DDC, Panel]:
         """Return the model on clusters and its panel."""
-        import pandas as pd
-
         model, rows, labels = self.model, self.rows, self.labels
         S, J = len(self._offered), len(model.choices)
         x0, names = model.design(rows.frame(slice(0, 1)))
@@ -178,12 +178,11 @@ class SAmQ(Estimator[Results]):
             part = slice(i, min(i + BLOCK, len(labels)))
             table = rows.frame(part)
             base = model.base(table).copy()
-            o = model.reference(model.offered(table), len(table))
-            base[np.arange(len(o)), o] += model.known(table)
+            each = np.arange(len(table))
+            base[each, model.reference(model.offered(table), len(table))] += model.known(table)
             x = np.concatenate([model.design(table)[0], base[:, :, None]], axis=2)
             c, a, w = labels[part], rows.choice[part], rows.weight[part]
-            own = np.arange(len(c))
-            np.add.at(taken, (c, a), x[own, a] * w[:, None])
+            np.add.at(taken, (c, a), x[each, a] * w[:, None])
             np.add.at(everyone, c, x * w[:, None, None])
             np.add.at(n, (c, a), w)
             np.add.at(total, c, w)
@@ -191,25 +190,33 @@ class SAmQ(Estimator[Results]):
         mean = everyone / total[:, None, None]
         features = np.where(n[:, :, None] > 0, taken / np.maximum(n, 1e-300)[:, :, None], mean)
         states = StateSpace(**{AXIS: range(S)})
-        law: dict[Any, Any] = {AXIS: Markov(given=("choice",), stand_ins=self._stand_ins())}
+        law = Markov(given=("choice",), stand_ins=self._stand_ins())
         built = DDC(
             states=states,
             choices=model.choices,
             utility=Utility.from_array(features[:, :, :-1], names, features[:, :, -1]),
-            transitions=Transitions.factored(states, model.choices, law),
+            transitions=Transitions.factored(states, model.choices, {AXIS: law}),
             beta=model.beta,
             available=self._offered.astype(bool),
         )
         frame = pd.DataFrame(
             {
-                "member": rows.member, "time": rows.period, AXIS: labels, "weight": rows.weight,
+                "member": rows.member,
+                "time": rows.period,
+                AXIS: labels,
+                "weight": rows.weight,
                 "choice": np.array(model.choices, dtype=object)[rows.choice],
             }
-        )  # fmt: skip
+        )
         panel = Panel(
-            frame, member="member", time="time", choice="choice", states=states,
-            choices=model.choices, weights="weight",
-        )  # fmt: skip
+            frame,
+            member="member",
+            time="time",
+            choice="choice",
+            states=states,
+            choices=model.choices,
+            weights="weight",
+        )
         return built, panel
 
     def _stand_ins(self) -> IntArray:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice._lazy import pd
 from dynchoice.errors import (
     ConvergenceError,
     ConvergenceWarning,
@@ -33,7 +34,7 @@ from dynchoice.panel.counts import Counts
 from dynchoice.typing import Level, Progress
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.panel.panel import Panel
 
 DEATHS = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "BrokenExecutor")
 """Names of the exceptions by which joblib's backends say that a worker is gone."""
@@ -96,8 +97,6 @@ class SegmentFits(Mapping[Level, Results]):
     @property
     def status(self) -> pd.DataFrame:
         """One row a segment: converged, nobs, members, log-likelihood, seconds, message."""
-        import pandas as pd
-
         rows = []
         for segment, a in self.attempts.items():
             r = a.results
@@ -118,15 +117,11 @@ class SegmentFits(Mapping[Level, Results]):
     @property
     def params(self) -> pd.DataFrame:
         """Estimates, one row a segment."""
-        import pandas as pd
-
         return pd.DataFrame({m: r.params for m, r in self.items()}).T.rename_axis("segment")
 
     @property
     def std_errors(self) -> pd.DataFrame:
         """Standard errors, one row a segment."""
-        import pandas as pd
-
         return pd.DataFrame({m: r.std_errors for m, r in self.items()}).T.rename_axis("segment")
 
     def __str__(self) -> str:
@@ -142,7 +137,7 @@ class SegmentFits(Mapping[Level, Results]):
 
 def fit_segments(
     model: DDC | Callable[[Level], DDC],
-    data: Any,
+    data: Panel | Counts,
     *,
     estimator: Callable[..., Any] = NFXP,
     pooled: bool = True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +23,15 @@ from dynchoice.model.ddc import DDC
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.typing import FloatArray
 
+if TYPE_CHECKING:
+    from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
+
 
 def score_test(
     restricted: Results,
     model: DDC,
-    data: Any,
+    data: Panel | Counts,
     *,
     at: dict[str, float] | None = None,
     robust: bool = True,
@@ -151,7 +155,7 @@ class VuongTest:
     __repr__ = __str__
 
 
-def member_loglik(fit: Estimates, data: Any) -> tuple[FloatArray, FloatArray]:
+def member_loglik(fit: Estimates, data: Panel | Counts) -> tuple[FloatArray, FloatArray]:
     """Return each member's log-likelihood at a fit (members,), and the members' weights."""
     counts, _ = counts_of(data)
     if counts.digest != fit.data_digest:
@@ -167,11 +171,14 @@ def member_loglik(fit: Estimates, data: Any) -> tuple[FloatArray, FloatArray]:
     if not isinstance(fit, Results) or fit.model.horizon is not None:
         raise SpecificationError("this needs fits of infinite-horizon models")
     P = fit.ccp
-    own = histories(counts.members, False)
-    return own.sums(np.log(np.where(P > 0, P, 1.0)))[own.member], counts.members.weights
+    data_of_members = histories(counts.members, False)
+    logs = data_of_members.sums(np.log(np.where(P > 0, P, 1.0)))
+    return logs[data_of_members.member], counts.members.weights
 
 
-def vuong_test(one: Estimates, other: Estimates, data: Any, *, correct: bool = True) -> VuongTest:
+def vuong_test(
+    one: Estimates, other: Estimates, data: Panel | Counts, *, correct: bool = True
+) -> VuongTest:
     """Test which of two models that are not nested is nearer to the truth (Vuong 1989).
 
     The statistic is the sum over members of the difference of their log-likelihoods, over its

@@ -20,7 +20,7 @@ estimate, cross-fitted, too): what a row adds to omega and xi adds to them throu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.rewards.learners import folds_of, named_fold
 from dynchoice.estimate.rewards.row_bootstrap import RowsEstimator, clustered
-from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, solved
+from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, check_row_data, solved
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
@@ -45,7 +45,7 @@ from dynchoice.panel.trajectories import Trajectories
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """Some rows: basis, features, choices; and those among them with a next row."""
 
@@ -56,13 +56,14 @@ class Step:
     choice: IntArray
     weight: FloatArray
     offered: BoolArray | None
-    known: IntArray
+    followed: IntArray
+    """Positions of the m rows whose continuation is observed."""
     phi_next: FloatArray
     choice_next: IntArray
     e_next: FloatArray
     """``-log pi(a'|s')`` and the known part of the utility; 0 after a terminal row."""
     x_next: FloatArray
-    """Features of the next row's choice (known, K); 0 after a terminal row."""
+    """Features of the next row's choice (m, K); 0 after a terminal row."""
 
 
 class TDCCP(RowsEstimator):
@@ -111,15 +112,18 @@ class TDCCP(RowsEstimator):
     name = "TDCCP"
 
     def __init__(
-        self, model: RewardModel, data: Any, *, degree: int = 2, pairs: bool | None = None,
-        policy_degree: int | None = None, ahead: Any = None, followed: bool = False,
+        self,
+        model: RewardModel,
+        data: Trajectories,
+        *,
+        degree: int = 2,
+        pairs: bool | None = None,
+        policy_degree: int | None = None,
+        ahead: Sequence[str] | None = None,
+        followed: bool = False,
         robust: bool = False,
-    ) -> None:  # fmt: skip
-        if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
-            raise SpecificationError(
-                f"TDCCP takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
-                f" {type(data).__name__}"
-            )
+    ) -> None:
+        check_row_data(self.name, model, data)
         if model.reward != 0:
             raise SpecificationError("TDCCP: the anchor's reward is zero; drop reward=")
         self.model, self.rows = model, data
@@ -132,9 +136,9 @@ class TDCCP(RowsEstimator):
             "robust": robust,
         }
         self.values = SievedRows(model, data, degree, pairs, ahead)
-        own = degree if policy_degree is None else policy_degree
-        same = own == degree and ahead is None
-        self.policy = self.values if same else SievedRows(model, data, own, pairs)
+        power = degree if policy_degree is None else policy_degree
+        same = power == degree and ahead is None
+        self.policy = self.values if same else SievedRows(model, data, power, pairs)
 
     def on(self, rows: Trajectories) -> Self:
         """Return the same estimator on other rows."""
@@ -152,7 +156,7 @@ class TDCCP(RowsEstimator):
         tell(1, 3, "values")
         system, omega, xi = self._differences(policy)
         tell(2, 3, "pseudo-likelihood")
-        theta, H, gamma, steps, size, loglik = self._climb(policy, omega, xi, tol, maxiter)
+        theta, H, gamma, steps, size, loglik = self._maximise(policy, omega, xi, tol, maxiter)
         converged = size <= tol * 100 and policy.converged
         message = (
             f"converged: {steps} steps, scaled gradient {size:.1e}"
@@ -163,8 +167,10 @@ class TDCCP(RowsEstimator):
             if strict:
                 raise ConvergenceError(message)
             warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
-        note = ("The log-likelihood is a pseudo-likelihood: values are those of the estimated"
-                " probabilities")  # fmt: skip
+        note = (
+            "The log-likelihood is a pseudo-likelihood: values are those of the estimated"
+            " probabilities"
+        )
         if self.options["robust"]:
             tell(2, 3, "robust moment")
             found = self._robust(theta, tol, maxiter, 0 if seed is None else seed)
@@ -181,56 +187,85 @@ class TDCCP(RowsEstimator):
         _, names = self.values.features()
         tell(3, 3, "done")
         return RewardResults(
-            estimator=self.name, model=self.model, features=self.rows.features, names_=names,
-            theta=theta, cov_matrix=errors.cov, cov_type="clustered",
-            cov_config=errors.config, influence=errors.influence,
-            loglik=loglik, loglik_null=policy.loglik_null, nobs=self.rows.nobs,
-            nmembers=self.rows.nmembers, converged=converged, message=message,
-            optimization={"iterations": steps, "gradient": size, "condition": system.condition,
-                          "contraction": self.model.beta * system.radius},
-            sieve=self.values.sieve, policy_coefficients=policy.coefficients,
+            estimator=self.name,
+            model=self.model,
+            features=self.rows.features,
+            names_=names,
+            theta=theta,
+            cov_matrix=errors.cov,
+            cov_type="clustered",
+            cov_config=errors.config,
+            influence=errors.influence,
+            loglik=loglik,
+            loglik_null=policy.loglik_null,
+            nobs=self.rows.nobs,
+            nmembers=self.rows.nmembers,
+            converged=converged,
+            message=message,
+            optimization={
+                "iterations": steps,
+                "gradient": size,
+                "condition": system.condition,
+                "contraction": self.model.beta * system.radius,
+            },
+            sieve=self.values.sieve,
+            policy_coefficients=policy.coefficients,
             value_coefficients=(omega @ theta + xi).reshape(len(self.model.choices), -1),
-            ahead_coefficients=np.zeros((0, 0)), data_digest=self.rows.digest,
-            package_version=__version__, seed=seed, form="linear",
+            ahead_coefficients=np.zeros((0, 0)),
+            data_digest=self.rows.digest,
+            package_version=__version__,
+            seed=seed,
+            form="linear",
             notes=(note,),
-            uses={"share": self.values.followed if self.options["followed"] else 1.0,
-                  "rows with a next one": self.values.followed,
-                  "anchor rows": float(self.values.anchored), "anchor share": self.values.share},
-        )  # fmt: skip
+            uses={
+                "share": self.values.followed if self.options["followed"] else 1.0,
+                "rows with a next one": self.values.followed,
+                "anchor rows": float(self.values.anchored),
+                "anchor share": self.values.share,
+            },
+        )
 
     # rows ------------------------------------------------------------------------------------
 
     def _steps(self, policy: ChoiceLogit) -> Iterator[Step]:
         rows, values = self.rows, self.values
-        for b in rows.blocks():
-            table = values.table(b.x)
-            offered = self.model.offered(table)
-            after = values.table(b.x_next)
-            following = rows.next[b.rows][b.moved]
-            a_next = rows.choice[following]
-            phi_policy = self.policy.sieve(b.x_next)
-            logs = policy.log_probabilities(phi_policy, self.model.offered(after))
-            known = np.sort(np.r_[b.moved, np.flatnonzero(b.ended)])
-            put = np.searchsorted(known, b.moved)
-            phi_next = np.zeros((len(known), values.sieve.size))
-            to, e = np.zeros(len(known), dtype=np.int64), np.zeros(len(known))
-            phi_next[put], to[put] = values.sieve(b.x_next), a_next
-            at = np.arange(len(after))
-            e[put] = self.model.base(after)[at, a_next] - logs[at, a_next]
-            x = self.model.design(table)[0]
-            x_next = np.zeros((len(known), x.shape[2]))
-            x_next[put] = self.model.design(after)[0][at, a_next]
+        for block in rows.blocks():
+            table, table_next = values.table(block.x), values.table(block.x_next)
+            choice_next = rows.choice[rows.next[block.rows][block.moved]]
+            logs = policy.log_probabilities(
+                self.policy.sieve(block.x_next), self.model.offered(table_next)
+            )
+            x, each = self.model.design(table)[0], np.arange(len(table_next))
+            earned = self.model.base(table_next)[each, choice_next] - logs[each, choice_next]
+            followed = np.sort(np.r_[block.moved, np.flatnonzero(block.ended)])
+            # what belongs to next rows is put beside the rows they follow, zero elsewhere
+            place, m = np.searchsorted(followed, block.moved), len(followed)
+            phi_next, x_next = np.zeros((m, values.sieve.size)), np.zeros((m, x.shape[2]))
+            to, e_next = np.zeros(m, dtype=np.int64), np.zeros(m)
+            phi_next[place], to[place] = values.sieve(block.x_next), choice_next
+            e_next[place] = earned
+            x_next[place] = self.model.design(table_next)[0][each, choice_next]
             yield Step(
-                b.rows, values.sieve(b.x), x, self.model.base(table), b.choice,
-                self._weights(b.weight, known), offered, known, phi_next, to, e, x_next,
-            )  # fmt: skip
+                rows=block.rows,
+                phi=values.sieve(block.x),
+                x=x,
+                base=self.model.base(table),
+                choice=block.choice,
+                weight=self._weights(block.weight, followed),
+                offered=self.model.offered(table),
+                followed=followed,
+                phi_next=phi_next,
+                choice_next=to,
+                e_next=e_next,
+                x_next=x_next,
+            )
 
-    def _weights(self, weight: FloatArray, known: IntArray) -> FloatArray:
+    def _weights(self, weight: FloatArray, followed: IntArray) -> FloatArray:
         """Return the rows' weights; 0 for those that are not followed, where they are left out."""
         if not self.options["followed"]:
             return weight
         out = np.zeros_like(weight)
-        out[known] = weight[known]
+        out[followed] = weight[followed]
         return out
 
     def _own(self, phi: FloatArray, choice: IntArray) -> FloatArray:
@@ -245,7 +280,7 @@ class TDCCP(RowsEstimator):
         K, _ = self.values.features()
         M, N, b = np.zeros((J * G, J * G)), np.zeros((J * G, J * G)), np.zeros((J * G, K + 1))
         for s in self._steps(policy):
-            at = s.known
+            at = s.followed
             f = self._own(s.phi[at], s.choice[at])
             fw = f * s.weight[at, None]
             M += fw.T @ f
@@ -270,7 +305,7 @@ class TDCCP(RowsEstimator):
         pi = np.exp(logs) if s.offered is None else np.exp(logs) * s.offered
         return h, pi, logs
 
-    def _look(
+    def _evaluate(
         self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, theta: FloatArray
     ) -> tuple[float, FloatArray, FloatArray, FloatArray]:
         """Return pseudo-log-likelihood, score, information and ``Gamma`` at ``theta``."""
@@ -308,8 +343,8 @@ class TDCCP(RowsEstimator):
         for step in range(maxiter + 1):
             slope, sums = np.zeros((K, K)), np.zeros((rows.nmembers, K))
             for train, own, policy, system, omega, xi in parts:
-                gamma = train._look(policy, omega, xi, theta)[3]
-                slope += own._look(policy, omega, xi, theta)[2]
+                gamma = train._evaluate(policy, omega, xi, theta)[3]
+                slope += own._evaluate(policy, omega, xi, theta)[2]
                 slope += own._slope(policy, omega, system, gamma)
                 sums += own._influence(policy, omega, xi, theta, system, gamma)[0]
             moment = weight @ sums
@@ -329,14 +364,14 @@ class TDCCP(RowsEstimator):
         L, beta = system.solve(gamma, transposed=True), self.model.beta
         out = np.zeros((omega.shape[1], omega.shape[1]))
         for s in self._steps(policy):
-            at = s.known
+            at = s.followed
             f = self._own(s.phi[at], s.choice[at])
             ahead = self._own(s.phi_next, s.choice_next)
             w = self.rows.weight[s.rows][at]
             out += L.T @ ((f * w[:, None]).T @ (beta * s.x_next - (f - beta * ahead) @ omega))
         return out
 
-    def _climb(
+    def _maximise(
         self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, tol: float, maxiter: int
     ) -> tuple[FloatArray, FloatArray, FloatArray, int, float, float]:
         """Maximise by Newton steps: theta, information, ``Gamma`` (D, K), steps, gradient, loglik.
@@ -344,7 +379,7 @@ class TDCCP(RowsEstimator):
         ``Gamma = sum_s sum_j pi_j f_j (h_j - sum pi h)'`` is what the index moves the scores by.
         """
         theta = np.zeros(omega.shape[1])
-        loglik, score, H, gamma = self._look(policy, omega, xi, theta)
+        loglik, score, H, gamma = self._evaluate(policy, omega, xi, theta)
         flat = Identification.of(self.values.features()[1], H).flat
         if flat or (np.diag(H) <= 0).any():
             raise IdentificationError(
@@ -357,7 +392,7 @@ class TDCCP(RowsEstimator):
             if float(score @ move) <= tol**2 * max(self.rows.nobs, 1.0):
                 break
             for halving in range(20):
-                found = self._look(policy, omega, xi, theta + move / 2**halving)
+                found = self._evaluate(policy, omega, xi, theta + move / 2**halving)
                 if found[0] >= loglik - 1e-12 * abs(loglik):
                     break
             theta = theta + move / 2**halving
@@ -366,9 +401,14 @@ class TDCCP(RowsEstimator):
         return theta, H, gamma, steps, size, loglik
 
     def _influence(
-        self, policy: ChoiceLogit, omega: FloatArray, xi: FloatArray, theta: FloatArray,
-        system: ValueSystem, gamma: FloatArray,
-    ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+        self,
+        policy: ChoiceLogit,
+        omega: FloatArray,
+        xi: FloatArray,
+        theta: FloatArray,
+        system: ValueSystem,
+        gamma: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
         """Return every member's locally robust score (N, K) and weight (N,)."""
         K, beta, v = len(theta), self.model.beta, omega @ theta + xi
         # the score falls as the index of a choice rises: - Gamma' A^{-1}
@@ -379,7 +419,7 @@ class TDCCP(RowsEstimator):
             i = np.arange(len(h))
             own = h[i, s.choice] - np.einsum("nj,njk->nk", pi, h)
             own *= (s.weight > 0)[:, None]
-            at = s.known
+            at = s.followed
             f = self._own(s.phi[at], s.choice[at])
             ahead = self._own(s.phi_next, s.choice_next)
             miss = beta * (s.x_next @ theta + s.e_next) - (f - beta * ahead) @ v

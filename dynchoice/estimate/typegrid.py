@@ -12,11 +12,14 @@ histories. Counterfactuals reuse the solved types.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import (
     ConvergenceError,
     ConvergenceWarning,
@@ -31,10 +34,10 @@ from dynchoice.model.factored import Factored
 from dynchoice.panel.counts import Counts
 from dynchoice.solvers.linear import one_blas_thread
 from dynchoice.solvers.solver import Solver
-from dynchoice.typing import FloatArray, Progress
+from dynchoice.typing import FloatArray, IntArray, Progress
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from dynchoice.panel.panel import Panel
 
 METHODS = ("moments", "likelihood")
 EM_STEPS = 20_000
@@ -74,8 +77,6 @@ class TypeGridResults:
 
     def frame(self) -> pd.DataFrame:
         """Return the types with positive weight, largest first."""
-        import pandas as pd
-
         table = pd.DataFrame(self.grid, columns=list(self.names))
         table.insert(0, "weight", self.weights)
         if self.draws is not None:
@@ -85,8 +86,6 @@ class TypeGridResults:
 
     def moments(self) -> pd.DataFrame:
         """Return mean and standard deviation of each parameter over types, with errors."""
-        import pandas as pd
-
         mean = self.weights @ self.grid
         sd = np.sqrt(np.maximum(self.weights @ (self.grid - mean) ** 2, 0.0))
         table = pd.DataFrame({"mean": mean, "sd": sd}, index=list(self.names))
@@ -132,11 +131,17 @@ class TypeGrid:
         A grid of the wrong shape; one type only; an unknown method.
     """
 
-    def __init__(self, model: DDC, data: Any, grid: Any, *, method: str = "moments") -> None:
+    def __init__(
+        self,
+        model: DDC,
+        data: Panel | Counts,
+        grid: FloatArray | pd.DataFrame,
+        *,
+        method: str = "moments",
+    ) -> None:
         if model.horizon is not None:
             raise SpecificationError("TypeGrid is for infinite horizons")
-        if method not in METHODS:
-            raise SpecificationError(f"method={method!r}: use 'moments' or 'likelihood'")
+        checks.one_of(method, "method", METHODS)
         rows = grid.to_dict("records") if hasattr(grid, "to_dict") else list(grid)
         self.grid = np.array([model.vector(row) for row in rows])
         if len(self.grid) < 2:
@@ -176,9 +181,9 @@ class TypeGrid:
         return self._by_moments(np.array(P), draws, seed)
 
     def _by_likelihood(self, P: FloatArray, draws: int, seed: int) -> TypeGridResults:
-        own = histories(self.counts.members, False)
-        log_L = np.stack([own.sums(np.log(np.where(p > 0, p, 1.0))) for p in P], axis=1)
-        weights, value, sound = grid_weights(log_L, own.weight)
+        data = histories(self.counts.members, False)
+        log_L = np.stack([data.sums(np.log(np.where(p > 0, p, 1.0))) for p in P], axis=1)
+        weights, value, sound = grid_weights(log_L, data.weight)
         sample = None
         if draws:
             members = self.counts.members
@@ -186,17 +191,17 @@ class TypeGrid:
             sample = np.empty((draws, len(P)))
             for b, factor in enumerate(_factors(members.bucket, draws, seed)):
                 w = np.bincount(
-                    own.member, weights=members.weights * factor, minlength=len(own.weight)
+                    data.member, weights=members.weights * factor, minlength=len(data.weight)
                 )
                 sample[b] = grid_weights(log_L, np.asarray(w, dtype=np.float64), weights)[0]
         return TypeGridResults(
-            self.model.names,
-            self.grid,
-            weights,
-            value,
-            self.method,
-            self._first.model,
-            sample,
+            names=self.model.names,
+            grid=self.grid,
+            weights=weights,
+            criterion=value,
+            method=self.method,
+            model=self._first.model,
+            draws=sample,
             converged=sound,
         )
 
@@ -232,19 +237,26 @@ class TypeGrid:
         if draws:
             if self.panel is None:
                 raise SpecificationError("bootstrapped moments need the Panel, not its Counts")
-            own = self.panel.bucket_cells()
+            buckets = self.panel.bucket_cells()
             sample = np.empty((draws, len(P)))
-            for b, factor in enumerate(_factors(own.cells[:, 1], draws, seed)):
-                _, _, t, s, j, _, decides = own.cells.T
+            for b, factor in enumerate(_factors(buckets.cells[:, 1], draws, seed)):
+                _, _, t, s, j, _, decides = buckets.cells.T
                 code = ((t - counts.first_period) * n.shape[1] + s) * n.shape[2] + j
                 flat = np.bincount(
-                    code, weights=own.n * factor * (decides == 1), minlength=n.size
+                    code, weights=buckets.n * factor * (decides == 1), minlength=n.size
                 ).reshape(n.shape)
                 share = flat / np.maximum(flat.sum(axis=(1, 2), keepdims=True), 1e-300)
                 sample[b] = simplex_least_squares(M * W[:, None], share.reshape(-1) * W)[0]
         notes = ("Every type is taken to start from the first period's distribution over states",)
         return TypeGridResults(
-            model.names, self.grid, weights, value, self.method, model, sample, notes
+            names=model.names,
+            grid=self.grid,
+            weights=weights,
+            criterion=value,
+            method=self.method,
+            model=model,
+            draws=sample,
+            notes=notes,
         )
 
 
@@ -290,7 +302,7 @@ def grid_weights(
     return w, float(weight @ (np.log(L @ w) + top[:, 0])), sound
 
 
-def _factors(bucket: Any, draws: int, seed: int) -> Any:
+def _factors(bucket: IntArray, draws: int, seed: int) -> Iterator[IntArray]:
     """Yield how often each entry's bucket is drawn, one resampled panel after the other."""
     filled, code = np.unique(bucket, return_inverse=True)
     rng = np.random.default_rng(seed)

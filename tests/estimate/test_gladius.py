@@ -116,9 +116,9 @@ def test_without_torch_the_message_names_the_cpu_wheel():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": ()}, r"hidden=\(\)"),
+        ({"hidden": ()}, "hidden is empty"),
         ({"epochs": 0}, "epochs=0"),
-        ({"holdout": 1.0}, "holdout=1.0"),
+        ({"holdout": 1.0}, "holdout=1 must lie between 0 and 1"),
         ({"rate": -1}, "rate=-1"),
         ({"rate": "fast"}, "rate='fast'"),
         ({"decay": float("inf")}, "decay=inf"),

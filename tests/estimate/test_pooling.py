@@ -10,13 +10,12 @@ from scipy.stats import norm
 
 import dynchoice as dc
 from dynchoice.estimate.likelihood import Likelihood
-from dynchoice.estimate.pooling import (
+from dynchoice.estimate.pooling import move_with_pooled, pool
+from dynchoice.estimate.shrinkage import (
     Evidence,
-    climb,
     half_width,
-    joint,
+    maximise_reml,
     moments,
-    pool,
     posterior,
     restricted,
     shrink,
@@ -127,13 +126,13 @@ def test_reml_is_the_maximum_of_a_brute_force_grid():
 
     grid = np.linspace(0, 3, 61)
     values = np.array([[brute(a, b) for b in grid] for a in grid])
-    T = climb(e, False)
+    T = maximise_reml(e, False)
     i, j = np.unravel_index(values.argmax(), values.shape)
     assert np.abs(np.diag(T) - grid[[i, j]]).max() < 0.05 and T[0, 1] == 0
     assert restricted(T, e).loglik >= values.max() - 1e-9
     at = (grid[i], grid[j])
     assert restricted(np.diag(at), e).loglik == pytest.approx(values.max(), abs=1e-9)
-    free = climb(e, True)
+    free = maximise_reml(e, True)
     assert restricted(free, e).loglik >= restricted(T, e).loglik
     gradient = slope(free, e)[1]
     assert np.abs(gradient @ free).max() < 1e-5
@@ -419,7 +418,7 @@ def test_parameters_that_are_not_pooled_move_by_their_covariance():
     S = np.linalg.inv(fit.cov_matrix)
     exact = np.linalg.inv(S + np.diag([0, 1 / tau2, 0]))
     mean = exact @ (S @ fit.theta + [0, mu / tau2, 0])
-    labels, theta, cov = joint(fit, ["k1"], mean[[1]], exact[1:2, 1:2])
+    labels, theta, cov = move_with_pooled(fit, ["k1"], mean[[1]], exact[1:2, 1:2])
     assert labels == ["k0", "k1", "k2"]
     assert theta == pytest.approx(mean) and cov == pytest.approx(exact)
     got = some.fits["m0"]

@@ -409,5 +409,5 @@ def test_bad_options_are_named(options, message):
         dc.DeepPQR(spec(), loaded(chain(0)), degree=1).fit(cov_type="opg")
     with pytest.raises(dc.SpecificationError, match="takes Trajectories"):
         dc.DeepPQR(spec(), chain(0))
-    with pytest.raises(dc.SpecificationError, match="pool=0: a positive number"):
+    with pytest.raises(dc.SpecificationError, match="pool=0 must be a positive number"):
         dc.GenPQR(spec(), loaded(chain(0)), pool=0)

@@ -98,7 +98,7 @@ def test_a_known_part_is_taken_out_of_the_reward(line, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clusters": 1}, "two at least"),
+        ({"clusters": 1}, "whole number of at least 2"),
         ({"clusters": 10**7}, "rows"),
         ({"clusters": 2.0}, "whole number"),
         ({"degree": 0}, "degree=0"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import DataError, SpecificationError, first_few, suggest
 from dynchoice.model.regions import RegionGrid
 from dynchoice.panel.counts import period_label
@@ -21,8 +22,8 @@ StandIns = dict[str, list[FloatArray | None]]
 def read_market(
     names: Sequence[str],
     grid: RegionGrid,
-    market: Any,
-    instruments: Mapping[str, Any] | None,
+    market: pd.DataFrame | None,
+    instruments: Mapping[str, str | Sequence[str]] | None,
 ) -> tuple[dict[str, FloatArray], StandIns, list[str]]:
     """Return each multiplier (R, T) by parameter, stand-ins for instruments, unused columns.
 
@@ -35,8 +36,8 @@ def read_market(
         Region-periods twice, or missing where there are members; values that are no numbers.
     """
     tables = _tables(grid, market) if market is not None else {}
-    own = {n: tables[n] for n in names if n in tables}
-    for name, table in own.items():
+    multipliers = {n: tables[n] for n in names if n in tables}
+    for name, table in multipliers.items():
         missing = np.isnan(table) & grid.alive
         if missing.any():
             i, j = np.argwhere(missing)[0]
@@ -45,43 +46,37 @@ def read_market(
                 f" with members, first: region {grid.labels[i]!r} at"
                 f" {period_label(grid.first + int(j), grid.kind)}"
             )
-    stand: StandIns = {n: [own.get(n)] for n in names}
-    used = set(own)
-    for name, given in (instruments or {}).items():
-        if name not in names:
-            raise SpecificationError(
-                f"instruments: no parameter {name!r}.{suggest(name, names)} Parameters:"
-                f" {', '.join(names)}"
-            )
-        items = [given] if isinstance(given, str) else given
+    stand_ins: StandIns = {n: [multipliers.get(n)] for n in names}
+    used = set(multipliers)
+    checks.known(instruments or {}, names, "instruments: no parameter")
+    for name, variables in (instruments or {}).items():
+        items = [variables] if isinstance(variables, str) else variables
         if not isinstance(items, list | tuple) or not items:
             raise SpecificationError(
-                f"instruments for {name!r}: {given!r} must name market variables, or 'lag'"
+                f"instruments for {name!r}: {variables!r} must name market variables, or 'lag'"
             )
-        stand[name] = [_stand_in(name, item, own, tables) for item in items]
+        stand_ins[name] = [_stand_in(name, item, multipliers, tables) for item in items]
         used |= {item for item in items if isinstance(item, str)}
     unused = [c for c in tables if c not in used]
     for column in unused:
-        near = difflib.get_close_matches(column, [n for n in names if n not in own], 1, 0.6)
+        near = difflib.get_close_matches(column, [n for n in names if n not in multipliers], 1, 0.6)
         if near:
             raise SpecificationError(
                 f"market column {column!r} is no parameter of the model and no instrument. Did you"
                 f" mean {near[0]!r}?"
             )
-    return own, stand, unused
+    return multipliers, stand_ins, unused
 
 
-def _tables(grid: RegionGrid, market: Any) -> dict[str, FloatArray]:
+def _tables(grid: RegionGrid, market: pd.DataFrame) -> dict[str, FloatArray]:
     """Return every market variable as a table (R, T), NaN where it is not given."""
-    for column in ("region", "period"):
-        if column not in market:
-            raise SpecificationError(f"market has no column {column!r}")
+    checks.columns(market, ("region", "period"), "market")
     region = {str(x): i for i, x in enumerate(grid.labels)}
     r = market["region"].astype(str).map(region)
     t = grid.period_codes(market["period"])
     inside = r.notna().to_numpy() & (t >= 0) & (t < grid.T)
-    at = r[inside].to_numpy().astype(np.int64) * grid.T + t[inside]
-    codes, copies = np.unique(at, return_counts=True)
+    cell = r[inside].to_numpy().astype(np.int64) * grid.T + t[inside]
+    codes, copies = np.unique(cell, return_counts=True)
     if (copies > 1).any():
         shown = [
             f"region {grid.labels[c // grid.T]!r} at"
@@ -95,25 +90,25 @@ def _tables(grid: RegionGrid, market: Any) -> dict[str, FloatArray]:
     out = {}
     for column in market.columns.drop(["region", "period"]):
         table = np.full(len(grid.labels) * grid.T, np.nan)
-        table[at] = as_floats(market[column], f"market variable {column!r}")[inside]
+        table[cell] = as_floats(market[column], f"market variable {column!r}")[inside]
         out[str(column)] = table.reshape(len(grid.labels), grid.T)
     return out
 
 
 def _stand_in(
-    name: str, item: Any, own: dict[str, FloatArray], tables: dict[str, FloatArray]
+    name: str, item: str, multipliers: dict[str, FloatArray], tables: dict[str, FloatArray]
 ) -> FloatArray:
     if isinstance(item, str) and item in tables:
         return tables[item]
     depth = str(item)[3:] or "1"
     if isinstance(item, str) and item.startswith("lag") and depth.isdigit() and int(depth) > 0:
-        if name not in own:
+        if name not in multipliers:
             raise SpecificationError(
                 f"instruments for {name!r}: {item!r} is the past of a market variable named"
                 f" {name!r}, and market has none"
             )
-        lagged = np.full_like(own[name], np.nan)
-        lagged[:, int(depth) :] = own[name][:, : -int(depth)]
+        lagged = np.full_like(multipliers[name], np.nan)
+        lagged[:, int(depth) :] = multipliers[name][:, : -int(depth)]
         return lagged
     raise SpecificationError(
         f"instruments for {name!r}: no market variable {item!r}.{suggest(item, tables)} Market"

@@ -23,7 +23,7 @@ import numpy as np
 from dynchoice.errors import DataError
 from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.rewards.first_stages import LearnedStages, Rows
-from dynchoice.estimate.rewards.learners import Learned, folds_of, named_fold
+from dynchoice.estimate.rewards.learners import Learned, Referenced, folds_of, named_fold
 from dynchoice.estimate.rewards.network import Network, torch_module, train
 from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR
 from dynchoice.estimate.rewards.row_blocks import RowBlock
@@ -336,35 +336,6 @@ class JointNetworks:
             watch=lambda part: loss(part, projected=True),
         )
         return replace(start, shift=loss.missing_constant()), epochs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Referenced:
-    """States of all rows with their reference choices.
-
-    Attributes
-    ----------
-    x : FloatArray, shape (N, p)
-    offered : BoolArray, shape (N, J), or None
-    choice : IntArray, shape (N,)
-        The reference.
-    paid : FloatArray, shape (N,)
-        Its reward.
-    """
-
-    x: FloatArray
-    offered: BoolArray | None
-    choice: IntArray
-    paid: FloatArray
-
-    @classmethod
-    def of(cls, steps: RowsPQR) -> Referenced:
-        """Look them up."""
-        x = np.asarray(steps.rows.x)
-        table = steps.sieved.table(x)
-        offered = steps.model.offered(table)
-        choice = steps.model.reference(offered, len(x))
-        return cls(x=x, offered=offered, choice=choice, paid=steps.model.paid(table, choice))
 
 
 class JointLoss:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.rewards.first_stages import LearnedStages
@@ -41,14 +42,42 @@ from dynchoice.inference.learner_predictions import (
     with_choice,
 )
 from dynchoice.panel.trajectories import NO_ROW
-from dynchoice.typing import BoolArray, FloatArray, IntArray, Progress
+from dynchoice.typing import AnyArray, BoolArray, FloatArray, IntArray, Progress
 
 SETTLED = 0.02
 """Root mean square move of the last round, in spreads of the values, below which they settled."""
 
 
-def checked(learner: Any, methods: tuple[str, ...], option: str) -> Any:
-    """Return a learner, or say what it lacks.
+class Trainable(Protocol):
+    """What is fitted to rows (n, p) and targets (n,), in place."""
+
+    @property
+    def fit(self) -> Callable[..., object]:
+        """Called as ``fit(X, y)``, or with ``sample_weight=`` where rows have weights."""
+        ...
+
+
+class Regressor(Trainable, Protocol):
+    """A learner of numbers, as scikit-learn's are."""
+
+    def predict(self, X: FloatArray) -> FloatArray:
+        """Return predictions (n,)."""
+        ...
+
+
+class Classifier(Trainable, Protocol):
+    """A learner of choice probabilities, as scikit-learn's are."""
+
+    def predict_proba(self, X: FloatArray) -> FloatArray:
+        """Return probabilities (n, classes)."""
+        ...
+
+
+Model = TypeVar("Model", bound=Trainable)
+
+
+def check_learner(learner: object, methods: tuple[str, ...], option: str) -> None:
+    """Raise for a learner that lacks a method, and say which.
 
     Raises
     ------
@@ -63,10 +92,9 @@ def checked(learner: Any, methods: tuple[str, ...], option: str) -> Any:
             " scikit-learn or dynchoice.Network"
             + ("" if isinstance(learner, type) else f"; it lacks {', '.join(lacking)}")
         )
-    return learner
 
 
-def fitted(learner: Any, X: FloatArray, y: Any, weight: FloatArray) -> Any:
+def fit_copy(learner: Model, X: FloatArray, y: AnyArray, weight: FloatArray) -> Model:
     """Return a copy of a learner fitted to rows; weights go to learners that take them.
 
     Raises
@@ -74,16 +102,16 @@ def fitted(learner: Any, X: FloatArray, y: Any, weight: FloatArray) -> Any:
     SpecificationError
         Weights differ and the learner takes none.
     """
-    own = copy.deepcopy(learner)
+    model = copy.deepcopy(learner)
     if (weight == weight[0]).all():
-        own.fit(X, y)
-        return own
-    if "sample_weight" not in inspect.signature(own.fit).parameters:
+        model.fit(X, y)
+        return model
+    if "sample_weight" not in inspect.signature(model.fit).parameters:
         raise SpecificationError(
-            f"the rows have weights, but fit() of {type(own).__name__} takes no sample_weight"
+            f"the rows have weights, but fit() of {type(model).__name__} takes no sample_weight"
         )
-    own.fit(X, y, sample_weight=weight)
-    return own
+    model.fit(X, y, sample_weight=weight)
+    return model
 
 
 @contextmanager
@@ -105,12 +133,9 @@ def folds_of(members: int, folds: int, seed: int | None) -> IntArray:
     SpecificationError
         Fewer than two folds, or more than members.
     """
-    if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= members:
-        raise SpecificationError(
-            f"folds={folds!r}: a whole number from 2 to the number of members ({members:,})"
-        )
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise SpecificationError(f"seed={seed!r}: a whole number, zero at least")
+    if checks.whole(folds, "folds", 2) > members:
+        raise SpecificationError(f"folds={folds:,} is above the number of members ({members:,})")
+    checks.seed(seed)
     out = np.empty(members, dtype=np.int64)
     out[np.random.default_rng(seed).permutation(members)] = np.arange(members) % folds
     return out
@@ -139,6 +164,35 @@ class Learned:
     """Of ``Q`` on a sieve, where there is no predictor."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Referenced:
+    """States of all rows with their reference choices.
+
+    Attributes
+    ----------
+    x : FloatArray, shape (N, p)
+    offered : BoolArray, shape (N, J), or None
+    choice : IntArray, shape (N,)
+        The reference.
+    paid : FloatArray, shape (N,)
+        Its reward.
+    """
+
+    x: FloatArray
+    offered: BoolArray | None
+    choice: IntArray
+    paid: FloatArray
+
+    @classmethod
+    def of(cls, steps: RowsPQR) -> Referenced:
+        """Look them up."""
+        x = np.asarray(steps.rows.x)
+        table = steps.sieved.table(x)
+        offered = steps.model.offered(table)
+        choice = steps.model.reference(offered, len(x))
+        return cls(x=x, offered=offered, choice=choice, paid=steps.model.paid(table, choice))
+
+
 class CrossFit:
     """Cross-fitting of the first two steps on rows.
 
@@ -154,65 +208,73 @@ class CrossFit:
     """
 
     def __init__(
-        self, steps: RowsPQR, classifier: Any, regressor: Any, *, folds: int, rounds: int,
+        self,
+        steps: RowsPQR,
+        classifier: Classifier | None,
+        regressor: Regressor,
+        *,
+        folds: int,
+        rounds: int,
         seed: int | None,
-    ) -> None:  # fmt: skip
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise SpecificationError(f"rounds={rounds!r}: a whole number, one at least")
+    ) -> None:
+        checks.whole(rounds, "rounds", 1)
         self.steps, self.sieved = steps, steps.sieved
         self.model, self.rows, self.general = steps.model, steps.rows, steps.form.name == "general"
         if classifier is not None:
-            checked(classifier, ("fit", "predict_proba"), "classifier")
+            check_learner(classifier, ("fit", "predict_proba"), "classifier")
         self.classifier = classifier
-        self.regressor = checked(regressor, ("fit", "predict"), "regressor")
+        check_learner(regressor, ("fit", "predict"), "regressor")
+        self.regressor = regressor
         self.folds, self.rounds = folds, rounds
         self.fold = folds_of(steps.rows.nmembers, folds, seed)
 
     def fit(self, progress: Progress | None = None) -> Learned:
         """Return the stages of all rows."""
-        rows, J = self.rows, len(self.model.choices)
-        N, tell = len(rows.x), progress or (lambda done, total, text: None)
-        table = self.sieved.table(np.asarray(rows.x))
-        offered = self.model.offered(table)
-        o = self.model.reference(offered, N)
-        g = self.model.paid(table, o)
+        rows, J, N = self.rows, len(self.model.choices), len(self.rows.x)
+        report = progress or (lambda done, total, text: None)
+        references = Referenced.of(self.steps)
+        x, offered = references.x, references.offered
         log_pi, value = np.zeros((N, J)), np.zeros((N, J) if self.general else N)
-        policies: list[Any] = []
-        values: list[Any] = []
+        policies: list[SievePolicy | ClassifierPolicy] = []
+        values: list[Corrected] = []
         clipped, worst, most = 0, 0.0, 0
         for k in range(self.folds):
             out = self.fold[rows.member] == k
             used = np.flatnonzero(~out)
-            tell(2 * k, 2 * self.folds, f"policy without fold {k + 1}")
+            report(2 * k, 2 * self.folds, f"policy without fold {k + 1}")
             logit, base = self._sieve(k)
             policy = self._policy(used, offered, logit)
             # the fold's Q step needs log pi at its own rows too, as targets
-            own, _ = policy.logs(np.asarray(rows.x), offered)
-            away = None if offered is None else offered[out]
-            log_pi[out], cut = policy.logs(np.asarray(rows.x[out]), away)
-            clipped += cut
-            tell(2 * k + 1, 2 * self.folds, f"values without fold {k + 1}")
-            found, count, move = self._iterate(used, own, o, g, base)
-            value[out] = self._predict(found, np.asarray(rows.x[out]))
+            logs, _ = policy.logs(x, offered)
+            offered_out = None if offered is None else offered[out]
+            log_pi[out], clipped_out = policy.logs(x[out], offered_out)
+            clipped += clipped_out
+            report(2 * k + 1, 2 * self.folds, f"values without fold {k + 1}")
+            learned, count, move = self._iterate(used, logs, references, base)
+            value[out] = self._predict(learned, x[out])
             policies.append(policy)
-            values.append(found)
+            values.append(learned)
             worst, most = max(worst, move), max(most, count)
-        tell(2 * self.folds, 2 * self.folds, "learned")
+        report(2 * self.folds, 2 * self.folds, "learned")
         stages = LearnedStages(log_pi, value)
-        ahead = () if self.general else self._ahead(stages, o)
+        ahead = () if self.general else self._ahead(stages, references.choice)
         settled = worst <= SETTLED
         message = f"values moved by {worst:.2%} of their spread in the last of {most} rounds"
-        notes = [f"Probabilities and values are learned by {self._names()} in {self.folds} folds of"
-                 " members, each predicted by learners that did not see it"]  # fmt: skip
+        notes = [
+            f"Probabilities and values are learned by {self._names()} in {self.folds} folds of"
+            " members, each predicted by learners that did not see it"
+        ]
         if clipped:
             notes.append(
                 f"{clipped:,} of {N:,} rows had a probability below {CLIP:g}, raised to it"
             )
         return Learned(
-            stages,
-            LearnedReward(tuple(policies), tuple(values), ahead, self.general),
-            settled, message, tuple(notes),
-        )  # fmt: skip
+            stages=stages,
+            predictor=LearnedReward(tuple(policies), tuple(values), ahead, self.general),
+            settled=settled,
+            message=message,
+            notes=tuple(notes),
+        )
 
     def _names(self) -> str:
         policy = "a logit" if self.classifier is None else type(self.classifier).__name__
@@ -229,85 +291,91 @@ class CrossFit:
             self.sieved.sieve, step.system.solve(step.target), J if self.general else 0
         )
 
-    def _policy(self, used: IntArray, offered: BoolArray | None, logit: ChoiceLogit) -> Any:
+    def _policy(
+        self, used: IntArray, offered: BoolArray | None, logit: ChoiceLogit
+    ) -> SievePolicy | ClassifierPolicy:
         """Return the choice probabilities of some rows."""
         J, rows = len(self.model.choices), self.rows
         if self.classifier is None:
             return SievePolicy(self.sieved.sieve, logit.coefficients)
         if offered is not None:
             used = used[offered[used].sum(axis=1) > 1]
-        fit = fitted(self.classifier, rows.x[used], rows.choice[used], rows.weight[used])
+        fit = fit_copy(self.classifier, rows.x[used], rows.choice[used], rows.weight[used])
         return ClassifierPolicy(fit, J)
 
-    def _ahead(self, stages: LearnedStages, o: IntArray) -> tuple[Any, ...]:
+    def _ahead(self, stages: LearnedStages, reference: IntArray) -> tuple[Corrected, ...]:
         """Return the R step: ``E[V(s') | s, a]`` on the state for every choice.
 
         Like the values, on the sieve and by a learner of what that misses.
         """
-        rows, out = self.rows, []
+        rows, sieve, out = self.rows, self.sieved.sieve, []
         moved = np.flatnonzero(rows.next != NO_ROW)
-        z = np.zeros(len(rows.x))
         after = rows.next[moved]
-        z[moved] = stages.value[after] - stages.log_pi[after, o[after]]
-        known = (rows.next != NO_ROW) | rows.ended
+        V_next = np.zeros(len(rows.x))
+        V_next[moved] = stages.value[after] - stages.log_pi[after, reference[after]]
+        followed = (rows.next != NO_ROW) | rows.ended
         for j, name in enumerate(self.model.choices):
-            at = np.flatnonzero(known & (rows.choice == j))
-            if not len(at):
+            taken = np.flatnonzero(followed & (rows.choice == j))
+            if not len(taken):
                 raise DataError(f"no row that takes {name!r} has a next row: its reward is unknown")
-            x, w = np.asarray(rows.x[at]), rows.weight[at]
-            phi, sieve = self.sieved.sieve(x), self.sieved.sieve
-            gram = (phi * w[:, None]).T @ phi
+            x, weight = np.asarray(rows.x[taken]), rows.weight[taken]
+            phi = sieve(x)
+            gram = (phi * weight[:, None]).T @ phi
             gram += 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram))
-            base = SieveValue(sieve, solved(gram, phi.T @ (w * z[at])), 0)
-            learner = fitted(self.regressor, x, z[at] - phi @ base.c, w)
+            base = SieveValue(sieve, solved(gram, phi.T @ (weight * V_next[taken])), 0)
+            learner = fit_copy(self.regressor, x, V_next[taken] - phi @ base.c, weight)
             out.append(Corrected(base, learner, 0.0))
         return tuple(out)
 
-    def _predict(self, learner: Any, x: FloatArray) -> FloatArray:
+    def _predict(self, learner: Corrected, x: FloatArray) -> FloatArray:
         """Return ``W`` (n,) or ``h`` (n, J)."""
         if not self.general:
             return predicted(learner, x)
         return choice_values(learner, x, len(self.model.choices))
 
     def _iterate(
-        self, used: IntArray, logs: FloatArray, o: IntArray, g: FloatArray, base: SieveValue
+        self, used: IntArray, logs: FloatArray, references: Referenced, base: SieveValue
     ) -> tuple[Corrected, int, float]:
         """Return values learned from some rows, rounds taken and the last move."""
         rows, beta, J = self.rows, self.model.beta, len(self.model.choices)
-        known = used[(rows.next[used] != NO_ROW) | rows.ended[used]]
-        at = known if self.general else known[rows.choice[known] == o[known]]
-        if not len(at):
+        x, reference, g = references.x, references.choice, references.paid
+        fit_rows = used[(rows.next[used] != NO_ROW) | rows.ended[used]]
+        if not self.general:
+            fit_rows = fit_rows[rows.choice[fit_rows] == reference[fit_rows]]
+        if not len(fit_rows):
             raise DataError("no row outside a fold takes the anchor and has a next row")
-        moved = rows.next[at] != NO_ROW
-        after = rows.next[at[moved]]
-        fixed = np.zeros(len(at)) if self.general else g[at].copy()
+        moved = rows.next[fit_rows] != NO_ROW
+        after = rows.next[fit_rows[moved]]
+        inputs, inputs_next, weight = x[fit_rows], x[after], rows.weight[fit_rows]
+        # the target of every round, before the next row's value
         if self.general:
-            fixed[moved] = logs[after, o[after]] - g[after]
+            fixed = np.zeros(len(fit_rows))
+            fixed[moved] = logs[after, reference[after]] - g[after]
+            inputs = with_choice(inputs, rows.choice[fit_rows], J)
+            inputs_next = with_choice(inputs_next, reference[after], J)
         else:
-            fixed[moved] -= beta * logs[after, o[after]]
-        inputs, ahead_of = np.asarray(rows.x[at]), np.asarray(rows.x[after])
-        if self.general:
-            inputs = with_choice(inputs, rows.choice[at], J)
-            ahead_of = with_choice(ahead_of, o[after], J)
-        w = rows.weight[at]
-        own, ahead = base.predict(inputs), base.predict(ahead_of)
-        share = 1 - beta * float(w[moved].sum() / w.sum())
-        shift, now, follow = 0.0, own.copy(), ahead.copy()
-        learner, move, count = None, np.inf, 0
+            fixed = g[fit_rows].copy()
+            fixed[moved] -= beta * logs[after, reference[after]]
+        # learners are fitted to what the sieve's values miss
+        sieve, sieve_next = base.predict(inputs), base.predict(inputs_next)
+        total = weight.sum()
+        lost = 1 - beta * float(weight[moved].sum() / total)
+        shift, now, value_next = 0.0, sieve.copy(), sieve_next.copy()
+        move, count = np.inf, 0
         for count in range(1, self.rounds + 1):  # noqa: B007
-            y = fixed - own
-            y[moved] += beta * follow
-            learner = fitted(self.regressor, inputs, y, w)
-            value = own + predicted(learner, inputs)
-            follow = ahead + predicted(learner, ahead_of)
+            y = fixed - sieve
+            y[moved] += beta * value_next
+            learner = fit_copy(self.regressor, inputs, y, weight)
+            value = sieve + predicted(learner, inputs)
+            value_next = sieve_next + predicted(learner, inputs_next)
             # the constant that makes the mean residual zero
             residual = fixed - value
-            residual[moved] += beta * follow
-            shift = float(w @ residual / w.sum()) / share
-            value, follow = value + shift, follow + shift
-            move = float(np.sqrt(w @ (value - now) ** 2 / w.sum()))
+            residual[moved] += beta * value_next
+            shift = float(weight @ residual / total) / lost
+            value, value_next = value + shift, value_next + shift
+            move = float(np.sqrt(weight @ (value - now) ** 2 / total))
             now = value
-            spread = float(np.sqrt(w @ (now - w @ now / w.sum()) ** 2 / w.sum()))
+            spread = float(np.sqrt(weight @ (now - weight @ now / total) ** 2 / total))
             move /= max(spread, 1e-12 * max(1.0, float(np.abs(now).max())))
             if move <= SETTLED / 10:
                 break
@@ -318,8 +386,8 @@ class CrossFit:
 class CrossFitted:
     """Options of :class:`CrossFit`, for rows to come."""
 
-    classifier: Any
-    regressor: Any
+    classifier: Classifier | None
+    regressor: Regressor
     folds: int
     rounds: int
     trains: bool = True
@@ -327,7 +395,11 @@ class CrossFitted:
     def __call__(self, steps: RowsPQR, seed: int | None, progress: Progress | None) -> Learned:
         """Return the stages of all rows."""
         cross = CrossFit(
-            steps, self.classifier, self.regressor, folds=self.folds, rounds=self.rounds,
+            steps,
+            self.classifier,
+            self.regressor,
+            folds=self.folds,
+            rounds=self.rounds,
             seed=0 if seed is None else seed,
-        )  # fmt: skip
+        )
         return cross.fit(progress)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynchoice.errors import MissingExtraError, SpecificationError
-from dynchoice.typing import FloatArray
+from dynchoice import checks
+from dynchoice.errors import MissingExtraError
+from dynchoice.typing import AnyArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Sequential
 
 HOW = (
     "pip install torch --index-url https://download.pytorch.org/whl/cpu (the CPU wheel, 200 MB;"
@@ -15,7 +22,7 @@ HOW = (
 )
 
 
-def torch_module() -> Any:
+def torch_module() -> ModuleType:
     """Return torch, or say how to install it.
 
     Raises
@@ -31,12 +38,6 @@ def torch_module() -> Any:
             " regressor with fit and predict, or none for the sieve"
         ) from error
     return torch
-
-
-def whole_number(value: Any, least: int) -> bool:
-    """Return whether a value is a whole number, ``least`` or more."""
-    kind = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return bool(kind and value >= least)
 
 
 class Network:
@@ -67,7 +68,7 @@ class Network:
     Raises
     ------
     SpecificationError
-        Options that cannot be.
+        Sizes or numbers of passes that are no whole numbers; a rate or share outside (0, 1).
     MissingExtraError
         ``fit`` without torch; the message names the CPU wheel.
 
@@ -78,43 +79,45 @@ class Network:
     """
 
     def __init__(
-        self, hidden: Any = (64, 64), *, epochs: int = 100, batch: int = 512, rate: float = 3e-3,
-        decay: float = 0.0, holdout: float = 0.1, patience: int = 5, seed: int = 0,
-    ) -> None:  # fmt: skip
-        sizes = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
-        if not sizes or not all(whole_number(h, 1) for h in sizes):
-            raise SpecificationError(f"hidden={hidden!r}: positive whole numbers, as (64, 64)")
-        whole = {"epochs": (epochs, 1), "batch": (batch, 1), "patience": (patience, 1)}
-        for name, (value, least) in {**whole, "seed": (seed, 0)}.items():
-            if not whole_number(value, least):
-                raise SpecificationError(f"{name}={value!r}: a whole number, {least} at least")
-        shares = all(isinstance(v, int | float) for v in (holdout, rate, decay))
-        if not shares or not (0 < holdout < 1 and 0 < rate < 1 and 0 <= decay < np.inf):
-            raise SpecificationError(
-                f"holdout={holdout!r}, rate={rate!r}, decay={decay!r}: shares between 0 and 1, and"
-                " a decay that is not negative"
-            )
-        sizes = tuple(int(h) for h in sizes)
-        self.hidden, self.epochs, self.batch, self.patience = sizes, epochs, batch, patience
-        self.rate, self.decay, self.holdout, self.seed = rate, decay, holdout, seed
+        self,
+        hidden: int | Sequence[int] = (64, 64),
+        *,
+        epochs: int = 100,
+        batch: int = 512,
+        rate: float = 3e-3,
+        decay: float = 0.0,
+        holdout: float = 0.1,
+        patience: int = 5,
+        seed: int = 0,
+    ) -> None:
+        sizes = checks.items(hidden if isinstance(hidden, list | tuple) else (hidden,), "hidden")
+        self.hidden = tuple(checks.whole(size, "hidden", 1) for size in sizes)
+        self.epochs = checks.whole(epochs, "epochs", 1)
+        self.batch = checks.whole(batch, "batch", 1)
+        self.patience = checks.whole(patience, "patience", 1)
+        self.seed = checks.whole(seed, "seed")
+        self.rate = checks.share(rate, "rate", open_interval=True)
+        self.holdout = checks.share(holdout, "holdout", open_interval=True)
+        self.decay = checks.number(decay, "decay", 0)
 
     # training --------------------------------------------------------------------------------
 
-    def layers(self, inputs: int, outputs: int) -> Any:
+    def layers(self, inputs: int, outputs: int) -> Sequential:
         """Return an untrained torch module; its weights follow from the seed."""
         torch = torch_module()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            parts: list[Any] = []
+            parts: list[Module] = []
             for a, b in zip((inputs, *self.hidden), self.hidden, strict=False):
                 parts += [torch.nn.Linear(a, b), torch.nn.ReLU()]
             return torch.nn.Sequential(*parts, torch.nn.Linear(self.hidden[-1], outputs)).double()
 
-    def fit(self, X: FloatArray, y: Any, sample_weight: FloatArray | None = None) -> Network:
+    def fit(self, X: FloatArray, y: AnyArray, sample_weight: FloatArray | None = None) -> Network:
         """Train on rows (n, p) and targets (n,)."""
         torch = torch_module()
         X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
         classes = np.issubdtype(y.dtype, np.integer)
+        target: AnyArray
         self.centre, spread = X.mean(axis=0), X.std(axis=0)
         self.spread = np.where(spread > 0, spread, 1.0)
         if classes:
@@ -127,22 +130,30 @@ class Network:
         self.net = self.layers(X.shape[1], outputs)
         w = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
 
-        def loss(rows: Any) -> Any:
-            found = self.net(self._inputs(X[rows]))
-            of, weight = torch.from_numpy(target[rows]), torch.from_numpy(w[rows])
+        def loss(rows: IntArray) -> Tensor:
+            outputs = self.net(self._inputs(X[rows]))
+            wanted, weight = torch.from_numpy(target[rows]), torch.from_numpy(w[rows])
             if classes:
-                each = torch.nn.functional.cross_entropy(found, of, reduction="none")
+                each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
             else:
-                each = (found[:, 0] - of) ** 2
+                each = (outputs[:, 0] - wanted) ** 2
             return (each * weight).sum() / weight.sum()
 
         self.epochs_run = train(
-            [self.net], loss, len(X), batch=self.batch, rate=self.rate, decay=self.decay,
-            epochs=self.epochs, holdout=self.holdout, patience=self.patience, seed=self.seed,
-        )  # fmt: skip
+            [self.net],
+            loss,
+            len(X),
+            batch=self.batch,
+            rate=self.rate,
+            decay=self.decay,
+            epochs=self.epochs,
+            holdout=self.holdout,
+            patience=self.patience,
+            seed=self.seed,
+        )
         return self
 
-    def _inputs(self, X: FloatArray) -> Any:
+    def _inputs(self, X: FloatArray) -> Tensor:
         return torch_module().from_numpy((X - self.centre) / self.spread)
 
     def _outputs(self, X: FloatArray) -> FloatArray:
@@ -164,10 +175,21 @@ class Network:
 
 
 def train(
-    modules: list[Any], loss: Any, rows: int, *, batch: int, rate: float, decay: float,
-    epochs: int, holdout: float, patience: int, seed: int, ascent: Any = None,
-    descend: list[Any] | None = None, watch: Any = None,
-) -> int:  # fmt: skip
+    modules: list[Module],
+    loss: Callable[[IntArray], Tensor],
+    rows: int,
+    *,
+    batch: int,
+    rate: float,
+    decay: float,
+    epochs: int,
+    holdout: float,
+    patience: int,
+    seed: int,
+    ascent: Callable[[IntArray], None] | None = None,
+    descend: list[Module] | None = None,
+    watch: Callable[[IntArray], Tensor] | None = None,
+) -> int:
     """Minimise ``loss(rows)`` by Adam in minibatches, and keep the best held-out epoch's weights.
 
     Parameters
@@ -181,7 +203,6 @@ def train(
         Called with a batch's positions before every step on ``loss`` (GLADIUS's other network).
     descend : list of torch modules, optional
         Whose weights ``loss`` descends on. Default: all.
-
     watch : callable, optional
         What is watched on held-out rows, in place of ``loss``.
 

@@ -9,19 +9,19 @@ parameters in closed form. The parameters are the projection of the reward on th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from dynchoice.errors import DataError, IdentificationError, SpecificationError, suggest
-from dynchoice.estimate import first_stage as laws_of_motion
-from dynchoice.estimate.choice_probabilities import ChoiceProbabilities, FirstStageChoice
-from dynchoice.estimate.estimator import CountsEstimator, FitOptions
-from dynchoice.estimate.first_stage import FirstStage, counts_of, influence
+from dynchoice.estimate.choice_probabilities import ChoiceProbabilities
+from dynchoice.estimate.estimator import FitOptions
+from dynchoice.estimate.first_stage import influence
 from dynchoice.estimate.likelihood import Likelihood
 from dynchoice.estimate.make_results import Estimate, ScoreParts, make_results
 from dynchoice.estimate.optimise import Optimization
 from dynchoice.estimate.rewards.normalised import Normalised, normalised
+from dynchoice.estimate.two_step import TwoStepEstimator
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.results import Results
 from dynchoice.model.attention import psi_derivative
@@ -29,35 +29,40 @@ from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
 from dynchoice.typing import FloatArray, IntArray, Level
 
+if TYPE_CHECKING:
+    from dynchoice.model.utility import Utility
+    from dynchoice.panel.counts import Counts
+    from dynchoice.panel.panel import Panel
 
-class TableReward(CountsEstimator[Results]):
+
+class TableReward(TwoStepEstimator[Results]):
     """A reward on states that are levels; what :class:`DeepPQR` and :class:`GenPQR` are there."""
 
     def __init__(
         self,
         model: DDC,
-        data: Any,
+        data: Panel | Counts,
         *,
         name: str,
-        reference: Any,
-        reward: Any,
-        first_stage: Any,
+        reference: Level | FloatArray | None,
+        reward: float | FloatArray | None,
+        first_stage: str | Utility,
         support: int,
     ) -> None:
         self.name = name
         if model.horizon is not None:
             raise SpecificationError(f"{self.name} is for infinite horizons")
-        self.model = model
         self.options = {
-            "name": name, "reference": reference, "reward": reward, "first_stage": first_stage,
+            "name": name,
+            "reference": reference,
+            "reward": reward,
+            "first_stage": first_stage,
             "support": support,
-        }  # fmt: skip
-        self.counts, self.panel = counts_of(data)
+        }
+        self._read(model, data, first_stage)
         self.mu = self._reference(reference)
-        self.known = reward
+        self.reward = reward
         self.g = self._reward(reward)
-        self._stage = FirstStageChoice.of(model, first_stage)
-        self._first: FirstStage = laws_of_motion.first_stage(model, self.counts, self.panel)
         taken = float((self.counts.n_sj() * (self.mu > 0)).sum())
         if taken < support:
             raise DataError(
@@ -68,7 +73,7 @@ class TableReward(CountsEstimator[Results]):
 
     # the normalisation -----------------------------------------------------------------------
 
-    def _reference(self, reference: Any) -> FloatArray:
+    def _reference(self, reference: Level | FloatArray | None) -> FloatArray:
         """Return the reference policy (S, J) of the argument."""
         model = self.model
         S, J, _ = model.shape
@@ -76,7 +81,7 @@ class TableReward(CountsEstimator[Results]):
             reference = self._outside()
         if isinstance(reference, str) and reference == "uniform" and "uniform" not in model.choices:
             return np.asarray(model.available / model.available.sum(axis=1, keepdims=True))
-        if np.ndim(reference) == 0:
+        if np.ndim(cast("FloatArray", reference)) == 0:  # a label
             if reference not in model.choices:
                 raise SpecificationError(
                     f"the reference {reference!r} is no choice.{suggest(reference, model.choices)}"
@@ -113,7 +118,7 @@ class TableReward(CountsEstimator[Results]):
             )
         return self.model.choices[int(empty.argmax())]
 
-    def _reward(self, reward: Any) -> FloatArray:
+    def _reward(self, reward: float | FloatArray | None) -> FloatArray:
         """Return the reference's expected reward (S,) of the argument."""
         S = self.model.states.size
         if reward is None:
@@ -133,7 +138,7 @@ class TableReward(CountsEstimator[Results]):
         n, model = self.counts.n_sj(), self._first.model
         probabilities = self._stage.estimate(self.model, n)
         zero = normalised(model, probabilities.P, self.mu, self.g)
-        x, h = zero.features(model.utility.x) if self.known is None else (model.utility.x, None)
+        x, h = zero.features(model.utility.x) if self.reward is None else (model.utility.x, None)
         _, theta = self._project(x, zero.r - model.utility.offset, n)
         solved = (
             zero if h is None else normalised(model, zero.P, self.mu, self.g + self._earned(theta))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dynchoice import checks
+from dynchoice._lazy import pd
 from dynchoice.errors import DataError, IdentificationError, SpecificationError
 from dynchoice.estimate.choice_logit import FIRST_ROWS, ChoiceLogit, Choices, fit_logit
 from dynchoice.model.reward import RewardModel
@@ -19,6 +20,21 @@ WORST = 1e13
 """Condition number from which on a system of value coefficients is not solved."""
 LEFT = 1e-10
 """Share of a column's square that others must leave, for the column to stay in a Q step."""
+
+
+def check_row_data(name: str, model: object, data: object) -> None:
+    """Raise unless an estimator on rows gets a RewardModel and Trajectories.
+
+    Raises
+    ------
+    SpecificationError
+        It gets something else.
+    """
+    if not isinstance(model, RewardModel) or not isinstance(data, Trajectories):
+        raise SpecificationError(
+            f"{name} takes a RewardModel and Trajectories, not a {type(model).__name__} and a"
+            f" {type(data).__name__}"
+        )
 
 
 class SievedRows:
@@ -42,9 +58,13 @@ class SievedRows:
     """
 
     def __init__(
-        self, model: RewardModel, rows: Trajectories, degree: int, pairs: bool | None,
-        columns: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: RewardModel,
+        rows: Trajectories,
+        degree: int,
+        pairs: bool | None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         if model.choices != rows.choices:
             raise SpecificationError(
                 f"the rows' choices {list(rows.choices)} are not the model's"
@@ -57,13 +77,9 @@ class SievedRows:
         self.some: IntArray | None = some if N > 2 * FIRST_ROWS else None
         used = None
         if columns is not None:
-            strange = [c for c in columns if c not in rows.features]
-            if strange or isinstance(columns, str):
-                raise SpecificationError(
-                    f"{columns!r}: a list of features of the rows, which are"
-                    f" {', '.join(rows.features)}"
-                )
-            used = np.array([name in columns for name in rows.features])
+            chosen = checks.items(columns, "ahead")
+            checks.known(chosen, rows.features, "ahead: feature")
+            used = np.array([name in chosen for name in rows.features])
         self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs, used)
         self.anchored, self.share, self.followed = self._anchored()
         if not self.followed:
@@ -94,10 +110,8 @@ class SievedRows:
             raise DataError(f"{bad:,} rows take a choice that available= says is not offered there")
         return usable, anchored / max(total, 1), followed / self.rows.nobs
 
-    def table(self, x: FloatArray) -> Any:
+    def table(self, x: FloatArray) -> pd.DataFrame:
         """Return states as a table with the features' names."""
-        import pandas as pd
-
         return pd.DataFrame(x, columns=list(self.rows.features))
 
     def features(self) -> tuple[int, tuple[str, ...]]:
@@ -117,9 +131,13 @@ class SievedRows:
         if self.some is not None:
             start = fit_logit(lambda: self.choices(self.some), self.J, self.sieve.size)
         return fit_logit(
-            lambda: self.choices(None), self.J, self.sieve.size, tol=tol, maxiter=maxiter,
+            lambda: self.choices(None),
+            self.J,
+            self.sieve.size,
+            tol=tol,
+            maxiter=maxiter,
             start=None if start is None else start.coefficients,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)

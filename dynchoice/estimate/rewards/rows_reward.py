@@ -24,15 +24,12 @@ FEW = 10
 
 
 class Learner(Protocol):
-    """What estimates the first two steps in place of the sieve.
+    """What estimates the first two steps in place of the sieve."""
 
-    Attributes
-    ----------
-    trains : bool
-        Whether it trains learners that a bootstrap must not refit.
-    """
-
-    trains: bool
+    @property
+    def trains(self) -> bool:
+        """Whether it trains learners that a bootstrap must not refit."""
+        ...
 
     def __call__(self, steps: RowsPQR, seed: int | None, progress: Progress | None) -> Learned:
         """Return the stages of all rows."""
@@ -54,9 +51,13 @@ class RowsReward(RowsEstimator):
     """
 
     def __init__(
-        self, name: str, model: RewardModel, rows: Trajectories, learner: Learner | None = None,
+        self,
+        name: str,
+        model: RewardModel,
+        rows: Trajectories,
+        learner: Learner | None = None,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.model, self.rows, self.learner = name, model, rows, learner
         self.options = options
         self.steps = RowsPQR(model, rows, **options)
@@ -90,86 +91,103 @@ class RowsReward(RowsEstimator):
                 f"{self.name}: the learners' values are no numbers; nothing can be estimated from"
                 " them (a smaller rate=, for a Network)"
             )
-        found = self.steps.fit(tol, maxiter, progress, stages)
+        fit = self.steps.fit(tol, maxiter, progress, stages)
         joint = None if learned is None else learned.coefficients
         if learned is not None:
-            if found.shift.any() and self.learner is not None and self.learner.trains:
+            if fit.shift.any() and self.learner is not None and self.learner.trains:
                 raise SpecificationError(
                     f"{self.name}: learners need a reference without features (the anchor, and the"
                     " only choice inside a contract): say what it is paid by reward= or offset="
                 )
             if joint is not None:
-                joint = joint + np.r_[found.shift, np.zeros(len(joint) - len(found.shift))]
-        errors = clustered(self.rows, found.sums, found.member_weight, cluster)
-        policy = found.policy
-        done, message = _status(found, learned)
-        if not done:
+                joint = joint + np.r_[fit.shift, np.zeros(len(joint) - len(fit.shift))]
+        errors = clustered(self.rows, fit.sums, fit.member_weight, cluster)
+        policy = fit.policy
+        converged, message = _status(fit, learned)
+        if not converged:
             if options.strict:
                 raise ConvergenceError(message)
             warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
         N, own = self.rows.nmembers, learned is None
         return RewardResults(
-            estimator=self.name, model=self.model, features=self.rows.features,
-            names_=found.names, theta=found.theta, cov_matrix=errors.cov,
+            estimator=self.name,
+            model=self.model,
+            features=self.rows.features,
+            names_=fit.names,
+            theta=fit.theta,
+            cov_matrix=errors.cov,
             cov_type="clustered",
-            cov_config=errors.config, influence=errors.influence,
-            loglik=policy.loglik if own else found.loglik, loglik_null=policy.loglik_null,
-            nobs=self.rows.nobs, nmembers=N, converged=done, message=message,
-            optimization={"iterations": policy.steps, "gradient": policy.gradient,
-                          "condition": found.system.condition,
-                          "contraction": self.model.beta * found.system.radius},
-            sieve=self.steps.sieve, policy_coefficients=policy.coefficients,
-            value_coefficients=found.c if joint is None else joint, ahead_coefficients=found.h,
+            cov_config=errors.config,
+            influence=errors.influence,
+            loglik=policy.loglik if own else fit.loglik,
+            loglik_null=policy.loglik_null,
+            nobs=self.rows.nobs,
+            nmembers=N,
+            converged=converged,
+            message=message,
+            optimization={
+                "iterations": policy.steps,
+                "gradient": policy.gradient,
+                "condition": fit.system.condition,
+                "contraction": self.model.beta * fit.system.radius,
+            },
+            sieve=self.steps.sieve,
+            policy_coefficients=policy.coefficients,
+            value_coefficients=fit.c if joint is None else joint,
+            ahead_coefficients=fit.h,
             form="joint" if joint is not None else self.steps.form.name,
-            data_digest=self.rows.digest, package_version=__version__, seed=seed,
-            notes=self._notes(found, learned, errors.cov), uses=found.uses,
+            data_digest=self.rows.digest,
+            package_version=__version__,
+            seed=seed,
+            notes=self._notes(fit, learned, errors.cov),
+            uses=fit.uses,
             predictor=None if learned is None else learned.predictor,
-        )  # fmt: skip
+        )
 
-    def _notes(self, found: RowsFit, learned: Learned | None, cov: FloatArray) -> tuple[str, ...]:
-        few = self.steps.anchored < FEW * len(found.c)
+    def _notes(self, fit: RowsFit, learned: Learned | None, cov: FloatArray) -> tuple[str, ...]:
+        few = self.steps.anchored < FEW * len(fit.c)
         notes = [
             "The parameters are a projection of the estimated reward on the features; the sieve is"
             " taken as flexible enough (compare degree=)",
         ]
         if learned is not None:
             size = np.sqrt(np.diag(cov))
-            moved = float(np.abs(found.correction / np.where(size > 0, size, np.inf)).max())
+            moved = float(np.abs(fit.correction / np.where(size > 0, size, np.inf)).max())
             notes = [
                 "The parameters are a projection of the learned reward on the features, corrected"
                 f" for the learners' errors through a sieve of {self.steps.sieve.size} columns (by"
                 f" up to {moved:.1f} standard errors)",
                 *learned.notes,
             ]
-        if found.shift.any():
+        if fit.shift.any():
             notes.append(
                 "The anchor, or a contract's only choice, has features: their normalisation is"
                 " taken as known in the standard errors, which is exact for rewards that are linear"
                 " in the features"
             )
-        left = found.system.size - len(found.system.kept)
+        left = fit.system.size - len(fit.system.kept)
         if left:
             notes.append(
-                f"{left} of {found.system.size} columns of the values add nothing where the rows of"
+                f"{left} of {fit.system.size} columns of the values add nothing where the rows of"
                 " the Q step are and are left out of them"
             )
-        if self.model.beta * found.system.radius > 1 - (1 - self.model.beta) / FEW:
+        if self.model.beta * fit.system.radius > 1 - (1 - self.model.beta) / FEW:
             notes.append(
                 f"The regression of values hardly contracts (by {self.model.beta:g} x"
-                f" {found.system.radius:.3f} a round): values and their errors lean on the sieve;"
+                f" {fit.system.radius:.3f} a round): values and their errors lean on the sieve;"
                 " compare degree="
             )
         if few:
             notes.append(
-                f"Only {self.steps.anchored:,} rows take the anchor, for {len(found.c)} columns of"
+                f"Only {self.steps.anchored:,} rows take the anchor, for {len(fit.c)} columns of"
                 " its value: expect intervals that are too narrow"
             )
         return tuple(notes)
 
 
-def _status(found: RowsFit, learned: Learned | None) -> tuple[bool, str]:
+def _status(fit: RowsFit, learned: Learned | None) -> tuple[bool, str]:
     """Return whether everything converged, and in words."""
-    policy = found.policy
+    policy = fit.policy
     if not policy.converged:
         text = f"the policy's gradient is {policy.gradient:.1e} after {policy.steps} steps"
         return False, f"not converged: {text}"
@@ -178,8 +196,8 @@ def _status(found: RowsFit, learned: Learned | None) -> tuple[bool, str]:
     if not learned.settled:
         return False, f"not converged: {learned.message}"
     if learned.coefficients is None:
-        size = np.sqrt(np.diag((found.sums * found.member_weight[:, None]).T @ found.sums))
-        moved = float(np.abs(found.correction / np.where(size > 0, size, np.inf)).max())
+        size = np.sqrt(np.diag((fit.sums * fit.member_weight[:, None]).T @ fit.sums))
+        moved = float(np.abs(fit.correction / np.where(size > 0, size, np.inf)).max())
         if moved > MISSED:
             return False, (
                 f"not converged: what the learners miss moves the parameters by {moved:.1f}"

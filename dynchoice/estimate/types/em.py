@@ -190,7 +190,12 @@ class EM:
     """The EM map on posteriors, with any inner M-step."""
 
     def __init__(
-        self, data: Histories, layout: TypeLayout, phi: FloatArray, inner: Inner, shape: Any
+        self,
+        data: Histories,
+        layout: TypeLayout,
+        phi: FloatArray,
+        inner: Inner,
+        shape: tuple[int, ...],
     ) -> None:
         self.data, self.layout, self.phi, self.inner, self.shape = data, layout, phi, inner, shape
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from dynchoice.errors import DataError, SpecificationError, suggest
+from dynchoice import checks
+from dynchoice.errors import DataError, SpecificationError
 from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
 from dynchoice.estimate.types.histories import Histories
@@ -47,7 +48,7 @@ class TypeLayout:
     def of(
         cls,
         names: Sequence[str],
-        varying: Any,
+        varying: Sequence[str] | None,
         types: int,
         share_names: Sequence[str],
         extra: tuple[str, ...] = (),
@@ -57,12 +58,7 @@ class TypeLayout:
         listed = isinstance(chosen, list | tuple | set)
         if not listed or not all(isinstance(v, str) for v in chosen):
             raise SpecificationError(f"varying={varying!r}: pass a list of parameter names")
-        for name in chosen:
-            if name not in names:
-                raise SpecificationError(
-                    f"varying: no parameter {name!r}.{suggest(name, names)}"
-                    f" Parameters: {', '.join(names)}"
-                )
+        checks.known(chosen, names, "varying: no parameter")
         if types > 1 and not chosen:
             raise SpecificationError("varying is empty: types must differ in some parameter")
         kept = tuple(n for n in names if n in chosen)
@@ -95,11 +91,11 @@ class TypeLayout:
 
     def places(self, q: int) -> IntArray:
         """Return where the model's parameters (K,) of type ``q`` stand in the vector."""
-        out, at = [], 0
+        out, place = [], 0
         for name in self.model_names:
             wide = name in self.varying and self.types > 1
-            out.append(at + (q if wide else 0))
-            at += self.types if wide else 1
+            out.append(place + (q if wide else 0))
+            place += self.types if wide else 1
         return np.array(out, dtype=np.int64)
 
     def shares(self, params: FloatArray) -> FloatArray:
@@ -240,15 +236,15 @@ class MixtureLikelihood:
         assert isinstance(by_history, np.ndarray)
         weighted = by_history * data.weight[:, None]
         self._last = MixtureEvaluation(
-            params.copy(),
-            float(data.weight @ each),
-            weighted.sum(axis=0),
-            weighted.T @ by_history,
-            by_history,
-            post,
-            each,
-            inner,
-            scores,
+            params=params.copy(),
+            loglik=float(data.weight @ each),
+            score=weighted.sum(axis=0),
+            outer=weighted.T @ by_history,
+            by_history=by_history,
+            post=post,
+            each=each,
+            inner=inner,
+            scores=scores,
         )
         return self._last
 

@@ -53,6 +53,7 @@ def soft_bellman(u, ev, beta, attention, default, v, V, pi, P):
             v[s, j] = value
             if value > top:
                 top = value
+        # less the largest value, so that no exponential overflows; the largest itself needs none
         total = 0.0
         for j in range(J):
             gap = v[s, j] - top
@@ -115,7 +116,7 @@ def policy_blocks(indptr, indices, data, P, beta, order, local, start, size, A):
         A[i, i] += 1.0
         for j in range(J):
             p = beta * P[s, j]
-            if p != 0.0:
+            if p != 0.0:  # of choices that are not offered, rows are long and change nothing
                 row = s * J + j
                 for q in range(indptr[row], indptr[row + 1]):
                     A[local[indices[q]], i] -= p * data[q]
@@ -151,6 +152,7 @@ def expect_stacked_many(indptr, indices, data, V, out):
     for row in range(indptr.size - 1):
         for k in range(K):
             out[row, k] = 0.0
+        # next states outside, columns inside: the K values of a state stand together
         for q in range(indptr[row], indptr[row + 1]):
             d = data[q]
             t = indices[q]
@@ -302,7 +304,7 @@ def score_and_outer(n, dlogp, score, outer):
                 for k in range(K):
                     w = c * dlogp[s, j, k]
                     score[k] += w
-                    for m in range(k + 1):
+                    for m in range(k + 1):  # the other half is the same: copied at the end
                         outer[k, m] += w * dlogp[s, j, m]
     for k in range(K):
         for m in range(k):
@@ -362,7 +364,7 @@ def simulate_members(
     """
     members, T = states.shape
     J = cdf_choice.shape[2]
-    last = cdf_choice.shape[0] - 1
+    last = cdf_choice.shape[0] - 1  # one table serves all periods, or the last one goes on
     for i in range(members):
         s = start[i]
         for t in range(T):

@@ -1,11 +1,21 @@
 """Numba code of models solved level by level: see :mod:`dynchoice.solvers.layout_levels`.
 
 States are ``s = c E + e``: level ``c`` (of a contract) moves along a graph, the rest ``e`` (of
-engagement) by a chain. Arrays of states and choices are (J, n), choice by choice, so that every
-loop runs along memory. ``chains`` = (Q (L, E, E), its transposes, chain of each choice (J,), the
-levels it leads to, need (L, C), and their number (L,)); ``graph`` = (indptr (C J + 1,) over rows
-``c J + j``, next level, probability, order of a sweep, rank in it, whether a level returns to
-itself); ``z`` (L, C, E) is room for ``Q_l x(c)``.
+engagement) by a chain. What the arguments are:
+
+    chains   Q (L, E, E), the distinct chains; QT, their transposes; chain (J,), which of them each
+             choice moves by; need (L, C), the levels that choices of a chain lead to; count (L,),
+             their number
+    graph    indptr (C J + 1,) over rows ``c J + j``; to, the next levels, and weight, their
+             probabilities; order (C,) of a sweep, rank (C,) of each level in it; loops (C,),
+             whether a level returns to itself
+    z        (L, C, E), room for ``Q_l x(c)``
+
+Three things make the loops fast. Arrays of states and choices are (J, n), choice by choice, and the
+innermost loop runs over the ``E`` states of a level or over all ``n``, so it reads and writes along
+memory and becomes vector instructions. A level's ``E`` numbers (at most 160) stay in the first
+cache while all moves out of it are added. And a chain is applied to a level once (``z``), however
+many choices and levels lead there: moves between levels then cost no products of matrices.
 
 A file of its own beside :mod:`dynchoice.kernels.core`: numba's cache on disk does not see an edit
 of a callee in another file, so kernels here call none from there (a test holds that); only the
@@ -38,15 +48,18 @@ def exponentials(x, scratch):
     4e-18) and ``2^k`` written as bits: four at a time, where the library's takes one. ``scratch``
     (m,). The last bit may differ from the library's.
     """
+    # one loop a kind of arithmetic (floats, whole numbers, floats): each becomes vectors by itself.
+    # ``scratch`` and ``bits`` are the same memory, so within one loop they would stand in the way
     bits = scratch.view(np.int64)
     for i in range(x.size):
-        y = _LOW if x[i] < _LOW else x[i]
+        y = _LOW if x[i] < _LOW else x[i]  # keeps 2^k a normal number; TINY decides at the end
         shifted = y * _LOG2E + _ROUND
         scratch[i] = shifted
         k = shifted - _ROUND
+        # log 2 in two parts: the first has so few digits that its product with k is exact
         x[i] = (y - k * _LN2_HIGH) - k * _LN2_LOW
     for i in range(x.size):
-        bits[i] = (bits[i] << 52) + (1023 << 52)
+        bits[i] = (bits[i] << 52) + (1023 << 52)  # k, in the last bits, becomes the exponent
     for i in range(x.size):
         r = x[i]
         p = r * (1 / 6227020800) + 1 / 479001600
@@ -71,12 +84,15 @@ def logarithms(x, mantissa, exponent):
     of a half and of two, where ten terms of the series are exact to 3e-17.
     """
     bits, own, k = x.view(np.int64), mantissa.view(np.int64), exponent.view(np.int64)
+    # less the bits of the root of a half, the exponent's bits count from there
     for i in range(x.size):
         k[i] = (bits[i] - _SQRT_HALF) >> 52
     for i in range(x.size):
         own[i] = bits[i] - (k[i] << 52)
     for i in range(x.size):
-        k[i] = k[i] + 0x4330000000000000  # the bits of 2^52 + k
+        # the bits of 2^52 + k: a float without a conversion, for which many processors have no
+        # vector instruction
+        k[i] = k[i] + 0x4330000000000000
     for i in range(x.size):
         f = mantissa[i] - 1.0
         s = f / (2.0 + f)
@@ -90,7 +106,7 @@ def logarithms(x, mantissa, exponent):
         p = p * w + 2 / 7
         p = p * w + 2 / 5
         p = p * w + 2 / 3
-        power = exponent[i] - 4503599627370496.0
+        power = exponent[i] - 4503599627370496.0  # less 2^52
         x[i] = power * _LN2_HIGH + (power * _LN2_LOW + s * (p * w) + 2.0 * s)
 
 
@@ -115,7 +131,11 @@ def largest(x):
 
 @vectors
 def combine_rows(weights, rows, out):
-    """Add ``sum_k weights[k] rows[k]`` into ``out`` (E,), eight rows at a time along memory."""
+    """Add ``sum_k weights[k] rows[k]`` into ``out`` (E,), eight rows at a time along memory.
+
+    So each element of ``out`` is loaded and stored once for eight rows, and the partial sums do not
+    wait for each other.
+    """
     K = weights.size
     whole = K - K % 8
     for k in range(0, whole, 8):
@@ -139,13 +159,14 @@ def level_expect(x, ev, z, chains, graph):
     L, C, E = z.shape
     J = ev.shape[0]
     for k in range(L):
-        if 4 * count[k] > C:  # one product of matrices, where most levels are wanted
+        if 4 * count[k] > C:  # one product of matrices is faster where many levels are wanted
             np.dot(x.reshape(C, E), QT[k], z[k])
         else:
             for c in range(C):
                 if need[k, c]:
                     z[k, c] = 0.0
                     combine_rows(x[c * E : c * E + E], QT[k], z[k, c])
+    # the rest is independent of the level given the choice: E[x] = sum_c' R_j(c, c') Q_j x(c')
     for j in range(J):
         for c in range(C):
             values = ev[j, c * E : c * E + E]
@@ -163,6 +184,7 @@ def level_choice(v, V, pi, room):
     ``room`` is as large as ``pi``.
     """
     J, n = v.shape
+    # V holds the largest value until the sum of exponentials of what is below it is known
     V[:] = v[0]
     for j in range(1, J):
         for s in range(n):
@@ -171,16 +193,17 @@ def level_choice(v, V, pi, room):
         for s in range(n):
             pi[j, s] = v[j, s] - V[s]
         exponentials(pi[j], room[j])
-    total = room[0]
+    total = room[0]  # the exponentials are done with it
     total[:] = 0.0
     for j in range(J):
         for s in range(n):
-            e = pi[j, s] if v[j, s] > -inf else 0.0
+            e = pi[j, s] if v[j, s] > -inf else 0.0  # TINY is for what is offered only
             pi[j, s] = e
             total[s] += e
     for j in range(J):
         for s in range(n):
             pi[j, s] /= total[s]
+    # logarithms need two more rows of room, which two choices do not have
     if J > 2:
         logarithms(total, room[1], room[2])
     else:
@@ -200,7 +223,7 @@ def level_bellman(u, ev, beta, attention, default, v, V, pi, P):
     for j in range(J):
         for s in range(n):
             v[j, s] = u[j, s] + beta * ev[j, s]
-    level_choice(v, V, pi, P)
+    level_choice(v, V, pi, P)  # P is room until it is written below
     for j in range(J):
         for s in range(n):
             P[j, s] = attention[s] * pi[j, s]
@@ -228,6 +251,7 @@ def level_factor(P, beta, W, lu, chains, graph):
                 W[j, c, e] = beta * P[j, c * E + e]
         if not loops[c]:
             continue
+        # A[k] is column k of the matrix, so A[k, e] is its element (e, k)
         A = lu[c]
         A[:] = 0.0
         for k in range(E):
@@ -240,6 +264,7 @@ def level_factor(P, beta, W, lu, chains, graph):
                         column, moves = A[k], QT[chain[j], k]
                         for e in range(E):
                             column[e] -= w * own[e] * moves[e]
+        # elimination column by column: each later column loses its multiple of this one
         for k in range(E):
             A[k, k] = 1.0 / A[k, k]
             lower = A[k, k + 1 :]
@@ -262,6 +287,7 @@ def level_sweep(v, y, out, z, W, lu, chains, graph):
     Q, QT, chain, need, count = chains
     indptr, to, weight, order, rank, loops = graph
     J, C, E = W.shape
+    # the right side of every level; moves to levels solved before are added to it in turn
     y[:] = v
     for i in range(C):
         c = order[i]
@@ -272,6 +298,7 @@ def level_sweep(v, y, out, z, W, lu, chains, graph):
                     w, policy, ahead = weight[q], W[j, c], z[chain[j], to[q]]
                     for e in range(E):
                         own[e] += w * policy[e] * ahead[e]
+        # moves to the level itself: its factors forth and back, column by column along memory
         if loops[c]:
             for k in range(E):
                 lower, rest, x = lu[c, k, k + 1 :], own[k + 1 :], own[k]
@@ -283,10 +310,12 @@ def level_sweep(v, y, out, z, W, lu, chains, graph):
                 upper, rest, x = lu[c, k, :k], own[:k], own[k]
                 for e in range(rest.size):
                     rest[e] -= x * upper[e]
+        # while the level's values are in the cache: its chains, for all levels that lead to it
         for k in range(z.shape[0]):
             if need[k, c]:
                 z[k, c] = 0.0
                 combine_rows(own, QT[k], z[k, c])
+    # z is complete now, so what the sweep did not solve costs no products of matrices
     out[:] = v
     for c in range(C):
         own = out[c * E : c * E + E]
@@ -320,6 +349,7 @@ def level_gmres(b, goal, step, basis, swept, H, z, W, lu, chains, graph):
     for k in range(m):
         w = basis[k + 1]
         level_sweep(basis[k], swept[k], w, z, W, lu, chains, graph)
+        # orthogonal to the vectors before it (modified Gram-Schmidt), where it stays in the basis
         base = w[0]
         for s in range(n):
             w[s] -= base
@@ -330,6 +360,8 @@ def level_gmres(b, goal, step, basis, swept, H, z, W, lu, chains, graph):
             for s in range(n):
                 w[s] -= h * q[s]
         h = dot(w, w) ** 0.5
+        # Givens rotations keep H triangular: its right side then tells the residual of every step
+        # without a solution (rotations in columns m and m + 1, the right side in column m + 2)
         for i in range(k):
             top, low = H[i, k], H[i + 1, k]
             H[i, k] = H[i, m] * top + H[i, m + 1] * low
@@ -347,6 +379,7 @@ def level_gmres(b, goal, step, basis, swept, H, z, W, lu, chains, graph):
             break
         for s in range(n):
             w[s] /= h
+    # the coefficients, from the triangle; with the swept vectors kept, no sweep for the solution
     for back in range(used):
         k = used - 1 - back
         total = H[k, m + 2]
@@ -384,7 +417,7 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, wo
         gain = T[0] - h[0]
         for s in range(n):
             r[s] = T[s] - h[s] - gain
-        residual = largest(r) if dot(r, r) < inf else inf
+        residual = largest(r) if dot(r, r) < inf else inf  # largest() would pass over a NaN
         top = largest(h)
         bound = tol * (1.0 + top)
         if residual <= bound or not residual < inf:
@@ -414,9 +447,24 @@ def level_solve(u, h, beta, attention, default, warm, tol, maxiter, pi, P, r, wo
 
 @compiled
 def level_solve_blocks(
-    u, h, beta, attention, default, warm, tol, maxiter, active, pi, P, status, r, work, which,
-    chains, graph,
-):  # fmt: skip
+    u,
+    h,
+    beta,
+    attention,
+    default,
+    warm,
+    tol,
+    maxiter,
+    active,
+    pi,
+    P,
+    status,
+    r,
+    work,
+    which,
+    chains,
+    graph,
+):
     """:func:`level_solve` of every active block in one call.
 
     ``u``, ``pi``, ``P`` (B, J, n), ``h`` (B, n); ``status`` (B, 4) receives what each returns.
@@ -428,9 +476,20 @@ def level_solve_blocks(
             d = which[b]
             law = ((Q[d], QT[d], chain[d], need[d], count[d]), graph)
             found = level_solve(
-                u[b], h[b], beta, attention[b], default[b], warm, tol, maxiter, pi[b], P[b], r,
-                work, law,
-            )  # fmt: skip
+                u[b],
+                h[b],
+                beta,
+                attention[b],
+                default[b],
+                warm,
+                tol,
+                maxiter,
+                pi[b],
+                P[b],
+                r,
+                work,
+                law,
+            )
             status[b, 0], status[b, 1], status[b, 2], status[b, 3] = found
 
 
@@ -446,6 +505,8 @@ def level_push(mu, P, out, z, main, cells, chains, graph):
     mask, group = main
     L, C, E = z.shape
     J = P.shape[0]
+    # z collects, by chain and next level, the mass before its chain moves it: a product a level and
+    # chain in the end, instead of one a move. The chain with most levels is the first
     z[:] = 0.0
     first = 0
     for k in range(1, L):
@@ -457,6 +518,7 @@ def level_push(mu, P, out, z, main, cells, chains, graph):
             if start == stop:  # not offered
                 continue
             policy = P[j, c * E : c * E + E]
+            # the first next level apart: who chooses j is counted once, not for every next level
             w, there, total = weight[start], z[chain[j], to[start]], 0.0
             for e in range(E):
                 m = mass[e] * policy[e]
@@ -467,7 +529,8 @@ def level_push(mu, P, out, z, main, cells, chains, graph):
                 w, there = weight[q], z[chain[j], to[q]]
                 for e in range(E):
                     there[e] += w * (mass[e] * policy[e])
-    # the first chain as one product of matrices, the others where they are wanted
+    # the first chain as one product of matrices, which overwrites out; the others are added to it
+    # where they are wanted
     np.dot(z[first], Q[first], out.reshape(C, E))
     for k in range(L):
         if k != first:
@@ -511,6 +574,17 @@ def level_path_blocks(
         if mu[b].max() > 0.0:
             d = which[b]
             level_path(
-                mu[b], P[b], periods, worth[b], group, main, others, cells[:, b], values[b], z, out,
-                (Q[d], QT[d], chain[d], need[d], count[d]), graph,
-            )  # fmt: skip
+                mu[b],
+                P[b],
+                periods,
+                worth[b],
+                group,
+                main,
+                others,
+                cells[:, b],
+                values[b],
+                z,
+                out,
+                (Q[d], QT[d], chain[d], need[d], count[d]),
+                graph,
+            )

@@ -27,6 +27,7 @@ def product_ahead(x, z, half, halves):
     for k in range(L):
         for c in range(C):
             if need[k, c]:
+                # (A (x) B) x is A X B' with x as a matrix X (D, E)
                 np.dot(x[c].reshape(D, E), BT[k], half)
                 np.dot(A[k], half, z[k, c].reshape(D, E))
 
@@ -69,7 +70,7 @@ def product_push(m, out, sums, half, halves, graph):
                 w, there = weight[q], sums[chain[j], to[q]]
                 for e in range(n):
                     there[e] += w * mass[e]
-    arrived = np.empty((D, E))
+    arrived = np.empty((D, E))  # of one level: small, beside what the products cost
     out[:] = 0.0
     for k in range(L):
         forth, back = np.ascontiguousarray(A[k].T), np.ascontiguousarray(BT[k].T)
@@ -99,6 +100,7 @@ def product_sweep(v, shift, y, out, coarse, z, half, W, inner, halves, graph):
     J = W.shape[1]
     for i in range(C):
         c = order[i]
+        # out[c] holds the level's right side until the second pass writes the result there
         own, given = y[c], out[c]
         for e in range(n):
             given[e] = v[c, e] - shift - coarse[c]
@@ -114,6 +116,8 @@ def product_sweep(v, shift, y, out, coarse, z, half, W, inner, halves, graph):
                     w, ahead = weight[q], z[chain[j], to[q]]
                     for e in range(n):
                         given[e] += w * policy[e] * ahead[e]
+        # a level that returns to itself: x <- given + (moves to itself) x. The pass after the last
+        # step only applies the chains, for the levels that lead here
         own[:] = given
         for step in range(inner + 1 if loops[c] else 1):
             for k in range(L):
@@ -178,6 +182,7 @@ def product_sweep_back(v, y, out, sums, half, W, inner, transposes, halves, grap
                 for e in range(n):
                     given[e] += flat[e]
         own[:] = given
+        # steps of a level that returns to itself: mass is gathered by chain, then moved by it
         for _ in range(inner if loops[c] else 0):
             stays[:] = 0.0
             for j in range(J):

@@ -1,4 +1,4 @@
-"""Finite horizon: backward induction, with every period's own value and probabilities."""
+"""Finite horizon: backward induction; values and probabilities differ from period to period."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def backward_induction(
     for t in range(T - 1, -1, -1):
         ev = model.transitions.expect(ahead)
         flow = u if u.ndim == 2 else u[t]
+        # written into each period's part of the arrays: nothing is copied
         kernels.soft_bellman(
             flow, ev, model.beta, model.perceived, model.default, v[t], V[t], pi[t], P[t]
         )

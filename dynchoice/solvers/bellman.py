@@ -62,6 +62,7 @@ class Bellman:
         self.attention, self.default = model.perceived, model.default
         self._model = model
         blocks = model.transitions.blocks if model.beta > 0 else np.arange(S)
+        # the first state of each block; without a future every state is a block of its own
         self.root = np.unique(blocks, return_index=True)[1][blocks].astype(np.int64)
         self.T, self.gain, self.r = np.empty(S), np.empty(S), np.empty(S)
         self._allocate(S, J)
@@ -75,7 +76,7 @@ class Bellman:
         return u
 
     def hand_policy(self, system: PolicySystem) -> None:
-        """Let a linear system be that of the policy at hand."""
+        """Factor a linear system at the policy of the last :meth:`apply`."""
         system.factor(self.P)
 
     def apply(self, u: FloatArray, h: FloatArray) -> float:
@@ -102,9 +103,10 @@ class Bellman:
 class LevelBellman(Bellman):
     """The operator of a law of levels times two halves, on arrays by level (B, C, J, n).
 
-    What is known of a level stands together, choice by choice, so that exponentials and sums run
-    along memory within the cache; ``v``, ``pi`` and ``P`` (S, J) are made when they are asked for.
-    Little is allocated at each step: of millions of states, fresh memory costs as much as sums do.
+    The numbers of a level stand together, choice by choice, so that exponentials and sums run along
+    memory within the cache; ``v``, ``pi`` and ``P`` (S, J) are made when they are asked for. Little
+    is allocated at each step: with millions of states, touching fresh memory costs as much as the
+    sums.
     """
 
     def __init__(self, model: DDC, product: Product) -> None:
@@ -115,6 +117,7 @@ class LevelBellman(Bellman):
         law = self.law
         shape = (law.B, law.C, J, law.n)
         self._v, self._P = np.empty(shape), np.empty(shape)
+        # of one level only: pi is needed nowhere but within the step, and is made again on demand
         self._pi, self._room = np.empty((2, J, law.n))
         self._h, self._T = np.empty((2, law.B, law.C, law.n))
         self._a, self._d = law.laid(self.attention), law.laid(self.default)
@@ -124,7 +127,7 @@ class LevelBellman(Bellman):
         return self.law.laid(u)
 
     def hand_policy(self, system: PolicySystem) -> None:
-        """Let the sweeps be those of the policy at hand, until the next :meth:`apply`."""
+        """Let sweeps use the policy of the last :meth:`apply`, which the next one overwrites."""
         assert system.sweeps is not None
         system.sweeps.factor(self._P)
 
@@ -133,11 +136,19 @@ class LevelBellman(Bellman):
         law, v, T = self.law, self._v, self._T
         law.lay(h, self._h)
         law.expect_laid(self._h, v)
-        for at in np.ndindex(law.B, law.C):
+        for level in np.ndindex(law.B, law.C):
+            # v holds expected values, and receives the choice-specific ones in their place
             level_kernels.level_bellman(
-                u[at], v[at], self.beta, self._a[at], self._d[at], v[at], T[at], self._pi,
-                self._P[at],
-            )  # fmt: skip
+                u[level],
+                v[level],
+                self.beta,
+                self._a[level],
+                self._d[level],
+                v[level],
+                T[level],
+                self._pi,
+                self._P[level],
+            )
         law.take(T, self.T)
         return float(kernels.relative_residual(self.T, h, self.root, self.gain, self.r))
 
@@ -150,8 +161,9 @@ class LevelBellman(Bellman):
     def pi(self) -> FloatArray:  # type: ignore[override]
         """Attentive choice probabilities (S, J)."""
         pi = np.empty_like(self._v)
-        for at in np.ndindex(self.law.B, self.law.C):
-            level_kernels.level_choice(self._v[at], self._T[at], pi[at], self._room)
+        # _T is scratch here: apply has copied it into T
+        for level in np.ndindex(self.law.B, self.law.C):
+            level_kernels.level_choice(self._v[level], self._T[level], pi[level], self._room)
         return self.law.by_state(pi)
 
     @property

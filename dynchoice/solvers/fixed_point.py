@@ -17,20 +17,22 @@ from dynchoice.solvers.linear import PolicySystem
 from dynchoice.typing import FloatArray
 
 CONTRACTIONS = 20
+"""Contraction steps at most."""
 PATIENCE = 10
 """Newton steps in a row that may fail to improve while the residual is large."""
 ROUGH, FINE = 0.1, 1e-3
 """Relative accuracy of a Newton step far from the solution, and once the residual has risen."""
 APART = 1e3
-"""How much larger than flow utility values may be for the bound on the residual to grow with them:
-those of members who never meet lie ``1 / (1 - beta)`` apart, whatever the flow."""
+"""The bound on the residual grows with the values up to this multiple of flow utility, no further:
+values of states that hardly reach each other lie up to ``1 / (1 - beta)`` apart, whatever the flow.
+"""
 FAST = 0.5
 """Contraction goes on while it at least halves the residual."""
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Where the iteration stopped: relative value ``h``, level ``gain / (1 - beta)``, status."""
+    """The last iterate: relative value ``h`` (S,), level ``gain / (1 - beta)`` (S,), and status."""
 
     h: FloatArray
     gain: FloatArray
@@ -71,6 +73,7 @@ def fixed_point(
     """
 
     def bound() -> float:
+        """Return the residual allowed at the present ``h``; rounding errors are in proportion."""
         flow = 1 + float(np.abs(bellman.gain).max())
         return tol * min(1 + float(np.abs(h).max()), APART * flow)
 
@@ -82,11 +85,12 @@ def fixed_point(
     contractions, newton = 0, 0
     if start is None and bellman.beta > 0:
         while contractions < CONTRACTIONS and residual > bound():
-            h = bellman.relative(bellman.T)
+            h = bellman.relative(bellman.T)  # without the level, whose error shrinks by beta a step
             before, residual = residual, bellman.apply(u, h)
             contractions += 1
             if not residual <= FAST * before:
                 break
+    # far from the solution Newton's own error is large, and an exact linear solve would be wasted
     best = np.inf
     stalled, rises, rough = 0, 0, ROUGH
     while residual > bound() and newton < maxiter:
@@ -119,4 +123,12 @@ def fixed_point(
     )
     if system.failures and not converged:
         message += "; " + system.failures[-1]
-    return FixedPoint(h, bellman.gain.copy(), residual, converged, message, contractions, newton)
+    return FixedPoint(
+        h=h,
+        gain=bellman.gain.copy(),
+        residual=residual,
+        converged=converged,
+        message=message,
+        contractions=contractions,
+        newton=newton,
+    )

@@ -1,8 +1,8 @@
-"""GMRES for preconditioners that return their product with the matrix as well.
+"""GMRES for a preconditioner that gives its product with the matrix for nothing.
 
-scipy's asks for the product of a preconditioned vector, and once more for the solution; a sweep
-over levels gives ``y = M^{-1} v`` and ``A y`` at once, so the flexible form (Saad 1993), which
-keeps every ``y``, needs no sweep beyond those of its steps.
+A sweep over levels returns both ``y = M^{-1} v`` and ``A y``. scipy's GMRES would compute ``A y``
+again, and one more sweep for the solution. The flexible form (Saad 1993) keeps every ``y``, so it
+needs no sweep beyond those of its steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -24,23 +23,24 @@ Room = tuple[FloatArray, FloatArray]
 
 
 class Rooms:
-    """Krylov vectors between two solves: a bounded amount, none of laws that are gone.
+    """Krylov vectors kept for the next solve: a bounded amount, none for laws that are gone.
 
-    Fresh memory was a fifth of a solution of 3.4 million states.
+    Reason: touching fresh memory took a fifth of a solution of 3.4 million states.
 
     Parameters
     ----------
     most : int
-        Numbers that are kept at most.
+        Numbers (of 8 bytes) that are kept at most.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._kept: list[tuple[weakref.ref[Any], Room]] = []
-        self._lock = threading.RLock()  # a law may go while this thread holds it
+        self._kept: list[tuple[weakref.ref[object], Room]] = []
+        # reentrant: the garbage collector may call _forget while this thread holds the lock
+        self._lock = threading.RLock()
 
     def take(self, vectors: int, n: int) -> Room:
-        """Return room for so many vectors (n,), which is the caller's until it is given back."""
+        """Return room for some vectors (n,), which is the caller's until it is given back."""
         with self._lock:
             for entry in self._kept:
                 if entry[1][1].shape == (vectors, n):
@@ -48,8 +48,8 @@ class Rooms:
                     return entry[1]
         return np.empty((vectors + 1, n)), np.empty((vectors, n))
 
-    def give(self, room: Room, law: Any) -> None:
-        """Keep a room for the next solve, as long as a law lives; older ones make way for it."""
+    def give(self, room: Room, law: object) -> None:
+        """Keep a room for the next solve while a law lives; older ones make way for it."""
         with self._lock:
             kept, total = [(weakref.ref(law, self._forget), room)], room[0].size + room[1].size
             for entry in self._kept:
@@ -58,7 +58,7 @@ class Rooms:
                     kept.append(entry)
             self._kept = kept if room[0].size + room[1].size <= self.most else self._kept
 
-    def _forget(self, gone: Any) -> None:
+    def _forget(self, gone: weakref.ref[object]) -> None:
         with self._lock:
             self._kept = [entry for entry in self._kept if entry[0] is not gone]
 
@@ -73,9 +73,9 @@ def flexible_gmres(
 ) -> tuple[FloatArray, float, float]:
     """Solve ``A x = b``; return ``x``, ``(A x)[0]`` and the norm of the residual.
 
-    With ``relative``, up to a constant: Krylov vectors are taken less their first element. Where
-    ``A`` maps constants to constants (``I - beta F^P``), that projects them out, whose eigenvalue
-    ``1 - beta`` would slow the steps.
+    With ``relative`` the equation is solved up to a constant: the first element is subtracted from
+    every Krylov vector. ``I - beta F^P`` maps constants to constants with eigenvalue ``1 - beta``,
+    which would slow the steps; this takes them out.
 
     Parameters
     ----------
@@ -96,6 +96,7 @@ def flexible_gmres(
         return x, at_root, size
     # below the rounding of what it starts from, new vectors are noise
     goal = max(goal, 4 * np.finfo(float).eps * size)
+    # H: Hessenberg matrix, made triangular step by step; root: first elements of A y, taken out
     H, root = np.zeros((most + 1, most)), np.zeros(most)
     for _ in range(cycles):
         if size <= goal or size == 0.0:
@@ -105,23 +106,25 @@ def flexible_gmres(
         g = np.zeros(most + 1)
         g[0], used = size, 0
         for k in range(most):
-            w = V[k + 1]
+            w = V[k + 1]  # a view: the new vector is written and normalised where it stays
             sweep(V[k], Z[k], w)
             root[k] = w[0]
             if relative:
                 w -= w[0]
             length = float(krylov_step(V, k, H))
+            # Givens rotations of the earlier steps, then one that removes the subdiagonal element;
+            # the last element of g is then the norm of the residual, known without the solution
             for i in range(k):
                 top, low = H[i, k], H[i + 1, k]
                 c, s = rotations[i]
                 H[i, k], H[i + 1, k] = c * top + s * low, c * low - s * top
             whole = float(np.hypot(H[k, k], length))
-            if whole == 0.0:
+            if whole == 0.0:  # nothing new
                 break
             rotations[k] = H[k, k] / whole, length / whole
             H[k, k], used = whole, k + 1
             g[k + 1], g[k] = -rotations[k, 1] * g[k], rotations[k, 0] * g[k]
-            if abs(g[k + 1]) <= goal or length == 0.0:
+            if abs(g[k + 1]) <= goal or length == 0.0:  # length 0: the basis holds the solution
                 break
             w /= length
         if not used:
@@ -131,7 +134,8 @@ def flexible_gmres(
         at_root += float(weights @ root[:used])
         size = abs(float(g[used]))
         if size > goal:
-            # the residual in the basis: exact but for rounding, and no sweep
+            # a restart begins from the residual: the rotations backwards give it in the basis,
+            # exact but for rounding, without a sweep
             left = np.zeros(used + 1)
             left[used] = g[used]
             for i in range(used - 1, -1, -1):

@@ -1,4 +1,8 @@
-"""Blocks of states solved and pushed by the library's general solvers, and what a solution is."""
+"""Models as blocks of states: the layout for any model, and the form of a solution.
+
+Forecasts and counterfactuals see every model as ``B`` blocks of ``n`` states that never reach each
+other. Here all states are one block; :mod:`dynchoice.solvers.layout_levels` has many.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,22 @@ from dynchoice.solvers.solver import Solver
 from dynchoice.typing import BoolArray, FloatArray, IntArray
 
 TOL = 1e-12
+"""Bound on the residual of a solution, as of :func:`dynchoice.solvers.infinite.fixed_point`."""
 
 
 @dataclass(frozen=True)
 class BlockSolution:
-    """Blocks solved: ``h``, ``V`` (B, n), ``pi``, ``policy``, ``P`` (B, n, J), and the status."""
+    """The solution of all blocks.
+
+    Attributes
+    ----------
+    h, V : FloatArray, shape (B, n)
+        Relative value, and ex-ante value in utils.
+    pi, policy, P : FloatArray, shape (B, n, J)
+        Attentive choice probabilities, what members expect of themselves, what is observed.
+    residual, converged, sweeps
+        Status.
+    """
 
     h: FloatArray
     V: FloatArray
@@ -42,8 +57,12 @@ class PlainBlocks:
 
     Attributes
     ----------
+    B, n, J, E : int
+        Blocks, states of each, choices, and states that share a level (here: all).
     order : IntArray, shape (B, n)
         State code of each block's states.
+    place : IntArray, shape (S,)
+        The inverse: where each state stands among the blocks' states.
     by_choice : bool
         Whether arrays (B, n, J) are best stored choice by choice: any order in memory will do,
         but this one costs no copies.
@@ -55,7 +74,7 @@ class PlainBlocks:
         self.model, self.beta = model, model.beta
         S, self.J, _ = model.shape
         self.order = np.arange(S)[None, :] if order is None else order
-        self._as_is = order is None
+        self._as_is = order is None  # then nothing is gathered or copied
         self.B, self.n = self.order.shape
         self.E = self.n
         self.place = np.empty(S, dtype=np.int64)
@@ -82,21 +101,21 @@ class PlainBlocks:
 
     def flat(self, x: FloatArray) -> FloatArray:
         """Return ``x`` (..., B, n, J) as (..., B n J): the reverse of :meth:`view`."""
-        own = x.swapaxes(-1, -2) if self.by_choice else x
-        return np.ascontiguousarray(own).reshape(*x.shape[:-3], -1)
+        stored = x.swapaxes(-1, -2) if self.by_choice else x
+        return np.ascontiguousarray(stored).reshape(*x.shape[:-3], -1)
 
     def observed(self, pi: FloatArray, policy: FloatArray) -> FloatArray:
-        """Return what is observed (B, n, J): the policy, or with true attention for the naive."""
+        """Return observed probabilities (B, n, J): of the naive, not what they expect."""
         if self.model.sophisticated:
             return policy
-        a = self.blocked(self.model.attention)
-        P = a[..., None] * pi
+        attention = self.blocked(self.model.attention)
+        P = attention[..., None] * pi
         b, s = np.ogrid[: self.B, : self.n]
-        P[b, s, self.default] += 1 - a
+        P[b, s, self.default] += 1 - attention
         return P
 
     def key(self, b: int) -> bytes:
-        """Return what tells a block's law of motion from others'."""
+        """Return a key that is the same for blocks with the same law of motion."""
         return bytes([b])
 
     def closed(self, b: int) -> list[IntArray]:
@@ -105,14 +124,16 @@ class PlainBlocks:
         return [np.flatnonzero(groups == g) for g in np.unique(groups)]
 
     def set_tables(self, tables: dict[str, FloatArray]) -> None:
-        """Take other probabilities of some laws (J or 1, G, n, n); everything is laid out anew."""
+        """Replace the probabilities of some laws (J or 1, G, n, n); all is laid out again."""
         F = self.model.transitions
         assert isinstance(F, Factored)
         bound = tuple(
             replace(law, table=tables[law.name]) if law.name in tables else law for law in F.bound
         )
         fresh = type(self)(self.model.unchecked(transitions=F.with_bound(bound)))
-        self.__dict__.update(fresh.__dict__)
+        self.__dict__.update(
+            fresh.__dict__
+        )  # in place: whoever holds these blocks gets the new laws
 
     @property
     def solver(self) -> Solver:
@@ -164,7 +185,7 @@ class PlainBlocks:
         values = self.blocked(solver.invert(self.by_state(right)))
         if solver.system.failures:
             raise ConvergenceError(f"a linear solve failed: {solver.system.failures[-1]}")
-        return values - values[:, :1]
+        return values - values[:, :1]  # derivatives of choices need no level of the values
 
     def policy_expect(self, b: int, x: FloatArray, P: FloatArray) -> FloatArray:
         """Return ``sum_j P_j E[x(s') | s, j]`` (n,) of one block."""
@@ -178,9 +199,16 @@ class PlainBlocks:
         for b in range(self.B):
             ev = self.expect(b, ahead[b])
             kernels.soft_bellman(
-                u[b], ev, self.beta, self.attention[b], self.default[b], v[b], V[b], pi[b],
+                u[b],
+                ev,
+                self.beta,
+                self.attention[b],
+                self.default[b],
+                v[b],
+                V[b],
+                pi[b],
                 policy[b],
-            )  # fmt: skip
+            )
         return V, self.observed(pi, policy), pi
 
     def expect(self, b: int, x: FloatArray) -> FloatArray:
@@ -204,7 +232,7 @@ class PlainBlocks:
         group: IntArray,
         groups: int,
     ) -> tuple[FloatArray, FloatArray]:
-        """Push ``mu`` (B, n), overwritten, for some periods; return what is added up.
+        """Push ``mu`` (B, n), overwritten, for some periods, and add up who chooses what.
 
         Returns
         -------
@@ -229,7 +257,7 @@ class PlainBlocks:
         values: FloatArray,
     ) -> None:
         for b in range(self.B):
-            if mu[b].any():
+            if mu[b].any():  # a block that nobody is in stays empty
                 move = self.mover(b, P[b])
                 for t in range(periods):
                     values[b, t] += worth[b] @ mu[b]

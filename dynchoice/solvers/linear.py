@@ -17,6 +17,7 @@ A factorisation serves every right side at that policy. One BLAS thread: small s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -29,10 +30,15 @@ from dynchoice.solvers.sweeps import Sweeps
 from dynchoice.typing import FloatArray, IntArray
 
 DENSE_STATES = 700
+"""States of the largest block up to which it is factored as a dense matrix."""
 LU_WORK = 1e10
+"""Bound on ``n w^2``, the multiplications of a banded LU, up to which the matrix is factored."""
 GMRES_RESTART = 40
+"""Krylov vectors before a restart."""
 GMRES_CYCLES = 50
+"""Restarts at most."""
 GMRES_RTOL = 1e-12
+"""Relative residual at which GMRES stops."""
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +56,7 @@ def one_blas_thread() -> Any:
 def choose_method(transitions: Transitions) -> tuple[str, str]:
     """Return the method for a transition law ('dense', 'sparse', 'gmres', 'levels') and why.
 
-    Found once a law, and kept with it: ordering the states costs as much as a solution.
+    Chosen once a law, and kept with it: ordering the states costs as much as a solution.
     """
     kept: dict[str, Any] = transitions.__dict__
     if "_method" not in kept:
@@ -59,6 +65,7 @@ def choose_method(transitions: Transitions) -> tuple[str, str]:
 
 
 def _choose_method(transitions: Transitions) -> tuple[str, str]:
+    """Apply the rule of the module docstring."""
     rows = transitions.stacked()
     if rows is None:
         product = getattr(transitions, "product", None)
@@ -74,19 +81,15 @@ def _choose_method(transitions: Transitions) -> tuple[str, str]:
 
     indptr, indices, _ = rows
     S = transitions.S
-    graph = csr_array(
-        (
-            np.ones(len(indices), dtype=np.int8),
-            indices,
-            np.ascontiguousarray(indptr[:: transitions.J]),
-        ),
-        shape=(S, S),
-    )
+    # the rows of a state's choices follow each other: every J-th pointer makes one row a state
+    by_state = np.ascontiguousarray(indptr[:: transitions.J])
+    ones = np.ones(len(indices), dtype=np.int8)
+    graph = csr_array((ones, indices, by_state), shape=(S, S))
     order = reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)
     place = np.empty(S, dtype=np.int64)
     place[order] = np.arange(S)
-    owner = np.repeat(np.arange(S), np.diff(np.ascontiguousarray(indptr[:: transitions.J])))
-    width = float(np.abs(place[owner] - place[indices]).max(initial=0))
+    row = np.repeat(np.arange(S), np.diff(by_state))
+    width = float(np.abs(place[row] - place[indices]).max(initial=0))
     work = S * width**2
     why = f"n w^2 = {work:.1e} with bandwidth w = {width:.0f}; LU up to {LU_WORK:.0e}"
     if work <= LU_WORK:
@@ -98,6 +101,7 @@ def _choose_method(transitions: Transitions) -> tuple[str, str]:
 
 
 def _size(product: Product) -> str:
+    """Say how large a law of levels and halves is."""
     return f"{product.C:,} levels x {product.D} x {product.E}"
 
 
@@ -136,6 +140,7 @@ class PolicySystem:
     # dense blocks ------------------------------------------------------------------------------
 
     def _prepare_dense(self) -> None:
+        """Make one matrix a block; states are sorted by block, each has its number within it."""
         blocks = self.transitions.blocks
         self._order = np.argsort(blocks, kind="stable").astype(np.int64)
         sizes = np.bincount(blocks)
@@ -146,6 +151,7 @@ class PolicySystem:
         self._pivots: list[IntArray] = [np.empty(0, dtype=np.int64)] * len(sizes)
 
     def _factor_dense(self, P: FloatArray) -> None:
+        """Fill and factor the matrices, in their own memory."""
         from scipy.linalg.lapack import dgetrf
 
         indptr, indices, data = self.transitions.stacked()
@@ -154,27 +160,35 @@ class PolicySystem:
             kernels.policy_blocks(
                 indptr, indices, data, P, self.beta, self._order, self._local, start, len(A), A
             )
+            # A is written transposed, row by row: A.T is the block in LAPACK's column order
             _, self._pivots[b], info = dgetrf(A.T, overwrite_a=1)
             if info:
                 self.failures.append(f"LU of block {b}: LAPACK info {info}")
 
     def _solve_dense(self, B: FloatArray, trans: int) -> FloatArray:
+        """Solve for right sides ``B`` (S,) or (S, K); ``trans`` is LAPACK's, 1 for transposed."""
         from scipy.linalg.lapack import dgetrs
 
         if len(self._matrices) == 1:
             return np.asarray(dgetrs(self._matrices[0].T, self._pivots[0], B, trans=trans)[0])
         X = np.empty_like(B)
         for b, A in enumerate(self._matrices):
-            own = self._order[self._starts[b] : self._starts[b + 1]]
-            X[own] = dgetrs(A.T, self._pivots[b], B[own], trans=trans)[0]
+            states = self._order[self._starts[b] : self._starts[b + 1]]
+            X[states] = dgetrs(A.T, self._pivots[b], B[states], trans=trans)[0]
         return X
 
     # sparse LU ---------------------------------------------------------------------------------
 
     def _prepare_sparse(self) -> None:
+        """Lay out the matrix by column, as SuperLU wants it, with a place for every probability.
+
+        Its pattern is the same at every policy, so ``factor`` only adds numbers into ``_csc_data``:
+        the probability at position ``q`` of the stacked rows goes to ``_target[q]``.
+        """
         indptr, indices, _ = self.transitions.stacked()
         S, J = self.transitions.S, self.transitions.J
         row = np.repeat(np.arange(S), np.diff(np.ascontiguousarray(indptr[::J])))
+        # column * S + row numbers cells in the order of columns; the diagonal comes from I
         key = np.r_[indices * S + row, np.arange(S) * (S + 1)]
         unique, place = np.unique(key, return_inverse=True)
         self._target = place[: len(indices)].astype(np.int64)
@@ -184,6 +198,7 @@ class PolicySystem:
         self._csc_data = np.empty(len(unique))
 
     def _factor_sparse(self, P: FloatArray) -> None:
+        """Fill the pattern and factor it."""
         from scipy.sparse import csc_array
         from scipy.sparse.linalg import splu
 
@@ -205,18 +220,23 @@ class PolicySystem:
     # GMRES -------------------------------------------------------------------------------------
 
     def _product(self, x: FloatArray) -> FloatArray:
+        """Return ``(I - beta P) x``."""
         self._products += 1
         assert self._P is not None
         ev = self.transitions.expect(np.ascontiguousarray(x).reshape(-1))
         return np.asarray(x.reshape(-1) - self.beta * np.einsum("sj,sj->s", self._P, ev))
 
     def _product_transposed(self, x: FloatArray) -> FloatArray:
+        """Return ``(I - beta P)' x``."""
         self._products += 1
         assert self._P is not None
         flat = x.reshape(-1)
         return np.asarray(flat - self.beta * self.transitions.push(self._P * flat[:, None]))
 
-    def _solve_gmres(self, b: FloatArray, product: Any) -> FloatArray:
+    def _solve_gmres(
+        self, b: FloatArray, product: Callable[[FloatArray], FloatArray]
+    ) -> FloatArray:
+        """Solve for one right side (S,), scaled to size one."""
         from scipy.sparse.linalg import LinearOperator, gmres
 
         S = len(b)
@@ -228,6 +248,7 @@ class PolicySystem:
             operator, b / size, rtol=GMRES_RTOL, restart=GMRES_RESTART, maxiter=GMRES_CYCLES
         )
         if info:
+            # scipy asks for more than rounding may allow: what counts is the residual itself
             miss = float(np.abs(product(x) - b / size).max())
             if miss > 1e-8:
                 self.failures.append(
@@ -250,10 +271,12 @@ class PolicySystem:
         elif self.method == "sparse":
             self._factor_sparse(P)
         elif self.method == "gmres":
+            # without factors the policy is read at every solve: the caller may change its array
             self._P = P.copy()
         elif self.sweeps is not None:
-            own = self.sweeps.law.laid(P)
-            self.sweeps.factor(own.copy() if np.may_share_memory(own, P) else own)
+            by_level = self.sweeps.law.laid(P)
+            shared = np.may_share_memory(by_level, P)
+            self.sweeps.factor(by_level.copy() if shared else by_level)
 
     def solve(
         self,
@@ -270,7 +293,6 @@ class PolicySystem:
         if self.method == "identity":
             return np.array(b)
         if self.method == "dense":
-            # A is held transposed row by row, which is LAPACK's column order of A itself
             return self._solve_dense(b, int(transposed))
         if self.method == "sparse":
             return np.asarray(self._lu.solve(b, trans="T" if transposed else "N"))

@@ -1,4 +1,4 @@
-"""How much memory a solution or a likelihood takes, before it is allocated.
+"""Estimate how much memory a solution or a likelihood takes, before it is allocated.
 
 For ``S`` states, ``J`` choices and ``K`` parameters a solution holds about ``8 S (8 J + 14)``
 bytes, ``8 S (5 J + 14)`` where sweeps solve it, and what its linear solver needs: ``8 n^2`` a dense
@@ -18,7 +18,7 @@ from dynchoice.solvers.linear import DENSE_STATES, GMRES_RESTART, LU_WORK
 from dynchoice.solvers.sweeps import KRYLOV_NUMBERS, KRYLOV_VECTORS
 
 FEW_STATES = 20_000
-"""States (times periods) up to which nobody asks: they take some hundred megabytes at most."""
+"""States (times periods) below which no check is made: a few hundred megabytes at most."""
 REMEDY = (
     "use fewer states (join levels, drop axes), split the model by segment or offer, or raise"
     " DYNCHOICE_MEMORY if it is set"
@@ -32,12 +32,13 @@ def solution_bytes(model: DDC) -> int:
         return 8 * S * (3 * J + 1) * model.horizon
     if model.beta == 0:
         return 8 * S * (8 * J + 14)
-    held = 8 if swept(model) is None else 5
-    return 8 * S * (held * J + 14) + solver_bytes(model)
+    # arrays (S, J) held at one time: the operator by level makes some of them on demand only
+    arrays = 8 if swept(model) is None else 5
+    return 8 * S * (arrays * J + 14) + solver_bytes(model)
 
 
 def swept(model: DDC) -> Product | None:
-    """Return the levels and halves of a law that is never expanded, if it has them."""
+    """Return the levels and halves of a law too large to expand, or None if it has none."""
     F = model.transitions
     return getattr(F, "product", None) if F.stacked() is None else None
 

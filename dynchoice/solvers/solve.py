@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice.errors import ConvergenceError, SpecificationError
 from dynchoice.model.ddc import DDC
 from dynchoice.panel.states import as_floats
@@ -18,11 +20,12 @@ from dynchoice.typing import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Values and probabilities with an honest status.
+    """Values and probabilities, and whether they converged.
 
     Attributes
     ----------
@@ -62,7 +65,7 @@ class Solution:
 
 def solve(
     model: DDC,
-    params: Any,
+    params: ArrayLike | Mapping[str, float],
     *,
     start: FloatArray | None = None,
     tol: float = 1e-12,
@@ -132,10 +135,7 @@ def solve(
         )
     if start is not None:
         start = as_floats(start, "start")
-        if start.shape != (model.states.size,):
-            raise SpecificationError(
-                f"start has shape {start.shape}, expected (S,) = ({model.states.size},)"
-            )
+        checks.shape(start, "start", (model.states.size,), "(S,)")
     with one_blas_thread():
         solver = Solver(model)
         point = solver.solve(model.flow_utility(params), start, tol, maxiter)
@@ -149,7 +149,7 @@ def solve(
     del solver.system  # of large models its vectors take as much as all results
     V = solver.value(point)
     v = np.array(solver.bellman.v)
-    v += model.beta * (point.gain / (1 - model.beta))[:, None]
+    v += model.beta * (point.gain / (1 - model.beta))[:, None]  # the solver's are relative values
     solution = Solution(
         V=V,
         v=v,

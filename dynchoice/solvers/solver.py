@@ -1,7 +1,7 @@
-"""One solver for one model: its Bellman equation, what that does to the parameters, and mass.
+"""One solver for one model: its Bellman equation, derivatives by the parameters, moves of mass.
 
-Everybody who needs a model solved makes a :class:`Solver`: ``dc.solve``, likelihoods, bounds, grids
-of types, draws of a forecast. It holds the operator (:mod:`dynchoice.solvers.bellman`) and the
+Whoever needs a model solved makes a :class:`Solver`: ``dc.solve``, likelihoods, bounds, grids of
+types, draws of a forecast. It holds the operator (:mod:`dynchoice.solvers.bellman`) and the
 linear system (:mod:`dynchoice.solvers.linear`) in the layout that suits the law of motion, flat or
 by level, and keeps their work arrays from one parameter vector to the next.
 """
@@ -84,11 +84,11 @@ class Solver:
         return point.h + point.gain / (1 - self.model.beta)
 
     def policy(self) -> FloatArray:
-        """Return what members expect of themselves (S, J) at the last solution, as a copy."""
+        """Return the policy that members expect of themselves (S, J), as a copy."""
         return self.bellman.P.copy()
 
     def observed(self) -> FloatArray:
-        """Return what an observer sees (S, J) at the last solution, as a copy."""
+        """Return the choice probabilities that an observer sees (S, J), as a copy."""
         return self.bellman.observed().copy()
 
     # many solutions near one -------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Solver:
         """Solve at parameters (K,) and keep ``dV/dtheta`` there, for :meth:`solve_near`."""
         self._expanded = None
         point = self.solve(self.model.flow_utility(theta), start)
-        if point.converged and self.model.beta > 0:
+        if point.converged and self.model.beta > 0:  # without a future h is zero everywhere
             self.hold()
             slope = self.invert(over_choices(self.bellman.P, self.x))
             self._expanded = theta, point.h, slope
@@ -116,7 +116,7 @@ class Solver:
     def hold(self, policy: FloatArray | None = None) -> None:
         """Factor the linear system at a policy (S, J); at the last solution's where none is given.
 
-        What failed before says nothing of the new policy, so failures start anew.
+        Failures of earlier policies are forgotten.
         """
         self.system.failures.clear()
         if policy is None:
@@ -152,7 +152,7 @@ class Solver:
         """
         self.hold()
         dV = self.invert(over_choices(self.bellman.P, self.x), rtol, guess)
-        dv = self.model.transitions.expect(dV)
+        dv = self.model.transitions.expect(dV)  # a new array, so it may be changed in place
         dv *= self.model.beta
         dv += self.x
         return dV, dv
@@ -203,7 +203,7 @@ def ccp_derivative(
         point = solver.solve(model.flow_utility(theta), start)
         if not point.converged:
             raise ConvergenceError(point.message)
-        dv = solver.x
+        dv = solver.x  # without a future values are flow utility
         if model.beta > 0:
             _, dv = solver.derivative()
             if solver.system.failures:

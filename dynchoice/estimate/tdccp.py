@@ -36,7 +36,13 @@ from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.estimator import FitOptions
 from dynchoice.estimate.rewards.learners import folds_of, named_fold
 from dynchoice.estimate.rewards.row_bootstrap import RowsEstimator, clustered
-from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, check_row_data, solved
+from dynchoice.estimate.rewards.rows import (
+    SievedRows,
+    ValueSystem,
+    add_by_member,
+    check_row_data,
+    solved,
+)
 from dynchoice.inference.diagnostics import Identification
 from dynchoice.inference.reward_results import RewardResults
 from dynchoice.model.reward import RewardModel
@@ -64,6 +70,36 @@ class Step:
     """``-log pi(a'|s')`` and the known part of the utility; 0 after a terminal row."""
     x_next: FloatArray
     """Features of the next row's choice (m, K); 0 after a terminal row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where the scores are zero.
+
+    Attributes
+    ----------
+    theta : FloatArray, shape (K,)
+    slope : FloatArray, shape (K, K)
+        Minus the scores' derivative.
+    sums : FloatArray, shape (N_members, K)
+        Every member's locally robust score.
+    weight : FloatArray, shape (N_members,)
+    omega, xi : FloatArray, shape (D, K) and (D,)
+    """
+
+    theta: FloatArray
+    slope: FloatArray
+    sums: FloatArray
+    weight: FloatArray
+    omega: FloatArray
+    xi: FloatArray
+    converged: bool = True
+    message: str = ""
+
+    @property
+    def values(self) -> FloatArray:
+        """Coefficients (D,) of the discounted sums that follow a state and choice."""
+        return np.asarray(self.omega @ self.theta + self.xi)
 
 
 class TDCCP(RowsEstimator):
@@ -148,50 +184,47 @@ class TDCCP(RowsEstimator):
         """Return the maximum of the pseudo-likelihood, or the robust moment's solution."""
         from dynchoice import __version__
 
-        tol, maxiter, progress = options.tol, options.maxiter, options.progress
-        seed, cluster, strict = options.seed, options.cluster, options.strict
-        tell = progress or (lambda done, total, text: None)
-        tell(0, 3, "choice probabilities")
-        policy = self.policy.policy(tol, maxiter)
-        tell(1, 3, "values")
+        report = options.progress or (lambda done, total, text: None)
+        report(0, 3, "choice probabilities")
+        policy = self.policy.policy(options.tol, options.maxiter)
+        report(1, 3, "values")
         system, omega, xi = self._differences(policy)
-        tell(2, 3, "pseudo-likelihood")
-        theta, H, gamma, steps, size, loglik = self._maximise(policy, omega, xi, tol, maxiter)
-        converged = size <= tol * 100 and policy.converged
+        report(2, 3, "pseudo-likelihood")
+        theta, H, gamma, steps, size, loglik = self._maximise(
+            policy, omega, xi, options.tol, options.maxiter
+        )
+        converged = size <= options.tol * 100 and policy.converged
         message = (
             f"converged: {steps} steps, scaled gradient {size:.1e}"
             if converged
             else f"not converged: scaled gradient {size:.1e} after {steps} steps"
         )
         if not converged:
-            if strict:
-                raise ConvergenceError(message)
-            warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
+            _warn_or_raise(message, options)
         note = (
             "The log-likelihood is a pseudo-likelihood: values are those of the estimated"
             " probabilities"
         )
         if self.options["robust"]:
-            tell(2, 3, "robust moment")
-            found = self._robust(theta, tol, maxiter, 0 if seed is None else seed)
-            theta, H, sums, weight, omega, xi, done, text = found
-            converged, message = converged and done, f"{message}; robust moment: {text}"
+            report(2, 3, "robust moment")
+            moment = self._robust(theta, options)
+            converged = converged and moment.converged
+            message = f"{message}; robust moment: {moment.message}"
             note += "; the parameters solve the locally robust moment, cross-fitted over two halves"
-            if not done:
-                if strict:
-                    raise ConvergenceError(message)
-                warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=2)
+            if not moment.converged:
+                _warn_or_raise(message, options)
         else:
             sums, weight = self._influence(policy, omega, xi, theta, system, gamma)
-        errors = clustered(self.rows, solved(H, sums.T).T, weight, cluster)
-        _, names = self.values.features()
-        tell(3, 3, "done")
+            moment = Moment(theta=theta, slope=H, sums=sums, weight=weight, omega=omega, xi=xi)
+        sums = solved(moment.slope, moment.sums.T).T
+        errors = clustered(self.rows, sums, moment.weight, options.cluster)
+        report(3, 3, "done")
         return RewardResults(
             estimator=self.name,
             model=self.model,
             features=self.rows.features,
-            names_=names,
-            theta=theta,
+            names_=self.values.features()[1],
+            theta=moment.theta,
             cov_matrix=errors.cov,
             cov_type="clustered",
             cov_config=errors.config,
@@ -210,20 +243,24 @@ class TDCCP(RowsEstimator):
             },
             sieve=self.values.sieve,
             policy_coefficients=policy.coefficients,
-            value_coefficients=(omega @ theta + xi).reshape(len(self.model.choices), -1),
+            value_coefficients=moment.values.reshape(len(self.model.choices), -1),
             ahead_coefficients=np.zeros((0, 0)),
             data_digest=self.rows.digest,
             package_version=__version__,
-            seed=seed,
+            seed=options.seed,
             form="linear",
             notes=(note,),
-            uses={
-                "share": self.values.followed if self.options["followed"] else 1.0,
-                "rows with a next one": self.values.followed,
-                "anchor rows": float(self.values.anchored),
-                "anchor share": self.values.share,
-            },
+            uses=self._uses(),
         )
+
+    def _uses(self) -> dict[str, float]:
+        """Return what of the rows the estimate rests on."""
+        return {
+            "share": self.values.followed if self.options["followed"] else 1.0,
+            "rows with a next one": self.values.followed,
+            "anchor rows": float(self.values.anchored),
+            "anchor share": self.values.share,
+        }
 
     # rows ------------------------------------------------------------------------------------
 
@@ -268,7 +305,7 @@ class TDCCP(RowsEstimator):
         out[followed] = weight[followed]
         return out
 
-    def _own(self, phi: FloatArray, choice: IntArray) -> FloatArray:
+    def _columns(self, phi: FloatArray, choice: IntArray) -> FloatArray:
         """Return ``f(s,a)`` (n, J G): the basis in the place of the choice."""
         out = np.zeros((len(phi), len(self.model.choices), phi.shape[1]))
         out[np.arange(len(phi)), choice] = phi
@@ -280,11 +317,10 @@ class TDCCP(RowsEstimator):
         K, _ = self.values.features()
         M, N, b = np.zeros((J * G, J * G)), np.zeros((J * G, J * G)), np.zeros((J * G, K + 1))
         for s in self._steps(policy):
-            at = s.followed
-            f = self._own(s.phi[at], s.choice[at])
-            fw = f * s.weight[at, None]
+            f = self._columns(s.phi[s.followed], s.choice[s.followed])
+            fw = f * s.weight[s.followed, None]
             M += fw.T @ f
-            N += fw.T @ self._own(s.phi_next, s.choice_next)
+            N += fw.T @ self._columns(s.phi_next, s.choice_next)
             b += beta * (fw.T @ np.column_stack([s.x_next, s.e_next]))
         system = ValueSystem.of(M, N, beta, "values of features and entropies")
         both = system.solve(b)
@@ -323,39 +359,47 @@ class TDCCP(RowsEstimator):
             gamma += np.stack([s.phi.T @ weighted[:, j] for j in range(J)]).reshape(J * G, K)
         return loglik, score, H, gamma
 
-    def _robust(self, theta: FloatArray, tol: float, maxiter: int, seed: int) -> tuple[Any, ...]:
-        """Solve the cross-fitted moment: theta, its slope, members' scores, weights, mean values.
+    def _robust(self, theta: FloatArray, options: FitOptions) -> Moment:
+        """Solve the cross-fitted moment from the pseudo-likelihood's maximum ``theta``.
 
         Newton steps with the slope at fixed representers; they end where the moment is zero.
         """
-        rows, half = self.rows, folds_of(self.rows.nmembers, 2, seed)
-        parts: list[Any] = []
+        rows, maxiter = self.rows, options.maxiter
+        half = folds_of(rows.nmembers, 2, 0 if options.seed is None else options.seed)
+        parts = []
         for k in range(2):
             with named_fold(k, 2):
                 train = self.on(rows.reweighted((half != k).astype(np.float64)))
-                policy = train.policy.policy(tol, maxiter)
+                policy = train.policy.policy(options.tol, maxiter)
                 system, omega, xi = train._differences(policy)
-            own = self.on(rows.reweighted((half == k).astype(np.float64)))
-            parts.append((train, own, policy, system, omega, xi))
+            score = self.on(rows.reweighted((half == k).astype(np.float64)))
+            parts.append((train, score, policy, system, omega, xi))
         K, size, step = len(theta), np.inf, 0
         weight = np.ones(rows.nmembers)
         weight[rows.member] = rows.weight
         for step in range(maxiter + 1):
             slope, sums = np.zeros((K, K)), np.zeros((rows.nmembers, K))
-            for train, own, policy, system, omega, xi in parts:
+            for train, score, policy, system, omega, xi in parts:
                 gamma = train._evaluate(policy, omega, xi, theta)[3]
-                slope += own._evaluate(policy, omega, xi, theta)[2]
-                slope += own._slope(policy, omega, system, gamma)
-                sums += own._influence(policy, omega, xi, theta, system, gamma)[0]
+                slope += score._evaluate(policy, omega, xi, theta)[2]
+                slope += score._slope(policy, omega, system, gamma)
+                sums += score._influence(policy, omega, xi, theta, system, gamma)[0]
             moment = weight @ sums
             spread = np.sqrt((weight[:, None] * sums**2).sum(axis=0))
             size = float(np.abs(moment / np.where(spread > 0, spread, 1.0)).max())
             if size <= 1e-6 or step == maxiter:
                 break
             theta = theta + solved(slope, moment)
-        omega, xi = (np.mean([p[k] for p in parts], axis=0) for k in (4, 5))
-        text = f"{step} steps, {size:.1e} of its standard deviation left"
-        return theta, slope, sums, weight, omega, xi, size <= 1e-6, text
+        return Moment(
+            theta=theta,
+            slope=slope,
+            sums=sums,
+            weight=weight,
+            omega=np.mean([omega for *_, omega, _ in parts], axis=0),
+            xi=np.mean([xi for *_, xi in parts], axis=0),
+            converged=size <= 1e-6,
+            message=f"{step} steps, {size:.1e} of its standard deviation left",
+        )
 
     def _slope(
         self, policy: ChoiceLogit, omega: FloatArray, system: ValueSystem, gamma: FloatArray
@@ -364,10 +408,9 @@ class TDCCP(RowsEstimator):
         L, beta = system.solve(gamma, transposed=True), self.model.beta
         out = np.zeros((omega.shape[1], omega.shape[1]))
         for s in self._steps(policy):
-            at = s.followed
-            f = self._own(s.phi[at], s.choice[at])
-            ahead = self._own(s.phi_next, s.choice_next)
-            w = self.rows.weight[s.rows][at]
+            f = self._columns(s.phi[s.followed], s.choice[s.followed])
+            ahead = self._columns(s.phi_next, s.choice_next)
+            w = self.rows.weight[s.rows][s.followed]
             out += L.T @ ((f * w[:, None]).T @ (beta * s.x_next - (f - beta * ahead) @ omega))
         return out
 
@@ -416,17 +459,19 @@ class TDCCP(RowsEstimator):
         sums, weight = np.zeros((self.rows.nmembers, K)), np.ones(self.rows.nmembers)
         for s in self._steps(policy):
             h, pi, _ = self._at(s, omega, xi, theta)
-            i = np.arange(len(h))
-            own = h[i, s.choice] - np.einsum("nj,njk->nk", pi, h)
-            own *= (s.weight > 0)[:, None]
-            at = s.followed
-            f = self._own(s.phi[at], s.choice[at])
-            ahead = self._own(s.phi_next, s.choice_next)
+            by_row = h[np.arange(len(h)), s.choice] - np.einsum("nj,njk->nk", pi, h)
+            by_row *= (s.weight > 0)[:, None]
+            f = self._columns(s.phi[s.followed], s.choice[s.followed])
+            ahead = self._columns(s.phi_next, s.choice_next)
             miss = beta * (s.x_next @ theta + s.e_next) - (f - beta * ahead) @ v
-            counts = self.rows.weight[s.rows][at] > 0
-            own[at] -= (f * (miss * counts)[:, None]) @ L
-            who = self.rows.member[s.rows]
-            first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
-            sums[who[first]] += np.add.reduceat(own, first, axis=0)
-            weight[who[first]] = self.rows.weight[s.rows][first]
+            row_weight = self.rows.weight[s.rows]
+            counts = row_weight[s.followed] > 0
+            by_row[s.followed] -= (f * (miss * counts)[:, None]) @ L
+            add_by_member(sums, weight, self.rows.member[s.rows], by_row, row_weight)
         return sums, weight
+
+
+def _warn_or_raise(message: str, options: FitOptions) -> None:
+    if options.strict:
+        raise ConvergenceError(message)
+    warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=3)

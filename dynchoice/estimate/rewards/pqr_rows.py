@@ -45,7 +45,7 @@ from dynchoice.errors import DataError, IdentificationError
 from dynchoice.estimate.choice_logit import ChoiceLogit, taken
 from dynchoice.estimate.rewards.first_stages import FirstStages, SieveStages
 from dynchoice.estimate.rewards.row_blocks import RowBlock, row_blocks
-from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, solved
+from dynchoice.estimate.rewards.rows import SievedRows, ValueSystem, add_by_member, solved
 from dynchoice.estimate.rewards.value_forms import (
     ActionValues,
     AnchorValues,
@@ -265,11 +265,7 @@ class RowsPQR:
         for block in self.blocks(stages):
             loglik += float(block.weight @ block.logs[np.arange(len(block.phi)), block.choice])
             by_row = self._influence(block, theta, H, law, L_c, L_e)
-            # rows stand in order of member, whom a block may cut: what he has is added up here
-            member = self.rows.member[block.rows]
-            first = np.flatnonzero(np.r_[True, member[1:] != member[:-1]])
-            influence[member[first]] += np.add.reduceat(by_row, first, axis=0)
-            weight[member[first]] = block.weight[first]
+            add_by_member(influence, weight, self.rows.member[block.rows], by_row, block.weight)
         report(4, 4, "done")
         return RowsFit(
             policy=policy,

@@ -217,6 +217,22 @@ def independent(M: FloatArray) -> IntArray:
     return np.array(kept, dtype=np.int64)
 
 
+def add_by_member(
+    sums: FloatArray,
+    weights: FloatArray,
+    member: IntArray,
+    by_row: FloatArray,
+    row_weight: FloatArray,
+) -> None:
+    """Add rows' influence (n, K) to that of their members (N, K), and note members' weights (N,).
+
+    Rows stand in order of member, whom a block of rows may cut: hence sums that are added to.
+    """
+    first = np.flatnonzero(np.r_[True, member[1:] != member[:-1]])
+    sums[member[first]] += np.add.reduceat(by_row, first, axis=0)
+    weights[member[first]] = row_weight[first]
+
+
 def solved(A: FloatArray, b: FloatArray) -> FloatArray:
     """Return ``A^{-1} b``."""
     return np.asarray(np.linalg.solve(A, b), dtype=np.float64)

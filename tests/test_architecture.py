@@ -124,9 +124,9 @@ def test_heavy_packages_stay_where_they_belong():
 LONGEST = 70
 LONG_FUNCTIONS: set[tuple[str, str]] = set()
 """Functions over LONGEST lines of code today. Take out what has been split, add nothing."""
-ANY_SHARE, ANY_SLACK = 0.0320, 0.003
+ANY_SHARE, ANY_SLACK = 0.0115, 0.003
 """Share of the parameters of functions that are annotated with Any."""
-POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 11, 2
+POSITIONAL, POSITIONAL_CALLS, POSITIONAL_SLACK = 8, 0, 2
 """Calls of anything but a kernel with so many arguments by position."""
 
 

@@ -475,3 +475,10 @@ def _warn_or_raise(message: str, options: FitOptions) -> None:
     if options.strict:
         raise ConvergenceError(message)
     warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=3)
+
+
+def report_failure(message: str, strict: bool) -> None:
+    """Raise, if strict, or warn that a step stopped before its criterion."""
+    if strict:
+        raise ConvergenceError(message)
+    warnings.warn(f"TDCCP: {message}", ConvergenceWarning, stacklevel=6)

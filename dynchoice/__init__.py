@@ -68,7 +68,7 @@ _HOME = {
     "welfare": "counterfactuals.welfare",
     "shapley": "counterfactuals.welfare",
     "bundles": "counterfactuals.bundles",
-    "elasticities": "counterfactuals.bundles",
+    "elasticities": "counterfactuals.elasticities",
     "reward_counterfactual": "counterfactuals.reward_counterfactual",
     "RewardCounterfactual": "counterfactuals.reward_counterfactual",
     "feature_match": "estimate.mceirl",

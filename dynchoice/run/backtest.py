@@ -29,7 +29,7 @@ from dynchoice.errors import (
 from dynchoice.run import build, manifest, publish, source
 from dynchoice.run.inputs import Inputs
 from dynchoice.run.job import check_start
-from dynchoice.run.publish import locked
+from dynchoice.run.lock import locked
 from dynchoice.run.stage_work import Job, Options
 from dynchoice.run.stages import Stage, key_of
 from dynchoice.run.tables import forecast_tables, write_table

@@ -23,8 +23,9 @@ from dynchoice.errors import ConfigError, ConvergenceError, DataError, DynChoice
 from dynchoice.run.callout_schema import CalloutFile, EvaluatePart
 from dynchoice.run.callout_tables import Labels, by_number, read_table, tables
 from dynchoice.run.config import changed, explain, read_toml
+from dynchoice.run.lock import locked
 from dynchoice.run.manifest import digest
-from dynchoice.run.publish import check_folder, locked
+from dynchoice.run.publish import check_folder
 from dynchoice.storage import write_atomically
 from dynchoice.typing import Progress
 

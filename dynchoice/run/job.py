@@ -9,7 +9,8 @@ from pathlib import Path
 from dynchoice.errors import ConfigError, MissingExtraError
 from dynchoice.run import publish
 from dynchoice.run.inputs import Inputs
-from dynchoice.run.publish import Outcome, locked
+from dynchoice.run.lock import locked
+from dynchoice.run.publish import Outcome
 from dynchoice.run.release import Release
 from dynchoice.run.stage_work import Job, Options
 from dynchoice.typing import Progress

@@ -365,7 +365,7 @@ def test_progress_is_told_with_several_workers():
 
 
 def test_bands_of_draws_with_one_number_have_no_spread_and_no_warning():
-    from dynchoice.counterfactuals.forecast_tables import bands_of
+    from dynchoice.counterfactuals.bands import bands_of
 
     point = np.array([[1.0, 2.0]])
     drawn = [np.array([[1.0, np.nan]]), np.array([[1.2, np.nan]]), np.array([[0.9, 2.1]])]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
@@ -32,8 +33,7 @@ def numbers_of(table: pd.DataFrame, features: tuple[str, ...]) -> FloatArray:
     SpecificationError
         No table; a feature that is missing, no number or not finite.
     """
-    if not hasattr(table, "columns"):
-        raise SpecificationError(f"states: a pandas table is needed, not a {type(table).__name__}")
+    checks.columns(table, (), "states")
     for name in features:
         RewardModel._column(table, name, "state")
     try:
@@ -133,6 +133,7 @@ class RewardResults(Estimates):
         return logs, values, r
 
     def _table(self, values: FloatArray, table: pd.DataFrame) -> pd.DataFrame:
+        """Return values (n, J) as a table, a row a row of ``table``, a column a choice."""
         return pd.DataFrame(values, index=table.index, columns=list(self.model.choices))
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +201,7 @@ class RewardResults(Estimates):
 
     @property
     def summary(self) -> Summary:
-        """The projection of the reward on the features, with what it rests on."""
+        """The projection of the reward on the features, with the rows it comes from."""
         share = self.uses["anchor share"]
         facts = (
             ("Estimator:", self.estimator),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError, StorageError
 from dynchoice.inference.estimates import Estimates
@@ -33,7 +32,8 @@ def numbers_of(table: pd.DataFrame, features: tuple[str, ...]) -> FloatArray:
     SpecificationError
         No table; a feature that is missing, no number or not finite.
     """
-    checks.columns(table, (), "states")
+    if not hasattr(table, "columns"):
+        raise SpecificationError(f"states: a pandas table is needed, not a {type(table).__name__}")
     for name in features:
         RewardModel._column(table, name, "state")
     try:

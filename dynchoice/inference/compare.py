@@ -23,6 +23,7 @@ class Comparison:
         )
 
     def _joined(self, attribute: str) -> pd.DataFrame:
+        """Return a labelled vector of every fit, one column a fit; NaN where it has no such."""
         columns = {label: getattr(fit, attribute) for label, fit in self.results.items()}
         # parameters in the order in which fits bring them: pandas would sort the union
         order = dict.fromkeys(name for fit in self.results.values() for name in fit.params.index)

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates(ABC):
-    """Parameters with names and a covariance, and what follows from these alone.
+    """Parameters with names and a covariance, and everything that follows from these alone.
 
-    What every fit has, whichever estimator made it; a subclass adds what it is a fit of.
+    Every fit has this, whichever estimator made it; a subclass adds what was fitted.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Estimates(ABC):
     nobs, nmembers
         Member-months and members.
     converged, message, optimization
-        Honest status; ``optimization`` has iterations, gradient and starts.
+        Status; ``optimization`` has iterations, gradient and starts.
     data_digest, package_version, seed
         What the fit was made from.
     notes : tuple of str
@@ -69,7 +69,7 @@ class Estimates(ABC):
     """
 
     marker: ClassVar[str] = ""
-    """Says in a saved file which class it holds; none: :class:`dynchoice.Results`."""
+    """The key in a saved file that names its class; without one: :class:`dynchoice.Results`."""
 
     estimator: str
     theta: FloatArray
@@ -91,7 +91,7 @@ class Estimates(ABC):
 
     @property
     def likelihood_of(self) -> str:
-        """What the log-likelihood is of; criteria of other things are not compared."""
+        """What the log-likelihood speaks of: criteria of different things are not compared."""
         return "parameters"
 
     @property
@@ -157,6 +157,7 @@ class Estimates(ABC):
         """Rebuild from :meth:`to_tree`; what older files lack takes its default."""
         values = dict(tree)
         for f in fields(cls):
+            # files hold tuples as lists
             if str(f.type).startswith("tuple") and f.name in values:
                 values[f.name] = tuple(values[f.name])
         return cls(**values)
@@ -194,7 +195,7 @@ class Estimates(ABC):
         return self.vector
 
     def refreshed(self) -> Self:
-        """Return the fit with whatever is derived from the covariance derived again."""
+        """Return the fit after its covariance was replaced, with what is derived from it."""
         return self
 
     def _series(self, values: FloatArray, name: str) -> pd.Series:

@@ -1,4 +1,7 @@
-"""Test statistics as objects with ``.stat .df .pval .null`` (linearmodels' names)."""
+"""Wald tests, and test statistics as objects with ``.stat .df .pval .null``.
+
+The names of the attributes are linearmodels'.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _floor(values: FloatArray) -> float:
 
 @dataclass(frozen=True)
 class Source:
-    """What one roll-out (or price change) contributes.
+    """The information that is left without one roll-out (or price change).
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Source:
 
 @dataclass(frozen=True)
 class IdentificationReport(Identification):
-    """Weak directions, pairs hard to tell apart and what separates them, and what varies where.
+    """Weak directions, pairs that are hard to tell apart and what separates them.
 
     ``print`` it to read it; :meth:`frame`, :meth:`pairs`, :meth:`shares` and :meth:`varies` are
     tables for scripts.
@@ -210,8 +210,8 @@ class IdentificationReport(Identification):
                     " (region=)."
                 )
             return text + "; no roll-out or price change is in the panel to separate them."
-        lost, source = self._most_telling_source(i, j)
-        if lost < MUCH:
+        loss, source = self._most_telling_source(i, j)
+        if loss < MUCH:
             return text + (
                 "; no roll-out or price change separates them by itself: it takes what differs"
                 " between members, regions and months together."
@@ -219,7 +219,7 @@ class IdentificationReport(Identification):
         return f"{text}; {self._source_in_words(source, i, j)}"
 
     def _most_telling_source(self, i: int, j: int) -> tuple[float, Source]:
-        """Return the source without which two parameters lose most, and what they lose."""
+        """Return the source without which two parameters lose most, and how much they lose."""
         whole = effective(self.information)
         losses = []
         for source in self.sources:
@@ -231,7 +231,7 @@ class IdentificationReport(Identification):
         return losses[best], self.sources[best]
 
     def _source_in_words(self, source: Source, i: int, j: int) -> str:
-        """Say what two parameters are without the rows of a source."""
+        """Say how well two parameters are told apart without the rows of a source."""
         text = f"what separates them is {source.event.label}: without {source.dropped}"
         if _share_flat_direction(source.information, i, j):
             return f"{text} nothing tells them apart."
@@ -406,8 +406,7 @@ def identification(
         A finite horizon; laws without probabilities.
     """
     counts = data.counts if isinstance(data, Panel) else data
-    if not isinstance(counts, Counts):
-        raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
+    checks.instance(counts, "data", Counts, "pass a Panel or its Counts")
     if counts.states != model.states or counts.choices != model.choices:
         raise SpecificationError(
             f"the panel's states and choices ({counts.states!r}, {list(counts.choices)}) are not"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from dynchoice import checks
 from dynchoice._lazy import pd
 from dynchoice.errors import SpecificationError
 from dynchoice.inference.diagnostics import Identification, Support
@@ -117,7 +116,9 @@ class MixtureResults(Estimates):
         SpecificationError
             No such type.
         """
-        return self.by_type[checks.whole(q, "type", 0, self.types - 1)]
+        if isinstance(q, bool) or not isinstance(q, int | np.integer) or not 0 <= q < self.types:
+            raise SpecificationError(f"no type {q!r}: types are 0 to {self.types - 1}")
+        return self.by_type[int(q)]
 
     def identification(self, data: Panel | Counts | None = None) -> Identification:
         """Return which directions of the parameters the data tell apart, smallest first.

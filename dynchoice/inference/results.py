@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from dynchoice.inference.summary import Summary, number
 from dynchoice.model.ddc import DDC
 from dynchoice.model.transitions import Transitions
 from dynchoice.panel.counts import Counts
+from dynchoice.panel.panel import Panel
 from dynchoice.solvers.solve import Solution, solve
 from dynchoice.typing import FloatArray
-
-if TYPE_CHECKING:
-    from dynchoice.panel.panel import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class Results(Estimates):
         Parameters whose features were multiplied by market variables (ECCP): such a fit has no
         model to solve.
     uses : dict
-        What of the data the estimate rests on: member-months, states, choices (and equations,
+        How much of the data the estimate uses: member-months, states, choices (and equations,
         regions, periods); :meth:`dynchoice.inference.compare.Comparison.support` lists it.
     rows_digest : str
         Digest of the rows that states were made from, where states are no column of the data.
@@ -103,7 +101,7 @@ class Results(Estimates):
 
     @property
     def maximum_likelihood(self) -> bool:
-        """Whether the estimate maximises the likelihood (not a pseudo-likelihood, not IV)."""
+        """Whether the estimate maximises the likelihood, not a pseudo-likelihood, and is no IV."""
         return self.pseudo_loglik is None and self.estimator.split(" ")[0] in (
             "NFXP",
             "NPL",
@@ -240,9 +238,8 @@ class Results(Estimates):
             return Identification.of(self.names, -self.hessian)
         from dynchoice.inference.identification import identification_report
 
-        counts = data if isinstance(data, Counts) else getattr(data, "counts", None)
-        if not isinstance(counts, Counts):
-            raise SpecificationError(f"data is a {type(data).__name__}; pass a Panel or its Counts")
+        counts = data.counts if isinstance(data, Panel) else data
+        checks.instance(counts, "data", Counts, "pass a Panel or its Counts")
         if counts.digest != self.data_digest:
             raise SpecificationError("these are not the data of the fit (their digests differ)")
         if self.model.horizon is not None:

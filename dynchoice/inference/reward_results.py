@@ -133,6 +133,7 @@ class RewardResults(Estimates):
         return logs, values, r
 
     def _table(self, values: FloatArray, table: pd.DataFrame) -> pd.DataFrame:
+        """Return values (n, J) as a table, a row a row of ``table``, a column a choice."""
         return pd.DataFrame(values, index=table.index, columns=list(self.model.choices))
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +201,7 @@ class RewardResults(Estimates):
 
     @property
     def summary(self) -> Summary:
-        """The projection of the reward on the features, with what it rests on."""
+        """The projection of the reward on the features, with the rows it comes from."""
         share = self.uses["anchor share"]
         facts = (
             ("Estimator:", self.estimator),

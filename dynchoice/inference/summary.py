@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# what TeX reads as commands
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A title, pairs of facts, a table and notes, in whatever form is asked for."""
+    """A title, pairs of facts, a table and notes, as text, HTML, LaTeX or CSV."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -25,29 +26,28 @@ class Summary:
     def as_text(self) -> str:
         """Return plain text in fixed columns."""
         widths = [
-            max(len(r[c]) for r in (self.header, *self.rows)) + (2 if c else 0)
+            max(len(row[c]) for row in (self.header, *self.rows)) + (2 if c else 0)
             for c in range(len(self.header))
         ]
-        longest = max((len(a) + len(x) for a, x in self.facts), default=0)
+        longest = max((len(label) + len(value) for label, value in self.facts), default=0)
         width = max(sum(widths), 72, 2 * longest + 8)
         lines = [self.title.center(width).rstrip(), "=" * width]
         half = (len(self.facts) + 1) // 2
         left, right = self.facts[:half], (*self.facts[half:], ("", ""))
         column = width // 2 - 2
-        for (a, x), (b, y) in zip(left, right, strict=False):
-            first = f"{a} {x:>{max(column - len(a) - 1, 0)}}"
-            second = f"{b} {y:>{max(column - len(b) - 1, 0)}}"
-            lines.append(f"{first}    {second}".rstrip())
+        for pair in zip(left, right, strict=False):
+            parts = [f"{label} {value:>{max(column - len(label) - 1, 0)}}" for label, value in pair]
+            lines.append("    ".join(parts).rstrip())
         if self.facts:
             lines.append("=" * width)
         for i, row in enumerate((self.header, *self.rows)):
             cells = [row[0].ljust(widths[0])]
-            cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+            cells += [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
             lines.append("".join(cells).rstrip())
             if i == 0:
                 lines.append("-" * width)
         lines.append("=" * width)
-        return "\n".join([*lines, *(wrapped(n, max(width, 88)) for n in self.notes)])
+        return "\n".join([*lines, *(wrapped(note, max(width, 88)) for note in self.notes)])
 
     def as_html(self) -> str:
         """Return an HTML fragment: two tables and a list of notes."""
@@ -55,18 +55,18 @@ class Summary:
         def table(rows: Sequence[Sequence[str]], head: Sequence[str] | None) -> str:
             top = ""
             if head is not None:
-                cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+                cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
                 top = f"<thead><tr>{cells}</tr></thead>"
             body = "".join(
                 "<tr>"
-                + f"<th>{html.escape(r[0])}</th>"
-                + "".join(f"<td>{html.escape(c)}</td>" for c in r[1:])
+                + f"<th>{html.escape(row[0])}</th>"
+                + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
                 + "</tr>"
-                for r in rows
+                for row in rows
             )
             return f"<table>{top}<tbody>{body}</tbody></table>"
 
-        notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
             f"<h4>{html.escape(self.title)}</h4>"
             + table(self.facts, None)
@@ -78,15 +78,16 @@ class Summary:
         """Return a LaTeX tabular with the table and the facts below it."""
 
         def tex(text: str) -> str:
-            return "".join(LATEX.get(c, c) for c in text)
+            return "".join(LATEX.get(letter, letter) for letter in text)
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join(map(tex, cells)) + r" \\"
 
         span = len(self.header)
-        body = [line(r) for r in self.rows]
+        body = [line(row) for row in self.rows]
         facts = [
-            f"{tex(a)} & \\multicolumn{{{span - 1}}}{{r}}{{{tex(b)}}} \\\\" for a, b in self.facts
+            f"{tex(label)} & \\multicolumn{{{span - 1}}}{{r}}{{{tex(value)}}} \\\\"
+            for label, value in self.facts
         ]
         return "\n".join(
             [
@@ -100,7 +101,7 @@ class Summary:
                 *facts,
                 r"\hline",
                 r"\end{tabular}",
-                *[f"% {n}" for n in self.notes],
+                *[f"% {note}" for note in self.notes],
             ]
         )
 
@@ -127,14 +128,14 @@ class Summary:
 
 
 def wrapped(text: str, width: int = 100) -> str:
-    """Return text in lines of at most ``width``, the further ones indented."""
+    """Return text in lines of at most ``width``, indented from the second on."""
     return textwrap.fill(
         text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Return a number in the width of a table; a missing one says so."""
+    """Return a number with ``digits`` decimals (or digits, if large or tiny); n/a if missing."""
     if value is None or not np.isfinite(value):
         return "n/a"
     if value != 0 and (abs(value) >= 1e6 or abs(value) < 10.0**-digits):

@@ -1,4 +1,4 @@
-"""Finite horizon: backward induction; values and probabilities differ from period to period."""
+"""Finite horizon: backward induction, with values and probabilities of each period."""
 
 from __future__ import annotations
 

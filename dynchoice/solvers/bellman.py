@@ -91,8 +91,10 @@ class Bellman:
         return float(kernels.relative_residual(self.T, h, self.root, self.gain, self.r))
 
     def observed(self) -> FloatArray:
-        """Return the probabilities (S, J) that an observer sees: ``P`` itself, or for naive
-        members ``attention pi + (1 - attention) 1{default}``."""
+        """Return the choice probabilities (S, J) that an observer sees.
+
+        They are ``P`` itself, or for naive members ``attention pi + (1 - attention) 1{default}``.
+        """
         return self.P if self._model.sophisticated else self._model.observed(self.pi)
 
     def relative(self, V: FloatArray) -> FloatArray:

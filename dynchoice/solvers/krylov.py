@@ -59,6 +59,7 @@ class Rooms:
             self._kept = kept if room[0].size + room[1].size <= self.most else self._kept
 
     def _forget(self, gone: weakref.ref[object]) -> None:
+        """Drop the vectors of a law that no longer exists."""
         with self._lock:
             self._kept = [entry for entry in self._kept if entry[0] is not gone]
 

@@ -84,11 +84,11 @@ class PlainBlocks:
         self._solver: Solver | None = None
 
     def blocked(self, by_state: FloatArray) -> FloatArray:
-        """Return something known by state (S, ...) by block (B, n, ...)."""
+        """Rearrange an array by state (S, ...) into one by block (B, n, ...)."""
         return np.ascontiguousarray(by_state[None] if self._as_is else by_state[self.order])
 
     def by_state(self, blocked: FloatArray) -> FloatArray:
-        """Return something known by block (B, n, ...) by state (S, ...)."""
+        """Rearrange an array by block (B, n, ...) into one by state (S, ...)."""
         flat = blocked.reshape(self.B * self.n, *blocked.shape[2:])
         return flat if self._as_is else flat[self.place]
 
@@ -119,7 +119,7 @@ class PlainBlocks:
         return bytes([b])
 
     def closed(self, b: int) -> list[IntArray]:
-        """Return the states of each group of a block that never reaches the others."""
+        """Return the groups of a block's states that never reach each other."""
         groups = self.model.transitions.blocks[self.order[b]]
         return [np.flatnonzero(groups == g) for g in np.unique(groups)]
 
@@ -194,7 +194,7 @@ class PlainBlocks:
     def backward(
         self, u: FloatArray, ahead: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J) given the next ``V``."""
+        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J), given ``V`` a period later."""
         V, pi, policy, v = np.empty(ahead.shape), *(np.empty(u.shape) for _ in range(3))
         for b in range(self.B):
             ev = self.expect(b, ahead[b])

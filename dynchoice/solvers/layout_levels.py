@@ -238,7 +238,7 @@ class LevelBlocks(PlainBlocks):
     def backward(
         self, u: FloatArray, ahead: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J) given the next ``V``."""
+        """Return ``V`` (B, n), observed ``P`` and ``pi`` (B, n, J), given ``V`` a period later."""
         u_by_choice = np.ascontiguousarray(u.swapaxes(1, 2))
         V, pi, policy = np.empty(ahead.shape), *(np.empty(u_by_choice.shape) for _ in range(2))
         ev, v, *_ = self._work
@@ -277,7 +277,7 @@ class LevelBlocks(PlainBlocks):
     def _group_states(
         self, group: IntArray
     ) -> tuple[IntArray, tuple[FloatArray, IntArray], IntArray]:
-        """Return groups of states (n,) as :func:`level_path` counts by them.
+        """Lay out groups of states (n,) as :func:`level_path` counts by them.
 
         Most levels have one group, which the kernel counts within its product over the level's
         states. So: the groups, a mask of the states in their level's group with that group (C,),

@@ -70,7 +70,7 @@ class Sweeps:
         self._coarse: list[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what can be made again (SuperLU's factors go to no other process)."""
+        """Return the state to pickle, without SuperLU's factors, which can be made again."""
         return {**self.__dict__, "_coarse": None}
 
     def factor(self, P: FloatArray) -> None:
@@ -80,7 +80,7 @@ class Sweeps:
         self._spread = self._coarse = None
 
     def _room(self) -> Room:
-        """Return Krylov vectors that nobody uses."""
+        """Take Krylov vectors that nobody uses: fewer where the states are many."""
         n = self.law.C * self.law.n
         most = int(np.clip(KRYLOV_NUMBERS // (2 * n), 8, KRYLOV_VECTORS))
         return ROOMS.take(most, n)

@@ -61,9 +61,9 @@ def psi_derivative(model: DDC, P: FloatArray, d: FloatArray) -> FloatArray:
     pi = unmix(model, P)
     free = (raw > 1e-10 * model.attention[:, None]) & (pi > 0)  # not clamped by unmix
     steep = np.where(free, 1 / (model.attention[:, None] * np.maximum(pi, 1e-300)), 0.0)
-    own = np.where(model.available, d, 0.0)
-    out = -own * steep
-    out[:, s, model.default] += lost * own.sum(axis=2) * steep[s, model.default]
+    weights = np.where(model.available, d, 0.0)
+    out = -weights * steep
+    out[:, s, model.default] += lost * weights.sum(axis=2) * steep[s, model.default]
     return np.asarray(out)
 
 
@@ -203,12 +203,12 @@ class DependentLikelihood:
     def set_probabilities(self, P: FloatArray) -> None:
         """Take first-stage probabilities ``P`` (S, J), or (T*S, J) at a finite horizon."""
         S, J, _ = self.model.shape
-        own = P.reshape(-1, S, J)
-        self.P = own
+        by_period = P.reshape(-1, S, J)
+        self.P = by_period
         for depth, known in enumerate(self.known, start=1):
             known[:] = 0.0
             for period, rows, W in self._rows_of(depth):
-                q = self.model.utility.offset + self.psi(own[period])
+                q = self.model.utility.offset + self.psi(by_period[period])
                 value = W @ q.reshape(-1)
                 known[rows] = np.asarray(value).reshape(-1, J)
 

@@ -181,27 +181,27 @@ class CCP(TwoStepEstimator[Results]):
         if self.valuation == "exact" or model.beta == 0:
             best, optimization, value = hotz_miller(model, n, 1, tol, maxiter, first.P)
         else:
-            best, optimization, value, noise = self._simulated(first, options, notes)
+            best, optimization, value, noise = self._maximise_simulated(first, options, notes)
         likelihood = Likelihood(model, n, value)
-        at = likelihood.evaluate(best.params)
-        parts = score_parts(likelihood, at, self._first)
+        evaluation = likelihood.evaluate(best.params)
+        parts = score_parts(likelihood, evaluation, self._first)
         if noise is not None:
             parts = replace(parts, noise=noise)
-        notes += self._distance(newton_decrement(at.score, -parts.hessian))
+        notes += self._distance(newton_decrement(evaluation.score, -parts.hessian))
         if first.empty:
             notes.append(self._empties(first, best.params, parts.hessian, tol, maxiter))
         return Estimate(
             name=self.name,
             first=self._first,
             counts=self.counts,
-            at=at,
+            evaluation=evaluation,
             parts=parts,
             optimization=optimization,
             pseudo_loglik=best.loglik,
             notes=tuple(notes),
         )
 
-    def _simulated(
+    def _maximise_simulated(
         self, first: ChoiceProbabilities, options: FitOptions, notes: list[str]
     ) -> tuple[Evaluation, Optimization, FloatArray, FloatArray]:
         """Maximise the pseudo-likelihood of simulated values; and the simulation's variance."""
@@ -309,22 +309,22 @@ class CCP(TwoStepEstimator[Results]):
             maxiter=options.maxiter,
         )
         notes = _notes_on_dependence(likelihood, first)
-        own = model
+        reported = model
         if self.free_beta:
             beta = float(best.params[K])
             if 0 <= beta < 1 or (horizon is not None and beta == 1):
-                own = model.with_parts(beta=beta)
+                reported = model.with_parts(beta=beta)
             else:
                 notes.append(
                     f"The estimated discount factor {beta:.4f} is outside [0, 1): the model below"
                     f" keeps {model.beta:g}"
                 )
-        full = Likelihood(own, n) if horizon is None else FiniteLikelihood(own, n)
-        at = full.evaluate(best.params[:K])
+        full = Likelihood(reported, n) if horizon is None else FiniteLikelihood(reported, n)
+        evaluation = full.evaluate(best.params[:K])
         if likelihood.dropped == 0:
-            notes += self._distance(newton_decrement(at.score, -full.hessian(at)))
-        parts = _dependent_parts(likelihood, best, first, self._first, at)
-        shown = replace(at, params=best.params)
+            notes += self._distance(newton_decrement(evaluation.score, -full.hessian(evaluation)))
+        parts = _dependent_parts(likelihood, best, first, self._first, evaluation)
+        shown = replace(evaluation, params=best.params)
         counts = self.counts
         if horizon is not None and options.cov_type in ("clustered", "robust"):
             counts = with_periods(counts, self.panel, options.cov_type, options.cluster)
@@ -332,13 +332,13 @@ class CCP(TwoStepEstimator[Results]):
             name=f"{self.name} (finite dependence)",
             first=self._first,
             counts=counts,
-            at=shown,
+            evaluation=shown,
             parts=parts,
             optimization=optimization,
             pseudo_loglik=best.loglik,
             notes=tuple(notes),
             extra_names=extra,
-            model=own,
+            model=reported,
             uses={
                 "share": likelihood.total / self.counts.nobs,
                 "states": int(np.unique(likelihood.s).size),
@@ -348,17 +348,17 @@ class CCP(TwoStepEstimator[Results]):
 
 def _notes_on_dependence(likelihood: DependentLikelihood, first: ChoiceProbabilities) -> list[str]:
     """Return what a summary must say of the choices compared and of the first stage."""
-    found = likelihood.found
+    dependence = likelihood.found
     notes = []
-    if not found.complete:
+    if not dependence.complete:
         notes.append(
-            f"Finite dependence fails for {int((found.periods == -1).sum()):,} of the choices"
+            f"Finite dependence fails for {int((dependence.periods == -1).sum()):,} of the choices"
             f" in seen states: {likelihood.dropped:,.0f} member-months are left out of the"
             " pseudo-likelihood (a logit within the other choices)"
         )
     notes.append(
-        f"Finite dependence within {int(found.periods.max())} period(s), weights up to"
-        f" {found.largest.max():.3g} times the difference that they undo"
+        f"Finite dependence within {int(dependence.periods.max())} period(s), weights up to"
+        f" {dependence.largest.max():.3g} times the difference that they undo"
     )
     if first.empty:
         notes.append(
@@ -378,19 +378,19 @@ def _dependent_parts(
     best: DependentEvaluation,
     first: ChoiceProbabilities,
     laws: FirstStage,
-    at: Evaluation,
+    evaluation: Evaluation,
 ) -> ScoreParts:
     """Return scores by cell with the influence of choice probabilities and of laws of motion."""
     model = likelihood.model
     S, J, _ = model.shape
     K = len(best.params)
-    own = likelihood.by_state(best.dlogp)
+    by_choice = likelihood.by_state(best.dlogp)
     from_P = first.influence(likelihood.probability_derivative(best)).reshape(-1, S, J, K)
-    table = own + from_P
+    table = by_choice + from_P
     by_cell, V1 = None, np.zeros((K, K))
     label = "choice probabilities included"
     if laws.estimates:
-        V = at.point.h if at.point is not None else at.V
+        V = evaluation.point.h if evaluation.point is not None else evaluation.V
         assert V is not None
         cross = likelihood.transition_derivative(best, V)
         by_cell, V1 = influence(laws.model, laws.estimates, cross)

@@ -163,7 +163,7 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
         """
         state, trace = self._em(options)
         if self.valuation == "exact":
-            return self._carried(state, trace, options)
+            return self._maximise_mixture(state, trace, options)
         return self._by_ccp(state, trace, options)
 
     # EM --------------------------------------------------------------------------------------
@@ -281,10 +281,10 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
             part.set_probabilities(self._stage.estimate(model, n.reshape(-1, n.shape[-1])).P)
             zero = np.zeros(len(model.names) + len(L.extra))
             zero[len(model.names) :] = model.beta
-            at, status = maximise(part.evaluate, part.hessian, zero, part.total, tol=1e-6)
-            table = part.by_state(at.dlogp).reshape(*self.shape, -1)
-            P = part.by_state(at.P[:, :, None]).reshape(self.shape)
-            params = at.params
+            evaluation, status = maximise(part.evaluate, part.hessian, zero, part.total, tol=1e-6)
+            table = part.by_state(evaluation.dlogp).reshape(*self.shape, -1)
+            P = part.by_state(evaluation.P[:, :, None]).reshape(self.shape)
+            params = evaluation.params
         else:
             data = self.counts if self.panel is None else self.panel
             estimator = (NFXP if self.inner == "NFXP" else CCP)(self.model, data)
@@ -292,8 +292,8 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
                 warnings.simplefilter("ignore")
                 fit = estimator.fit(cov_type="unadjusted", tol=max(tol, 1e-6), maxiter=maxiter)
             mixture = MixtureLikelihood(model, self.data, replace(one, extra=()), self._phi)
-            at = mixture.parts[0].evaluate(fit.theta)
-            table, P, params = at.dlogp, at.P, fit.theta
+            evaluation = mixture.parts[0].evaluate(fit.theta)
+            table, P, params = evaluation.dlogp, evaluation.P, fit.theta
         table = table[..., [model.names.index(v) for v in L.varying]]
         scores = self.data.sums(table)
         spread = (P[..., None] * table**2).sum(axis=-2, keepdims=True) * np.ones_like(table)
@@ -304,7 +304,7 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
         wide[L.utility :] = params[len(model.names) :]
         return wide, scores, variance
 
-    def _ordered(self, theta: FloatArray) -> tuple[FloatArray, IntArray]:
+    def _sort_types(self, theta: FloatArray) -> tuple[FloatArray, IntArray]:
         """Return the vector with types in order of their first varying parameter."""
         L = self.layout
         if L.types == 1:
@@ -316,7 +316,7 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
 
     # results ----------------------------------------------------------------------------------
 
-    def _carried(
+    def _maximise_mixture(
         self,
         state: EMState,
         trace: tuple[dict[str, Any], ...],
@@ -324,7 +324,7 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
     ) -> MixtureResults:
         """Take EM's best point to the maximum of the likelihood, and report."""
         L = self.layout
-        theta, _ = self._ordered(np.r_[state.params, state.gamma.reshape(-1)])
+        theta, _ = self._sort_types(np.r_[state.params, state.gamma.reshape(-1)])
         likelihood = MixtureLikelihood(self.first.model, self.data, L, self._phi)
         best, optimization = maximise(
             likelihood.evaluate,
@@ -334,29 +334,29 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
             tol=options.tol,
             maxiter=options.maxiter,
         )
-        at: MixtureEvaluation = best
-        hessian = likelihood.hessian(at)
+        evaluation: MixtureEvaluation = best
+        hessian = likelihood.hessian(evaluation)
         cross = None
         label = "none: transitions given"
         if self.first.estimates and self.model.beta > 0:
             if self.model.horizon is None:
-                cross = likelihood.transition_derivative(at)
+                cross = likelihood.transition_derivative(evaluation)
                 label = "included"
             else:
                 label = "NOT included: use cov_type='bootstrap'"
         estimate = MixtureEstimate(
-            theta=at.params,
-            loglik=at.loglik,
-            post=at.post,
+            theta=evaluation.params,
+            loglik=evaluation.loglik,
+            post=evaluation.post,
             hessian=hessian,
-            outer=at.outer,
-            by_history=at.by_history,
+            outer=evaluation.outer,
+            by_history=evaluation.by_history,
             cross=cross,
             label=label,
             optimization=optimization,
             trace=trace,
             iterations=state.iterations,
-            each=at.each,
+            each=evaluation.each,
         )
         return mixture_results(self, estimate, options)
 
@@ -370,7 +370,7 @@ class CCPEM(TwoStepEstimator[MixtureResults]):
         L, E = self.layout, len(self.layout.extra)
         utilities = state.params[: len(state.params) - E] if E else state.params
         theta = np.r_[utilities, state.gamma.reshape(-1), state.params[L.utility :]]
-        theta, order = self._ordered(theta)
+        theta, order = self._sort_types(theta)
         post = state.post[:, order]
         converged = state.converged
         message = (

@@ -116,8 +116,8 @@ def fit_logit(
         On the Newton decrement: twice the log-likelihood still to gain.
     maxiter : int
     """
-    at = np.zeros((J - 1, G)) if start is None else start.copy()
-    loglik, score, information, null = one_pass(at, blocks(), ridge)
+    coefficients = np.zeros((J - 1, G)) if start is None else start.copy()
+    loglik, score, information, null = one_pass(coefficients, blocks(), ridge)
     step = 0
     for step in range(1, maxiter + 1):  # noqa: B007
         move = np.linalg.solve(information, score)
@@ -125,13 +125,13 @@ def fit_logit(
         if decrement <= tol:
             break
         for halving in range(20):
-            trial = at + move.reshape(at.shape) / 2**halving
-            found = one_pass(trial, blocks(), ridge)
-            if found[0] >= loglik - 1e-12 * abs(loglik):
+            trial = coefficients + move.reshape(coefficients.shape) / 2**halving
+            tried = one_pass(trial, blocks(), ridge)
+            if tried[0] >= loglik - 1e-12 * abs(loglik):
                 break
-        at, (loglik, score, information, null) = trial, found
+        coefficients, (loglik, score, information, null) = trial, tried
     size = np.sqrt(np.maximum(np.diag(information), 1e-300))
     gradient = float(np.abs(score / size).max())
-    plain = loglik + ridge / 2 * float((at**2).sum())
+    plain = loglik + ridge / 2 * float((coefficients**2).sum())
     converged = float(score @ np.linalg.solve(information, score)) <= tol
-    return ChoiceLogit(at, information, plain, null, bool(converged), gradient, step)
+    return ChoiceLogit(coefficients, information, plain, null, bool(converged), gradient, step)

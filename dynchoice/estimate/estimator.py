@@ -59,8 +59,10 @@ class FitOptions:
         if self.progress is not None:
             example = "lambda done, total, text: print(done, total, text)"
             checks.function(self.progress, "progress", example)
-        if self.cov_type == "bootstrap":
-            checks.whole(self.draws, "draws", LEAST_DRAWS)
+        if self.cov_type == "bootstrap" and checks.whole(self.draws, "draws") < LEAST_DRAWS:
+            raise SpecificationError(
+                f"draws={self.draws}: a bootstrap covariance needs {LEAST_DRAWS} at least"
+            )
 
     def keywords(self, **changes: Any) -> dict[str, Any]:
         """Return the options as keywords of ``fit``, some of them changed."""
@@ -155,7 +157,7 @@ class Estimator(ABC, Generic[Fit]):
             raise SpecificationError(f"starts={starts!r}: {self.name} has one optimum to find")
         # one left out is the estimator's own, which is FitOptions' where it has none
         chosen = {"cluster": cluster, "starts": starts, "seed": seed}
-        given = {key: value for key, value in chosen.items() if value is not None}
+        changed = {key: value for key, value in chosen.items() if value is not None}
         return self.run(
             FitOptions(
                 start=start,
@@ -166,7 +168,7 @@ class Estimator(ABC, Generic[Fit]):
                 jobs=jobs,
                 progress=progress,
                 strict=strict,
-                **{**self.defaults, **given},
+                **{**self.defaults, **changed},
             )
         )
 

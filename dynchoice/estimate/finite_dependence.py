@@ -169,12 +169,12 @@ class DependentLikelihood:
     def set_probabilities(self, P: FloatArray) -> None:
         """Take first-stage probabilities ``P`` (S, J), or (T*S, J) at a finite horizon."""
         S, J, _ = self.model.shape
-        own = P.reshape(-1, S, J)
-        self.P = own
+        by_period = P.reshape(-1, S, J)
+        self.P = by_period
         for depth, known in enumerate(self.known, start=1):
             known[:] = 0.0
             for period, rows, W in self._rows_of(depth):
-                q = self.model.utility.offset + self.psi(own[period])
+                q = self.model.utility.offset + self.psi(by_period[period])
                 value = W @ q.reshape(-1)
                 known[rows] = np.asarray(value).reshape(-1, J)
 

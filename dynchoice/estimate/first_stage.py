@@ -132,10 +132,10 @@ def first_stage(
                 )
     elif len(moves):
         refuse_moves(model, ~reachable(transitions.stacked(), moves, model), moves, n, panel)
-    seen = int((counts.n_sj().sum(axis=1) > 0).sum())
-    if seen < model.states.size:
+    visited = int((counts.n_sj().sum(axis=1) > 0).sum())
+    if visited < model.states.size:
         notes.append(
-            f"{model.states.size - seen:,} of {model.states.size:,} states are never seen: there"
+            f"{model.states.size - visited:,} of {model.states.size:,} states are never seen: there"
             " the model speaks, not the data (see support())"
         )
     return FirstStage(model, tuple(estimates), tuple(notes))

@@ -46,9 +46,9 @@ def free_rows(estimates: tuple[LawEstimate, ...]) -> list[FreeRow]:
     rows, used = [], 0
     for e in estimates:
         for r, counts in enumerate(e.counts):
-            seen = np.flatnonzero(counts)
-            if len(seen) >= 2:
-                order = seen[np.argsort(-counts[seen], kind="stable")]
+            outcomes = np.flatnonzero(counts)
+            if len(outcomes) >= 2:
+                order = outcomes[np.argsort(-counts[outcomes], kind="stable")]
                 width = len(order) - 1
                 rows.append(FreeRow(e.name, r, order, counts[order], slice(used, used + width)))
                 used += width
@@ -133,11 +133,11 @@ class JointLikelihood:
         loglik = inner.loglik
         for row in self.rows:
             p = self.probabilities(row, params)
-            at = slice(self.K + row.at.start, self.K + row.at.stop)
+            place = slice(self.K + row.at.start, self.K + row.at.stop)
             total = row.counts.sum()
-            score[at] += row.counts[1:] - total * p[1:]
+            score[place] += row.counts[1:] - total * p[1:]
             deviation = np.eye(len(p))[:, 1:] - p[1:]
-            outer[at, at] += (deviation * row.counts[:, None]).T @ deviation
+            outer[place, place] += (deviation * row.counts[:, None]).T @ deviation
         for e in first.estimates:
             loglik += e.loglik
         return JointEvaluation(params.copy(), loglik, score, outer, inner, dlogp, first)
@@ -221,7 +221,7 @@ def joint_estimate(
         name="NFXP (joint)",
         first=best.first,
         counts=counts,
-        at=best.inner,
+        evaluation=best.inner,
         parts=parts,
         optimization=optimization,
         extra_params=likelihood.size - likelihood.K,

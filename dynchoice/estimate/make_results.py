@@ -40,14 +40,14 @@ class ScoreParts:
     """Derivative of the score by each estimated law's rows (K, R, m): forecasts draw both."""
 
 
-def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> ScoreParts:
+def score_parts(likelihood: Likelihood, evaluation: Evaluation, first: FirstStage) -> ScoreParts:
     """Return scores by cell with the influence of an estimated first stage."""
-    K = len(at.params)
-    dlogp = at.dlogp
+    K = len(evaluation.params)
+    dlogp = evaluation.dlogp
     by_cell, V1, cross = None, np.zeros((K, K)), None
     label = "none: transitions given"
     if first.estimates and likelihood.model.beta > 0:
-        cross = likelihood.cross_derivative(at)
+        cross = likelihood.cross_derivative(evaluation)
         by_cell, V1 = influence(first.model, first.estimates, cross)
         label = "included"
     elif first.estimates:
@@ -55,11 +55,11 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
 
     def psi(cells: IntArray) -> FloatArray:
         s, j = cells[:, 0], cells[:, 1]
-        own = dlogp[s, j] if dlogp.ndim == 3 else dlogp[cells[:, 4], s, j]
-        out = own * cells[:, 3, None]
+        by_choice = dlogp[s, j] if dlogp.ndim == 3 else dlogp[cells[:, 4], s, j]
+        out = by_choice * cells[:, 3, None]
         return out if by_cell is None else out + by_cell(cells)
 
-    hessian = likelihood.hessian(at)
+    hessian = likelihood.hessian(evaluation)
     if likelihood.solver.system.failures:
         label = f"NOT reliable: {likelihood.solver.system.failures[-1]}"
         warnings.warn(
@@ -68,7 +68,7 @@ def score_parts(likelihood: Likelihood, at: Evaluation, first: FirstStage) -> Sc
             ConvergenceWarning,
             stacklevel=3,
         )
-    return ScoreParts(hessian, at.outer, psi, V1, label, cross=cross)
+    return ScoreParts(hessian, evaluation.outer, psi, V1, label, cross=cross)
 
 
 def without_curvature(model: DDC, n: FloatArray, hessian: FloatArray) -> tuple[BoolArray, bool]:
@@ -107,7 +107,7 @@ class Estimate:
         The estimator, with what of its options a reader must know.
     first : FirstStage
     counts : Counts
-    at : Evaluation
+    evaluation : Evaluation
         The likelihood at the estimate.
     parts : ScoreParts
         May speak of more parameters than the results report (probabilities estimated jointly).
@@ -127,7 +127,7 @@ class Estimate:
     name: str
     first: FirstStage
     counts: Counts
-    at: Evaluation
+    evaluation: Evaluation
     parts: ScoreParts
     optimization: Optimization
     pseudo_loglik: float | None = None
@@ -159,8 +159,8 @@ def _named(model: DDC, dead: BoolArray) -> str:
 def _judge(estimate: Estimate, model: DDC, dead: BoolArray, no_maximum: bool) -> Status:
     """Return whether the estimate converged to a maximum, inner solution included."""
     status = Status(estimate.optimization.converged, estimate.optimization.message)
-    if not estimate.at.converged:
-        status.fail(estimate.at.message)
+    if not estimate.evaluation.converged:
+        status.fail(estimate.evaluation.message)
     if no_maximum:
         status.fail(
             "the likelihood is stationary but not at a maximum (its curvature has the wrong sign"
@@ -179,7 +179,12 @@ def make_results(estimate: Estimate, options: FitOptions) -> Results:
     """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
     from dynchoice import __version__
 
-    first, counts, at, parts = estimate.first, estimate.counts, estimate.at, estimate.parts
+    first, counts, evaluation, parts = (
+        estimate.first,
+        estimate.counts,
+        estimate.evaluation,
+        estimate.parts,
+    )
     model = first.model if estimate.model is None else estimate.model
     K = len(model.names)
     total = K + len(estimate.extra_names)
@@ -221,24 +226,24 @@ def make_results(estimate: Estimate, options: FitOptions) -> Results:
     return Results(
         estimator=estimate.name,
         model=model,
-        theta=at.params[:K].copy(),
+        theta=evaluation.params[:K].copy(),
         cov_matrix=cov.matrix[:total, :total],
         cov_type=cov.cov_type,
         cov_config={**cov.config, "first_stage_label": parts.label},
-        loglik=at.loglik,
+        loglik=evaluation.loglik,
         loglik_null=-float(n.sum(axis=1) @ np.log(model.available.sum(axis=1))),
         nobs=counts.nobs,
         nmembers=counts.nmembers,
         converged=status.converged,
         message=status.message,
-        optimization={**asdict(estimate.optimization), "inner": at.message},
+        optimization={**asdict(estimate.optimization), "inner": evaluation.message},
         counts=n,
         hessian=parts.hessian[:total, :total],
         uses=estimate.uses or {"share": 1.0, "states": int((n.sum(axis=1) > 0).sum())},
-        extra=at.params[K:total].copy(),
+        extra=evaluation.params[K:total].copy(),
         extra_names=estimate.extra_names,
         influence=None if by_cluster is None else by_cluster[:, :total],
-        value=np.zeros(0) if at.point is None else at.point.h,
+        value=np.zeros(0) if evaluation.point is None else evaluation.point.h,
         data_digest=counts.digest,
         package_version=__version__,
         seed=options.seed,

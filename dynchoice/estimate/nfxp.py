@@ -120,7 +120,7 @@ class NFXP(CountsEstimator[Results]):
             name=self.name,
             first=self._first,
             counts=counts,
-            at=best,
+            evaluation=best,
             parts=parts,
             optimization=optimization,
         )

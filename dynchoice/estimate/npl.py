@@ -197,15 +197,17 @@ class NPL(TwoStepEstimator[Results]):
             best, optimization, value = hotz_miller(model, n, self.steps, tol, maxiter, P)
             theta, stages, pseudo = best.params, self.steps, best.loglik
         likelihood = Likelihood(model, n, value)
-        at = likelihood.evaluate(theta)
-        parts = score_parts(likelihood, at, self._first)
+        evaluation = likelihood.evaluate(theta)
+        parts = score_parts(likelihood, evaluation, self._first)
         if self.steps is None:
-            optimization = _fixed_point_status(at, parts.hessian, likelihood.total, tol, stages)
+            optimization = _fixed_point_status(
+                evaluation, parts.hessian, likelihood.total, tol, stages
+            )
         estimate = Estimate(
             name=self.name if self.steps is None else f"NPL ({self.steps} steps)",
             first=self._first,
             counts=self.counts,
-            at=at,
+            evaluation=evaluation,
             parts=parts,
             optimization=optimization,
             pseudo_loglik=pseudo,
@@ -214,17 +216,17 @@ class NPL(TwoStepEstimator[Results]):
 
 
 def _fixed_point_status(
-    at: Evaluation, hessian: FloatArray, total: float, tol: float, stages: int
+    evaluation: Evaluation, hessian: FloatArray, total: float, tol: float, stages: int
 ) -> Optimization:
     """Say whether the NPL fixed point is the maximum of the likelihood."""
-    size = scaled_gradient(at, total)
+    size = scaled_gradient(evaluation, total)
     # the last stage is exact to tol in its own terms; the likelihood's gradient adds rounding
-    converged = bool(size <= 10 * tol and at.converged)
+    converged = bool(size <= 10 * tol and evaluation.converged)
     message = (
         f"converged: {stages} stages, scaled gradient of the likelihood {size:.1e}"
         if converged
         else f"not converged: scaled gradient of the likelihood {size:.1e} > {10 * tol:.0e} after"
         f" {stages} stages"
     )
-    decrement = newton_decrement(at.score, -hessian)
+    decrement = newton_decrement(evaluation.score, -hessian)
     return Optimization(converged, message, stages, stages, size, decrement, np.zeros(0))

@@ -69,10 +69,10 @@ class SegmentFits(Mapping[Level, Results]):
     pooled: Results | None = field(default=None, repr=False)
 
     def __getitem__(self, segment: Level) -> Results:
-        found = self.attempts[segment].results
-        if found is None:
+        results = self.attempts[segment].results
+        if results is None:
             raise KeyError(f"{segment!r}: {self.attempts[segment].message}")
-        return found
+        return results
 
     def __iter__(self) -> Iterator[Level]:
         return (m for m, a in self.attempts.items() if a.results is not None)
@@ -252,8 +252,8 @@ def run_all(
         left = list(batch)
         running = processes(jobs, return_as="generator")
         try:
-            found = running(delayed(fit_one)(*tasks[segment]) for segment in batch)
-            for segment, attempt in zip(batch, found, strict=True):
+            finished = running(delayed(fit_one)(*tasks[segment]) for segment in batch)
+            for segment, attempt in zip(batch, finished, strict=True):
                 left.remove(segment)
                 done(segment, attempt)
         except Exception as error:

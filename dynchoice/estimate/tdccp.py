@@ -34,7 +34,7 @@ from dynchoice.errors import (
 )
 from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.estimator import FitOptions
-from dynchoice.estimate.rewards.learners import folds_of, named_fold
+from dynchoice.estimate.rewards.learners import deal_folds, named_fold
 from dynchoice.estimate.rewards.row_bootstrap import RowsEstimator, clustered
 from dynchoice.estimate.rewards.rows import (
     SievedRows,
@@ -365,7 +365,7 @@ class TDCCP(RowsEstimator):
         Newton steps with the slope at fixed representers; they end where the moment is zero.
         """
         rows, maxiter = self.rows, options.maxiter
-        half = folds_of(rows.nmembers, 2, 0 if options.seed is None else options.seed)
+        half = deal_folds(rows.nmembers, 2, 0 if options.seed is None else options.seed)
         parts = []
         for k in range(2):
             with named_fold(k, 2):
@@ -435,11 +435,11 @@ class TDCCP(RowsEstimator):
             if float(score @ move) <= tol**2 * max(self.rows.nobs, 1.0):
                 break
             for halving in range(20):
-                found = self._evaluate(policy, omega, xi, theta + move / 2**halving)
-                if found[0] >= loglik - 1e-12 * abs(loglik):
+                tried = self._evaluate(policy, omega, xi, theta + move / 2**halving)
+                if tried[0] >= loglik - 1e-12 * abs(loglik):
                     break
             theta = theta + move / 2**halving
-            loglik, score, H, gamma = found
+            loglik, score, H, gamma = tried
         size = float(np.abs(score / np.sqrt(np.diag(H) * max(self.rows.nobs, 1.0))).max())
         return theta, H, gamma, steps, size, loglik
 

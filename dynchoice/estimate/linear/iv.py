@@ -114,7 +114,7 @@ def remove_effects(
     )
     w = w / w.mean()
     if groups:
-        stack = demeaned(np.column_stack([y, X, Z]), w, groups)
+        stack = remove_means(np.column_stack([y, X, Z]), w, groups)
         y, X, Z = stack[:, 0], stack[:, 1 : 1 + X.shape[1]], stack[:, 1 + X.shape[1] :]
     unit = np.unique(regression.cells[cluster].to_numpy(), return_inverse=True)[1].reshape(-1)
     return RegressionArrays(y=y, X=X, Z=Z, w=w, unit=unit)
@@ -215,7 +215,7 @@ def second_stage(arrays: RegressionArrays, params: FloatArray) -> tuple[FloatArr
     return scores @ bread.T, (projected * w[:, None]).T @ projected / sigma2
 
 
-def demeaned(values: FloatArray, w: FloatArray, groups: list[IntArray]) -> FloatArray:
+def remove_means(values: FloatArray, w: FloatArray, groups: list[IntArray]) -> FloatArray:
     """Remove weighted group means, by turns until nothing moves (Gaure 2013)."""
     out = values.copy()
     for _ in range(1000):

@@ -70,7 +70,9 @@ def read_market(
 
 def _tables(grid: RegionGrid, market: pd.DataFrame) -> dict[str, FloatArray]:
     """Return every market variable as a table (R, T), NaN where it is not given."""
-    checks.columns(market, ("region", "period"), "market")
+    for column in ("region", "period"):
+        if column not in market:
+            raise SpecificationError(f"market has no column {column!r}")
     region = {str(x): i for i, x in enumerate(grid.labels)}
     r = market["region"].astype(str).map(region)
     t = grid.period_codes(market["period"])

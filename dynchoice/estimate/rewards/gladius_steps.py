@@ -23,7 +23,7 @@ import numpy as np
 from dynchoice.errors import DataError
 from dynchoice.estimate.choice_logit import ChoiceLogit
 from dynchoice.estimate.rewards.first_stages import LearnedStages, Rows
-from dynchoice.estimate.rewards.learners import Learned, Referenced, folds_of, named_fold
+from dynchoice.estimate.rewards.learners import Learned, Referenced, deal_folds, named_fold
 from dynchoice.estimate.rewards.network import Network, torch_module, train
 from dynchoice.estimate.rewards.pqr_rows import RowsFit, RowsPQR
 from dynchoice.estimate.rewards.row_blocks import RowBlock
@@ -270,7 +270,7 @@ class JointNetworks:
         rows, J = steps.rows, steps.J
         references = Referenced.of(steps)
         x, offered = references.x, references.offered
-        folds = folds_of(rows.nmembers, self.folds, 0 if seed is None else seed)
+        folds = deal_folds(rows.nmembers, self.folds, 0 if seed is None else seed)
         fold = folds[rows.member]
         log_pi, W = np.zeros((len(x), J)), np.zeros(len(x))
         fits, epochs_run = [], []

@@ -125,7 +125,7 @@ def named_fold(k: int, folds: int) -> Iterator[None]:
         ) from error
 
 
-def folds_of(members: int, folds: int, seed: int | None) -> IntArray:
+def deal_folds(members: int, folds: int, seed: int | None) -> IntArray:
     """Return the fold of every member.
 
     Raises
@@ -226,7 +226,7 @@ class CrossFit:
         check_learner(regressor, ("fit", "predict"), "regressor")
         self.regressor = regressor
         self.folds, self.rounds = folds, rounds
-        self.fold = folds_of(steps.rows.nmembers, folds, seed)
+        self.fold = deal_folds(steps.rows.nmembers, folds, seed)
 
     def fit(self, progress: Progress | None = None) -> Learned:
         """Return the stages of all rows."""

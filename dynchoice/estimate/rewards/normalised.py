@@ -94,9 +94,11 @@ class Normalised:
         ``lambda = (I - beta F_mu)^{-T} (sum_a b_a - beta F'b)``. Per member-month, ``d`` is the
         weight of the efficient influence function of van der Laan, Bibaut and Kallus.
         """
-        own = np.ascontiguousarray(np.where(self.model.available, b, 0.0))
-        c = own.sum(axis=1) - self.model.beta * self.model.transitions.push(own)
-        return np.asarray(own - self.mu * self.solved(c, transposed=True)[:, None])
+        offered_weights = np.ascontiguousarray(np.where(self.model.available, b, 0.0))
+        c = offered_weights.sum(axis=1) - self.model.beta * self.model.transitions.push(
+            offered_weights
+        )
+        return np.asarray(offered_weights - self.mu * self.solved(c, transposed=True)[:, None])
 
 
 def normalised(model: DDC, P: FloatArray, mu: FloatArray, g: FloatArray) -> Normalised:

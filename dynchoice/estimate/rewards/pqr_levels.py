@@ -147,8 +147,8 @@ class TableReward(TwoStepEstimator[Results]):
         rewarded = model.with_parts(utility=model.utility.with_offset(rest))
         parts = self._parts(solved, probabilities, x, h, rest, n)
         likelihood = Likelihood(rewarded, n, solved.V)
-        at = likelihood.evaluate(theta)
-        missed = float(np.abs(at.P - probabilities.P).max())
+        evaluation = likelihood.evaluate(theta)
+        missed = float(np.abs(evaluation.P - probabilities.P).max())
         exact = missed <= 1e-6
         status = Optimization(
             converged=exact,
@@ -165,11 +165,11 @@ class TableReward(TwoStepEstimator[Results]):
             name=self.name,
             first=self._first,
             counts=self.counts,
-            at=at,
+            evaluation=evaluation,
             parts=parts,
             optimization=status,
             model=rewarded,
-            pseudo_loglik=at.loglik,
+            pseudo_loglik=evaluation.loglik,
             notes=self._notes(probabilities, n),
             extra_params=int(rewarded.available.sum()),
             uses=self._uses(n),

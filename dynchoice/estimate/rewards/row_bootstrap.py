@@ -177,9 +177,11 @@ def clustered(rows: Trajectories, sums: FloatArray, weight: FloatArray, cluster:
     """
     if cluster == "region":
         assert rows.region is not None
-        own = np.zeros((int(rows.region.max()) + 1, sums.shape[1]))
-        np.add.at(own, rows.region, sums * weight[:, None])
+        by_cluster = np.zeros((int(rows.region.max()) + 1, sums.shape[1]))
+        np.add.at(by_cluster, rows.region, sums * weight[:, None])
     else:
-        own = sums * np.sqrt(weight)[:, None]
-    config = {"clusters": len(own), "by": cluster, "first_stage_label": "included"}
-    return Clustered(own.T @ own, own if own.size <= KEPT else None, config)
+        by_cluster = sums * np.sqrt(weight)[:, None]
+    config = {"clusters": len(by_cluster), "by": cluster, "first_stage_label": "included"}
+    return Clustered(
+        by_cluster.T @ by_cluster, by_cluster if by_cluster.size <= KEPT else None, config
+    )

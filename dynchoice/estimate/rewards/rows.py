@@ -81,31 +81,31 @@ class SievedRows:
             checks.known(chosen, rows.features, "ahead: feature")
             used = np.array([name in chosen for name in rows.features])
         self.sieve = Sieve.of(np.asarray(rows.x[some]), degree, pairs, used)
-        self.anchored, self.share, self.followed = self._anchored()
+        self.anchored, self.share, self.followed = self._count_anchored()
         if not self.followed:
             raise DataError(
                 f"none of {N:,} rows has a next row (a member's next period, or terminal=): nothing"
                 " says what choices lead to"
             )
 
-    def _anchored(self) -> tuple[int, float, float]:
+    def _count_anchored(self) -> tuple[int, float, float]:
         """Return how many rows take the anchor where there is a choice and have a next row, the
         anchor's share of rows with a choice, and the weighted share of rows with a next row."""
         bad, usable, anchored, total, followed = 0, 0, 0, 0, 0.0
-        for b in self.rows.blocks():
-            table = self.table(b.x)
+        for block in self.rows.blocks():
+            table = self.table(block.x)
             offered = self.model.offered(table)
-            o = self.model.reference(offered, len(table))
+            reference = self.model.reference(offered, len(table))
             free = np.ones(len(table), dtype=bool)
             if offered is not None:
-                bad += int((~offered[np.arange(len(table)), b.choice]).sum())
+                bad += int((~offered[np.arange(len(table)), block.choice]).sum())
                 free = offered.sum(axis=1) > 1
-            known = b.ended.copy()
-            known[b.moved] = True
-            anchored += int(((b.choice == o) & free).sum())
-            usable += int(((b.choice == o) & free & known).sum())
+            has_next = block.ended.copy()
+            has_next[block.moved] = True
+            anchored += int(((block.choice == reference) & free).sum())
+            usable += int(((block.choice == reference) & free & has_next).sum())
             total += int(free.sum())
-            followed += float(b.weight[known].sum())
+            followed += float(block.weight[has_next].sum())
         if bad:
             raise DataError(f"{bad:,} rows take a choice that available= says is not offered there")
         return usable, anchored / max(total, 1), followed / self.rows.nobs

@@ -108,7 +108,7 @@ class RowsReward(RowsEstimator):
             if options.strict:
                 raise ConvergenceError(message)
             warnings.warn(f"{self.name}: {message}", ConvergenceWarning, stacklevel=4)
-        N, own = self.rows.nmembers, learned is None
+        N, by_sieve = self.rows.nmembers, learned is None
         return RewardResults(
             estimator=self.name,
             model=self.model,
@@ -119,7 +119,7 @@ class RowsReward(RowsEstimator):
             cov_type="clustered",
             cov_config=errors.config,
             influence=errors.influence,
-            loglik=policy.loglik if own else fit.loglik,
+            loglik=policy.loglik if by_sieve else fit.loglik,
             loglik_null=policy.loglik_null,
             nobs=self.rows.nobs,
             nmembers=N,

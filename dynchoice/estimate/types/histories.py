@@ -78,11 +78,11 @@ def histories(members: MemberCells | None, by_period: bool) -> Histories:
             "unobserved types need each member's history, and these counts keep none: build the"
             " Panel with a larger member_limit= (it counts rows)"
         )
-    own = members.cells[:, 4] == 1
+    decides = members.cells[:, 4] == 1
     columns = [5, 1, 2] if by_period else [1, 2]
     cells, code = distinct_rows(np.ascontiguousarray(members.cells[:, columns]))
     keep = np.repeat(np.arange(members.size), np.diff(members.indptr)), members.index
-    used = own[keep[1]]
+    used = decides[keep[1]]
     H = csr_array(
         (members.n[used], (keep[0][used], code[keep[1][used]])),
         shape=(members.size, len(cells)),

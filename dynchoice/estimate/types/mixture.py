@@ -22,11 +22,9 @@ import numpy as np
 
 from dynchoice import checks
 from dynchoice.errors import DataError, SpecificationError
-from dynchoice.estimate.first_stage import FirstStage, influence
 from dynchoice.estimate.likelihood import Evaluation, FiniteLikelihood, Likelihood
 from dynchoice.estimate.types.histories import Histories
 from dynchoice.model.ddc import DDC
-from dynchoice.panel.counts import MemberCells
 from dynchoice.typing import FloatArray, IntArray
 
 
@@ -310,19 +308,3 @@ class MixtureLikelihood:
                     out[name][k] += gradient
         self._recount(at)
         return out
-
-
-def member_scores(
-    data: Histories,
-    at: MixtureEvaluation,
-    laws: FirstStage,
-    cross: dict[str, FloatArray] | None,
-    members: MemberCells,
-) -> tuple[FloatArray, FloatArray]:
-    """Return each member's score with the first stage's influence (members, P), and ``V1``."""
-    own = at.by_history[data.member]
-    P = own.shape[1]
-    if cross is None:
-        return own, np.zeros((P, P))
-    by_cell, V1 = influence(laws.model, laws.estimates, cross)
-    return own + members.matrix() @ by_cell(members.cells[:, 1:]), V1

@@ -179,12 +179,8 @@ def make_results(estimate: Estimate, options: FitOptions) -> Results:
     """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
     from dynchoice import __version__
 
-    first, counts, evaluation, parts = (
-        estimate.first,
-        estimate.counts,
-        estimate.evaluation,
-        estimate.parts,
-    )
+    first, counts, parts = estimate.first, estimate.counts, estimate.parts
+    evaluation = estimate.evaluation
     model = first.model if estimate.model is None else estimate.model
     K = len(model.names)
     total = K + len(estimate.extra_names)

@@ -585,7 +585,7 @@ def test_one_type_of_the_fit(two, full, tmp_path):
     np.add.at(want, (rows.state, rows.choice), weight)
     np.testing.assert_allclose(own.counts, want, atol=1e-8)
     for wrong in (2, -1, True, 0.5):
-        with pytest.raises(dc.SpecificationError, match="must be a whole number from 0 to 1"):
+        with pytest.raises(dc.SpecificationError, match="types are 0 to 1"):
             full.type(wrong)
     loaded = dc.load(full.save(tmp_path / "fit"))
     assert repr(loaded) == repr(full) and str(loaded.summary()) == str(full.summary())

@@ -392,5 +392,5 @@ def read_effects(effects: str | Sequence[str]) -> tuple[str, ...]:
     """
     names = checks.names(effects, "effects")
     parts = [part for name in names for part in name.split(":")]
-    checks.known(parts, EFFECTS, "effects (or a part of a product):")
+    checks.known(parts, EFFECTS, "effects: part")
     return names

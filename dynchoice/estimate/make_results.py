@@ -175,6 +175,13 @@ def _judge(estimate: Estimate, model: DDC, dead: BoolArray, no_maximum: bool) ->
     return status
 
 
+def _describe_flat(labels: tuple[str, ...], hessian: FloatArray) -> str:
+    """Return in words along what the likelihood is flat."""
+    flat = Identification.of(labels, -hessian).flat if labels else []
+    flat = flat or ["a direction that involves the transition probabilities"]
+    return f"the likelihood is flat along: {'; '.join(flat)}"
+
+
 def make_results(estimate: Estimate, options: FitOptions) -> Results:
     """Build the results; warn (or raise, if strict) where the estimate is not to be trusted."""
     from dynchoice import __version__
@@ -205,11 +212,9 @@ def make_results(estimate: Estimate, options: FitOptions) -> Results:
         notes.append(f"No estimate of {_named(model, dead)}: {status.message}")
     if "clusters" in cov.config:
         notes += cluster_notes(cov.config["clusters"], total)
-    labels = (*model.names, *estimate.extra_names)
-    flat = Identification.of(labels, -parts.hessian[:total, :total]).flat if total else []
     if cov.flat.shape[1]:
-        flat = flat or ["a direction that involves the transition probabilities"]
-        text = f"the likelihood is flat along: {'; '.join(flat)}"
+        labels = (*model.names, *estimate.extra_names)
+        text = _describe_flat(labels, parts.hessian[:total, :total])
         notes.append(text[0].upper() + text[1:])
         warnings.warn(text, IdentificationWarning, stacklevel=STACK)
     if not status.converged:

@@ -516,7 +516,7 @@ def test_no_regions_and_no_dependence(panel):
         ({"weights": "member"}, "Did you mean 'members'"),
         ({"method": "iv"}, "method='iv'"),
         ({"effects": ("regoin",)}, "Did you mean 'region'"),
-        ({"instruments": {"ww": "lag"}}, "no parameter 'ww'"),
+        ({"instruments": {"ww": "lag"}}, "parameter 'ww' is unknown"),
         ({"instruments": {"w": "lga"}}, "no market variable 'lga'"),
         ({"instruments": {"w": "lag"}}, "'lag' is the past of a market variable"),
         ({"market": pd.DataFrame({"region": ["r00"], "w": [1.0]})}, "no column 'period'"),

@@ -638,7 +638,7 @@ def test_standard_errors_match_the_spread_of_estimates():
         ({"types": 0}, "types=0"),
         ({"types": 1.5}, "types=1.5"),
         ({"types": True}, "types=True"),
-        ({"varying": ["k9"]}, "no parameter 'k9'"),
+        ({"varying": ["k9"]}, "parameter 'k9' is unknown"),
         ({"varying": "k0"}, "pass a list"),
         pytest.param({"varying": 3}, "pass a list"),
         ({"varying": []}, "varying is empty"),

@@ -48,7 +48,7 @@ def read_market(
             )
     stand_ins: StandIns = {n: [multipliers.get(n)] for n in names}
     used = set(multipliers)
-    checks.known(instruments or {}, names, "instruments: no parameter")
+    checks.known(instruments or {}, names, "instruments: parameter")
     for name, variables in (instruments or {}).items():
         items = [variables] if isinstance(variables, str) else variables
         if not isinstance(items, list | tuple) or not items:

@@ -56,7 +56,7 @@ class TypeLayout:
         listed = isinstance(chosen, list | tuple | set)
         if not listed or not all(isinstance(v, str) for v in chosen):
             raise SpecificationError(f"varying={varying!r}: pass a list of parameter names")
-        checks.known(chosen, names, "varying: no parameter")
+        checks.known(chosen, names, "varying: parameter")
         if types > 1 and not chosen:
             raise SpecificationError("varying is empty: types must differ in some parameter")
         kept = tuple(n for n in names if n in chosen)
